@@ -1,0 +1,1 @@
+"""Datasets: reading, checking, converting, augmenting and batching."""
