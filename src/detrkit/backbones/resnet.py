@@ -1,0 +1,159 @@
+"""torchvision's ResNets as backbones: frozen or trainable norm, DC5, and batches that do not leak padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck
+
+from detrkit.layers.norms import FrozenBatchNorm2d, GroupNorm
+from detrkit.models.batch import Batch, padding_mask
+
+Norm = Literal["frozen", "group", "batch"]
+Padding = Literal["exact", "official"]
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+# "frozen": constants, for pretrained weights (published). "group": trains from random weights, and treats every image
+# by itself, so that results do not depend on the batch (GroupNorm, Wu & He 2018; He et al. 2019 train detectors from
+# scratch with it). "batch": torchvision's own, as the colab demo has it.
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "frozen": FrozenBatchNorm2d,
+    "group": partial(GroupNorm, 32),
+    "batch": nn.BatchNorm2d,
+}
+
+
+class ResNetBackbone(nn.Module):
+    """A torchvision ResNet that returns the maps of chosen stages.
+
+    Args:
+        name: one of RESNETS.
+        dilation: DC5: stage 5 keeps the resolution of stage 4. As in the published code only the later blocks of the
+            stage are dilated; its first block keeps dilation 1. Bottleneck depths (50 and more) only.
+        norm: "frozen", "group" or "batch" (see NORMS).
+        stages: which stages to return: 2, 3, 4, 5 have strides 4, 8, 16, 32 (5: 16 with dilation).
+        padding: "exact": padded positions are zero before every layer that looks at its neighbours, so an image's
+            features do not depend on what it is batched with; "official": padding leaks as in the published code.
+        freeze: names of torchvision layers that never train (published: the stem and layer1).
+
+    Raises:
+        ValueError: an unknown name, or dilation with a depth torchvision cannot dilate.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        dilation: bool = False,
+        norm: Norm = "frozen",
+        stages: Sequence[int] = (5,),
+        padding: Padding = "exact",
+        freeze: Sequence[str] = ("conv1", "bn1", "layer1"),
+    ) -> None:
+        super().__init__()
+        if name not in RESNETS:
+            raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(RESNETS)}")
+        if dilation and name in ("resnet18", "resnet34"):
+            raise ValueError(f"{name} has no dilated (DC5) form in torchvision: use resnet50 or deeper")
+        if norm not in NORMS:
+            raise ValueError(f"unknown backbone norm {norm!r}: choose one of {', '.join(NORMS)}")
+        body = getattr(torchvision.models, name)(
+            weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
+        )
+        del body.fc, body.avgpool
+        for stage in range(max(stages) + 1, 6):
+            delattr(body, f"layer{stage - 1}")
+        self.body = body
+        self.name = name
+        self.norm = norm
+        self.padding = padding
+        self.stages = tuple(stages)
+        expansion = 4 if isinstance(body.layer1[0], Bottleneck) else 1
+        self.channels = [64 * 2 ** (s - 2) * expansion for s in self.stages]
+        self.strides = [16 if dilation and s == 5 else 2**s for s in self.stages]
+        for part in freeze:
+            getattr(body, part).requires_grad_(False)
+
+    def forward(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Features of a batch.
+
+        Args:
+            batch: normalised images.
+
+        Returns:
+            Per stage the (B, C, h, w) map, h = ceil(H / stride), and its (B, h, w) bool padding mask, True = padded.
+        """
+        body = self.body
+        exact = self.padding == "exact" and batch.padded
+        keeps = {}  # stride -> (B, 1, h, w) bool, False where padded; the strided layers all give ceil(size / 2)
+        for stride in {2, 4, *(2**s for s in range(2, max(self.stages) + 1))} if exact else ():
+            keeps[stride] = ~self._mask(batch, stride)[:, None]
+
+        x = F.relu(_norm(body.bn1, body.conv1(batch.images), keeps.get(2)))  # (B, 64, H/2, W/2)
+        x = body.maxpool(_kept(x, keeps.get(2)))  # values are >= 0: a zero never wins against what is inside
+        maps = []
+        stride = 4
+        for stage in range(2, max(self.stages) + 1):
+            for block in getattr(body, f"layer{stage - 1}"):
+                before, stride = keeps.get(stride), stride * block.stride
+                x = _exact_block(block, x, before, keeps.get(stride)) if exact else block(x)
+            if stage in self.stages:
+                maps.append((_kept(x, keeps.get(stride)), self._mask(batch, stride)))
+        return maps
+
+    def _mask(self, batch: Batch, stride: int) -> Tensor:
+        """(B, h, w) bool padding mask of a map at `stride`, True where padded."""
+        height, width = batch.images.shape[-2:]
+        shape = (-(-height // stride), -(-width // stride))
+        if self.padding == "official":
+            # nearest neighbour (floor) from the full-resolution mask, as published
+            return F.interpolate(batch.mask()[:, None].float(), size=shape)[:, 0].bool()
+        return padding_mask([(-(-h // stride), -(-w // stride)) for h, w in batch.sizes], shape, batch.images.device)
+
+
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    """`x` with zeros where `keep` is False."""
+    return x if keep is None else x.masked_fill(~keep, 0.0)
+
+
+def _norm(norm: nn.Module, x: Tensor, keep: Tensor | None) -> Tensor:
+    """Applies a norm; only one that looks at other positions is told which of them are real."""
+    return norm(x, keep) if isinstance(norm, GroupNorm) else norm(x)
+
+
+def _exact_block(block: nn.Module, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+    """A residual block with zeros at padded positions before each 3x3 convolution.
+
+    Args:
+        block: torchvision BasicBlock or Bottleneck.
+        x: (B, C, h, w) input.
+        before: (B, 1, h, w) bool, False where the input is padding.
+        after: the same at the resolution of the block's output.
+    """
+    shortcut = x
+    if block.downsample is not None:
+        shortcut = _norm(block.downsample[1], block.downsample[0](x), after)
+    if isinstance(block, Bottleneck):
+        y = F.relu(_norm(block.bn1, block.conv1(x), before))
+        y = F.relu(_norm(block.bn2, block.conv2(_kept(y, before)), after))
+        y = _norm(block.bn3, block.conv3(y), after)
+    else:
+        y = F.relu(_norm(block.bn1, block.conv1(_kept(x, before)), after))
+        y = _norm(block.bn2, block.conv2(_kept(y, after)), after)
+    return F.relu(y + shortcut)
+
+
+def build_backbone(name: str, **options: object) -> ResNetBackbone:
+    """A backbone by name: an `nn.Module` with `channels`, `strides` and `forward(Batch) -> [(map, padding mask), ...]`.
+
+    Args:
+        name: a torchvision ResNet: resnet18, resnet34, resnet50, resnet101 or resnet152.
+        options: as `ResNetBackbone`.
+    """
+    return ResNetBackbone(name, **options)  # type: ignore[arg-type]

@@ -1,0 +1,21 @@
+"""The multi-layer perceptron of the box head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them (DETR's box head has 3; Sec. 3.2, "prediction feed-forward networks")."""
+
+    def __init__(self, width_in: int, width_hidden: int, width_out: int, *, layers: int) -> None:
+        super().__init__()
+        widths = [width_in, *[width_hidden] * (layers - 1), width_out]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width_in) to (..., width_out), without a final activation."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)

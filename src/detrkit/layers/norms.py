@@ -1,0 +1,63 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics and affine parameters are constants: what DETR does with a pretrained backbone.
+
+    With 2 images a GPU the statistics of a batch are noise, so the published models keep ImageNet's
+    (DETR Sec. 4, "backbone with frozen batch-norm layers"). All four tensors are buffers: they are saved, never trained.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W): x * scale + shift, folded to one multiply-add a value."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()  # (C,)
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+        # torchvision's ImageNet weights carry the counter of an ordinary batch norm
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm (Wu & He 2018) whose statistics can be taken over the valid positions of a padded batch alone."""
+
+    def forward(self, input: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Normalises every image by itself.
+
+        Args:
+            input: (B, C, H, W).
+            keep: (B, 1, H, W) bool, False where padded; None when nothing is.
+
+        Returns:
+            (B, C, H, W); what stands at padded positions has no meaning.
+        """
+        if keep is None:
+            return super().forward(input)
+        grouped = input.unflatten(1, (self.num_groups, -1))  # (B, G, C / G, H, W)
+        valid = keep[:, None].to(input.dtype)  # (B, 1, 1, H, W)
+        count = valid.sum((2, 3, 4), keepdim=True) * grouped.shape[2]
+        mean = (grouped * valid).sum((2, 3, 4), keepdim=True) / count
+        centred = (grouped - mean) * valid
+        variance = centred.square().sum((2, 3, 4), keepdim=True) / count
+        normed = (centred * (variance + self.eps).rsqrt()).flatten(1, 2)
+        return normed * self.weight[:, None, None] + self.bias[:, None, None]

@@ -1,0 +1,115 @@
+"""DETRdemo: the 50-line model of the DETR notebook (detr_demo-da2a99e9.pth), on the same layers.
+
+It differs from DETR where the notebook is simpler: ordinary batch norm, a learned encoding added once at the input,
+queries as the decoder's input, a linear box head, a final norm after the encoder, no auxiliary outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detrkit.backbones import build_backbone
+from detrkit.backbones.resnet import Norm, Padding
+from detrkit.layers import Decoder, Encoder
+from detrkit.models.batch import Batch
+from detrkit.models.outputs import Capture, Outputs, Target
+
+
+class DETRdemo(nn.Module):
+    """The notebook's model.
+
+    Args:
+        num_classes: labels; the logits have one more column, "no object".
+        backbone, backbone_norm, padding: as in `DETR`.
+        num_queries: the most objects an image can have.
+        hidden_dim, nheads, dim_feedforward, enc_layers, dec_layers, dropout: as `torch.nn.Transformer`.
+        position_entries: rows and columns of the learned encoding: 50, so images up to 1600 pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 91,
+        backbone: str = "resnet50",
+        backbone_norm: Norm = "batch",
+        num_queries: int = 100,
+        hidden_dim: int = 256,
+        nheads: int = 8,
+        dim_feedforward: int = 2048,
+        enc_layers: int = 6,
+        dec_layers: int = 6,
+        dropout: float = 0.1,
+        position_entries: int = 50,
+        padding: Padding = "exact",
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone = build_backbone(backbone, norm=backbone_norm, padding=padding, freeze=())
+        self.input_projection = nn.Conv2d(self.backbone.channels[-1], hidden_dim, 1)
+        self.row_embed = nn.Parameter(torch.rand(position_entries, hidden_dim // 2))
+        self.col_embed = nn.Parameter(torch.rand(position_entries, hidden_dim // 2))
+        self.encoder = Encoder(
+            enc_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=False, final_norm=True
+        )
+        self.decoder = Decoder(dec_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=False)
+        for part in (self.encoder, self.decoder):
+            for parameter in part.parameters():
+                if parameter.ndim > 1:
+                    nn.init.xavier_uniform_(parameter)
+        self.queries = nn.Parameter(torch.rand(num_queries, hidden_dim))
+        self.class_head = nn.Linear(hidden_dim, num_classes + 1)
+        self.box_head = nn.Linear(hidden_dim, 4)
+
+    def forward(
+        self, images: Sequence[Tensor] | Batch, targets: Sequence[Target] | None = None, capture: bool = False
+    ) -> Outputs:
+        """As `DETR.forward`; the published model was run on one image at a time.
+
+        Raises:
+            ValueError: an image too large for the learned encoding (more than 32 * position_entries pixels a side).
+        """
+        batch = images if isinstance(images, Batch) else Batch.from_images(images)
+        feature, padding = self.backbone(batch)[-1]  # (B, C, h, w), (B, h, w)
+        h, w = padding.shape[1:]
+        entries = len(self.row_embed)
+        if max(h, w) > entries:
+            raise ValueError(
+                f"the demo model encodes {entries} cells of 32 pixels a side, the image has {h} x {w}: "
+                f"resize it to at most {32 * entries} pixels"
+            )
+        source = self.input_projection(feature)  # (B, D, h, w)
+        columns = self.col_embed[:w].expand(h, w, -1)
+        rows = self.row_embed[:h, None].expand(h, w, -1)
+        position = torch.cat([columns, rows], -1).flatten(0, 1)  # (S, D)
+
+        tokens = position + 0.1 * source.flatten(2).transpose(1, 2)  # (B, S, D)
+        hidden = padding.flatten(1) if batch.padded else None
+        memory, encoder_attention = self.encoder(tokens, position=None, padding=hidden, capture=capture)
+        states, among, across = self.decoder(
+            self.queries.expand(len(batch), -1, -1),
+            memory,
+            position=None,
+            query_position=None,
+            padding=hidden,
+            capture=capture,
+        )  # (L, B, Q, D)
+        outputs = Outputs(self.class_head(states[-1]), self.box_head(states[-1]).sigmoid())
+        if capture:
+            outputs.capture = Capture(
+                encoder_attention=encoder_attention,
+                decoder_attention=across,
+                query_attention=among,
+                feature_shape=(h, w),
+                padding=padding,
+                stages={
+                    "feature": feature,
+                    "input_projection": source,
+                    "position": position.T.unflatten(1, (h, w)).expand(len(batch), -1, -1, -1),
+                    "memory": memory.transpose(1, 2).unflatten(2, (h, w)),
+                    "queries": states,
+                },
+            )
+        return outputs

@@ -1,0 +1,146 @@
+"""DETR: End-to-End Object Detection with Transformers (Carion et al. 2020), from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from detrkit.backbones import build_backbone
+from detrkit.backbones.resnet import Norm, Padding
+from detrkit.layers import MLP, Decoder, Encoder, LearnedPositionEncoding, SinePositionEncoding
+from detrkit.models.batch import Batch
+from detrkit.models.outputs import Capture, Outputs, Target
+
+
+class DETR(nn.Module):
+    """Backbone, transformer encoder-decoder, and a class and a box for each of N object queries (Sec. 3.2, Fig. 2).
+
+    Args:
+        num_classes: labels 0 .. num_classes - 1; the logits have one more column, "no object", the last.
+        backbone: a torchvision ResNet (see `detrkit.backbones`).
+        dilation: DC5, the last stage at stride 16 instead of 32.
+        backbone_norm: "frozen" for pretrained weights, "group" to train from random ones.
+        backbone_stage: the stage whose map the transformer reads: 5 (published), or 4 or 3 for small images.
+        position_embedding: "sine" or "learned".
+        position_entries: rows and columns a learned encoding can hold.
+        num_queries: the most objects an image can have.
+        hidden_dim, nheads, dim_feedforward, enc_layers, dec_layers, dropout, pre_norm: the transformer (Sec. A.3).
+        aux_loss: return the outputs of every decoder layer (Sec. 3.2, "auxiliary decoding losses").
+        padding: "exact": an image's outputs do not depend on the batch it is in; "official": they do, as published.
+        train_backbone: False freezes the whole backbone (official `--lr_backbone 0`).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 91,
+        backbone: str = "resnet50",
+        dilation: bool = False,
+        backbone_norm: Norm = "frozen",
+        backbone_stage: int = 5,
+        position_embedding: Literal["sine", "learned"] = "sine",
+        position_entries: int = 50,
+        num_queries: int = 100,
+        hidden_dim: int = 256,
+        nheads: int = 8,
+        dim_feedforward: int = 2048,
+        enc_layers: int = 6,
+        dec_layers: int = 6,
+        dropout: float = 0.1,
+        pre_norm: bool = False,
+        aux_loss: bool = True,
+        padding: Padding = "exact",
+        train_backbone: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.aux_loss = aux_loss
+        # random weights in the stem and layer1 must train; pretrained ones stay as they are (published)
+        freeze = ("conv1", "bn1", "layer1") if backbone_norm == "frozen" else ()
+        self.backbone = build_backbone(
+            backbone, dilation=dilation, norm=backbone_norm, stages=(backbone_stage,), padding=padding, freeze=freeze
+        )
+        if not train_backbone:
+            self.backbone.requires_grad_(False)
+        self.input_projection = nn.Conv2d(self.backbone.channels[-1], hidden_dim, 1)
+        self.position_encoding: nn.Module
+        if position_embedding == "sine":
+            self.position_encoding = SinePositionEncoding(hidden_dim)
+        elif position_embedding == "learned":
+            self.position_encoding = LearnedPositionEncoding(hidden_dim, entries=position_entries)
+        else:
+            raise ValueError(f"position_embedding is {position_embedding!r}: choose sine or learned")
+        self.encoder = Encoder(
+            enc_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=pre_norm, final_norm=pre_norm
+        )
+        self.decoder = Decoder(dec_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=pre_norm)
+        for part in (self.encoder, self.decoder):
+            for parameter in part.parameters():
+                if parameter.ndim > 1:
+                    nn.init.xavier_uniform_(parameter)
+        self.queries = nn.Embedding(num_queries, hidden_dim)
+        self.class_head = nn.Linear(hidden_dim, num_classes + 1)
+        self.box_head = MLP(hidden_dim, hidden_dim, 4, layers=3)
+
+    def forward(
+        self, images: Sequence[Tensor] | Batch, targets: Sequence[Target] | None = None, capture: bool = False
+    ) -> Outputs:
+        """Predicts a set of objects for every image.
+
+        Args:
+            images: normalised (3, H, W) float tensors of any sizes, or a Batch.
+            targets: not used by DETR; part of the interface the models share.
+            capture: also return attention weights and intermediate tensors.
+
+        Returns:
+            Outputs with logits (B, Q, num_classes + 1) and boxes (B, Q, 4) cxcywh in [0, 1].
+        """
+        batch = images if isinstance(images, Batch) else Batch.from_images(images)
+        feature, padding = self.backbone(batch)[-1]  # (B, C, h, w), (B, h, w)
+        source = self.input_projection(feature)  # (B, D, h, w)
+        position = self.position_encoding(padding).to(source.dtype)  # (B, h, w, D)
+        h, w = padding.shape[1:]
+
+        tokens = source.flatten(2).transpose(1, 2)  # (B, S, D), S = h * w
+        position_tokens = position.flatten(1, 2)  # (B, S, D)
+        hidden = padding.flatten(1) if batch.padded else None  # (B, S); None lets attention skip the mask
+        memory, encoder_attention = self.encoder(
+            tokens, position=position_tokens, padding=hidden, capture=capture
+        )
+
+        queries = self.queries.weight.expand(len(batch), -1, -1)  # (B, Q, D)
+        states, among, across = self.decoder(
+            torch.zeros_like(queries),
+            memory,
+            position=position_tokens,
+            query_position=queries,
+            padding=hidden,
+            capture=capture,
+        )  # (L, B, Q, D)
+
+        if not self.aux_loss and not capture:
+            states = states[-1:]
+        logits = self.class_head(states)  # (L, B, Q, num_classes + 1)
+        boxes = self.box_head(states).sigmoid()  # (L, B, Q, 4)
+        outputs = Outputs(logits[-1], boxes[-1])
+        if self.aux_loss:
+            outputs.aux = [Outputs(c, b) for c, b in zip(logits[:-1], boxes[:-1], strict=True)]
+        if capture:
+            outputs.capture = Capture(
+                encoder_attention=encoder_attention,
+                decoder_attention=across,
+                query_attention=among,
+                feature_shape=(h, w),
+                padding=padding,
+                stages={
+                    "feature": feature,
+                    "input_projection": source,
+                    "position": position.permute(0, 3, 1, 2),
+                    "memory": memory.transpose(1, 2).unflatten(2, (h, w)),
+                    "queries": states,
+                },
+            )
+        return outputs

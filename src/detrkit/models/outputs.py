@@ -1,0 +1,100 @@
+"""What a model takes and gives: `Target`, `Outputs` and `Capture`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """`value` with every tensor in it on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, (Target, Outputs, Capture)):
+        return value.to(device)
+    if isinstance(value, list):
+        return [_moved(v, device) for v in value]
+    return value
+
+
+@dataclass
+class Target:
+    """The objects of one image, as the criterion wants them.
+
+    Attributes:
+        labels: (N,) int64 class indices, contiguous from 0 (or raw COCO ids in the official 91-id mode).
+        boxes: (N, 4) float cxcywh in [0, 1], relative to the image without padding.
+        masks: (N, H, W) bool, at the size of the network input, or None.
+        image_id: the dataset's id of the image; names the image in warnings and errors.
+        size: (height, width) in pixels of the network input without padding.
+        orig_size: (height, width) in pixels of the image file.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    masks: Tensor | None = None
+    image_id: int | str | None = None
+    size: tuple[int, int] | None = None
+    orig_size: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Target:
+        """A copy with all tensors on `device`."""
+        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+
+
+@dataclass
+class Capture:
+    """What a model looked at, returned by `model(images, capture=True)`.
+
+    Attributes:
+        encoder_attention: one (B, heads, S, S) tensor per encoder layer, S = h * w tokens in row-major order.
+        decoder_attention: one (B, heads, Q, S) tensor per decoder layer: cross-attention of queries to tokens.
+        query_attention: one (B, heads, Q, Q) tensor per decoder layer: self-attention among queries.
+        feature_shape: (h, w) of the feature map behind the tokens.
+        padding: (B, h, w) bool, True where a token is padding.
+        stages: intermediate tensors by name, for checks of fidelity: `feature` (B, C, h, w), `input_projection`
+            (B, D, h, w), `position` (B, D, h, w), `memory` (B, D, h, w), `queries` (L, B, Q, D).
+    """
+
+    encoder_attention: list[Tensor] = field(default_factory=list)
+    decoder_attention: list[Tensor] = field(default_factory=list)
+    query_attention: list[Tensor] = field(default_factory=list)
+    feature_shape: tuple[int, int] | None = None
+    padding: Tensor | None = None
+    stages: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Capture:
+        """A copy with all tensors on `device`."""
+        moved = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
+        return replace(self, **moved | {"stages": {k: v.to(device) for k, v in self.stages.items()}})
+
+
+@dataclass
+class Outputs:
+    """What a model predicts for a batch.
+
+    Attributes:
+        logits: (B, Q, C) class logits. DETR: softmax logits, the last class is "no object".
+        boxes: (B, Q, 4) cxcywh in [0, 1], relative to each image without padding.
+        masks: (B, Q, h, w) mask logits, or None.
+        aux: Outputs of the earlier decoder layers, first to last but one; empty without auxiliary outputs.
+        encoder: Outputs of the two-stage proposal head over all tokens, or None.
+        capture: attention and intermediate tensors when the model was called with `capture=True`, else None.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    masks: Tensor | None = None
+    aux: list[Outputs] = field(default_factory=list)
+    encoder: Outputs | None = None
+    capture: Capture | None = None
+
+    def to(self, device: torch.device | str) -> Outputs:
+        """A copy with all tensors on `device`."""
+        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})

@@ -1,0 +1,12 @@
+"""Operations on tensors that know nothing of models or data."""
+
+from detrkit.ops.boxes import box_area, cxcywh_to_xyxy, generalized_iou, iou, pairwise_generalized_iou, xyxy_to_cxcywh
+
+__all__ = [
+    "box_area",
+    "cxcywh_to_xyxy",
+    "generalized_iou",
+    "iou",
+    "pairwise_generalized_iou",
+    "xyxy_to_cxcywh",
+]
