@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,7 +14,7 @@ class MLP(nn.Module):
     def __init__(self, width_in: int, width_hidden: int, width_out: int, *, layers: int) -> None:
         super().__init__()
         widths = [width_in, *[width_hidden] * (layers - 1), width_out]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width_in) to (..., width_out), without a final activation."""

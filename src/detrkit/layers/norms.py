@@ -10,7 +10,7 @@ class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are constants: what DETR does with a pretrained backbone.
 
     With 2 images a GPU the statistics of a batch are noise, so the published models keep ImageNet's
-    (DETR Sec. 4, "backbone with frozen batch-norm layers"). All four tensors are buffers: they are saved, never trained.
+    (DETR Sec. 4, "Technical details"). All four tensors are buffers: they are saved, never trained.
     """
 
     weight: Tensor

@@ -148,9 +148,7 @@ class DecoderLayer(nn.Module):
         if not pre:
             x = self.norm1(x)
         y = self.norm2(x) if pre else x
-        update, across = self.cross_attention(
-            _with(y, query_position), key, memory, padding=padding, capture=capture
-        )
+        update, across = self.cross_attention(_with(y, query_position), key, memory, padding=padding, capture=capture)
         x = x + self.drop(update)
         if not pre:
             x = self.norm2(x)
@@ -161,7 +159,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers whose one final norm applies to every layer's output (DETR Sec. 3.2, auxiliary losses)."""
+    """A stack of decoder layers whose one final norm applies to every layer's output (DETR Sec. 3.2)."""
 
     def __init__(self, layers: int, width: int, heads: int, hidden: int, *, dropout: float, pre_norm: bool) -> None:
         super().__init__()
@@ -197,9 +195,7 @@ class Decoder(nn.Module):
         key = _with(memory, position)
         states, among, across = [], [], []
         for layer in self.layers:
-            x, own, cross = layer(
-                x, memory, key, query_position=query_position, padding=padding, capture=capture
-            )
+            x, own, cross = layer(x, memory, key, query_position=query_position, padding=padding, capture=capture)
             states.append(self.norm(x))
             if own is not None and cross is not None:
                 among.append(own)

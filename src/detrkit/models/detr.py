@@ -107,9 +107,7 @@ class DETR(nn.Module):
         tokens = source.flatten(2).transpose(1, 2)  # (B, S, D), S = h * w
         position_tokens = position.flatten(1, 2)  # (B, S, D)
         hidden = padding.flatten(1) if batch.padded else None  # (B, S); None lets attention skip the mask
-        memory, encoder_attention = self.encoder(
-            tokens, position=position_tokens, padding=hidden, capture=capture
-        )
+        memory, encoder_attention = self.encoder(tokens, position=position_tokens, padding=hidden, capture=capture)
 
         queries = self.queries.weight.expand(len(batch), -1, -1)  # (B, Q, D)
         states, among, across = self.decoder(

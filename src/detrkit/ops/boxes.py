@@ -38,7 +38,7 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, 0 where both areas vanish (two empty boxes in one point)."""
+    """The quotient, 0 where both areas vanish (two empty boxes in one point)."""
     return numerator / denominator.clamp(min=torch.finfo(denominator.dtype).tiny)
 
 

@@ -1,0 +1,216 @@
+"""The set prediction loss (DETR Sec. 3.1, Eq. 2 and Sec. A.2), for all decoder layers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detrkit.models.matcher import HungarianMatcher, Matches
+from detrkit.models.outputs import Outputs, Target
+from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
+
+
+@dataclass(frozen=True)
+class Normalizers:
+    """What the loss terms are divided by.
+
+    Both follow from the number of objects of each image, before any matching. So the engine can add them up over the
+    processes and over the parts of an accumulated batch, and the gradient does not depend on how a batch was split.
+
+    Attributes:
+        objects: number of objects; the box terms are divided by it, or by 1 if it is less.
+        class_weight: summed weight of all queries in the class term: 1 a matched query, `eos_coef` any other.
+    """
+
+    objects: float
+    class_weight: float
+
+
+class SetCriterion(nn.Module):
+    """Matches, then sums class, L1 and GIoU terms over the layers, with the official names.
+
+    Args:
+        num_classes: labels of the model; its logits have one more column, "no object".
+        matcher: the assignment.
+        weights: weight of each loss term in the total, by name without layer suffix.
+        eos_coef: weight of the no-object class in the class term (published: 0.1).
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self, *, num_classes: int, matcher: HungarianMatcher, weights: Mapping[str, float], eos_coef: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weights = dict(weights)
+        self.eos_coef = eos_coef
+        class_weights = torch.ones(num_classes + 1)
+        class_weights[-1] = eos_coef
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def normalizers(self, targets: Sequence[Target], queries: int) -> Normalizers:
+        """The divisors of one batch of these targets, from their lengths alone (no device is asked).
+
+        Args:
+            targets: one per image.
+            queries: number of queries of the model.
+        """
+        matched = sum(min(len(t), queries) for t in targets)
+        unmatched = len(targets) * queries - matched
+        return Normalizers(float(sum(len(t) for t in targets)), matched + self.eos_coef * unmatched)
+
+    def forward(
+        self, outputs: Outputs, targets: Sequence[Target], *, normalizers: Normalizers | None = None
+    ) -> dict[str, Tensor]:
+        """All loss terms and the two official diagnostics.
+
+        Args:
+            outputs: what the model gave; `aux` layers get their own terms.
+            targets: one per image, boxes cxcywh in [0, 1].
+            normalizers: divisors of the whole global batch; by default those of this one.
+
+        Returns:
+            Scalars: loss_ce, loss_bbox, loss_giou, class_error (percent of matched queries whose best class is wrong),
+            cardinality_error (mean difference between objects and queries whose best class is not the last); for
+            auxiliary layer i the same without class_error, with suffix _i. Unweighted: see `total`.
+
+        Raises:
+            NonFiniteError: an output is NaN or infinite.
+            ValueError: targets and outputs are not of one batch, or a label is out of range (CPU only; a device is
+                not asked, which would wait for it).
+        """
+        layers = [*outputs.aux, outputs]
+        logits = torch.stack([o.logits for o in layers]).float()  # (L, B, Q, C)
+        boxes = torch.stack([o.boxes for o in layers]).float()  # (L, B, Q, 4)
+        if len(targets) != logits.shape[1]:
+            raise ValueError(f"{len(targets)} targets for a batch of {logits.shape[1]} images")
+        labels = torch.cat([t.labels for t in targets]).long()  # (N,)
+        if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
+            raise ValueError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}, "
+                f"the model knows 0 to {self.num_classes - 1}: check num_classes and the dataset's class ids"
+            )
+        if normalizers is None:
+            normalizers = self.normalizers(targets, logits.shape[2])
+
+        matches = self.matcher.match(logits.detach(), boxes.detach(), targets)
+        layer = torch.arange(len(layers), device=logits.device)[:, None]  # (L, 1)
+        pairs = (layer, matches.image, matches.query)
+        terms = self._class_terms(logits, pairs, labels[matches.target], normalizers)
+        terms |= self._box_terms(boxes[pairs], targets, matches, normalizers)
+        terms["cardinality_error"] = _cardinality_error(logits, targets)
+
+        last = len(layers) - 1
+        losses = {name: value[last] for name, value in terms.items()}
+        losses["class_error"] = _class_error(logits[last], matches, labels)
+        for i in range(last):
+            losses |= {f"{name}_{i}": value[i] for name, value in terms.items()}
+        return losses
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum to minimise: every term of every layer, times the weight of its name without suffix."""
+        weighted = [
+            value * self.weights[base] for name, value in losses.items() if (base := _base(name)) in self.weights
+        ]
+        return torch.stack(weighted).sum()
+
+    def _class_terms(
+        self, logits: Tensor, pairs: tuple[Tensor, Tensor, Tensor], labels: Tensor, normalizers: Normalizers
+    ) -> dict[str, Tensor]:
+        """Weighted cross-entropy, (L,): unmatched queries shall say "no object".
+
+        Args:
+            logits: (L, B, Q, C).
+            pairs: layer, image and query of every matched pair, each (L, M).
+            labels: (L, M) label of the object in each pair.
+            normalizers: `class_weight` divides, so that it is a weighted mean (as torch's weighted cross-entropy).
+        """
+        wanted = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
+        wanted[pairs] = labels
+        entropy = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), self.class_weights, reduction="none")
+        return {"loss_ce": entropy.view(len(logits), -1).sum(1) / normalizers.class_weight}
+
+    def _box_terms(
+        self, boxes: Tensor, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
+    ) -> dict[str, Tensor]:
+        """L1 and GIoU loss, (L,) each, from the matched (L, M, 4) boxes (Eq. 10)."""
+        wanted = torch.cat([t.boxes for t in targets]).float()[matches.target]  # (L, M, 4)
+        count = max(normalizers.objects, 1.0)
+        giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))  # (L, M)
+        return {
+            "loss_bbox": (boxes - wanted).abs().sum((1, 2)) / count,
+            "loss_giou": (1 - giou).sum(1) / count,
+        }
+
+
+def _base(name: str) -> str:
+    """A term's name without its layer suffix: loss_ce_3 -> loss_ce, loss_ce_enc -> loss_ce."""
+    head, _, tail = name.rpartition("_")
+    return head if tail.isdigit() or tail == "enc" else name
+
+
+@torch.no_grad()
+def _class_error(logits: Tensor, matches: Matches, labels: Tensor) -> Tensor:
+    """100 minus the top-1 accuracy in percent over the matched queries of the last layer; 100 without objects."""
+    if not len(labels):
+        return logits.new_tensor(100.0)
+    best = logits[matches.image[-1], matches.query[-1]].argmax(-1)  # (M,)
+    return 100.0 * (best != labels[matches.target[-1]]).float().mean()
+
+
+@torch.no_grad()
+def _cardinality_error(logits: Tensor, targets: Sequence[Target]) -> Tensor:
+    """(L,): mean over images of | queries whose best class is not the last - objects |."""
+    found = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1).float()  # (L, B)
+    return (found - found.new_tensor([len(t) for t in targets])).abs().mean(1)
+
+
+def build_criterion(name: str, *, num_classes: int | None = None, **overrides: float) -> SetCriterion:
+    """The published losses of a model.
+
+    Args:
+        name: as `build_model`.
+        num_classes: labels of the model; by default those of the published weights.
+        overrides: official names: set_cost_class, set_cost_bbox, set_cost_giou (1, 5, 2), cls_loss_coef,
+            bbox_loss_coef, giou_loss_coef (1, 5, 2), eos_coef (0.1).
+
+    Raises:
+        ValueError: an unknown model.
+        TypeError: an unknown override.
+    """
+    from detrkit.registry import architecture
+
+    known = architecture(name)
+    settings = {
+        "set_cost_class": 1.0,
+        "set_cost_bbox": 5.0,
+        "set_cost_giou": 2.0,
+        "cls_loss_coef": 1.0,
+        "bbox_loss_coef": 5.0,
+        "giou_loss_coef": 2.0,
+        "eos_coef": 0.1,
+    }
+    unknown = sorted(set(overrides) - set(settings))
+    if unknown:
+        raise TypeError(f"unknown loss setting {', '.join(unknown)}: choose from {', '.join(settings)}")
+    settings |= overrides
+    return SetCriterion(
+        num_classes=known.num_classes if num_classes is None else num_classes,
+        matcher=HungarianMatcher(
+            cost_class=settings["set_cost_class"],
+            cost_bbox=settings["set_cost_bbox"],
+            cost_giou=settings["set_cost_giou"],
+        ),
+        weights={
+            "loss_ce": settings["cls_loss_coef"],
+            "loss_bbox": settings["bbox_loss_coef"],
+            "loss_giou": settings["giou_loss_coef"],
+        },
+        eos_coef=settings["eos_coef"],
+    )
