@@ -145,12 +145,9 @@ class HungarianMatcher:
         costs = cost.cpu().numpy()  # the step's one transfer; (L, B, Q, N)
         bad = ~np.isfinite(costs).all((0, 2, 3)) & (np.array(counts) > 0)
         if bad.any():
-            raise NonFiniteError("the model's output", [targets[b].image_id for b in np.flatnonzero(bad)])
+            raise NonFiniteError("the model's output", [targets[b].image_id for b in np.flatnonzero(bad).tolist()])
         return [
-            [
-                tuple(np.asarray(i, np.int64) for i in linear_sum_assignment(costs[layer, b, :, :count]))
-                for b, count in enumerate(counts)
-            ]
+            [linear_sum_assignment(costs[layer, b, :, :count]) for b, count in enumerate(counts)]
             for layer in range(layers)
         ]
 
