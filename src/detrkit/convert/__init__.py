@@ -1,0 +1,5 @@
+"""Weights of other code bases: key maps both ways, and files recognised before they are trusted."""
+
+from detrkit.convert.official import WeightsError, load_official, to_official
+
+__all__ = ["WeightsError", "load_official", "to_official"]

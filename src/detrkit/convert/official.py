@@ -1,0 +1,158 @@
+"""Official weights into detrkit models, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from detrkit.convert.keymap import key_map
+from detrkit.errors import DetrkitError
+
+COUNTER = "num_batches_tracked"  # of an ordinary batch norm: frozen norms have none, and it carries no weight
+CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight")
+# (blocks in layer1, blocks in layer3, whether they are bottlenecks)
+DEPTHS = {
+    (2, 2, False): "resnet18",
+    (3, 6, False): "resnet34",
+    (3, 6, True): "resnet50",
+    (3, 23, True): "resnet101",
+    (3, 36, True): "resnet152",
+}
+
+
+class WeightsError(DetrkitError, RuntimeError):
+    """Weights that do not fit the model; also a RuntimeError, as `Module.load_state_dict` raises."""
+
+
+def bare_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors by official name: from a file's whole content (weights under "model") or a bare state dict.
+
+    A "module." in front of every name (saved from DistributedDataParallel) is dropped.
+
+    Raises:
+        WeightsError: something that is neither.
+    """
+    inner = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(inner, Mapping) or not inner or not all(isinstance(v, Tensor) for v in inner.values()):
+        raise WeightsError('no weights found: expected a state dict, or a file\'s content with one under "model"')
+    if all(name.startswith("module.") for name in inner):
+        return {name.removeprefix("module."): tensor for name, tensor in inner.items()}
+    return dict(inner)
+
+
+def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Loads official weights, strictly: every entry of the model must be there, with its shape, and nothing else.
+
+    Values are converted to the model's dtype and device (the published demo is float16).
+
+    Args:
+        model: a detrkit model.
+        state_dict: the content of an official file ({"model": ...}) or a bare state dict, in official names.
+
+    Raises:
+        WeightsError: the weights do not fit; the message lists what is missing, left over or of another shape.
+        TypeError: a model without official names.
+    """
+    keys = key_map(model)
+    given = bare_state_dict(state_dict)
+    own = keys.ordered(model.state_dict())
+    for name in [n for n in given if n.endswith(COUNTER) and n not in own]:
+        del given[name]
+    for name, tensor in own.items():
+        if name.endswith(COUNTER):
+            given.setdefault(name, tensor)
+    check_fit(own, given, model)
+    translated = {}
+    for name, tensor in given.items():
+        ours = keys.to_detrkit(name)
+        assert ours is not None  # `check_fit` found the name among the model's own
+        translated[ours] = tensor
+    model.load_state_dict(translated)
+
+
+def to_official(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict under official names, in official order: the inverse of `load_official`.
+
+    Save it as `torch.save({"model": to_official(model)}, path)` and the official code loads it. The tensors are the
+    model's own, as in `Module.state_dict`.
+
+    Raises:
+        TypeError: a model without official names.
+    """
+    return key_map(model).ordered(model.state_dict())
+
+
+def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], model: nn.Module | str) -> None:
+    """Compares names and shapes.
+
+    Args:
+        own: the model's entries.
+        given: the entries to load, named alike.
+        model: the model or its name, for the message.
+
+    Raises:
+        WeightsError: with everything that does not fit, and what it probably means.
+    """
+    missing = [name for name in own if name not in given]
+    left_over = [name for name in given if name not in own]
+    shapes = [
+        f"{name} is {tuple(given[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    if not (missing or left_over or shapes):
+        return
+    name = model if isinstance(model, str) else type(model).__name__
+    lines = [f"these weights do not fit the model ({name}):"]
+    for title, items in (("missing", missing), ("left over", left_over), ("wrong shape", shapes)):
+        if items:
+            lines.append(f"  {title} ({len(items)}): {_some(items)}")
+    lines += [f"  hint: {hint}" for hint in _hints(own, given)]
+    raise WeightsError("\n".join(lines))
+
+
+def _some(items: Sequence[str], most: int = 6) -> str:
+    """The first few of a long list."""
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def _blocks(names: Mapping[str, Tensor], pattern: str) -> int:
+    """How many numbered blocks a state dict has: 1 + the largest number that `pattern` finds."""
+    return 1 + max((int(m[1]) for n in names if (m := re.search(pattern, n))), default=-1)
+
+
+def _depth(names: Mapping[str, Tensor]) -> str | None:
+    """The ResNet a state dict holds, recognised by its numbers of blocks."""
+    first, third = (_blocks(names, rf"backbone\.(?:\d+\.body\.)?layer{n}\.(\d+)\.") for n in (1, 3))
+    return DEPTHS.get((first, third, any(".layer1.0.conv3." in n for n in names)))
+
+
+def _hints(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """What a mismatch probably means, in terms of `build_model`'s arguments."""
+    hints = []
+    theirs, ours = _depth(given), _depth(own)
+    if theirs and ours and theirs != ours:
+        hints.append(f"the weights are of a {theirs}, the model has a {ours}: build the model the file is for")
+    if any("mask_head" in n for n in given) and not any("mask_head" in n for n in own):
+        hints.append("the weights are of a panoptic (segmentation) model")
+    elif any(n.startswith("class_embed.0.") for n in given):
+        hints.append("the weights are of a Deformable DETR")
+    elif ("linear_class.weight" in given) != ("linear_class.weight" in own):
+        hints.append("one of the two is the notebook's demo model: its weights fit detr-demo only")
+    for head in CLASS_HEADS:
+        if head in given and head in own and len(given[head]) != len(own[head]):
+            rows, classes = len(given[head]), len(given[head]) - 1
+            coco = {91: " (COCO)", 250: " (COCO panoptic)"}.get(classes, "")
+            hints.append(f"the class head has {rows} rows{coco}: build the model with num_classes={classes}")
+    for name, option in (("query_embed.weight", "num_queries"), ("query_pos", "num_queries")):
+        if name in given and name in own and len(given[name]) != len(own[name]):
+            hints.append(f"build the model with {option}={len(given[name])}")
+    for part, option in (("encoder", "enc_layers"), ("decoder", "dec_layers")):
+        count = _blocks(given, rf"transformer\.{part}\.layers\.(\d+)\.")
+        if count and count != _blocks(own, rf"transformer\.{part}\.layers\.(\d+)\."):
+            hints.append(f"build the model with {option}={count}")
+    return hints

@@ -1,0 +1,104 @@
+"""Official weights in and out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import goldens
+from detrkit.convert import WeightsError, load_official, to_official
+from detrkit.errors import DetrkitError
+from detrkit.models.demo import DETRdemo
+from detrkit.models.detr import DETR
+
+SMALL = {"backbone": "resnet18", "hidden_dim": 32, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
+
+
+@pytest.mark.parametrize("variant", goldens.VARIANTS)
+def test_there_and_back_is_the_identity(variant):
+    state = goldens.filled(variant)
+    back = to_official(goldens.model(variant))
+    assert list(back) == [name for name, *_ in goldens.entries(variant)]  # order too
+    for name, tensor in back.items():
+        assert tensor.dtype == state[name].dtype and torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.parametrize("kind", [DETR, DETRdemo])
+def test_content_with_model_key_prefix_and_half_precision(kind):
+    source, target = kind(**SMALL), kind(**SMALL)
+    state = {f"module.{k}": v.half() if v.is_floating_point() else v for k, v in to_official(source).items()}
+    load_official(target, {"model": state, "epoch": 3})
+    for name, tensor in to_official(target).items():
+        assert tensor.dtype == to_official(source)[name].dtype
+        assert torch.equal(tensor, state[f"module.{name}"].to(tensor.dtype)), name
+
+
+def test_learned_positions_have_official_names():
+    model = DETR(**SMALL, position_embedding="learned")
+    names = list(to_official(model))
+    assert names[-2:] == ["backbone.1.row_embed.weight", "backbone.1.col_embed.weight"]
+    load_official(DETR(**SMALL, position_embedding="learned"), to_official(model))
+
+
+def test_batch_norm_counters():
+    frozen, counted = DETR(**SMALL), DETR(**SMALL, backbone_norm="batch")
+    state = to_official(counted)
+    assert "backbone.0.body.bn1.num_batches_tracked" in state
+    load_official(frozen, state)  # torchvision's files carry the counters
+    load_official(counted, to_official(frozen))  # and a frozen model's do not
+    assert list(state) == list(to_official(counted))
+
+
+def test_message_names_what_is_wrong():
+    model = DETR(**SMALL)
+    state = dict(to_official(model))
+    state["class_embed.weight"] = torch.zeros(251, 32)
+    state["surplus.weight"] = state.pop("query_embed.weight")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(WeightsError) as error:
+        load_official(model, state)
+    message = str(error.value)
+    assert "missing (1): query_embed.weight" in message
+    assert "left over (1): surplus.weight" in message
+    assert "class_embed.weight is (251, 32), the model has (92, 32)" in message
+    assert "num_classes=250" in message
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # nothing half loaded
+    assert isinstance(error.value, DetrkitError) and isinstance(error.value, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"backbone": "resnet34"}, "of a resnet34"),
+        ({"num_queries": 7}, "num_queries=7"),
+        ({"dec_layers": 3}, "dec_layers=3"),
+        ({"enc_layers": 2}, "enc_layers=2"),
+    ],
+)
+def test_hints(options, hint):
+    with pytest.raises(WeightsError, match=hint):
+        load_official(DETR(**SMALL), to_official(DETR(**SMALL | options)))
+
+
+def test_resnet101_weights_in_a_resnet50():
+    meta = {"hidden_dim": 32, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
+    with torch.device("meta"):
+        small, deep = DETR(**meta), DETR(**meta, backbone="resnet101")
+    with pytest.raises(WeightsError, match="weights are of a resnet101, the model has a resnet"):
+        load_official(small, to_official(deep))
+
+
+def test_demo_and_detr_are_told_apart():
+    with pytest.raises(WeightsError, match="demo model"):
+        load_official(DETR(**SMALL), to_official(DETRdemo(**SMALL)))
+
+
+@pytest.mark.parametrize("content", [{}, {"model": None}, {"epoch": 1}, [1, 2]])
+def test_no_weights(content):
+    with pytest.raises(WeightsError, match="no weights found"):
+        load_official(DETR(**SMALL), content)
+
+
+def test_other_modules_have_no_official_names():
+    with pytest.raises(TypeError, match="Linear has no official names"):
+        to_official(torch.nn.Linear(1, 1))

@@ -1,0 +1,43 @@
+"""The models against the official code, stage by stage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import goldens
+
+FORWARD = sorted(goldens.cases("model_forward"), key=lambda c: c["variant"])
+
+
+@pytest.mark.parametrize("case", FORWARD, ids=lambda c: c["file"].removesuffix(".npz"))
+def test_outputs_and_stages(case):
+    model = goldens.model(case["variant"])
+    model.backbone.padding = "official"
+    demo = case["variant"] == "detr_demo"
+    with torch.inference_mode():
+        out = model(goldens.images(case), capture=True)
+    stages = out.capture.stages
+    got = {"pred_logits": out.logits, "pred_boxes": out.boxes}
+    if demo:
+        got |= {
+            "conv": stages["input_projection"],
+            "memory": stages["memory"].flatten(2).permute(2, 0, 1),
+        }
+    else:
+        got |= {
+            "aux_logits": torch.stack([a.logits for a in out.aux]),
+            "aux_boxes": torch.stack([a.boxes for a in out.aux]),
+            "input_proj": stages["input_projection"],
+            "pos": stages["position"],
+            "memory": stages["memory"],
+            "hs": stages["queries"],
+            "mask": out.capture.padding,
+        }
+    got["feature"] = stages["feature"]
+    known = {name.split("__")[0] for name in goldens.arrays(case["file"])}
+    measured = {name: goldens.difference(case["file"], name, value) for name, value in got.items() if name in known}
+    print(case["file"], {k: f"{v:.1e}" for k, v in measured.items()})
+    assert known <= set(measured), known - set(measured)
+    wrong = {name: d for name, d in measured.items() if not d <= goldens.ATOL[name]}
+    assert not wrong, wrong
