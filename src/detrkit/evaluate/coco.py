@@ -1,0 +1,145 @@
+"""COCO's average precision and recall, computed by hotcoco (Rust) with pycocotools' rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hotcoco
+import numpy as np
+
+from detrkit.errors import DetrkitError
+from detrkit.evaluate.curves import PrecisionRecall
+from detrkit.evaluate.ground_truth import ClassNames, GroundTruth
+from detrkit.evaluate.metrics import Metrics
+from detrkit.evaluate.result_table import IouType, ResultTable, Unknown
+
+# Positions in the evaluator's arrays: IoU 0.5:0.05:0.95; all, small, medium, large objects.
+_IOU50, _IOU75 = 0, 5
+_ALL, _SMALL, _MEDIUM, _LARGE = range(4)
+
+
+def evaluate_detections(
+    ground_truth: GroundTruth | str | Path | Mapping[str, Any],
+    results: ResultTable | str | Path | Sequence[Mapping[str, Any]],
+    *,
+    max_dets: int | Sequence[int] = 100,
+    iou_type: IouType = "bbox",
+    class_names: ClassNames | None = None,
+    image_ids: Iterable[int | str] | None = None,
+    unknown_categories: Unknown = "error",
+) -> Metrics:
+    """The COCO numbers of detection results, equal to pycocotools'.
+
+    Args:
+        ground_truth: a COCO instances file, its content, or a `GroundTruth`.
+        results: a COCO results file or its entries: image_id, category_id, bbox (xywh pixels), score. An empty list
+            is a model that found nothing.
+        max_dets: how many detections of an image and class count, best first: N for (1, 10, N), or all three. AP is
+            computed at the last one. (pycocotools' summary knows 100 only and prints -1 for others.)
+        iou_type: "bbox", or "segm" for results with segmentation (RLE).
+        class_names: other names than the file's, see `GroundTruth.renamed`.
+        image_ids: only these images; by default all of the ground truth's.
+        unknown_categories: "ignore" leaves out detections of categories that the ground truth does not have.
+
+    Raises:
+        DetrkitError: a malformed file, an unknown image or category, NaN: with the file, the entry and the fix.
+    """
+    if iou_type not in ("bbox", "segm"):
+        raise DetrkitError(f"iou_type is {iou_type!r}; choose bbox or segm")
+    triple = _triple(max_dets)
+    truth = GroundTruth.load(ground_truth).renamed(class_names)
+    table = ResultTable.load(results, truth, iou_type=iou_type, unknown_categories=unknown_categories)
+    if image_ids is not None:
+        truth, table = restrict(truth, table, image_ids)
+    if not truth.image_ids or not truth.category_ids:
+        raise DetrkitError(f"{truth.source}: no images or no categories; there is nothing to evaluate")
+    return _metrics(truth, table, triple, iou_type)
+
+
+def _triple(max_dets: int | Sequence[int]) -> tuple[int, int, int]:
+    """(1, 10, N) from N, or the three given.
+
+    Raises:
+        DetrkitError: not one or three positive whole numbers, or not ascending.
+    """
+    values = [max_dets] if isinstance(max_dets, (int, np.integer)) else list(max_dets)
+    if len(values) == 1:
+        values = [min(1, values[0]), min(10, values[0]), values[0]]
+    if len(values) != 3 or any(int(v) != v or v < 1 for v in values) or sorted(values) != values:
+        raise DetrkitError(f"max_dets is {max_dets}; give one number from 1 on, or three ascending ones")
+    return int(values[0]), int(values[1]), int(values[2])
+
+
+def restrict(truth: GroundTruth, table: ResultTable, image_ids: Iterable[int | str]) -> tuple[GroundTruth, ResultTable]:
+    """Both for some of the images."""
+    part = truth.only(image_ids)
+    new_position = np.array([part.image_position.get(i, -1) for i in truth.image_ids], np.int64)
+    image = new_position[table.image]
+    keep = image >= 0
+    segments = table.segmentations
+    kept = None if segments is None else [segments[i] for i in np.flatnonzero(keep)]
+    return part, ResultTable(image[keep], table.category[keep], table.boxes[keep], table.scores[keep], kept)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of the defined ones (> -1), -1 where there is none: COCO's rule."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0
+
+
+def _metrics(truth: GroundTruth, table: ResultTable, max_dets: tuple[int, int, int], iou_type: IouType) -> Metrics:
+    """Runs the evaluator; its own summary is not used, so nothing is printed and AP is taken at the last max_dets."""
+    segmentation = iou_type == "segm"
+    gt = truth.to_hotcoco(segmentation=segmentation)
+    evaluation = hotcoco.COCOeval(gt, table.to_hotcoco(gt, segmentation=segmentation), iou_type)
+    params = evaluation.params
+    params.max_dets = list(max_dets)
+    evaluation.params = params
+    evaluation.evaluate()
+    evaluation.accumulate()
+    arrays = evaluation.eval
+    assert arrays is not None  # accumulate() has run
+    precision, recall = arrays["precision"], arrays["recall"]  # (T, R, K, A, M), (T, K, A, M)
+
+    def ap(k: slice | int, *, iou: slice | int = slice(None), area: int = _ALL) -> float:
+        return _mean(precision[iou, :, k, area, -1])
+
+    def ar(k: slice | int, *, area: int = _ALL, dets: int = -1) -> float:
+        return _mean(recall[:, k, area, dets])
+
+    def aps(k: slice | int) -> dict[str, float]:
+        return {
+            "AP": ap(k),
+            "AP50": ap(k, iou=_IOU50),
+            "AP75": ap(k, iou=_IOU75),
+            "APs": ap(k, area=_SMALL),
+            "APm": ap(k, area=_MEDIUM),
+            "APl": ap(k, area=_LARGE),
+        }
+
+    every = slice(None)
+    objects = np.bincount(truth.category[~truth.crowd], minlength=len(truth.names))
+    return Metrics(
+        **aps(every),
+        AR1=ar(every, dets=0),
+        AR10=ar(every, dets=1),
+        AR100=ar(every),
+        ARs=ar(every, area=_SMALL),
+        ARm=ar(every, area=_MEDIUM),
+        ARl=ar(every, area=_LARGE),
+        per_class={n: {**aps(k), "AR": ar(k), "objects": int(objects[k])} for k, n in enumerate(truth.names)},
+        max_dets=max_dets,
+        iou_type=iou_type,
+        images=len(truth.image_ids),
+        objects=int(objects.sum()),
+        detections=len(table),
+        curves=PrecisionRecall(
+            names=truth.names,
+            recall=np.array(params.rec_thrs),
+            iou_thresholds=np.array(params.iou_thrs),
+            precision=precision[:, :, :, _ALL, -1].copy(),
+            scores=arrays["scores"][:, :, :, _ALL, -1].copy(),
+        ),
+    )

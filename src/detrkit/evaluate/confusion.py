@@ -1,0 +1,131 @@
+"""Which class is taken for which.
+
+hotcoco's own confusion matrix is not used: it counts detections inside crowd regions as false, and a wrong class with a
+higher score takes the object from the right one (measured with version 1.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detrkit.errors import DetrkitError
+from detrkit.evaluate.coco import restrict
+from detrkit.evaluate.ground_truth import ClassNames, GroundTruth
+from detrkit.evaluate.result_table import ResultTable, Unknown
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of true against predicted classes.
+
+    Attributes:
+        names: of the K classes; row and column K are the background.
+        matrix: (K + 1, K + 1) int64: rows are true classes (last: detections of nothing), columns predicted ones
+            (last: objects that were missed). A row of a class sums to its objects.
+        iou: the least IoU of a match.
+        score: detections count above this score.
+    """
+
+    names: tuple[str, ...]
+    matrix: np.ndarray
+    iou: float
+    score: float
+
+    def normalized(self) -> np.ndarray:
+        """(K + 1, K + 1) shares of each row in [0, 1]; rows without counts are 0."""
+        return self.matrix / np.maximum(self.matrix.sum(1, keepdims=True), 1)
+
+    def top(self, count: int = 10) -> list[tuple[str, str, int]]:
+        """The most frequent mistakes between classes as (true, predicted, count), background left out."""
+        wrong = self.matrix[:-1, :-1] * ~np.eye(len(self.names), dtype=bool)
+        order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+        pairs = [np.unravel_index(i, wrong.shape) for i in order]
+        return [(self.names[t], self.names[p], int(wrong[t, p])) for t, p in pairs if wrong[t, p]]
+
+
+def confusion_matrix(
+    ground_truth: GroundTruth | str | Path | Mapping[str, Any],
+    results: ResultTable | str | Path | Sequence[Mapping[str, Any]],
+    *,
+    iou: float = 0.5,
+    score: float = 0.5,
+    class_names: ClassNames | None = None,
+    image_ids: Iterable[int | str] | None = None,
+    unknown_categories: Unknown = "error",
+) -> Confusion:
+    """Matches boxes across classes and counts.
+
+    In each image, detections in descending order of score take the free object of their own class with the greatest
+    IoU (at least `iou`). What is left and lies in a crowd region of its class (at least `iou` of its area) counts
+    nowhere, as in COCO's AP. What is still left takes the free object of another class with the greatest IoU: a
+    confusion. The rest are detections of background and missed objects.
+
+    Args:
+        ground_truth: COCO instances file, its content, or a `GroundTruth`.
+        results: COCO results file or its entries, with boxes.
+        iou: least IoU of a match, in (0, 1].
+        score: detections with a greater score count, in [0, 1].
+        class_names: other names than the file's, see `GroundTruth.renamed`.
+        image_ids: only these images; by default all of the ground truth's.
+        unknown_categories: "ignore" leaves out detections of categories that the ground truth does not have.
+
+    Raises:
+        DetrkitError: malformed input, or a threshold out of its range.
+    """
+    if not 0 < iou <= 1 or not 0 <= score <= 1:
+        raise DetrkitError(f"iou {iou} or score {score} out of range; give 0 < iou <= 1 and 0 <= score <= 1")
+    truth = GroundTruth.load(ground_truth).renamed(class_names)
+    table = ResultTable.load(results, truth, unknown_categories=unknown_categories)
+    if image_ids is not None:
+        truth, table = restrict(truth, table, image_ids)
+    background = len(truth.names)
+    matrix = np.zeros((background + 1, background + 1), np.int64)
+
+    confident = np.flatnonzero(table.scores > score)
+    confident = confident[np.argsort(-table.scores[confident], kind="stable")]
+    of_image = _groups(table.image[confident], len(truth.image_ids))
+    objects_of_image = _groups(truth.image, len(truth.image_ids))
+    for found, objects in zip(of_image, objects_of_image, strict=True):
+        detections = confident[found]
+        crowd = objects[truth.crowd[objects]]
+        objects = objects[~truth.crowd[objects]]
+        predicted, true = table.category[detections], truth.category[objects]
+        overlap = _overlap(table.boxes[detections], truth.boxes[objects])  # (D, G)
+        same = predicted[:, None] == true[None]
+        in_crowd = _overlap(table.boxes[detections], truth.boxes[crowd], crowd=True)  # (D, C)
+        ignored = ((in_crowd >= iou) & (predicted[:, None] == truth.category[crowd][None])).any(1)
+
+        free = np.ones(len(objects), bool)
+        match = np.full(len(detections), -1)
+        for wanted, candidates in ((same, range(len(detections))), (~same, np.flatnonzero(~ignored))):
+            for d in candidates:
+                possible = np.where(wanted[d] & free & (overlap[d] >= iou), overlap[d], -1.0)
+                if match[d] < 0 and possible.size and possible.max() >= 0:
+                    match[d] = possible.argmax()
+                    free[match[d]] = False
+        matched = match >= 0
+        np.add.at(matrix, (true[match[matched]], predicted[matched]), 1)
+        np.add.at(matrix, (background, predicted[~matched & ~ignored]), 1)
+        np.add.at(matrix, (true[free], background), 1)
+    return Confusion(truth.names, matrix, iou, score)
+
+
+def _groups(values: np.ndarray, count: int) -> list[np.ndarray]:
+    """For each of 0 .. count-1 the indices of `values` that hold it, in their order."""
+    order = np.argsort(values, kind="stable")
+    return np.split(order, np.searchsorted(values[order], np.arange(1, count)))
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, *, crowd: bool = False) -> np.ndarray:
+    """(N, M) IoU of xywh boxes (N, 4) and (M, 4); with `crowd`, the share of `a` that lies in `b`."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
+    common = np.prod(np.clip(high - low, 0, None), -1)
+    area_a, area_b = a[:, 2:].prod(1)[:, None], b[:, 2:].prod(1)[None]
+    whole = np.broadcast_to(area_a, common.shape) if crowd else area_a + area_b - common
+    return np.divide(common, whole, out=np.zeros_like(common), where=whole > 0)

@@ -1,0 +1,227 @@
+"""`DetectionEvaluator`: gathers detections image by image, in one process or several, and computes the COCO numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hotcoco
+import numpy as np
+
+from detrkit.errors import DetrkitError
+from detrkit.evaluate.coco import evaluate_detections
+from detrkit.evaluate.confusion import Confusion, confusion_matrix
+from detrkit.evaluate.files import write_atomic
+from detrkit.evaluate.ground_truth import ClassNames, GroundTruth
+from detrkit.evaluate.metrics import Metrics
+from detrkit.evaluate.result_table import IouType, ResultTable, Unknown
+from detrkit.results import Detections
+
+
+class ImageResults(NamedTuple):
+    """The detections of one image: small arrays that pickle fast between processes.
+
+    Attributes:
+        category: (N,) int64 position in the ground truth's categories.
+        boxes: (N, 4) float64 xywh pixels.
+        scores: (N,) float64.
+        segmentations: N RLEs, or None.
+    """
+
+    category: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    segmentations: list[dict[str, Any]] | None = None
+
+
+class DetectionEvaluator:
+    """Gathers detections and evaluates them against one ground truth.
+
+    Each image counts once, however often it is added: samplers repeat images to give every process the same number.
+
+    In several processes, each adds its own images, then one merges the others' `state()`:
+
+        evaluator.add(detections)
+        for state in all_gather(evaluator.state()):
+            evaluator.merge(state)
+        metrics = evaluator.compute()
+
+    Args:
+        ground_truth: COCO instances file, its content, or a `GroundTruth`; read once.
+        max_dets: see `evaluate_detections`.
+        iou_type: "bbox", or "segm" for detections with masks.
+        class_names: other names than the file's, see `GroundTruth.renamed`.
+        unknown_categories: what to do with detections of a category that the ground truth does not have: an "error",
+            or "ignore" them. The unused ids of the published models (class "N/A") are always left out.
+    """
+
+    def __init__(
+        self,
+        ground_truth: GroundTruth | str | Path | Mapping[str, Any],
+        *,
+        max_dets: int | Sequence[int] = 100,
+        iou_type: IouType = "bbox",
+        class_names: ClassNames | None = None,
+        unknown_categories: Unknown = "error",
+    ) -> None:
+        self.truth = GroundTruth.load(ground_truth).renamed(class_names)
+        self.max_dets = max_dets
+        self.iou_type: IouType = iou_type
+        self.unknown_categories: Unknown = unknown_categories
+        self._images: dict[int | str, ImageResults] = {}
+
+    def __len__(self) -> int:
+        """How many images have been added."""
+        return len(self._images)
+
+    def add(self, detections: Detections | Iterable[Detections]) -> None:
+        """Takes the detections of one or more images; an image that is there already is left as it is.
+
+        Args:
+            detections: boxes in xyxy pixels of the original image, with `image_id`; `classes` maps labels to the
+                dataset's category ids, without it labels are taken for those.
+
+        Raises:
+            DetrkitError: no or an unknown image id, an unknown category, NaN; the message names the image.
+        """
+        for one in [detections] if isinstance(detections, Detections) else detections:
+            if one.image_id not in self.truth.image_position:
+                raise DetrkitError(
+                    f"{self.truth.source}: no image {one.image_id!r}; set Detections.image_id to the dataset's id"
+                )
+            if one.image_id not in self._images:
+                self._images[one.image_id] = self._image_results(one)
+
+    def _image_results(self, detections: Detections) -> ImageResults:
+        """The columns of one image, checked."""
+        where = f"detections of image {detections.image_id!r}"
+        labels = detections.labels.cpu().numpy()
+        if detections.classes is None:
+            ids: list[int] = labels.tolist()
+            unused = [False] * len(ids)
+        else:
+            ids = [detections.classes.ids[label] for label in labels]
+            unused = [detections.classes.names[label] == "N/A" for label in labels]
+        position = self.truth.category_position
+        category = np.array([position.get(i, -1) for i in ids], np.int64)
+        keep = category >= 0
+        for i in np.flatnonzero(~keep):
+            if not unused[i] and self.unknown_categories == "error":
+                raise DetrkitError(
+                    f"{where}: category id {ids[i]} is not in {self.truth.source}; check that the model's classes are "
+                    'the dataset\'s, or pass unknown_categories="ignore"'
+                )
+        boxes = detections.boxes.detach().double().cpu().numpy().reshape(-1, 4)
+        boxes = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+        scores = detections.scores.detach().double().cpu().numpy()
+        bad = np.flatnonzero(~(np.isfinite(boxes).all(1) & np.isfinite(scores)))
+        if len(bad):
+            raise DetrkitError(f"{where}: detection {bad[0]} has NaN or infinity; the model's outputs are not finite")
+        if (boxes[:, 2:] < 0).any():
+            raise DetrkitError(f"{where}: a box has a negative size; give xyxy pixels with x0 <= x1 and y0 <= y1")
+        segmentations = None
+        if self.iou_type == "segm":
+            if detections.masks is None:
+                raise DetrkitError(f"{where}: no masks; evaluate boxes (iou_type bbox)")
+            masks = detections.masks.cpu().numpy()[keep].transpose(1, 2, 0)
+            segmentations = [
+                {"size": rle["size"], "counts": rle["counts"].decode()}
+                for rle in hotcoco.mask.encode(np.asfortranarray(masks, np.uint8))
+            ]
+        return ImageResults(category[keep], boxes[keep], scores[keep], segmentations)
+
+    def state(self) -> dict[int | str, ImageResults]:
+        """What has been gathered, by image id: picklable, for `merge` in another process."""
+        return dict(self._images)
+
+    def merge(
+        self, other: DetectionEvaluator | Mapping[int | str, ImageResults] | Sequence[Mapping[str, Any]]
+    ) -> DetectionEvaluator:
+        """Takes over the images that are not here yet, and returns itself.
+
+        Args:
+            other: an evaluator of the same ground truth, its `state()`, or COCO result entries.
+
+        Raises:
+            DetrkitError: an unknown image, or a malformed entry.
+        """
+        if isinstance(other, DetectionEvaluator):
+            other = other.state()
+        if not isinstance(other, Mapping):
+            other = self._split(other)
+        for image_id, results in other.items():
+            if image_id not in self.truth.image_position:
+                raise DetrkitError(f"{self.truth.source}: no image {image_id!r}; merge results of the same dataset")
+            self._images.setdefault(image_id, results)
+        return self
+
+    def _split(self, entries: Sequence[Mapping[str, Any]]) -> dict[int | str, ImageResults]:
+        """COCO result entries by image."""
+        table = ResultTable.load(
+            entries, self.truth, iou_type=self.iou_type, unknown_categories=self.unknown_categories
+        )
+        found: dict[int | str, ImageResults] = {}
+        order = np.argsort(table.image, kind="stable")
+        positions, starts = np.unique(table.image[order], return_index=True)
+        for position, rows in zip(positions, np.split(order, starts[1:]), strict=False):
+            segments = None if table.segmentations is None else [table.segmentations[i] for i in rows]
+            found[self.truth.image_ids[position]] = ImageResults(
+                table.category[rows], table.boxes[rows], table.scores[rows], segments
+            )
+        return found
+
+    def table(self) -> ResultTable:
+        """Everything gathered as columns, images in the order of their ids whatever the order they came in."""
+        present = [(i, self._images[k]) for i, k in enumerate(self.truth.image_ids) if k in self._images]
+        if not present:
+            empty = np.zeros(0, np.int64)
+            return ResultTable(empty, empty, np.zeros((0, 4)), np.zeros(0), [] if self.iou_type == "segm" else None)
+        return ResultTable(
+            image=np.repeat([i for i, _ in present], [len(r.scores) for _, r in present]),
+            category=np.concatenate([r.category for _, r in present]),
+            boxes=np.concatenate([r.boxes for _, r in present]),
+            scores=np.concatenate([r.scores for _, r in present]),
+            segmentations=[s for _, r in present for s in r.segmentations or []] if self.iou_type == "segm" else None,
+        )
+
+    def results(self) -> list[dict[str, Any]]:
+        """COCO result entries in the order of the image ids: image_id, category_id, bbox (xywh pixels), score."""
+        table = self.table()
+        rows: list[dict[str, Any]] = [
+            {
+                "image_id": self.truth.image_ids[image],
+                "category_id": self.truth.category_ids[category],
+                "bbox": box,
+                "score": score,
+            }
+            for image, category, box, score in zip(
+                table.image.tolist(), table.category.tolist(), table.boxes.tolist(), table.scores.tolist(), strict=True
+            )
+        ]
+        for row, segmentation in zip(rows, table.segmentations or [], strict=False):
+            row["segmentation"] = segmentation
+        return rows
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the COCO results file, whole or not at all, and returns its path."""
+        return write_atomic(path, json.dumps(self.results()))
+
+    def compute(self, *, only_added: bool = False) -> Metrics:
+        """The COCO numbers over all images of the ground truth, or over those that were added alone.
+
+        Raises:
+            DetrkitError: there is no image to evaluate.
+        """
+        return evaluate_detections(
+            self.truth,
+            self.table(),
+            max_dets=self.max_dets,
+            iou_type=self.iou_type,
+            image_ids=list(self._images) if only_added else None,
+        )
+
+    def confusion(self, *, iou: float = 0.5, score: float = 0.5) -> Confusion:
+        """Which class is taken for which, over the images that were added; see `confusion_matrix`."""
+        return confusion_matrix(self.truth, self.table(), iou=iou, score=score, image_ids=list(self._images))

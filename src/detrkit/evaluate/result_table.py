@@ -1,0 +1,139 @@
+"""Detection results of many images as columns: what files, detectors and other processes hand over for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any, Literal
+
+import hotcoco
+import numpy as np
+
+from detrkit.errors import DetrkitError
+from detrkit.evaluate.ground_truth import GroundTruth, entry_columns, read_json
+
+IouType = Literal["bbox", "segm"]
+Unknown = Literal["error", "ignore"]
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """Detections as columns, in the order given (which decides between equal scores).
+
+    Attributes:
+        image: (N,) position in the ground truth's `image_ids`.
+        category: (N,) position in the ground truth's `category_ids`.
+        boxes: (N, 4) xywh pixels; zeros where masks alone were given.
+        scores: (N,) float64, finite.
+        segmentations: N RLEs, or None.
+    """
+
+    image: np.ndarray
+    category: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    segmentations: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @classmethod
+    def load(
+        cls,
+        source: ResultTable | str | Path | Sequence[Mapping[str, Any]],
+        truth: GroundTruth,
+        *,
+        iou_type: IouType = "bbox",
+        unknown_categories: Unknown = "error",
+    ) -> ResultTable:
+        """Reads a COCO results file or takes its entries.
+
+        Args:
+            source: the file, or the list of entries with image_id, category_id, score and bbox (xywh pixels) or
+                segmentation (RLE).
+            truth: what the ids refer to.
+            iou_type: "bbox" needs boxes, "segm" segmentations.
+            unknown_categories: "ignore" leaves out detections of categories that the ground truth does not have, as
+                pycocotools does in silence.
+
+        Raises:
+            DetrkitError: with the file, the entry, the field and the fix.
+        """
+        if isinstance(source, ResultTable):
+            return source
+        name = str(source) if isinstance(source, (str, Path)) else "results"
+        entries = read_json(source) if isinstance(source, (str, Path)) else source
+        if not isinstance(entries, (list, tuple)):
+            raise DetrkitError(f"{name}: expected a list of results, found {type(entries).__name__}; see COCO's format")
+        if unknown_categories == "ignore":
+            known = truth.category_position
+            entries = [e for e in entries if not isinstance(e, Mapping) or e.get("category_id", None) in known]
+        image, category, boxes = entry_columns(
+            entries, name, truth.image_position, truth.category_position, boxes=iou_type == "bbox"
+        )
+        scores = _scores(entries, name)
+        if iou_type == "bbox":
+            return cls(image, category, boxes, scores)
+        segmentations = [e.get("segmentation") for e in entries]
+        for i, (value, position) in enumerate(zip(segmentations, image.tolist(), strict=True)):
+            _check_rle(value, truth.sizes[position], f"{name}: entry {i}")
+        return cls(image, category, boxes, scores, segmentations)
+
+    def to_hotcoco(self, truth: hotcoco.COCO, *, segmentation: bool) -> hotcoco.COCO:
+        """The same for the evaluator.
+
+        Raises:
+            DetrkitError: masks that are asked for and not there.
+        """
+        if not segmentation:
+            return truth.load_res(np.column_stack([self.image, self.boxes, self.scores, self.category]))
+        if self.segmentations is None and len(self):
+            raise DetrkitError("results without segmentation; evaluate boxes (iou_type bbox)")
+        # No bbox: with one, the COCO code takes the box's area for small, medium and large instead of the mask's.
+        return truth.load_res(
+            [
+                {"image_id": i, "category_id": c, "score": s, "segmentation": m}
+                for i, c, s, m in zip(
+                    self.image.tolist(),
+                    self.category.tolist(),
+                    self.scores.tolist(),
+                    self.segmentations or [],
+                    strict=True,
+                )
+            ]
+        )
+
+
+def _scores(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """The scores (N,) float64.
+
+    Raises:
+        DetrkitError: one is missing, no number or not finite; the message names its entry.
+    """
+    values = [e.get("score") for e in entries]
+    for i, value in enumerate(values):
+        if not isinstance(value, Real):
+            raise DetrkitError(f"{name}: entry {i}: score is {value!r}; give a number from 0 to 1")
+    scores = np.array(values, np.float64)
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise DetrkitError(f"{name}: entry {bad[0]}: score is {scores[bad[0]]}; NaN and infinity cannot be ranked")
+    return scores
+
+
+def _check_rle(value: Any, size: tuple[int, int], where: str) -> None:
+    """Raises DetrkitError unless `value` is an RLE for an image of `size` (height, width)."""
+    if value is None:
+        raise DetrkitError(f"{where}: field segmentation is missing; evaluate boxes (iou_type bbox)")
+    if not isinstance(value, Mapping) or not isinstance(value.get("counts"), (str, bytes, list)):
+        raise DetrkitError(f"{where}: segmentation is no RLE; give an object with size [height, width] and counts")
+    if size != (0, 0) and value.get("size") not in (list(size), size):
+        raise DetrkitError(
+            f"{where}: segmentation has size {value.get('size')}, the image {list(size)}; give [height, width]"
+        )
+    try:
+        hotcoco.mask.area(dict(value))
+    except (ValueError, TypeError, KeyError) as error:
+        raise DetrkitError(f"{where}: segmentation cannot be decoded ({error}); encode the mask again") from error
