@@ -51,7 +51,7 @@ def automatic_scale(size: tuple[int, int]) -> int:
     return max(1, round(READABLE_SIDE / max(size)))
 
 
-def _shortened(text: str, font: Any, room: float) -> str:
+def shortened(text: str, font: Any, room: float) -> str:
     """`text`, cut with dots at its end until it is at most `room` pixels wide; "" when not even one letter fits."""
     if font.getlength(text) <= room:
         return text
@@ -87,7 +87,7 @@ def place_tag(
     picture_width, picture_height = size
     font = font_for(text, font_size)
     pad = max(2, font_size // 5)
-    text = _shortened(text, font, picture_width - 2 * pad)
+    text = shortened(text, font, picture_width - 2 * pad)
     ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (font_size, 0)
     width, height = int(np.ceil(font.getlength(text))) + 2 * pad, ascent + descent + pad
     if not text or height > picture_height:
@@ -107,7 +107,7 @@ def place_tag(
     return best[1] if best else None
 
 
-def _as_boxes(boxes: Any) -> np.ndarray:
+def as_boxes(boxes: Any) -> np.ndarray:
     """Tensor, array or list of boxes as (N, 4) float64.
 
     Raises:
@@ -163,7 +163,7 @@ def draw_boxes(
         ValueError: the lengths differ, or a box has not four finite numbers.
     """
     canvas, factor = _enlarged(image, scale)
-    array = _as_boxes(boxes)
+    array = as_boxes(boxes)
     count = len(array)
     if labels is not None and len(labels) != count:
         raise ValueError(f"{len(labels)} labels for {count} boxes")

@@ -1,0 +1,163 @@
+"""Many pictures on one page: contact sheets, and image | ground truth | prediction as in a paper's figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageDraw
+
+from detrkit.classes import ClassList
+from detrkit.results import Detections
+from detrkit.visualize.draw import as_boxes, draw_detections, font_for, shortened
+
+_PAPER, _INK, _QUIET, _MAT = (255, 255, 255), (28, 28, 30), (105, 105, 112), (238, 238, 241)
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One image of a comparison.
+
+    Attributes:
+        image: the picture.
+        truth: the annotated objects (see `as_detections`), or None to leave the column's place empty.
+        prediction: what a model found, or None.
+        caption: a line below the image, usually the file's name.
+    """
+
+    image: Image.Image
+    truth: Detections | None = None
+    prediction: Detections | None = None
+    caption: str = ""
+
+
+def as_detections(
+    boxes: object, labels: object, classes: ClassList | None = None, *, image_id: int | str | None = None
+) -> Detections:
+    """Annotated objects in the form that is drawn, with scores of 1.
+
+    Args:
+        boxes: (N, 4) xyxy pixels: tensor, array or list.
+        labels: (N,) into `classes`.
+        classes: their names.
+        image_id: the dataset's id.
+    """
+    array = torch.from_numpy(as_boxes(boxes))
+    label = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
+    return Detections(array, torch.ones(len(array)), label, classes=classes, image_id=image_id)
+
+
+def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture as large as fits into `size` (width, height), in the middle of a quiet ground."""
+    factor = min(size[0] / image.width, size[1] / image.height)
+    if abs(factor - 1) * max(image.size) < 1:  # drawn for this tile: less than a pixel off is not worth a second blur
+        factor = 1.0
+    inner = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    picture = image.convert("RGB")
+    if inner != image.size:
+        picture = picture.resize(inner, Image.Resampling.LANCZOS)
+    tile = Image.new("RGB", size, _MAT)
+    tile.paste(picture, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return tile
+
+
+def _drawn(image: Image.Image, detections: Detections, width: int, height: int, *, scores: bool) -> Image.Image:
+    """The objects drawn at the size the tile will have, so that lines and letters are alike on every tile."""
+    factor = min(width / image.width, height / image.height)
+    line, letters = max(2, round(width / 200)), max(11, round(width / 32))
+    return draw_detections(image, detections, scores=scores, scale=factor, width=line, font_size=letters)
+
+
+def grid(
+    images: Sequence[Image.Image],
+    columns: int = 4,
+    titles: Sequence[str] | None = None,
+    *,
+    tile: tuple[int, int] = (320, 240),
+    headings: Sequence[str] | None = None,
+) -> Image.Image:
+    """A contact sheet: pictures in rows, each fitted into a tile of the same size.
+
+    Args:
+        images: PIL pictures of any sizes; small ones are enlarged.
+        columns: pictures per row (fewer pictures than that make a narrower sheet).
+        titles: one line below each picture; shortened to the tile's width.
+        tile: (width, height) of a picture's place in pixels.
+        headings: one line above each column.
+
+    Raises:
+        ValueError: no pictures, no columns, or as many titles or headings as there are no pictures or columns.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"a sheet needs pictures and columns, got {len(images)} and {columns}")
+    columns = min(columns, len(images))
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"{len(titles)} titles for {len(images)} pictures")
+    if headings is not None and len(headings) != columns:
+        raise ValueError(f"{len(headings)} headings for {columns} columns")
+    width, height = tile
+    gap = max(6, width // 32)
+    letters = max(12, round(width / 24))
+    below = round(letters * 1.7) if titles is not None else 0
+    above = round(letters * 2.2) if headings is not None else 0
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (gap + columns * (width + gap), gap + above + rows * (height + below + gap)), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+
+    def write(text: str, left: int, middle: int, size: int, color: tuple[int, int, int]) -> None:
+        font = font_for(text, size)
+        draw.text((left + width / 2, middle), shortened(text, font, width), fill=color, font=font, anchor="mm")
+
+    for column, text in enumerate(headings or []):
+        write(text, gap + column * (width + gap), gap + above // 2, round(letters * 1.2), _INK)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        left, top = gap + column * (width + gap), gap + above + row * (height + below + gap)
+        sheet.paste(_fitted(image, tile), (left, top))
+        if titles is not None:
+            write(titles[index], left, top + height + below // 2, letters, _QUIET)
+    return sheet
+
+
+def comparison_sheet(
+    rows: Sequence[SheetRow],
+    *,
+    threshold: float = 0.0,
+    tile: tuple[int, int] | None = None,
+    headings: tuple[str, str, str] = ("image", "ground truth", "prediction"),
+) -> Image.Image:
+    """One row per image: the image, its ground truth, the prediction, with captions and counts.
+
+    Args:
+        rows: what to show.
+        threshold: predictions with a greater score are drawn and counted.
+        tile: (width, height) of a picture's place in pixels; by default 480 wide, with the rows' median shape.
+        headings: of the three columns.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("a comparison needs at least one image")
+    if tile is None:
+        shapes = sorted(r.image.height / r.image.width for r in rows)
+        tile = 480, round(480 * min(max(shapes[len(shapes) // 2], 0.5), 1.25))
+    width, height = tile
+    tiles: list[Image.Image] = []
+    titles: list[str] = []
+    for row in rows:
+        tiles.append(row.image)
+        titles.append(row.caption)
+        found = None if row.prediction is None else row.prediction.above(threshold)
+        for objects, scores, what in ((row.truth, False, "object"), (found, True, "detection")):
+            if objects is None:
+                tiles.append(Image.new("RGB", tile, _MAT))
+                titles.append("")
+                continue
+            tiles.append(_drawn(row.image, objects, width, height, scores=scores))
+            titles.append(f"{len(objects)} {what}{'' if len(objects) == 1 else 's'}")
+    if threshold > 0:
+        headings = (*headings[:2], f"{headings[2]} (score > {threshold:g})")
+    return grid(tiles, 3, titles, tile=tile, headings=headings)
