@@ -1,1 +1,22 @@
 """Datasets: reading, checking, converting, augmenting and batching."""
+
+from detrkit.data.dataset import Dataset, open_dataset
+from detrkit.data.loader import EvalSampler, Loader, TrainSampler, make_loader, order_by_aspect
+from detrkit.data.sample import Record, Sample
+from detrkit.data.transforms import eval_transform, normalise, to_target, train_transform
+
+__all__ = [
+    "Dataset",
+    "EvalSampler",
+    "Loader",
+    "Record",
+    "Sample",
+    "TrainSampler",
+    "eval_transform",
+    "make_loader",
+    "normalise",
+    "open_dataset",
+    "order_by_aspect",
+    "to_target",
+    "train_transform",
+]

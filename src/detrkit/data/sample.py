@@ -25,6 +25,8 @@ class Record:
         areas: (N,) float64 square pixels as annotated (COCO's segment area), else the box area.
         segmentations: per object a COCO polygon list or RLE, or None where there is none.
         annotation_ids: (N,) int64, unique in the dataset.
+        annotated: (N, 4) float64 xywh pixels exactly as the files have them, before clamping; empty where the files
+            hold other numbers (YOLO). COCO's evaluation uses these.
     """
 
     image_id: int
@@ -37,6 +39,7 @@ class Record:
     areas: np.ndarray
     segmentations: list[Any] = field(default_factory=list)
     annotation_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    annotated: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
 
 
 @dataclass

@@ -1,0 +1,251 @@
+"""`open_dataset`: a folder of any known layout as a sequence of Samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from hotcoco import mask as rle_codec
+from torch import Tensor
+from torchvision import tv_tensors
+
+from detrkit.classes import ClassList
+from detrkit.data.images import decode
+from detrkit.data.readers import READERS, find_layout, match_split
+from detrkit.data.sample import Record, Sample
+from detrkit.errors import DetrkitError
+
+
+class Dataset:
+    """The images of one split; indexing decodes.
+
+    Attributes:
+        records: what the files say about each image, in order.
+        classes: names and category ids of the labels.
+        name: of the dataset (its folder).
+        split: as the dataset names it.
+        path: the folder or file that was opened.
+        layout: "coco", "voc" or "yolo".
+        with_masks: whether samples have masks.
+        dropped: number of boxes that were left out for having no area.
+        clamped: number of boxes that were cut at the border of their image.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        classes: ClassList,
+        *,
+        name: str = "",
+        split: str = "",
+        path: Path = Path(),
+        layout: str = "",
+        with_masks: bool = False,
+        dropped: int = 0,
+        clamped: int = 0,
+    ) -> None:
+        self.records = list(records)
+        self.classes = classes
+        self.name = name
+        self.split = split
+        self.path = path
+        self.layout = layout
+        self.with_masks = with_masks
+        self.dropped = dropped
+        self.clamped = clamped
+        self._pixels: Tensor | None = None
+        self._offsets: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __repr__(self) -> str:
+        objects = sum(int((~r.crowd).sum()) for r in self.records)
+        return f"Dataset({self.name} {self.split}: {len(self)} images, {objects} objects, {len(self.classes)} classes)"
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of label 0, 1, ..."""
+        return list(self.classes.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The decoded image with its objects, crowd left out.
+
+        Raises:
+            IndexError: no such image.
+            DetrkitError: the image is missing, damaged or not of the size its annotations say.
+        """
+        record = self.records[index]
+        size = record.height, record.width
+        keep = np.flatnonzero(~record.crowd)
+        masks = None
+        if self.with_masks:
+            masks = tv_tensors.Mask(segmentation_masks([record.segmentations[k] for k in keep], size, record.file))
+        boxes = torch.from_numpy(record.boxes[keep].astype(np.float32)).reshape(-1, 4)
+        return Sample(
+            image=self.image(index),
+            boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),  # type: ignore[call-arg]
+            labels=torch.from_numpy(record.labels[keep]),
+            masks=masks,
+            image_id=record.image_id,
+            orig_size=size,
+            file=record.file,
+        )
+
+    def image(self, index: int) -> tv_tensors.Image:
+        """(3, H, W) uint8 RGB: from memory after `cache_images`, else decoded."""
+        record = self.records[index]
+        if self._pixels is None:
+            return decode(record.file, (record.height, record.width))
+        start = self._offsets[index % len(self)]
+        flat = self._pixels[start : start + record.height * record.width * 3]
+        # A copy, so that nothing done to a sample reaches the cache: 0.1 ms for 640x480, where decoding takes 4 ms.
+        return tv_tensors.Image(flat.view(record.height, record.width, 3).clone().permute(2, 0, 1))
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Memory that all images take once decoded."""
+        return sum(3 * r.height * r.width for r in self.records)
+
+    def cache_images(self) -> None:
+        """Decodes every image now, once, and keeps it in memory.
+
+        One flat buffer instead of a tensor per image: worker processes share it by fork without copying, since no
+        reference counts live in its pages.
+        """
+        if self._pixels is not None:
+            return
+        pixels = torch.empty(self.decoded_bytes, dtype=torch.uint8)
+        offsets = [0, *accumulate(3 * r.height * r.width for r in self.records)][: len(self)]
+
+        def fill(index: int) -> None:
+            record = self.records[index]
+            target = pixels[offsets[index] :][: 3 * record.height * record.width]
+            picture = decode(record.file, (record.height, record.width))
+            target.view(record.height, record.width, 3).copy_(picture.permute(1, 2, 0))
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the GIL
+            list(pool.map(fill, range(len(self))))
+        self._pixels, self._offsets = pixels, offsets
+
+    def subset(self, indices: Sequence[int]) -> Dataset:
+        """The dataset with the images at `indices` alone, in that order (to overfit a few, for instance)."""
+        return Dataset(
+            [self.records[i] for i in indices],
+            self.classes,
+            name=self.name,
+            split=self.split,
+            path=self.path,
+            layout=self.layout,
+            with_masks=self.with_masks,
+            dropped=self.dropped,
+            clamped=self.clamped,
+        )
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The annotations as a COCO json dict, for evaluation; crowd included, with the dataset's own category ids.
+
+        Boxes and areas are those of the files, unclamped as in COCO's own evaluation. A box without area is left out:
+        nothing can match it, so that even perfect detections would not reach AP 1. Annotation ids are renumbered
+        from 1 when one of them is 0, which COCO's matching takes for "not matched".
+        """
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        renumber = any((r.annotation_ids == 0).any() for r in self.records)
+        for record in self.records:
+            name = record.file.name
+            images.append({"id": record.image_id, "file_name": name, "height": record.height, "width": record.width})
+            xywh = record.annotated
+            if not len(xywh):
+                xywh = np.concatenate([record.boxes[:, :2], record.boxes[:, 2:] - record.boxes[:, :2]], 1)
+            for k, box in enumerate(xywh.tolist()):
+                annotation = {
+                    "id": len(annotations) + 1 if renumber else int(record.annotation_ids[k]),
+                    "image_id": record.image_id,
+                    "category_id": self.classes.ids[record.labels[k]],
+                    "bbox": box,
+                    "area": float(record.areas[k]),
+                    "iscrowd": int(record.crowd[k]),
+                }
+                if record.segmentations and record.segmentations[k]:
+                    annotation["segmentation"] = record.segmentations[k]
+                annotations.append(annotation)
+        categories = [{"id": i, "name": n} for i, n in zip(self.classes.ids, self.classes.names, strict=True)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def segmentation_masks(segmentations: Sequence[Any], size: tuple[int, int], file: Path) -> Tensor:
+    """(N, H, W) bool masks of COCO polygon lists or RLEs (compressed or not).
+
+    Raises:
+        DetrkitError: a segmentation that cannot be decoded, or an RLE of another size; names the image.
+    """
+    masks = torch.zeros(len(segmentations), *size, dtype=torch.bool)
+    for k, segmentation in enumerate(segmentations):
+        try:
+            rle = rle_codec.frPyObjects(segmentation, *size)
+            array = rle_codec.decode(rle_codec.merge(rle) if isinstance(rle, list) else rle)  # (H, W)
+        except Exception as error:  # the codec raises whatever its Rust side does
+            raise DetrkitError(f"{file.name}: segmentation of object {k + 1} cannot be decoded ({error})") from error
+        if array.shape != size:
+            raise DetrkitError(f"{file.name}: segmentation of object {k + 1} is {array.shape}, the image {size} (h, w)")
+        masks[k] = torch.from_numpy(np.ascontiguousarray(array)).bool()
+    return masks
+
+
+def open_dataset(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    layout: Literal["coco", "voc", "yolo"] | None = None,
+    masks: bool = False,
+    ids: Literal["contiguous", "official"] = "contiguous",
+) -> Dataset:
+    """Opens a dataset; no image is decoded yet.
+
+    Boxes are clamped to their image and those without area are left out, both counted in the result; images without
+    objects stay, as negatives.
+
+    Args:
+        path: the dataset's folder, or a COCO json or data.yaml.
+        split: such as "train"; also finds train2017. May be left out where there is only one.
+        layout: which reader to use; by default the one that recognises the files.
+        masks: whether samples have masks (COCO, or YOLO polygons).
+        ids: "contiguous": labels 0, 1, ... in the order of the category ids; "official": labels are the category ids
+            themselves, as in the published models.
+
+    Raises:
+        DetrkitError: nothing recognised, no such split, or an error in the files; one line that names the place.
+    """
+    path = Path(path).expanduser().absolute()
+    if ids not in ("contiguous", "official"):
+        raise DetrkitError(f'ids={ids!r}: choose "contiguous" or "official"')
+    layout_name = find_layout(path, layout)
+    reader = READERS[layout_name]
+    chosen = match_split(split, reader.splits(path), path)
+    classes, records, findings = reader.read(path, chosen, masks=masks)
+    if not records:
+        raise DetrkitError(f"{path}: split {chosen} has no image")
+    if ids == "official":
+        table = np.array(classes.ids, np.int64)
+        classes = ClassList.official(dict(zip(classes.ids, classes.names, strict=True)))
+        records = [replace(r, labels=table[r.labels]) for r in records]
+    folder = path if path.is_dir() else path.parent
+    return Dataset(
+        records,
+        classes,
+        name=folder.parent.name if folder.name == "annotations" else folder.name,
+        split=chosen,
+        path=path,
+        layout=layout_name,
+        with_masks=masks,
+        dropped=findings.dropped,
+        clamped=findings.clamped,
+    )

@@ -1,0 +1,263 @@
+"""Samplers and the loader: which image is in which batch, the same on every number of processes.
+
+An item of the samplers says all that an augmented image depends on besides the seed: epoch, index and, where a small
+dataset fills a batch several times over, which copy. So nothing depends on worker processes, and persistent workers
+need no message about a new epoch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from detrkit.data.dataset import Dataset
+from detrkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, normalise, to_target
+from detrkit.errors import DetrkitError
+from detrkit.models.batch import Batch
+from detrkit.models.outputs import Target
+
+# Below this, decoding everything once costs less memory than a worker process.
+CACHE_LIMIT_BYTES = 2**30
+
+
+class Item(NamedTuple):
+    """What a sampler asks for."""
+
+    epoch: int
+    index: int
+    copy: int = 0
+
+
+def derived_seed(*parts: int) -> int:
+    """A 64-bit seed from non-negative whole numbers, such as (seed, epoch, index); unlike for every tuple."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+class TrainSampler:
+    """Batches of one process in an epoch of training.
+
+    The permutation of an epoch follows from (seed, epoch). Global batch k is permutation[k * G : (k + 1) * G] with
+    G = batch_size * world_size; process `rank` takes its slice [rank * batch_size : (rank + 1) * batch_size]. The last
+    incomplete global batch is dropped, as published; a dataset smaller than one global batch is repeated to fill
+    exactly one.
+
+    Args:
+        length: images in the dataset.
+        batch_size: images per process and step.
+        seed: of the training.
+        rank: number of this process, from 0.
+        world_size: number of processes.
+    """
+
+    def __init__(self, length: int, *, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        _check_process(length, batch_size, rank, world_size)
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start_batch = 0
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """The next iteration gives the batches of `epoch`, from number `start_batch` on (to resume within an epoch).
+
+        Raises:
+            ValueError: a negative epoch, or a start outside [0, number of batches].
+        """
+        if epoch < 0 or not 0 <= start_batch <= len(self):
+            raise ValueError(f"epoch {epoch}, start_batch {start_batch}: an epoch has batches 0 to {len(self)}")
+        self.epoch = epoch
+        self.start_batch = start_batch
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, wherever it starts."""
+        return max(1, self.length // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        """The batches of this process, each a list of `batch_size` items."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        whole = self.batch_size * self.world_size
+        items = [Item(self.epoch, order[k % self.length], k // self.length) for k in range(len(self) * whole)]
+        for batch in range(self.start_batch, len(self)):
+            first = batch * whole + self.rank * self.batch_size
+            yield items[first : first + self.batch_size]
+
+
+class EvalSampler:
+    """Batches of one process in an evaluation: over all processes, every image exactly once.
+
+    Args:
+        length: images in the dataset.
+        batch_size: images per step; the last batch may be smaller.
+        rank: number of this process, from 0.
+        world_size: number of processes; `rank` takes order[rank::world_size].
+        order: a permutation of the indices; by default as they are.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        _check_process(length, batch_size, rank, world_size)
+        self.batch_size = batch_size
+        self.indices = list(order if order is not None else range(length))[rank::world_size]
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Does nothing: an evaluation is the same in every epoch."""
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        """The batches of this process."""
+        for first in range(0, len(self.indices), self.batch_size):
+            yield [Item(0, index) for index in self.indices[first : first + self.batch_size]]
+
+
+def _check_process(length: int, batch_size: int, rank: int, world_size: int) -> None:
+    if length < 1 or batch_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"length {length}, batch_size {batch_size}, rank {rank} of {world_size}: impossible")
+
+
+def order_by_aspect(dataset: Dataset) -> list[int]:
+    """The indices by height / width, so that the images of a batch are of about one shape and padding is small."""
+    return sorted(range(len(dataset)), key=lambda i: (dataset.records[i].height / dataset.records[i].width, i))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The dataset as the DataLoader's workers see it: item -> normalised image and target."""
+
+    dataset: Dataset
+    transform: Transform
+    seed: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __getitem__(self, item: Item) -> tuple[torch.Tensor, Target]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, *item))
+        sample = normalise(self.transform(self.dataset[item.index], generator), self.mean, self.std)
+        return sample.image.as_subclass(torch.Tensor), to_target(sample)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def collate(pairs: Sequence[tuple[torch.Tensor, Target]]) -> tuple[Batch, list[Target]]:
+    """Images and targets of single samples as a padded Batch and the list of targets."""
+    return Batch.from_images([image for image, _ in pairs]), [target for _, target in pairs]
+
+
+def default_workers() -> int:
+    """min(4, usable processors - 1): one is left to the training itself."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(4, usable - 1))
+
+
+class Loader:
+    """Iterates over (Batch, list[Target]); made by `make_loader`.
+
+    Attributes:
+        dataset: what is loaded.
+        sampler: which images are in which batch.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: TrainSampler | EvalSampler, loader: DataLoader[Any]) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self._loader = loader
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """The next iteration gives the batches of `epoch` from `start_batch` on."""
+        self.sampler.set_epoch(epoch, start_batch)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Batch, list[Target]]]:
+        """The batches; images in pinned memory when there is a CUDA device."""
+        return iter(self._loader)
+
+
+def make_loader(
+    dataset: Dataset,
+    *,
+    transform: Transform,
+    batch_size: int,
+    training: bool,
+    seed: int = 0,
+    workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    cache: Literal["auto", "none", "ram"] = "auto",
+    order: Sequence[int] | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Loader:
+    """The loader of one process.
+
+    Draws nothing from torch's global generator.
+
+    Args:
+        dataset: what to load.
+        transform: from `train_transform` or `eval_transform`.
+        batch_size: images per process and step.
+        training: shuffled whole batches (`TrainSampler`), or every image once (`EvalSampler`).
+        seed: of the order and of the augmentation.
+        workers: worker processes, 0 for none; by default min(4, usable processors - 1).
+        rank: number of this process, from 0.
+        world_size: number of processes.
+        cache: "ram": decode every image once, now, and keep it; "none": decode at each use; "auto": "ram" for
+            training when that takes less than 1 GiB.
+        order: for evaluation, a permutation of the indices such as `order_by_aspect(dataset)`.
+        mean: of the normalisation, per channel of an image in [0, 1].
+        std: likewise.
+
+    Raises:
+        DetrkitError: an unknown cache, or (while caching) an image that cannot be decoded.
+        ValueError: impossible batch size, rank or number of processes; an order given for training.
+    """
+    if cache not in ("auto", "none", "ram"):
+        raise DetrkitError(f'cache={cache!r}: choose "auto", "none" or "ram"')
+    if training and order is not None:
+        raise ValueError("training shuffles: an order is for evaluation")
+    if cache == "ram" or (cache == "auto" and training and dataset.decoded_bytes < CACHE_LIMIT_BYTES):
+        dataset.cache_images()
+    process = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
+    sampler: TrainSampler | EvalSampler
+    if training:
+        sampler = TrainSampler(len(dataset), seed=seed, **process)
+    else:
+        sampler = EvalSampler(len(dataset), order=order, **process)
+    workers = default_workers() if workers is None else workers
+    prepared = _Prepared(dataset, transform, seed, tuple(mean), tuple(std))
+    loader: DataLoader[Any] = DataLoader(
+        prepared,  # type: ignore[arg-type]
+        batch_sampler=sampler,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread if workers else None,
+        generator=torch.Generator().manual_seed(seed),  # DataLoader draws a seed for workers: not from the global one
+    )
+    return Loader(dataset, sampler, loader)
+
+
+def _one_thread(_: int) -> None:
+    """The workers are the parallelism; threads within each would fight over the processors."""
+    torch.set_num_threads(1)

@@ -1,0 +1,36 @@
+"""Dataset layouts: each reader has `recognise(path)`, `splits(path)` and `read(path, split)`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from detrkit.data.readers import coco, voc, yolo
+from detrkit.data.readers.common import Fault, Findings, match_split
+from detrkit.errors import DetrkitError
+
+# In the order of trial.
+READERS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
+
+__all__ = ["READERS", "Fault", "Findings", "find_layout", "match_split"]
+
+
+def find_layout(path: Path, layout: str | None = None) -> str:
+    """The name of the reader for `path`: `layout` if given, else the one that recognises it.
+
+    Raises:
+        DetrkitError: nothing there, an unknown layout, or none that fits.
+    """
+    if not path.exists():
+        raise DetrkitError(f"{path}: no such file or folder")
+    if layout is not None and layout not in READERS:
+        raise DetrkitError(f"layout {layout!r} is not known; choose {', '.join(READERS)}")
+    fits = [name for name in READERS if layout in (None, name) and READERS[name].recognise(path)]
+    if fits:
+        return fits[0]
+    if layout is not None:
+        raise DetrkitError(f"{path} does not have the layout {layout}")
+    raise DetrkitError(
+        f"{path}: no layout recognised; expected COCO (annotations/instances_*.json, _annotations.coco.json or a json "
+        "file), Pascal VOC (Annotations/*.xml, JPEGImages/) or YOLO (data.yaml, or images/, labels/ and classes.txt)"
+    )

@@ -1,0 +1,208 @@
+"""What the readers share: findings about bad data, records with valid boxes, names of splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from detrkit.data.sample import Record
+from detrkit.errors import DetrkitError
+
+Severity = Literal["error", "warning", "info"]
+# Files round coordinates (COCO to 0.01 pixel, YOLO to 6 digits): less than this outside the image is no fault.
+ROUNDING_PIXELS = 0.05
+_ALIASES = ({"train", "training"}, {"val", "valid", "validation", "dev"}, {"test", "testing"})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong in a dataset.
+
+    Attributes:
+        severity: "error": training or evaluation would fail or be wrong; "warning": handled as the reason says;
+            "info": worth knowing.
+        file: the file it is in.
+        id: the image or annotation, line or object within it, as the file numbers it.
+        reason: what is wrong, with the numbers.
+    """
+
+    severity: Severity
+    file: Path
+    id: str
+    reason: str
+
+
+@dataclass
+class Findings:
+    """Collects faults; a strict one (for `open_dataset`) raises at the first error instead.
+
+    Attributes:
+        strict: whether an error ends the reading.
+        dropped: boxes left out for having no area.
+        clamped: boxes cut at the border of the image.
+    """
+
+    strict: bool = True
+    faults: list[Fault] = field(default_factory=list)
+    dropped: int = 0
+    clamped: int = 0
+
+    def add(self, severity: Severity, file: Path, id: str, reason: str) -> None:
+        """Notes a fault.
+
+        Raises:
+            DetrkitError: it is an error and this is strict.
+        """
+        if severity == "error" and self.strict:
+            where = f"{file}: {id}: " if id else f"{file}: "
+            raise DetrkitError(f"{where}{reason}; `detrkit data check` lists every fault")
+        if not self.strict:
+            self.faults.append(Fault(severity, file, id, reason))
+
+
+@dataclass
+class Objects:
+    """The objects of one image as a file lists them, before any check.
+
+    Attributes:
+        boxes: xyxy pixels.
+        annotated: xywh pixels exactly as in the file; leave it empty if the file holds something else.
+        names: how messages call each object ("annotation 12", "line 3").
+    """
+
+    boxes: list[Sequence[float]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    crowd: list[bool] = field(default_factory=list)
+    areas: list[float | None] = field(default_factory=list)
+    segmentations: list[Any] = field(default_factory=list)
+    annotation_ids: list[int] = field(default_factory=list)
+    annotated: list[Sequence[float]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+def make_record(
+    image_id: int, file: Path, size: tuple[int, int], objects: Objects, source: Path, findings: Findings
+) -> Record:
+    """The record of an image, with its boxes clamped and those without area left out.
+
+    Args:
+        image_id: the dataset's id.
+        file: the image file.
+        size: (height, width) in pixels.
+        objects: as read.
+        source: the annotation file, for messages.
+        findings: takes the faults and the counts.
+
+    Raises:
+        DetrkitError: a box that is not finite (strict findings only; else it is left out).
+    """
+    height, width = size
+    raw = np.array(objects.boxes, np.float64).reshape(-1, 4)  # (N, 4) xyxy
+    finite = np.isfinite(raw).all(1)
+    for k in np.flatnonzero(~finite):
+        findings.add("error", source, objects.names[k], f"box {_text(raw[k])} is not finite (image {file.name})")
+    boxes = np.clip(raw, 0, [width, height, width, height])
+    with np.errstate(invalid="ignore"):
+        outside = finite & (np.abs(boxes - raw).max(1, initial=0) > ROUNDING_PIXELS)
+        solid = finite & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    for k in np.flatnonzero(finite & ~solid):
+        findings.add("warning", source, objects.names[k], _why_empty(raw[k], file.name, width, height))
+    for k in np.flatnonzero(outside & solid):
+        reason = f"box {_text(raw[k])} (xyxy) leaves image {file.name} of {width}x{height} pixels: clamped"
+        findings.add("warning", source, objects.names[k], reason)
+    findings.dropped += int((finite & ~solid).sum())
+    findings.clamped += int((outside & solid).sum())
+    if not findings.strict:
+        _find_duplicates(boxes, objects, solid, source, file, findings)
+    keep = np.flatnonzero(solid)
+    boxes = boxes[keep]
+    own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    areas = [objects.areas[k] if objects.areas else None for k in keep]
+    return Record(
+        image_id=image_id,
+        file=file,
+        height=height,
+        width=width,
+        boxes=boxes,
+        labels=np.array(objects.labels, np.int64)[keep],
+        crowd=np.array(objects.crowd, bool)[keep] if objects.crowd else np.zeros(len(keep), bool),
+        areas=np.array([o if a is None else a for a, o in zip(areas, own, strict=True)], np.float64),
+        segmentations=[objects.segmentations[k] for k in keep] if objects.segmentations else [],
+        annotation_ids=np.array(objects.annotation_ids, np.int64)[keep],
+        annotated=np.array(objects.annotated, np.float64).reshape(-1, 4)[keep]
+        if objects.annotated
+        else np.zeros((0, 4)),
+    )
+
+
+def _text(box: np.ndarray) -> str:
+    return "[" + ", ".join(f"{v:g}" for v in box) + "]"
+
+
+def _why_empty(box: np.ndarray, image: str, width: int, height: int) -> str:
+    """What makes a box empty, in words."""
+    if box[2] < box[0] or box[3] < box[1]:
+        kind = "has a negative width or height"
+    elif box[2] == box[0] or box[3] == box[1]:
+        kind = "has zero area"
+    else:
+        kind = f"lies outside the image of {width}x{height} pixels"
+    return f"box {_text(box)} (xyxy) of image {image} {kind}: left out"
+
+
+def _find_duplicates(
+    boxes: np.ndarray, objects: Objects, solid: np.ndarray, source: Path, file: Path, findings: Findings
+) -> None:
+    """Notes objects with the same box: a warning for the same class, else an info."""
+    first: dict[tuple[float, ...], int] = {}
+    for k in np.flatnonzero(solid):
+        j = first.setdefault(tuple(boxes[k]), int(k))
+        if j == k:
+            continue
+        same = objects.labels[j] == objects.labels[k]
+        reason = f"same box {_text(boxes[k])} as {objects.names[j]} (image {file.name})"
+        severity: Severity = "warning" if same else "info"
+        findings.add(severity, source, objects.names[k], reason + ("" if same else ", of another class"))
+
+
+def match_split(wanted: str | None, names: Sequence[str], path: Path) -> str:
+    """The split that `wanted` means: its exact name, or "train" for "train2017", or "val" for "valid".
+
+    Raises:
+        DetrkitError: no such split, several that fit, or None where there is a choice.
+    """
+    have = ", ".join(names)
+    if wanted is None:
+        if len(names) == 1:
+            return names[0]
+        raise DetrkitError(f"{path} has the splits {have}: say which one (split=... or --split)")
+    if wanted in names:
+        return wanted
+    fits = [n for n in names if re.fullmatch(re.escape(wanted) + r"[-_]?\d{4}", n)]
+    if not fits:
+        same = next((a for a in _ALIASES if wanted in a), set())
+        fits = [n for n in names if re.sub(r"[-_]?\d{4}$", "", n) in same]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        raise DetrkitError(f"{path}: split {wanted!r} can mean {' or '.join(fits)}: write it out")
+    raise DetrkitError(f"{path} has no split {wanted!r}; it has {have}")
+
+
+def read_text(file: Path) -> str:
+    """The text of a file (UTF-8, with or without a byte-order mark).
+
+    Raises:
+        DetrkitError: missing, unreadable or no text.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DetrkitError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise DetrkitError(f"{file}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,280 @@
+"""The published augmentation, exactly, and its milder and smaller relatives.
+
+A transform is called as `transform(sample, generator)` and gives a new Sample; all its randomness comes from the
+generator, so that an augmented image depends on nothing but the generator's seed. `normalise` and `to_target` then
+turn the Sample into what a model takes.
+
+The rules (DETR, appendix A.4, and the published code): a horizontal flip with probability 0.5; then, with equal
+chances, A: the short side is resized to one of 480, 512, ..., 800 pixels with the long side at most 1333; or B: the
+short side is resized to 400, 500 or 600, a rectangle with sides of 384 to 600 is cut out, and then A. Evaluation
+resizes to 800, at most 1333.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Generator, Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+
+from detrkit.data.sample import Sample
+from detrkit.errors import DetrkitError
+from detrkit.models.outputs import Target
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PUBLISHED_SIZE = 800
+_PUBLISHED_MAX = 1333
+_PUBLISHED_SCALES = tuple(range(480, 801, 32))
+_PUBLISHED_CROP_RESIZE = (400, 500, 600)
+_PUBLISHED_CROP = (384, 600)
+
+
+class Transform(Protocol):
+    """Sample -> Sample; random ones draw from the generator alone, others do without."""
+
+    def __call__(self, sample: Sample, generator: Generator | None = None) -> Sample:
+        """A transformed copy; the given sample stays as it is."""
+        ...
+
+
+def resized_size(height: int, width: int, size: int, max_size: int | None = None) -> tuple[int, int]:
+    """(height, width) after resizing the short side to `size` pixels, with the published rounding.
+
+    If the long side would exceed `max_size`, the short side becomes round(max_size * short / long) instead (Python's
+    round); the other side is truncated to a whole pixel. Never below one pixel.
+    """
+    short, long = float(min(height, width)), float(max(height, width))
+    if max_size is not None and long / short * size > max_size:
+        size = max(1, round(max_size * short / long))
+    if min(height, width) == size:
+        return height, width
+    if width < height:
+        return int(size * height / width), size
+    return size, int(size * width / height)
+
+
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """The sample at `size` (height, width): bilinear with antialiasing as PIL's, masks by nearest neighbour."""
+    height, width = sample.image.shape[-2:]
+    if size == (height, width):
+        return sample
+    image = functional.resize_image(
+        sample.image.as_subclass(Tensor), list(size), functional.InterpolationMode.BILINEAR, antialias=True
+    )
+    ratios = torch.tensor([size[1] / width, size[0] / height] * 2)
+    masks = sample.masks
+    if masks is not None:
+        if len(masks):
+            shrunk = torch.nn.functional.interpolate(masks.as_subclass(Tensor)[None].to(torch.uint8), size)
+            masks = tv_tensors.Mask(shrunk[0].bool())
+        else:
+            masks = tv_tensors.Mask(masks.new_zeros(0, *size))
+    return _rebuilt(sample, image, sample.boxes.as_subclass(Tensor) * ratios, sample.labels, masks)
+
+
+def hflip(sample: Sample) -> Sample:
+    """The sample mirrored left to right."""
+    width = sample.image.shape[-1]
+    x0, y0, x1, y1 = sample.boxes.as_subclass(Tensor).unbind(1)
+    masks = None if sample.masks is None else tv_tensors.Mask(sample.masks.as_subclass(Tensor).flip(-1))
+    boxes = torch.stack([width - x1, y0, width - x0, y1], 1)
+    return _rebuilt(sample, sample.image.as_subclass(Tensor).flip(-1), boxes, sample.labels, masks)
+
+
+def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """The rectangle of the sample; boxes are shifted and clamped, and those left without area go (with their masks)."""
+    image = sample.image.as_subclass(Tensor)[:, top : top + height, left : left + width]
+    boxes = sample.boxes.as_subclass(Tensor) - torch.tensor([left, top, left, top])
+    boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]).float())
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    masks = sample.masks
+    if masks is not None:
+        cut = masks.as_subclass(Tensor)[keep][:, top : top + height, left : left + width]
+        masks = tv_tensors.Mask(cut)
+    return _rebuilt(sample, image, boxes[keep], sample.labels[keep], masks)
+
+
+def _rebuilt(sample: Sample, image: Tensor, boxes: Tensor, labels: Tensor, masks: tv_tensors.Mask | None) -> Sample:
+    """The sample with new contents, wrapped as what they are."""
+    size = (int(image.shape[-2]), int(image.shape[-1]))
+    wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)  # type: ignore[call-arg]
+    return replace(sample, image=tv_tensors.Image(image), boxes=wrapped, labels=labels, masks=masks)
+
+
+def _chance(generator: Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _integer(low: int, high: int, generator: Generator) -> int:
+    """A whole number from `low` to `high`, both included."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def _choice(values: Sequence[int], generator: Generator) -> int:
+    return values[_integer(0, len(values) - 1, generator)]
+
+
+def _needs(generator: Generator | None) -> Generator:
+    if generator is None:
+        raise ValueError("a random transform needs the generator to draw from")
+    return generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """Resizes to one size.
+
+    Attributes:
+        size: short side, pixels.
+        max_size: the long side at most, pixels; None for no limit.
+    """
+
+    size: int = PUBLISHED_SIZE
+    max_size: int | None = _PUBLISHED_MAX
+
+    def __call__(self, sample: Sample, generator: Generator | None = None) -> Sample:
+        """The resized sample; draws nothing."""
+        height, width = sample.image.shape[-2:]
+        return resize(sample, resized_size(height, width, self.size, self.max_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlipTransform:
+    """Mirrors half of the images, then resizes all to one size.
+
+    Attributes:
+        resize: how.
+    """
+
+    resize: EvalTransform = EvalTransform()
+
+    def __call__(self, sample: Sample, generator: Generator | None = None) -> Sample:
+        """The mirrored or unmirrored, resized sample."""
+        return self.resize(hflip(sample) if _chance(_needs(generator)) < 0.5 else sample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetrTransform:
+    """The published augmentation; the defaults are the published numbers, in pixels.
+
+    Attributes:
+        scales: short sides to choose from at the end.
+        max_size: the long side at most, at the end.
+        crop_resize: short sides to choose from before the crop (the long side has no limit there).
+        crop_range: smallest and largest side of the crop, both included, capped at the image.
+    """
+
+    scales: tuple[int, ...] = _PUBLISHED_SCALES
+    max_size: int | None = _PUBLISHED_MAX
+    crop_resize: tuple[int, ...] = _PUBLISHED_CROP_RESIZE
+    crop_range: tuple[int, int] = _PUBLISHED_CROP
+
+    def __call__(self, sample: Sample, generator: Generator | None = None) -> Sample:
+        """The augmented sample."""
+        generator = _needs(generator)
+        if _chance(generator) < 0.5:
+            sample = hflip(sample)
+        if _chance(generator) >= 0.5:
+            height, width = sample.image.shape[-2:]
+            sample = resize(sample, resized_size(height, width, _choice(self.crop_resize, generator)))
+            sample = random_crop(sample, self.crop_range, generator)
+        height, width = sample.image.shape[-2:]
+        return resize(sample, resized_size(height, width, _choice(self.scales, generator), self.max_size))
+
+
+def random_crop(sample: Sample, sides: tuple[int, int], generator: Generator) -> Sample:
+    """A random rectangle of the sample: its width is drawn before its height, then top, then left.
+
+    Args:
+        sample: what to cut from.
+        sides: smallest and largest side in pixels, both included, capped at the image.
+        generator: to draw from.
+    """
+    height, width = sample.image.shape[-2:]
+    low, high = sides
+    w = _integer(min(low, width), min(high, width), generator)
+    h = _integer(min(low, height), min(high, height), generator)
+    top = _integer(0, height - h, generator)
+    left = _integer(0, width - w, generator)
+    return crop(sample, top, left, h, w)
+
+
+def _scaled(pixels: int, size: int) -> int:
+    """A published number of pixels for another size: proportional, rounded to the nearest (Python's round)."""
+    return max(1, round(pixels * size / PUBLISHED_SIZE))
+
+
+def train_transform(
+    size: int = PUBLISHED_SIZE,
+    max_size: int | None = None,
+    scales: Sequence[int] | None = None,
+    *,
+    augment: Literal["detr", "flip", "none"] = "detr",
+) -> Transform:
+    """The transform for training.
+
+    Args:
+        size: largest short side, pixels. At 800 all numbers are the published ones; at another size each becomes
+            round(number * size / 800), and scales that coincide are listed once.
+        max_size: the long side at most, pixels; by default round(1333 * size / 800).
+        scales: short sides to choose from, pixels; by default the published ones, scaled.
+        augment: "detr": the published one; "flip": mirror, then resize as in evaluation; "none": only that resize.
+
+    Raises:
+        DetrkitError: a size that is not positive, or an unknown augment.
+    """
+    base = eval_transform(size, max_size)
+    if augment == "none":
+        return base
+    if augment == "flip":
+        return FlipTransform(resize=base)
+    if augment != "detr":
+        raise DetrkitError(f'augment={augment!r}: choose "detr", "flip" or "none"')
+    if scales is not None and (not scales or min(scales) < 1):
+        raise DetrkitError(f"scales={list(scales)}: needs sizes of at least 1 pixel")
+    chosen = scales if scales is not None else dict.fromkeys(_scaled(s, size) for s in _PUBLISHED_SCALES)
+    return DetrTransform(
+        scales=tuple(chosen),
+        max_size=base.max_size,
+        crop_resize=tuple(_scaled(s, size) for s in _PUBLISHED_CROP_RESIZE),
+        crop_range=(_scaled(_PUBLISHED_CROP[0], size), _scaled(_PUBLISHED_CROP[1], size)),
+    )
+
+
+def eval_transform(size: int = PUBLISHED_SIZE, max_size: int | None = None) -> EvalTransform:
+    """The transform for evaluation: short side `size`, long side at most `max_size` (round(1333 * size / 800)), pixels.
+
+    Raises:
+        DetrkitError: a size that is not positive, or a maximum below it.
+    """
+    if size < 1 or (max_size is not None and max_size < size):
+        raise DetrkitError(f"size={size}, max_size={max_size}: need 1 <= size <= max_size pixels")
+    return EvalTransform(size=size, max_size=max_size if max_size is not None else _scaled(_PUBLISHED_MAX, size))
+
+
+def normalise(sample: Sample, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Sample:
+    """The sample with a float32 image: (uint8 / 255 - mean) / std, per channel."""
+    # Planes before arithmetic: on interleaved memory the same three operations take four times as long.
+    image = sample.image.as_subclass(Tensor).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    image.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
+    return replace(sample, image=tv_tensors.Image(image))
+
+
+def to_target(sample: Sample) -> Target:
+    """The objects of a transformed sample: boxes cxcywh in [0, 1], relative to the image without padding."""
+    height, width = (int(s) for s in sample.image.shape[-2:])
+    x0, y0, x1, y1 = sample.boxes.as_subclass(Tensor).unbind(1)
+    boxes = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], 1)
+    return Target(
+        labels=sample.labels,
+        boxes=boxes / torch.tensor([width, height, width, height], dtype=torch.float32),
+        masks=None if sample.masks is None else sample.masks.as_subclass(Tensor),
+        image_id=sample.image_id,
+        size=(height, width),
+        orig_size=sample.orig_size,
+    )

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrkit.data import loader as loader_module
+from detrkit.data.dataset import Dataset, open_dataset
+from detrkit.data.loader import EvalSampler, Item, TrainSampler, derived_seed, make_loader, order_by_aspect
+from detrkit.data.shapes import write_shapes
+from detrkit.data.transforms import eval_transform, train_transform
+from detrkit.models.batch import Batch
+from detrkit.models.outputs import Target
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("loader") / "shapes", images={"train": 11}, sides=(32, 64))
+
+
+@pytest.fixture
+def dataset(shapes: Path) -> Dataset:
+    return open_dataset(shapes, masks=True)
+
+
+def batches(sampler: TrainSampler | EvalSampler) -> list[list[Item]]:
+    return list(sampler)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.parametrize("world", [2, 4])
+def test_more_processes_see_the_same_global_batches(seed: int, world: int) -> None:
+    one = TrainSampler(103, batch_size=8, seed=seed)
+    many = [TrainSampler(103, batch_size=8 // world, seed=seed, rank=r, world_size=world) for r in range(world)]
+    for epoch in (0, 1, 7):
+        for sampler in (one, *many):
+            sampler.set_epoch(epoch)
+        whole = batches(one)
+        parts = [batches(s) for s in many]
+        assert whole == [[item for part in parts for item in part[k]] for k in range(len(whole))]
+
+
+def test_train_epoch_is_a_permutation_without_the_last_incomplete_batch() -> None:
+    sampler = TrainSampler(103, batch_size=8, seed=1)
+    items = [item for batch in batches(sampler) for item in batch]
+    assert len(sampler) == 12 and len(items) == 96
+    assert len({item.index for item in items}) == 96
+    first = items
+    sampler.set_epoch(1)
+    second = [item for batch in batches(sampler) for item in batch]
+    assert [i.index for i in first] != [i.index for i in second]
+    assert {i.epoch for i in second} == {1}
+    other = TrainSampler(103, batch_size=8, seed=2)
+    assert batches(other)[0] != first[:8]
+
+
+def test_resume_within_an_epoch() -> None:
+    sampler = TrainSampler(50, batch_size=4, seed=3)
+    sampler.set_epoch(2)
+    whole = batches(sampler)
+    sampler.set_epoch(2, start_batch=5)
+    assert batches(sampler) == whole[5:]
+    assert len(sampler) == 12
+    sampler.set_epoch(2, start_batch=12)
+    assert batches(sampler) == []
+    with pytest.raises(ValueError, match="start_batch 13"):
+        sampler.set_epoch(2, start_batch=13)
+
+
+def test_small_dataset_fills_one_global_batch() -> None:
+    sampler = TrainSampler(3, batch_size=8)
+    (batch,) = batches(sampler)
+    assert len(sampler) == 1
+    assert sorted((i.copy, i.index) for i in batch[:6]) == [(c, i) for c in range(2) for i in range(3)]
+    assert len(set(batch)) == 8  # the copies are augmented differently
+    order = [i.index for i in batch]
+    assert order == (order[:3] * 3)[:8]
+
+
+@pytest.mark.parametrize(("length", "world", "batch"), [(10, 1, 4), (10, 3, 2), (2, 4, 2), (7, 2, 8)])
+def test_evaluation_takes_every_image_once(length: int, world: int, batch: int) -> None:
+    samplers = [EvalSampler(length, batch_size=batch, rank=r, world_size=world) for r in range(world)]
+    indices = [[item.index for b in s for item in b] for s in samplers]
+    assert sorted(i for part in indices for i in part) == list(range(length))
+    assert indices == [list(range(length))[r::world] for r in range(world)]
+    assert all(len(list(s)) == len(s) for s in samplers)
+    assert all(len(b) == batch for s in samplers for b in list(s)[:-1])
+
+
+def test_impossible_processes() -> None:
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        TrainSampler(5, batch_size=1, rank=2, world_size=2)
+
+
+def test_derived_seed_depends_on_every_part() -> None:
+    seeds = {derived_seed(s, e, i) for s in range(5) for e in range(5) for i in range(40)}
+    assert len(seeds) == 1000
+    assert derived_seed(1, 2, 3) == derived_seed(1, 2, 3)
+
+
+def run(
+    dataset: Dataset, *, workers: int, epochs: tuple[int, ...] = (0,), **options: object
+) -> list[tuple[Batch, list[Target]]]:
+    loader = make_loader(
+        dataset,
+        transform=train_transform(48),
+        batch_size=4,
+        training=True,
+        seed=9,
+        workers=workers,
+        **options,  # type: ignore[arg-type]
+    )
+    found = []
+    for epoch in epochs:
+        loader.set_epoch(epoch)
+        found += list(loader)
+    return found
+
+
+def same(a: list[tuple[Batch, list[Target]]], b: list[tuple[Batch, list[Target]]]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x.images, y.images)
+        and x.sizes == y.sizes
+        and all(torch.equal(s.boxes, t.boxes) and s.image_id == t.image_id for s, t in zip(xs, ys, strict=True))
+        for (x, xs), (y, ys) in zip(a, b, strict=True)
+    )
+
+
+def test_workers_and_cache_change_nothing(dataset: Dataset, shapes: Path) -> None:
+    epochs = (0, 1)
+    plain = run(dataset, workers=0, epochs=epochs, cache="none")
+    assert len(plain) == 4
+    assert not same(plain[:2], plain[2:])
+    with_workers = run(open_dataset(shapes, masks=True), workers=2, epochs=epochs, cache="none")  # persistent
+    assert same(plain, with_workers)
+    cached = open_dataset(shapes, masks=True)
+    assert same(plain, run(cached, workers=2, epochs=epochs, cache="ram"))
+    assert same(plain, run(cached, workers=0, epochs=epochs, cache="ram"))
+
+
+def test_batches_are_padded_and_targets_fit(dataset: Dataset) -> None:
+    for batch, targets in run(dataset, workers=0):
+        assert batch.images.dtype == torch.float32 and batch.images.shape[:2] == (4, 3)
+        assert not batch.images.isnan().any()
+        for image, size, target in zip(batch.images, batch.sizes, targets, strict=True):
+            assert target.size == size
+            assert target.masks is not None and target.masks.shape == (len(target), *size)
+            assert ((target.boxes >= 0) & (target.boxes <= 1)).all()
+            assert (image[:, size[0] :] == 0).all() and (image[:, :, size[1] :] == 0).all()
+
+
+def test_resume_gives_the_same_pixels(dataset: Dataset) -> None:
+    loader = make_loader(dataset, transform=train_transform(48), batch_size=2, training=True, seed=4, workers=0)
+    loader.set_epoch(3)
+    whole = list(loader)
+    loader.set_epoch(3, start_batch=2)
+    assert len(whole) == 5 and same(whole[2:], list(loader))
+
+
+def test_global_generator_is_left_alone(dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    run(dataset, workers=0)
+    run(dataset, workers=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_every_image_is_decoded_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detrkit.data import dataset as dataset_module
+
+    decoded: list[Path] = []
+    real_decode = dataset_module.decode
+    monkeypatch.setattr(
+        dataset_module, "decode", lambda file, size=None: (decoded.append(file), real_decode(file, size))[1]
+    )
+    run(dataset, workers=0, epochs=(0, 1, 2))
+    assert sorted(decoded) == sorted(r.file for r in dataset.records)
+    decoded.clear()
+    monkeypatch.setattr(loader_module, "CACHE_LIMIT_BYTES", 10)  # "auto" now finds it too large
+    fresh = dataset.subset(range(11))
+    run(fresh, workers=0, epochs=(0, 1))
+    assert len(decoded) == 16
+
+
+def test_cache_is_not_written_by_samples(dataset: Dataset) -> None:
+    dataset.cache_images()
+    first = dataset[0].image.clone()
+    dataset[0].image.zero_()
+    assert torch.equal(dataset[0].image, first)
+    assert torch.equal(dataset[-1].image, dataset[10].image)
+
+
+def test_evaluation_loader_ordered_by_aspect(dataset: Dataset) -> None:
+    order = order_by_aspect(dataset)
+    ratios = [dataset.records[i].height / dataset.records[i].width for i in order]
+    assert ratios == sorted(ratios) and sorted(order) == list(range(11))
+    loader = make_loader(dataset, transform=eval_transform(32), batch_size=4, training=False, workers=0, order=order)
+    seen = [t.image_id for _, targets in loader for t in targets]
+    assert seen == [dataset.records[i].image_id for i in order]
+    assert [len(batch) for batch, _ in loader] == [4, 4, 3]
+    assert all(min(size) == 32 for batch, _ in loader for size in batch.sizes)
+    with pytest.raises(ValueError, match="order"):
+        make_loader(dataset, transform=eval_transform(32), batch_size=4, training=True, order=order)
+
+
+def test_default_workers_leave_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for usable, expected in [(1, 0), (2, 1), (4, 3), (64, 4)]:
+        if hasattr(os, "sched_getaffinity"):
+            monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=usable: set(range(n)))
+        else:
+            monkeypatch.setattr(os, "cpu_count", lambda n=usable: n)
+        assert loader_module.default_workers() == expected

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import generator, make_sample
+from PIL import Image
+
+from detrkit.data.transforms import (
+    DetrTransform,
+    EvalTransform,
+    FlipTransform,
+    crop,
+    eval_transform,
+    hflip,
+    normalise,
+    random_crop,
+    resize,
+    resized_size,
+    to_target,
+    train_transform,
+)
+from detrkit.errors import DetrkitError
+
+# (height, width, size, max_size) -> (height, width), worked out by hand from the published rule.
+RULE = [
+    ((480, 640, 800, 1333), (800, 1066)),  # 800 * 640 / 480 = 1066.67, truncated
+    ((640, 480, 800, 1333), (1066, 800)),
+    ((427, 640, 800, 1333), (800, 1199)),  # 1199.06
+    ((426, 640, 800, 1333), (800, 1201)),  # 1201.88
+    ((375, 500, 800, 1333), (800, 1066)),
+    ((333, 500, 480, 1333), (480, 720)),  # 720.72
+    ((300, 600, 800, 1333), (666, 1332)),  # short side round(666.5) = 666 (to even), long 1332
+    ((230, 640, 800, 1333), (479, 1332)),  # round(479.05) = 479, long int(479 * 640 / 230) = int(1332.87)
+    ((640, 230, 800, 1333), (1332, 479)),
+    ((800, 1000, 800, 1333), (800, 1000)),  # already there
+    ((500, 500, 512, 1333), (512, 512)),
+    ((300, 900, 600, None), (600, 1800)),  # no maximum before the crop
+    ((2, 3000, 800, 1333), (1, 1500)),  # short side round(0.89) = 1
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), RULE)
+def test_resize_rule(given: tuple[int, int, int, int | None], expected: tuple[int, int]) -> None:
+    assert resized_size(*given) == expected
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(427, 640, (800, 1199)), (230, 333, (120, 173)), (50, 40, (50, 97))]
+)
+def test_resize_equals_pil(height: int, width: int, size: tuple[int, int]) -> None:
+    sample = make_sample(height, width, [])
+    array = sample.image.permute(1, 2, 0).numpy()
+    pil = np.asarray(Image.fromarray(array).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
+    ours = resize(sample, size).image.permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(pil - ours).max() <= 1
+    assert np.mean(pil != ours) < 0.2  # noise is the hardest input; most pixels are the same
+
+
+def test_resize_boxes_and_masks() -> None:
+    masks = torch.zeros(1, 4, 6, dtype=torch.bool)
+    masks[0, 1:3, 2:5] = True
+    out = resize(make_sample(4, 6, [[2, 1, 5, 3]], masks=masks), (8, 18))
+    assert out.boxes.tolist() == [[6, 2, 15, 6]]
+    assert out.boxes.canvas_size == (8, 18)
+    assert out.masks is not None and out.masks.dtype == torch.bool
+    assert torch.equal(out.masks[0], masks[0].repeat_interleave(2, 0).repeat_interleave(3, 1))
+    # Nearest as the published code: source row floor(i * 4 / 3), so rows 0, 1, 2.
+    down = resize(make_sample(4, 6, [[2, 1, 5, 3]], masks=masks), (3, 6))
+    assert down.masks is not None
+    assert torch.equal(down.masks[0], masks[0, [0, 1, 2]])
+    empty = resize(make_sample(4, 6, [], masks=torch.zeros(0, 4, 6, dtype=torch.bool)), (8, 12))
+    assert empty.masks is not None and empty.masks.shape == (0, 8, 12) and empty.boxes.shape == (0, 4)
+
+
+def test_hflip() -> None:
+    masks = torch.zeros(1, 3, 5, dtype=torch.bool)
+    masks[0, 0, 0] = True
+    sample = make_sample(3, 5, [[0, 0, 2, 1]], masks=masks)
+    out = hflip(sample)
+    assert out.boxes.tolist() == [[3, 0, 5, 1]]
+    assert torch.equal(out.image, sample.image.flip(2))
+    assert out.masks is not None and out.masks[0].nonzero().tolist() == [[0, 4]]
+    assert torch.equal(hflip(out).boxes, sample.boxes)
+
+
+def test_crop_shifts_clamps_and_drops() -> None:
+    boxes = [
+        [0, 0, 4, 4],  # cut to the upper left corner
+        [0, 0, 2, 8],  # ends exactly at the left edge: zero width, goes
+        [3, 4, 6, 7],  # inside
+        [6, 5, 10, 10],  # cut at right and bottom
+        [7, 0, 9, 9],  # starts exactly at the right edge: goes
+    ]
+    masks = torch.stack([torch.full((10, 10), k % 2 == 0) for k in range(5)])
+    sample = make_sample(10, 10, boxes, masks=masks)
+    out = crop(sample, 3, 2, 6, 5)  # rows 3..9, columns 2..7
+    assert out.boxes.tolist() == [[0, 0, 2, 1], [1, 1, 4, 4], [4, 2, 5, 6]]
+    assert out.labels.tolist() == [0, 2, 3]
+    assert out.masks is not None and out.masks.shape == (3, 6, 5)
+    assert out.masks.flatten(1).any(1).tolist() == [True, True, False]
+    assert torch.equal(out.image, sample.image[:, 3:9, 2:7])
+    assert len(sample.boxes) == 5 and sample.image.shape == (3, 10, 10)  # the original is untouched
+
+
+def test_random_crop_draws_width_first_inclusive_and_capped() -> None:
+    sample = make_sample(500, 450, [])
+    seen = set()
+    for seed in range(300):
+        g = generator(seed)
+        out = random_crop(sample, (448, 600), g)
+        again = generator(seed)
+        w = int(torch.randint(448, 451, (), generator=again))
+        h = int(torch.randint(448, 501, (), generator=again))
+        assert out.image.shape == (3, h, w)
+        seen.add((h, w))
+    assert {w for _, w in seen} == {448, 449, 450}
+    assert {h for h, _ in seen} >= {448, 500} and max(h for h, _ in seen) == 500
+    small = make_sample(10, 20, [])  # smaller than the smallest crop: stays whole
+    assert random_crop(small, (384, 600), generator(0)).image.shape == (3, 10, 20)
+
+
+def test_published_numbers_and_scaling() -> None:
+    published = train_transform()
+    assert published == DetrTransform(
+        scales=(480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+        max_size=1333,
+        crop_resize=(400, 500, 600),
+        crop_range=(384, 600),
+    )
+    assert eval_transform() == EvalTransform(size=800, max_size=1333)
+    # 128 / 800 = 0.16: 480 -> 76.8, 512 -> 81.92, ...; 1333 -> 213.28
+    small = train_transform(128)
+    assert isinstance(small, DetrTransform)
+    assert small.scales == (77, 82, 87, 92, 97, 102, 108, 113, 118, 123, 128)
+    assert (small.max_size, small.crop_resize, small.crop_range) == (213, (64, 80, 96), (61, 96))
+    tiny = train_transform(32)
+    assert isinstance(tiny, DetrTransform) and tiny.scales == (19, 20, 22, 23, 24, 26, 27, 28, 29, 31, 32)
+    custom = train_transform(128, 200, scales=[96, 128])
+    assert isinstance(custom, DetrTransform) and (custom.scales, custom.max_size) == ((96, 128), 200)
+    assert train_transform(augment="none") == eval_transform()
+    assert train_transform(augment="flip") == FlipTransform(resize=eval_transform())
+
+
+def test_published_augmentation_statistics() -> None:
+    sample = make_sample(96, 128, [[0, 0, 64, 96]])
+    transform = train_transform(64)
+    assert isinstance(transform, DetrTransform)
+    flips = whole = 0
+    shorts = set()
+    for seed in range(600):
+        out = transform(sample, generator(seed))
+        h, w = out.image.shape[-2:]
+        shorts.add(min(h, w))
+        if (
+            abs(w / h - 4 / 3) < 0.03
+            and len(out.boxes)
+            and abs(float(out.boxes[0, 2] - out.boxes[0, 0]) / w - 0.5) < 1e-5
+        ):
+            whole += 1
+            flips += float(out.boxes[0, 0]) > 1
+    assert shorts == set(transform.scales)
+    assert abs(whole / 600 - 0.5) < 0.08  # branch A half of the time, and few crops look like it
+    assert abs(flips / whole - 0.5) < 0.1
+
+
+def test_same_generator_same_sample_and_no_global_randomness() -> None:
+    sample = make_sample(60, 80, [[5, 5, 50, 40]])
+    transform = train_transform(48)
+    before = torch.get_rng_state()
+    a, b = (transform(sample, generator(3)) for _ in range(2))
+    assert torch.equal(a.image, b.image) and torch.equal(a.boxes, b.boxes)
+    assert torch.equal(before, torch.get_rng_state())
+    shapes = {tuple(transform(sample, generator(s)).image.shape) for s in range(30)}
+    assert len(shapes) > 5
+    with pytest.raises(ValueError, match="generator"):
+        transform(sample)
+
+
+def test_normalise() -> None:
+    sample = make_sample(2, 2, [])
+    out = normalise(sample)
+    value = float(sample.image[1, 0, 1])
+    assert out.image.dtype == torch.float32 and out.image.is_contiguous()
+    assert float(out.image[1, 0, 1]) == pytest.approx((value / 255 - 0.456) / 0.224, abs=1e-6)
+    plain = normalise(sample, (0, 0, 0), (1, 1, 1))
+    assert torch.equal(plain.image, sample.image.float() / 255)
+    assert sample.image.dtype == torch.uint8
+
+
+def test_to_target() -> None:
+    target = to_target(make_sample(50, 100, [[10, 20, 30, 40], [0, 0, 100, 50]]))
+    torch.testing.assert_close(target.boxes, torch.tensor([[0.2, 0.6, 0.2, 0.4], [0.5, 0.5, 1.0, 1.0]]))
+    assert (target.size, target.orig_size, target.image_id) == ((50, 100), (50, 100), 7)
+    assert type(target.boxes) is torch.Tensor
+    assert to_target(make_sample(5, 5, [])).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"size": 0}, {"max_size": 700}, {"augment": "mosaic"}, {"scales": []}, {"scales": [0, 5]}]
+)
+def test_bad_arguments(arguments: dict[str, object]) -> None:
+    with pytest.raises(DetrkitError, match=next(iter(arguments)).removesuffix("s")):
+        train_transform(**arguments)  # type: ignore[arg-type]
