@@ -1,0 +1,213 @@
+"""Files from the network: resumed after a cut, verified, and in the cache only when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from detrkit.errors import DetrkitError
+
+CHUNK = 1 << 20  # bytes
+TIMEOUT = 30.0  # seconds without a byte
+ATTEMPTS = 5  # connections in a row that may bring nothing new
+
+
+def home() -> Path:
+    """Where downloads are kept: $DETRKIT_HOME, by default ~/.cache/detrkit."""
+    chosen = os.environ.get("DETRKIT_HOME")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "detrkit"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(url: str, *, sha256_prefix: str, folder: Path | None = None, pause: float = 1.0) -> Path:
+    """The file behind a URL, from the cache or the network.
+
+    A partial download is kept beside its place as NAME.part and continued by the next call. Processes that want the
+    same file at the same time wait for each other (POSIX).
+
+    Args:
+        url: http(s) address; its last part names the file.
+        sha256_prefix: the first hex digits of the file's SHA-256, which decide whether it is the right file.
+        folder: where to keep it; by default `home() / "weights"`.
+        pause: seconds before another attempt after a lost connection, doubled each time.
+
+    Returns:
+        The path of the complete, verified file.
+
+    Raises:
+        DetrkitError: no connection, an HTTP error, or another file than expected; the message says where a file
+            obtained by other means has to be put.
+    """
+    folder = home() / "weights" if folder is None else folder
+    path = folder / url.rsplit("/", 1)[1]
+    if path.exists() and sha256(path).startswith(sha256_prefix):
+        return path
+    part = path.with_name(path.name + ".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with part.open("ab") as file, _locked(file):
+            if path.exists() and sha256(path).startswith(sha256_prefix):  # another process was faster
+                part.unlink(missing_ok=True)
+                return path
+            resumed = file.tell() > 0
+            _fetch(url, file, path, pause)
+            file.flush()
+            if resumed and not sha256(part).startswith(sha256_prefix):
+                _restart(file)  # the kept part may be of another version of the file: once more from the start
+                _fetch(url, file, path, pause)
+                file.flush()
+            digest = sha256(part)
+            if not digest.startswith(sha256_prefix):
+                part.unlink()
+                raise DetrkitError(
+                    f"{url} is not the expected file: its SHA-256 starts with {digest[:8]}, not with {sha256_prefix}"
+                )
+            os.replace(part, path)
+    except OSError as error:
+        raise DetrkitError(
+            f"cannot write {path}: {error.strerror or error} (set DETRKIT_HOME to another folder)"
+        ) from error
+    return path
+
+
+def _restart(file: IO[bytes]) -> None:
+    file.seek(0)
+    file.truncate()
+
+
+@contextlib.contextmanager
+def _locked(file: IO[bytes]) -> Iterator[None]:
+    """Holds an exclusive lock on an open file, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+    file.seek(0, os.SEEK_END)
+    yield
+
+
+def _fetch(url: str, file: IO[bytes], path: Path, pause: float) -> None:
+    """Appends to `file` until it is complete, over as many connections as it takes.
+
+    Raises:
+        DetrkitError: the server cannot be reached, says no, or keeps hanging up.
+    """
+    failures = 0
+    with _Bar(path.name) as bar:
+        while True:
+            start = file.tell()
+            try:
+                if _connection(url, file, bar):
+                    return
+                reason: object = "the connection was cut"
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    raise DetrkitError(_advice(url, path, f"HTTP {error.code} {error.reason}")) from error
+                reason = f"HTTP {error.code} {error.reason}"
+            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+                if file.tell() == 0:  # not even a first byte: there is no network to wait for
+                    raise DetrkitError(_advice(url, path, getattr(error, "reason", error))) from error
+                reason = getattr(error, "reason", error)
+            failures = 0 if file.tell() > start else failures + 1
+            if failures >= ATTEMPTS:
+                raise DetrkitError(
+                    _advice(url, path, f"{reason}; {file.tell():,} bytes are kept, run again to continue")
+                )
+            time.sleep(pause * 2**failures)
+
+
+def _connection(url: str, file: IO[bytes], bar: _Bar) -> bool:
+    """Appends what one connection brings; returns whether the file is complete by what the server said."""
+    start = file.tell()
+    request = urllib.request.Request(url, headers={"User-Agent": "detrkit", "Accept-Encoding": "identity"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if start and error.code == 416:  # nothing after `start`: complete, or longer than the file
+            size = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+            if size and int(size[1]) == start:
+                return True
+            _restart(file)
+            return False
+        raise
+    with response:
+        if start and not (response.status == 206 and _range_start(response) == start):
+            _restart(file)  # the server sends the whole file again
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length is not None else None
+        bar.begin(start, total)
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            bar.advance(len(chunk))
+    return total is None or file.tell() >= total
+
+
+def _range_start(response: http.client.HTTPResponse) -> int | None:
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else None
+
+
+def _advice(url: str, path: Path, reason: object) -> str:
+    return f"cannot download {url} ({reason}). Without a connection, put the file at {path}"
+
+
+class _Bar:
+    """A progress bar on a terminal, one plain line elsewhere; on standard error, so that output stays clean."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = None if not self.console.is_terminal else self.progress.add_task(f"downloading {name}", start=True)
+        self.announced = False
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def begin(self, done: int, total: int | None) -> None:
+        """A connection starts at byte `done` of `total`."""
+        if self.task is not None:
+            self.progress.update(self.task, completed=done, total=total)
+        elif not self.announced:
+            size = "" if total is None else f" ({total / 1e6:.1f} MB)"
+            self.console.print(f"downloading {self.name}{size}", highlight=False)
+            self.announced = True
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes have arrived."""
+        if self.task is not None:
+            self.progress.advance(self.task, count)

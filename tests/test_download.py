@@ -1,0 +1,163 @@
+"""Downloads against a server on this machine that misbehaves as asked."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import re
+import socket
+import threading
+
+import pytest
+
+from detrkit import download as module
+from detrkit.download import download, home
+from detrkit.errors import DetrkitError
+
+CONTENT = bytes(range(256)) * 2000  # 512 000 bytes
+PREFIX = hashlib.sha256(CONTENT).hexdigest()[:8]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves CONTENT; `cut` holds how many bytes the next connections send before they break off."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.ranges, self.cut, self.status, self.requests = CONTENT, True, [], [], []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/files/model-{PREFIX}.pth"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, header = self.server, self.headers.get("Range")
+        server.requests.append(header)
+        if server.status and (status := server.status.pop(0)):
+            return self.send_error(status)
+        start = int(re.fullmatch(r"bytes=(\d+)-", header)[1]) if header and server.ranges else 0
+        size = len(server.content)
+        if start >= size:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{size}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if server.cut:
+            body = body[: server.cut.pop(0)]
+        self.wfile.write(body)
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_WR)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def get(server, folder):
+    return download(server.url, sha256_prefix=PREFIX, folder=folder, pause=0.0)
+
+
+def test_fetches_once_and_leaves_nothing_else(server, tmp_path):
+    path = get(server, tmp_path / "new" / "folder")
+    assert path.read_bytes() == CONTENT
+    assert get(server, path.parent) == path
+    assert server.requests == [None]
+    assert [p.name for p in path.parent.iterdir()] == [f"model-{PREFIX}.pth"]
+
+
+def test_resumes_a_cut_connection(server, tmp_path):
+    server.cut = [100_000, 200_000]
+    assert get(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=100000-", "bytes=300000-"]
+
+
+def test_resumes_in_a_later_call(server, tmp_path):
+    server.cut = [100_000] + [0] * module.ATTEMPTS
+    with pytest.raises(DetrkitError, match=r"100,000 bytes are kept, run again"):
+        get(server, tmp_path)
+    assert not (tmp_path / f"model-{PREFIX}.pth").exists()
+    server.requests.clear()
+    assert get(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == ["bytes=100000-"]
+
+
+def test_server_without_ranges_starts_over(server, tmp_path):
+    server.ranges, server.cut = False, [100_000]
+    assert get(server, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("left", [b"x" * 1000, CONTENT, CONTENT + b"more"], ids=["foreign", "complete", "too long"])
+def test_what_was_left_behind(server, tmp_path, left):
+    (tmp_path / f"model-{PREFIX}.pth.part").write_bytes(left)
+    assert get(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_wrong_file(server, tmp_path):
+    server.content = CONTENT[:-1] + b"!"
+    with pytest.raises(DetrkitError, match=rf"not the expected file.*not with {PREFIX}"):
+        get(server, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_cache_is_replaced(server, tmp_path):
+    (tmp_path / f"model-{PREFIX}.pth").write_bytes(CONTENT[:1000])
+    assert get(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_server_errors(server, tmp_path):
+    server.status = [503, 503]
+    assert get(server, tmp_path).read_bytes() == CONTENT
+    (tmp_path / f"model-{PREFIX}.pth").unlink()
+    server.status = [404]
+    with pytest.raises(DetrkitError, match="HTTP 404"):
+        get(server, tmp_path)
+
+
+def test_offline_says_which_file_goes_where(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/model.pth"  # bound but not listening: refused
+        with pytest.raises(DetrkitError) as error:
+            download(url, sha256_prefix=PREFIX, folder=tmp_path, pause=0.0)
+    assert url in str(error.value) and str(tmp_path / "model.pth") in str(error.value)
+    (tmp_path / "model.pth").write_bytes(CONTENT)
+    assert download(url, sha256_prefix=PREFIX, folder=tmp_path).read_bytes() == CONTENT
+
+
+def test_two_at_once(server, tmp_path):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(get(server, tmp_path).read_bytes())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [CONTENT] * 4
+    assert [p.name for p in tmp_path.iterdir()] == [f"model-{PREFIX}.pth"]
+
+
+def test_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETRKIT_HOME", str(tmp_path))
+    assert home() == tmp_path
+    monkeypatch.delenv("DETRKIT_HOME")
+    assert home().parts[-2:] == (".cache", "detrkit")
+
+
+def test_unwritable_folder(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DetrkitError, match="DETRKIT_HOME"):
+        get(server, tmp_path / "file")
