@@ -6,6 +6,7 @@ from detrkit.evaluate.curves import PrecisionRecall
 from detrkit.evaluate.evaluator import DetectionEvaluator
 from detrkit.evaluate.ground_truth import GroundTruth
 from detrkit.evaluate.metrics import Metrics
+from detrkit.evaluate.report import write_report
 from detrkit.evaluate.result_table import ResultTable
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "ResultTable",
     "confusion_matrix",
     "evaluate_detections",
+    "write_report",
 ]

@@ -172,7 +172,9 @@ def draw_boxes(
     colors = [color_of(i) for i in range(count)] if colors is None else [(int(r), int(g), int(b)) for r, g, b in colors]
     extent = float(np.sqrt(canvas.width * canvas.height))
     line = width if width is not None else max(2, round(extent / 220))
-    letters = font_size if font_size is not None else max(11, round(extent / 38))
+    letters = (
+        font_size if font_size is not None else max(12, round(extent / 38))
+    )  # below 12 the strokes are thinner than a pixel: grey
 
     limits = np.array([canvas.width, canvas.height] * 2)
     pixels = np.clip((array * factor).round(), 0, limits).astype(int)
@@ -194,9 +196,14 @@ def draw_boxes(
             tags.append((tag, color))
     for tag, color in reversed(tags):
         draw.rectangle((tag.left, tag.top, tag.left + tag.width - 1, tag.top + tag.height - 1), fill=color)
-        # Anchored by its middle: fonts differ in the empty room above their letters.
-        middle = (tag.left + tag.width / 2, tag.top + tag.height / 2)
-        draw.text(middle, tag.text, fill=text_color(color), font=font_for(tag.text, letters), anchor="mm")
+        font = font_for(tag.text, letters)
+        # Capitals in the middle (fonts differ in the room above them), on whole pixels: between them letters blur.
+        capital = -font.getbbox("H", anchor="ls")[1]
+        place = (
+            round(tag.left + (tag.width - font.getlength(tag.text)) / 2),
+            round(tag.top + (tag.height + capital) / 2),
+        )
+        draw.text(place, tag.text, fill=text_color(color), font=font, anchor="ls")
     return canvas
 
 

@@ -66,7 +66,7 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _drawn(image: Image.Image, detections: Detections, width: int, height: int, *, scores: bool) -> Image.Image:
     """The objects drawn at the size the tile will have, so that lines and letters are alike on every tile."""
     factor = min(width / image.width, height / image.height)
-    line, letters = max(2, round(width / 200)), max(11, round(width / 32))
+    line, letters = max(2, round(width / 200)), max(12, round(width / 32))
     return draw_detections(image, detections, scores=scores, scale=factor, width=line, font_size=letters)
 
 

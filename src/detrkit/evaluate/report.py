@@ -1,0 +1,158 @@
+"""A report of one evaluation: a Markdown page with tables and pictures, and the numbers as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from detrkit.errors import DetrkitError
+from detrkit.evaluate.confusion import Confusion
+from detrkit.evaluate.curves import PrecisionRecall
+from detrkit.evaluate.files import write_atomic
+from detrkit.evaluate.metrics import Metrics, markdown_table
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    metrics: Metrics,
+    title: str,
+    settings: Mapping[str, Any],
+    pr: PrecisionRecall | None = None,
+    confusion: Confusion | None = None,
+    sheet: Image.Image | None = None,
+    curves: Sequence[Mapping[str, Any]] | None = None,
+    timing: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes report.md, metrics.json and the pictures that report.md links.
+
+    The page is written last, so that whoever finds it finds everything it links.
+
+    Args:
+        folder: made if need be; files of an earlier report in it are replaced.
+        metrics: the numbers.
+        title: of the page.
+        settings: what was evaluated and how, one row each: model, weights, dataset, batch size, padding, ...
+        pr: precision over recall; by default the metrics' own.
+        confusion: which class is taken for which.
+        sheet: a picture of examples, see `visualize.comparison_sheet`.
+        curves: rows of a training log, see `visualize.training_curves`.
+        timing: one row each, the unit in the name: {"images per second": 31.4}.
+
+    Returns:
+        The path of report.md.
+
+    Raises:
+        DetrkitError: the folder cannot be written.
+    """
+    from detrkit.visualize.curves import confusion_heatmap, png_bytes, precision_recall_curves, training_curves
+
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise DetrkitError(f"{folder} is a file; give a folder for the report")
+    parts = [f"# {_plain(title)}", _summary(metrics), metrics.table(), _footnote(metrics)]
+    record = {"title": title, "settings": {k: _json_value(v) for k, v in settings.items()}, **metrics.to_json()}
+
+    def picture(name: str, content: bytes, heading: str, text: str) -> None:
+        write_atomic(folder / name, content)
+        parts.extend([f"## {heading}", f"![{heading}]({name})", text])
+
+    if sheet is not None:
+        buffer = io.BytesIO()
+        sheet.convert("RGB").save(buffer, format="PNG")
+        picture("examples.png", buffer.getvalue(), "Examples", "Small images are enlarged.")
+    parts.extend(["## Classes", _classes(metrics)])
+    pr = pr if pr is not None else metrics.curves
+    if pr is not None:
+        text = "Left: the mean over the classes with objects. Right: single classes. The area below a curve is its AP."
+        picture("precision_recall.png", png_bytes(precision_recall_curves(pr)), "Precision and recall", text)
+    if confusion is not None:
+        text = (
+            f"Counts of objects matched at IoU {confusion.iou:g} with detections above a score of "
+            f"{confusion.score:g}. The column *missed* holds objects without a detection, the row *background* "
+            "detections without an object."
+        )
+        mistakes = [[t, p, str(n)] for t, p, n in confusion.top()]
+        if mistakes:
+            text += "\n\nMost frequent mistakes:\n\n" + markdown_table(["true", "taken for", "count"], mistakes)
+        picture("confusion.png", png_bytes(confusion_heatmap(confusion)), "Confusion", text)
+        record["confusion"] = {
+            "names": [*confusion.names, "background"],
+            "matrix": confusion.matrix.tolist(),
+            "iou": confusion.iou,
+            "score": confusion.score,
+        }
+    if curves:
+        text = "Where single steps are logged, the line is their running mean."
+        picture("training.png", png_bytes(training_curves(curves)), "Training", text)
+    for heading, values in (("Settings", settings), ("Timing", timing or {})):
+        if values:
+            rows = [[_plain(k), _value(v)] for k, v in values.items()]
+            parts.extend([f"## {heading}", markdown_table(["", ""], rows)])
+    if timing:
+        record["timing"] = {k: _json_value(v) for k, v in timing.items()}
+    write_atomic(folder / "metrics.json", json.dumps(record, indent=2) + "\n")
+    parts.append("The same numbers for programs: [metrics.json](metrics.json).")
+    return write_atomic(folder / "report.md", "\n\n".join(p for p in parts if p) + "\n")
+
+
+def _plain(text: object) -> str:
+    """Text in one line, safe in Markdown outside of tables."""
+    return " ".join(str(text).split())
+
+
+def _value(value: object) -> str:
+    """A setting as the table shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_value(v) for v in value)
+    return _plain(value)
+
+
+def _json_value(value: object) -> Any:
+    """A setting as JSON; what JSON does not know becomes text."""
+    if isinstance(value, Mapping):
+        return {str(k): _json_value(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def _summary(metrics: Metrics) -> str:
+    """The page's first sentence."""
+    what = "boxes" if metrics.iou_type == "bbox" else "masks"
+    number = "undefined (there are no objects)" if metrics.AP < 0 else f"{metrics.AP * 100:.1f}"
+    return (
+        f"**AP {number}** ({what}) on {metrics.images:,} images with {metrics.objects:,} objects, "
+        f"from {metrics.detections:,} detections."
+    )
+
+
+def _footnote(metrics: Metrics) -> str:
+    """What the columns of the first table mean."""
+    return (
+        "In percent, by COCO's rules. AP: mean over IoU 0.5 to 0.95; AP50, AP75: at one IoU; s, m, l: objects below "
+        "32 x 32, up to 96 x 96, above 96 x 96 pixels; AR: recall with that many detections per image and class. "
+        f"AP counts the best {metrics.max_dets[2]}. n/a: no such objects."
+    )
+
+
+def _classes(metrics: Metrics) -> str:
+    """The per-class table and a line on the classes without objects."""
+    absent = [name for name, row in metrics.per_class.items() if not row["objects"]]
+    table = metrics.table(per_class=True)
+    if not absent:
+        return table
+    names = ", ".join(absent[:20]) + (f" and {len(absent) - 20} more" if len(absent) > 20 else "")
+    return f"{table}\n\nWithout objects in the ground truth: {names}."

@@ -1,0 +1,250 @@
+"""Plots: training curves, precision over recall, confusion.
+
+Each function returns a matplotlib Figure made without pyplot, so that no window opens and nothing global is changed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from detrkit.visualize.colors import color_of, text_color
+
+if TYPE_CHECKING:  # evaluate/ draws with this module, so the import must not go both ways
+    from detrkit.evaluate.confusion import Confusion
+    from detrkit.evaluate.curves import PrecisionRecall
+
+_INK, _QUIET, _LINE = "#1c1c1e", "#5f5f66", "#d9d9de"
+# Blue, orange, green, red, violet, brown, cyan: apart for colour-blind readers too (after Okabe and Ito).
+_LINES = ("#0072b2", "#e66100", "#009e73", "#c1272d", "#8a4fbf", "#7a5230", "#2aa5c9", "#b0569b")
+_TERMS = {"ce": "classification", "bbox": "box L1", "giou": "box GIoU", "mask": "mask focal", "dice": "mask dice"}
+
+
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of (inches) with panels side by side, in the look all plots share."""
+    figure = Figure(figsize=(width, height), dpi=144, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for ax in axes:
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            ax.spines[side].set_color(_LINE)
+        ax.tick_params(colors=_QUIET, labelsize=9, length=3, color=_LINE)
+        ax.grid(color=_LINE, linewidth=0.6, alpha=0.7)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def _titled(ax: Axes, title: str, x: str, y: str = "") -> None:
+    ax.set_title(title, loc="left", fontsize=11, color=_INK, pad=8)
+    ax.set_xlabel(x, fontsize=9, color=_QUIET)
+    if y:
+        ax.set_ylabel(y, fontsize=9, color=_QUIET)
+
+
+def _number(value: Any) -> float:
+    """A cell of a log as a number; NaN for an empty or absent one."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
+    """The (x, y) of the rows that have a finite value of both, ascending in x."""
+    pairs = np.array([(_number(r.get(x)), _number(r.get(key))) for r in rows]).reshape(-1, 2)
+    pairs = pairs[np.isfinite(pairs).all(1)]
+    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _smoothed(y: np.ndarray, points: int) -> np.ndarray:
+    """A centred running mean over `points`, shorter at the ends."""
+    kernel = np.ones(points)
+    return np.convolve(y, kernel, "same") / np.convolve(np.ones(len(y)), kernel, "same")
+
+
+def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Losses, validation AP and learning rate of a run.
+
+    Args:
+        rows: one mapping per logged line, as from a CSV file: `epoch` and/or `step`, `train/loss`, `train/loss_ce`,
+            `train/loss_bbox`, ..., `val/AP`, `val/AP50`, `val/AP75` in [0, 1], `lr` (or `lr/<group>`). Empty or absent
+            cells are skipped; losses of single decoder layers (`..._0`) are left out.
+
+    Raises:
+        ValueError: no row has anything to plot.
+    """
+    keys = list(dict.fromkeys(k for r in rows for k in r))
+    losses = [k for k in keys if k == "train/loss" or (k.startswith("train/loss_") and not k[-1].isdigit())]
+    losses = [k for k in losses if not k.endswith("_enc")]
+    metrics = [k for k in ("val/AP50", "val/AP", "val/AP75") if k in keys]
+    rates = [k for k in keys if k == "lr" or k.startswith(("lr/", "train/lr"))]
+
+    def axis(names: Iterable[str]) -> str:
+        """`step` if most rows with these values have one (several lines per epoch), else `epoch`."""
+        having = [r for r in rows if any(np.isfinite(_number(r.get(n))) for n in names)]
+        epochs = {_number(r.get("epoch")) for r in having}
+        per_epoch = len(epochs) == len(having) and all(np.isfinite(list(epochs)))
+        return "epoch" if per_epoch or "step" not in keys else "step"
+
+    panels = [(kind, names) for kind, names in (("loss", losses), ("AP", metrics), ("rate", rates)) if names]
+    if not any(len(_series(rows, n, axis(names))[0]) for _, names in panels for n in names):
+        raise ValueError("no row has a train/loss, val/AP or lr with its epoch or step")
+    figure, axes = _figure(4.6 * len(panels), 3.5, len(panels))
+    for ax, (kind, names) in zip(axes, panels, strict=True):
+        x_name = axis(names)
+        for i, name in enumerate(names):
+            x, y = _series(rows, name, x_name)
+            if not len(x):
+                continue
+            total = name in ("train/loss", "val/AP")
+            style = {"color": _LINES[i % len(_LINES)], "linewidth": 2.0 if total else 1.3}
+            if kind == "loss":
+                label = "total" if total else _TERMS.get(name.removeprefix("train/loss_"), name.removeprefix("train/"))
+                if len(x) > 80:  # single steps scatter: their mean is the line, they the shade behind it
+                    ax.plot(x, y, color=style["color"], linewidth=0.6, alpha=0.25)
+                    y = _smoothed(y, max(5, len(x) // 40))
+                ax.plot(x, y, label=label, **style)
+            elif kind == "AP":
+                best = int(np.argmax(y))
+                label = f"{name.removeprefix('val/')}, best {y[best] * 100:.1f} at {x_name} {x[best]:g}"
+                ax.plot(x, y * 100, label=label, marker="o", markersize=3, **style)
+            else:
+                ax.plot(x, y, label=name.removeprefix("train/").removeprefix("lr/"), **style)
+        title = {"loss": "training loss", "AP": "validation AP (percent)", "rate": "learning rate"}[kind]
+        _titled(ax, title, x_name)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if kind == "rate" and all((_series(rows, n, x_name)[1] > 0).all() for n in names):
+            ax.set_yscale("log")
+        elif kind != "rate":
+            ax.set_ylim(bottom=0)
+        if kind != "rate" or len(names) > 1:
+            ax.legend(fontsize=8, frameon=False, labelcolor=_INK)
+    return figure
+
+
+def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5, classes: int = 10) -> Figure:
+    """Precision over recall: left the mean of all classes at IoU 0.5, 0.75 and over all, right single classes.
+
+    Args:
+        curves: of an evaluation (`Metrics.curves`).
+        iou: of the single classes' curves; None is the mean over IoU 0.5:0.95.
+        classes: how many have a colour and a name: half the best and half the worst ones; the others are grey.
+    """
+    figure, (left, right) = _figure(9.6, 4.0, 2)
+    for i, (threshold, name) in enumerate(((0.5, "IoU 0.5"), (0.75, "IoU 0.75"), (None, "mean of IoU 0.5 to 0.95"))):
+        y = curves.mean(threshold)
+        if y[0] > -1:
+            color = _LINES[i]
+            left.plot(curves.recall, y, color=color, linewidth=2, label=f"{name}: {y.mean() * 100:.1f}")
+            left.fill_between(curves.recall, y, color=color, alpha=0.06)
+    per_class = curves.per_class(iou)
+    present = np.flatnonzero(per_class[0] > -1)
+    ranked = present[np.argsort(-per_class[:, present].mean(0), kind="stable")]
+    some = len(ranked) > classes
+    named = np.concatenate([ranked[: (classes + 1) // 2], ranked[len(ranked) - classes // 2 :]]) if some else ranked
+    for k in np.setdiff1d(ranked, named):
+        right.plot(curves.recall, per_class[:, k], color=_LINE, linewidth=0.8)
+    for k in reversed(named):
+        color = tuple(c / 255 for c in color_of(int(k)))
+        label = f"{curves.names[k]}: {per_class[:, k].mean() * 100:.1f}"
+        right.plot(curves.recall, per_class[:, k], color=color, linewidth=1.5, label=label)
+    at = "mean of IoU 0.5 to 0.95" if iou is None else f"IoU {iou:g}"
+    rest = ": the best and the worst" if some else ""
+    _titled(left, f"mean over {len(present)} class{'' if len(present) == 1 else 'es'}", "recall", "precision")
+    _titled(right, f"classes at {at}{rest}", "recall", "precision")
+    for ax in (left, right):
+        ax.set_xlim(0, 1)
+        ax.set_ylim(0, 1.02)
+        handles, labels = ax.get_legend_handles_labels()
+        if handles:
+            order = range(len(labels)) if ax is left else range(len(labels) - 1, -1, -1)
+            ax.legend(
+                [handles[i] for i in order],
+                [labels[i] for i in order],
+                title="AP",
+                title_fontsize=8,
+                fontsize=8,
+                frameon=ax is left,
+                framealpha=0.9,
+                edgecolor="none",
+                labelcolor=_INK,
+                **({"loc": "best"} if ax is left else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}),
+            )
+    return figure
+
+
+def confusion_heatmap(confusion: Confusion, *, most: int = 30) -> Figure:
+    """The confusion matrix as shares of each row, with the counts written in when there is room.
+
+    Args:
+        confusion: from `confusion_matrix`.
+        most: with more classes than this, those with the most objects are shown.
+    """
+    count = len(confusion.names)
+    order = np.argsort(-confusion.matrix[:count].sum(1), kind="stable")[:most] if count > most else np.arange(count)
+    shown = np.append(np.sort(order), count)
+    counts = confusion.matrix[np.ix_(shown, shown)]
+    shares = confusion.normalized()[np.ix_(shown, shown)]
+    names = [confusion.names[i] for i in shown[:-1]]
+    size = len(shown)
+    inches = min(max(4.2, 0.36 * size + 2.2), 14)
+    figure, (ax,) = _figure(inches + 0.9, inches)
+    ax.grid(False)
+    picture = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
+    letters = float(np.clip(250 / size, 6, 9))
+    ax.set_xticks(range(size), [*names, "missed"], rotation=45 if size < 12 else 90, fontsize=max(letters, 7))
+    if size < 12:
+        for label in ax.get_xticklabels():
+            label.set_ha("right")
+            label.set_rotation_mode("anchor")
+    ax.set_yticks(range(size), [*names, "background"], fontsize=max(letters, 7))
+    for side in ax.spines.values():
+        side.set_visible(False)
+    # Lines between classes and background: they are not of one kind.
+    ax.axhline(size - 1.5, color=_QUIET, linewidth=0.8)
+    ax.axvline(size - 1.5, color=_QUIET, linewidth=0.8)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        red, green, blue, _ = picture.cmap(picture.norm(shares[row, column]), bytes=True)
+        ink = "black" if text_color((int(red), int(green), int(blue))) == (0, 0, 0) else "white"
+        ax.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=letters, color=ink)
+    which = f"{most} of {count} classes with the most objects; " if count > most else ""
+    _titled(ax, f"{which}IoU {confusion.iou:g}, score > {confusion.score:g}", "predicted class", "true class")
+    bar = figure.colorbar(picture, ax=ax, shrink=0.6, pad=0.02, format=PercentFormatter(1.0))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, colors=_QUIET, length=0)
+    bar.set_label("share of the row", fontsize=9, color=_QUIET)
+    return figure
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Writes the figure as a PNG file, makes its folder if need be, and returns its path."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when complete: a run rewrites its curves while somebody looks at them.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(png_bytes(figure))
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
