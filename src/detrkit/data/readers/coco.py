@@ -91,14 +91,14 @@ def load_json(file: Path) -> dict[str, Any]:
 
 
 def read(
-    path: Path, split: str, *, masks: bool = False, findings: Findings | None = None
+    path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
 ) -> tuple[ClassList, list[Record], Findings]:
     """Reads one split.
 
     Args:
         path: the dataset's folder or a json file.
         split: one of `splits(path)`.
-        masks: keep the segmentations (they take several times the memory of the boxes).
+        masks: keep the segmentations (they take several times the memory of the boxes); None: those that there are.
         findings: where faults go; by default the first error raises.
 
     Returns:
@@ -174,7 +174,7 @@ def _objects(
     label_of: dict[int, int],
     images: dict[int, dict[str, Any]],
     file: Path,
-    masks: bool,
+    masks: bool | None,
     findings: Findings,
 ) -> dict[int, Objects]:
     """Image id -> its objects."""
@@ -208,7 +208,7 @@ def _objects(
             objects.areas.append(a["area"] if isinstance(a.get("area"), int | float) else None)
             objects.annotation_ids.append(annotation_id)
             objects.names.append(name)
-            if masks:
+            if masks is not False:
                 objects.segmentations.append(a.get("segmentation"))
     return per_image
 

@@ -42,7 +42,7 @@ def splits(path: Path) -> list[str]:
 
 
 def read(
-    path: Path, split: str, *, masks: bool = False, findings: Findings | None = None
+    path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
 ) -> tuple[ClassList, list[Record], Findings]:
     """Reads one split; see `detrkit.data.readers.coco.read` for arguments and returns.
 

@@ -77,8 +77,20 @@ def splits(path: Path) -> list[str]:
     file = _yaml_file(path)
     if file is not None:
         config = _config(file)
-        return [s for s in _YAML_SPLITS if config.get(s)] or ["all"]
+        usual = [s for s in _YAML_SPLITS if config.get(s)]
+        return usual + [k for k in config if _is_further_split(file, config, k)] or ["all"]
     return sorted(d.name for d in (path / "images").iterdir() if d.is_dir()) or ["all"]
+
+
+def _is_further_split(file: Path, config: dict[str, Any], key: str) -> bool:
+    """Whether an entry of the yaml beyond the usual ones names images ("trainval: images/trainval")."""
+    if key in (*_YAML_SPLITS, "path", "names") or not isinstance(config[key], str):
+        return False
+    try:
+        found = _resolve(file, config, config[key], key)
+    except DetrkitError:
+        return False
+    return found.is_dir() or found.suffix == ".txt"
 
 
 def read_classes(path: Path) -> ClassList:
@@ -168,7 +180,7 @@ def label_file(image: Path) -> Path:
 
 
 def read(
-    path: Path, split: str, *, masks: bool = False, findings: Findings | None = None
+    path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
 ) -> tuple[ClassList, list[Record], Findings]:
     """Reads one split; see `detrkit.data.readers.coco.read` for arguments and returns.
 
@@ -203,7 +215,7 @@ def _size_or_error(file: Path) -> tuple[int, int] | DetrkitError:
 
 
 def _objects(
-    file: Path, size: tuple[int, int], label_of: dict[int, int], first_id: int, masks: bool, findings: Findings
+    file: Path, size: tuple[int, int], label_of: dict[int, int], first_id: int, masks: bool | None, findings: Findings
 ) -> Objects:
     """The objects of one label file."""
     height, width = size
@@ -240,8 +252,8 @@ def _objects(
             objects.boxes.append(
                 ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
             )
-        if masks:
-            objects.segmentations.append([[v for xy in zip(xs, ys, strict=True) for v in xy]])
+        if masks is not False:
+            objects.segmentations.append([[v for xy in zip(xs, ys, strict=True) for v in xy]] if polygon else None)
         objects.labels.append(label_of[int(values[0])])
         objects.annotation_ids.append(first_id + len(objects.annotation_ids))
         objects.names.append(name)

@@ -1,0 +1,223 @@
+"""`detrkit data check | convert | shapes | preview`.
+
+Each command is a frozen dataclass, whose docstring and fields tyro makes into --help, with `run() -> exit status`.
+What is heavy (torch) is imported when a command runs, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from detrkit.data.check import Report
+
+_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """Look for every fault of a dataset, and count what is in it.
+
+    Exits with status 1 if there are errors. Warnings (boxes without area, boxes that leave the image, ...) are handled
+    when the dataset is opened.
+    """
+
+    path: Positional[Path]
+    """The dataset's folder, COCO json or data.yaml; the layout is recognised."""
+    split: str | None = None
+    """The split to check, such as train. By default all of them."""
+    decode: bool = False
+    """Decode every image instead of reading its header: finds truncated files, at some 5 ms per image."""
+    limit: int = 50
+    """How many faults of each severity are printed (all are counted); 0 for all."""
+
+    def run(self) -> int:
+        """Checks and prints; 1 if errors were found."""
+        from detrkit.data.check import check
+
+        report = check(self.path, self.split, decode=self.decode)
+        console = Console()
+        _print_summary(report, console)
+        for severity in ("error", "warning", "info"):
+            faults = report.of(severity)
+            shown = faults[: self.limit] if self.limit > 0 else faults
+            for fault in shown:
+                where = f"{fault.file}: {fault.id}: " if fault.id else f"{fault.file}: "
+                line = f"[{_COLOURS[severity]}]{severity}[/] {escape(where + fault.reason)}"
+                console.print(line, soft_wrap=True, highlight=False)
+            if len(shown) < len(faults):
+                console.print(f"... and {len(faults) - len(shown)} more (--limit 0 prints all)", highlight=False)
+        counts = ", ".join(f"{len(report.of(s))} {s}s" for s in ("error", "warning", "info"))
+        console.print(f"{escape(str(report.path))} ({report.layout}): {counts}", soft_wrap=True, highlight=False)
+        return 0 if report.ok else 1
+
+
+def _print_summary(report: Report, console: Console) -> None:
+    """The tables of the splits and of their classes."""
+    splits = Table(title="Splits", title_justify="left")
+    splits.add_column("split")
+    for name in ("images", "objects", "crowd", "without objects", "boxes dropped", "boxes clamped"):
+        splits.add_column(name, justify="right")
+    for s in report.splits:
+        splits.add_row(escape(s.name), *map(str, (s.images, s.objects, s.crowd, s.empty, s.dropped, s.clamped)))
+    if report.splits:
+        console.print(splits)
+    for s in report.splits:
+        classes = Table(title=escape(f"Objects of {s.name} (areas in square pixels)"), title_justify="left")
+        classes.add_column("id", justify="right")
+        classes.add_column("class")
+        for name in ("objects", "images", "small <32²", "medium", "large ≥96²"):
+            classes.add_column(name, justify="right")
+        for c in s.classes:
+            classes.add_row(str(c.id), escape(c.name), *map(str, (c.objects, c.images, c.small, c.medium, c.large)))
+        console.print(classes)
+
+
+@dataclass(frozen=True)
+class DataConvert:
+    """Convert a dataset between COCO, Pascal VOC and YOLO.
+
+    The result appears only when it is complete. VOC and YOLO keep the order of the classes but no ids, segment areas
+    or masks; YOLO has no crowd regions.
+    """
+
+    source: Positional[Path]
+    """The dataset to read; the layout is recognised."""
+    destination: Positional[Path]
+    """The folder to make."""
+    to: Literal["coco", "voc", "yolo"]
+    """The layout to write."""
+    split: str | None = None
+    """The split to convert. By default all of them."""
+    images: Literal["copy", "hardlink", "symlink"] = "copy"
+    """What to do with the image files."""
+    force: bool = False
+    """Replace a dataset that is at the destination already."""
+
+    def run(self) -> int:
+        """Converts and prints what was written."""
+        from detrkit.data.convert import convert
+
+        done = convert(
+            self.source, self.destination, to=self.to, split=self.split, images=self.images, force=self.force
+        )
+        table = Table(title=f"Written as {self.to}", title_justify="left")
+        table.add_column("split")
+        for name in ("images", "objects", "boxes without area left out", "crowd left out"):
+            table.add_column(name, justify="right")
+        for s in done:
+            table.add_row(escape(s.name), *map(str, (s.images, s.objects, s.dropped, s.lost_crowd)))
+        console = Console()
+        console.print(table)
+        console.print(escape(str(self.destination.expanduser().absolute())), soft_wrap=True, highlight=False)
+        return 0
+
+
+@dataclass(frozen=True)
+class DataShapes:
+    """Make a synthetic dataset in the layout of COCO 2017: boxes, instance masks and panoptic truth.
+
+    The same arguments give the same bytes. About 2.5 ms per image of 128 pixels.
+    """
+
+    path: Positional[Path]
+    """The folder to make."""
+    train: int = 2000
+    """Number of training images."""
+    val: int = 200
+    """Number of validation images."""
+    test: int = 0
+    """Number of test images."""
+    sides: tuple[int, int] = (96, 128)
+    """Smallest and largest side of an image, pixels."""
+    classes: int = 5
+    """Number of classes, 1 to 10: circle, square, triangle, star, ring, cross, heart, crescent, hexagon, arrow."""
+    objects: tuple[int, int] = (1, 6)
+    """Fewest and most objects drawn per image."""
+    object_size: tuple[float, float] = (0.15, 0.5)
+    """Smallest and largest diameter of an object, as a share of the image's shorter side."""
+    hidden: float = 0.6
+    """An object of which more than this share is hidden is left out."""
+    colours: Literal["random", "class"] = "random"
+    """random: colour says nothing about the class; class: every class has its hue, which is easier to learn."""
+    seed: int = 0
+    """Another seed, other images."""
+    force: bool = False
+    """Replace a dataset that is there already."""
+
+    def run(self) -> int:
+        """Writes the dataset and prints where."""
+        from detrkit.data.shapes import write_shapes
+
+        images = {name: n for name, n in (("train", self.train), ("val", self.val), ("test", self.test)) if n}
+        root = write_shapes(
+            self.path,
+            images=images,
+            seed=self.seed,
+            force=self.force,
+            sides=self.sides,
+            classes=self.classes,
+            objects=self.objects,
+            object_size=self.object_size,
+            hidden=self.hidden,
+            colours=self.colours,
+        )
+        table = Table(title="Shapes", title_justify="left")
+        table.add_column("split")
+        table.add_column("images", justify="right")
+        for name, count in images.items():
+            table.add_row(f"{name}2017", str(count))
+        console = Console()
+        console.print(table)
+        console.print(escape(str(root)), soft_wrap=True, highlight=False)
+        return 0
+
+
+@dataclass(frozen=True)
+class DataPreview:
+    """Draw images as the model will see them: originals beside augmented versions, with boxes."""
+
+    path: Positional[Path]
+    """The dataset; the layout is recognised."""
+    out: Path = Path("preview.png")
+    """The picture to write."""
+    split: str | None = None
+    """The split to show, such as train. May be left out if there is only one."""
+    count: int = 6
+    """Number of images."""
+    variants: int = 3
+    """Augmented versions of each."""
+    size: int = 800
+    """Largest short side, pixels; at 800 the augmentation is the published one, else it is scaled."""
+    augment: Literal["detr", "flip", "none"] = "detr"
+    """detr: the published augmentation; flip: mirror only; none: resize only."""
+    seed: int = 0
+    """Of the augmentation."""
+
+    def run(self) -> int:
+        """Writes the picture and prints where."""
+        from detrkit.data.dataset import open_dataset
+        from detrkit.data.preview import preview
+        from detrkit.data.transforms import train_transform
+
+        dataset = open_dataset(self.path, split=self.split)
+        transform = train_transform(self.size, augment=self.augment)
+        out = preview(dataset, transform, count=self.count, out=self.out, seed=self.seed, variants=self.variants)
+        Console().print(escape(str(out)), soft_wrap=True, highlight=False)
+        return 0
+
+
+DataCommand = (
+    Annotated[DataCheck, tyro.conf.subcommand("check")]
+    | Annotated[DataConvert, tyro.conf.subcommand("convert")]
+    | Annotated[DataShapes, tyro.conf.subcommand("shapes")]
+    | Annotated[DataPreview, tyro.conf.subcommand("preview")]
+)

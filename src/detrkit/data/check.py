@@ -1,0 +1,266 @@
+"""`check`: every fault of a dataset, and what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from detrkit.classes import ClassList
+from detrkit.data.images import SUFFIXES, image_size, read_rgb, stored_size
+from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
+from detrkit.data.readers.yolo import label_file
+from detrkit.data.sample import Record
+from detrkit.errors import DetrkitError
+
+# COCO's limits between small, medium and large objects, square pixels.
+SMALL_AREA, LARGE_AREA = 32**2, 96**2
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How often a class occurs in a split, crowd left out.
+
+    Attributes:
+        name: of the class.
+        id: the dataset's category id.
+        objects: their number.
+        images: number of images with at least one.
+        small, medium, large: objects by area as annotated: below 32 x 32, up to 96 x 96, and more square pixels.
+    """
+
+    name: str
+    id: int
+    objects: int
+    images: int
+    small: int
+    medium: int
+    large: int
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What is in a split.
+
+    Attributes:
+        name: of the split.
+        images: their number.
+        objects: number of objects, crowd left out.
+        crowd: number of crowd regions.
+        empty: number of images without objects.
+        dropped: boxes without area.
+        clamped: boxes that leave their image.
+        classes: per class, in label order.
+    """
+
+    name: str
+    images: int
+    objects: int
+    crowd: int
+    empty: int
+    dropped: int
+    clamped: int
+    classes: tuple[ClassCount, ...]
+
+
+@dataclass
+class Report:
+    """The result of `check`.
+
+    Attributes:
+        path: what was checked.
+        layout: "coco", "voc" or "yolo".
+        splits: a summary of each split that could be read.
+        faults: what is wrong, each thing once.
+    """
+
+    path: Path
+    layout: str
+    splits: list[SplitSummary] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def of(self, severity: str) -> list[Fault]:
+        """The faults of one severity."""
+        return [f for f in self.faults if f.severity == severity]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error (warnings are handled when the dataset is opened)."""
+        return not self.of("error")
+
+
+def check(path: str | Path, split: str | None = None, *, decode: bool = False) -> Report:
+    """Looks for every fault in a dataset's files.
+
+    Errors: missing or unreadable images, sizes that differ from the annotations, boxes that are not numbers, unknown
+    classes, ids used twice, malformed files and lines. Warnings, each handled when the dataset is opened: boxes without
+    area, boxes that leave the image, the same box twice, annotations and label files without image, an image in the
+    lists of both training and evaluation. Infos: images without objects, crowd, classes without objects, files that
+    nothing refers to.
+
+    Args:
+        path: the dataset's folder or file.
+        split: the one to check; by default all.
+        decode: decode every image instead of reading its header: finds truncated files, takes some 5 ms per image.
+
+    Raises:
+        DetrkitError: no dataset there, or no such split. Everything else is a fault in the report.
+    """
+    path = Path(path).expanduser().absolute()
+    layout = find_layout(path)
+    reader = READERS[layout]
+    report = Report(path, layout)
+    findings = Findings(strict=False)
+    try:
+        names = reader.splits(path)
+    except DetrkitError as error:
+        report.faults.append(_fault_of(error, path))
+        return report
+    chosen = names if split is None else [match_split(split, names, path)]
+    files: dict[str, list[Path]] = {}
+    for name in chosen:
+        dropped, clamped = findings.dropped, findings.clamped
+        try:
+            classes, records, _ = reader.read(path, name, masks=None, findings=findings)
+        except DetrkitError as error:
+            findings.faults.append(_fault_of(error, path))
+            continue
+        summary = _summary(name, classes, records, findings.dropped - dropped, findings.clamped - clamped)
+        report.splits.append(summary)
+        _note_infos(summary, records, path, findings)
+        _check_images(records, decode, findings)
+        files[name] = [r.file for r in records]
+    _check_overlap(files, path, findings)
+    if split is None and path.is_dir() and files:
+        _check_unused(path, layout, [f for listed in files.values() for f in listed], findings)
+    report.faults = list(dict.fromkeys(findings.faults))  # VOC's trainval repeats what train and val had
+    return report
+
+
+def _fault_of(error: DetrkitError, path: Path) -> Fault:
+    """An error that ended the reading of a split, as a fault."""
+    text = str(error)
+    return Fault(
+        "error", path, "", text.removeprefix(f"{path}: ").removesuffix("; `detrkit data check` lists every fault")
+    )
+
+
+def _summary(name: str, classes: ClassList, records: list[Record], dropped: int, clamped: int) -> SplitSummary:
+    """The counts of a split."""
+    none = np.zeros(0, np.int64)
+    keep = [~r.crowd for r in records]
+    labels = np.concatenate([none, *(r.labels[k] for r, k in zip(records, keep, strict=True))])
+    areas = np.concatenate([none.astype(float), *(r.areas[k] for r, k in zip(records, keep, strict=True))])
+    count = len(classes)
+    total = np.bincount(labels, minlength=count)
+    small = np.bincount(labels[areas < SMALL_AREA], minlength=count)
+    large = np.bincount(labels[areas >= LARGE_AREA], minlength=count)
+    present = [np.unique(r.labels[k]) for r, k in zip(records, keep, strict=True)]
+    images = np.bincount(np.concatenate([none, *present]), minlength=count)
+    rows = tuple(
+        ClassCount(
+            n,
+            classes.ids[i],
+            int(total[i]),
+            int(images[i]),
+            int(small[i]),
+            int(total[i] - small[i] - large[i]),
+            int(large[i]),
+        )
+        for i, n in enumerate(classes.names)
+    )
+    return SplitSummary(
+        name=name,
+        images=len(records),
+        objects=len(labels),
+        crowd=int(sum(r.crowd.sum() for r in records)),
+        empty=sum(not k.any() for k in keep),
+        dropped=dropped,
+        clamped=clamped,
+        classes=rows,
+    )
+
+
+def _note_infos(summary: SplitSummary, records: list[Record], path: Path, findings: Findings) -> None:
+    """What is worth knowing about a split, one line each."""
+    where = f"split {summary.name}"
+    if not records:
+        findings.add("error", path, where, "has no image")
+    if summary.empty:
+        names = [r.file.name for r in records if r.crowd.all()]
+        findings.add("info", path, where, f"{summary.empty} images without objects: {_some(names)}")
+    if summary.crowd:
+        findings.add("info", path, where, f"{summary.crowd} crowd regions: left out of training, ignored in evaluation")
+    absent = [c.name for c in summary.classes if not c.objects]
+    if absent:
+        findings.add("info", path, where, f"{len(absent)} classes without objects: {_some(absent)}")
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _check_images(records: list[Record], decode: bool, findings: Findings) -> None:
+    """Notes images that are missing, unreadable or of another size."""
+
+    def examine(record: Record) -> Fault | None:
+        size = record.height, record.width
+        where = f"image {record.image_id}"
+        try:
+            if decode:
+                read_rgb(record.file, size)
+            upright = image_size(record.file)
+            if upright != size and stored_size(record.file) != size:
+                reason = (
+                    f"is {upright[1]}x{upright[0]} pixels, its annotations say {size[1]}x{size[0]} (width x height)"
+                )
+                return Fault("error", record.file, where, reason)
+            if upright != size:
+                reason = "annotated as stored, not as its EXIF orientation turns it: read as stored"
+                return Fault("warning", record.file, where, reason)
+        except DetrkitError as error:
+            return Fault("error", record.file, where, str(error).removeprefix(f"{record.file}: "))
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        findings.faults += [fault for fault in pool.map(examine, records) if fault is not None]
+
+
+def _check_overlap(files: dict[str, list[Path]], path: Path, findings: Findings) -> None:
+    """Notes images that are in a split for training and in one for evaluation."""
+    for train in (n for n in files if n.startswith("train") and not n.startswith("trainval")):
+        for other in (n for n in files if n.startswith(("val", "test"))):
+            common = sorted({f.name for f in set(files[train]) & set(files[other])})
+            if common:
+                reason = f"{len(common)} images are also in {other}: {_some(common)}"
+                findings.add("warning", path, f"split {train}", reason)
+
+
+def _check_unused(path: Path, layout: str, files: list[Path], findings: Findings) -> None:
+    """Notes annotation files without image, and images that no annotation file lists."""
+    known = set(files)
+    if layout == "yolo":
+        labels = {label_file(f) for f in files}
+        for folder in sorted({f.parent for f in labels}):
+            for extra in sorted(set(folder.glob("*.txt")) - labels):
+                if extra.name not in ("classes.txt", "labels.txt"):
+                    findings.add("warning", extra, "", "label file without image: left out")
+    if layout == "voc":
+        stems = {f.stem for f in files}
+        extra_xml = sorted(x.name for x in (path / "Annotations").glob("*.xml") if x.stem not in stems)
+        if extra_xml:
+            reason = f"{len(extra_xml)} annotation files are in no split: {_some(extra_xml)}"
+            findings.add("info", path / "Annotations", "", reason)
+    for folder in sorted({f.parent for f in files}):
+        unused = sorted(f.name for f in _images_in(folder) if f not in known)
+        if unused:
+            findings.add("info", folder, "", f"{len(unused)} images are in no split: {_some(unused)}")
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
