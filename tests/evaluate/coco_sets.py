@@ -8,7 +8,14 @@ import numpy as np
 
 
 def random_set(
-    seed: int, *, images: int = 20, categories: int = 6, objects: int = 9, crowded: int = 0, ties: bool = True
+    seed: int,
+    *,
+    images: int = 20,
+    categories: int = 6,
+    objects: int = 9,
+    crowded: int = 0,
+    extra: int = 0,
+    ties: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """COCO ground truth and results: shifted boxes, wrong classes, duplicates, inventions.
 
@@ -18,6 +25,7 @@ def random_set(
         categories: with gaps in their ids; the last one has no object.
         objects: mean number per image; about 1 in 12 is crowd.
         crowded: extra detections in each third image, to pass the limit of detections per image.
+        extra: further invented detections in each image.
         ties: scores rounded to 0.05, so that many are equal.
     """
     rng = np.random.default_rng(seed)
@@ -49,12 +57,12 @@ def random_set(
                 moved[2:] = np.maximum(moved[2:], 1)
                 found = category if rng.random() < 0.85 else int(rng.choice(category_ids))
                 results.append(_result(rng, image_id, found, moved, ties))
-        extra = crowded if image_id % 3 == 0 else 0
-        for _ in range(int(rng.poisson(2)) + extra):
+        full = crowded if image_id % 3 == 0 else 0
+        for _ in range(int(rng.poisson(2)) + full + extra):
             size = rng.uniform(5, 200, 2)
             box = np.concatenate([rng.uniform(0, 640 - size), size])
             # in the crowded images one class gets most of them, since the limit is per class
-            category = category_ids[0] if extra and rng.random() < 0.8 else int(rng.choice(category_ids))
+            category = category_ids[0] if full and rng.random() < 0.8 else int(rng.choice(category_ids))
             results.append(_result(rng, image_id, category, box, ties))
     rng.shuffle(results)
     return (

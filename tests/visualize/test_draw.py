@@ -131,7 +131,8 @@ def test_tag_is_filled_and_its_text_is_there(background):
     assert ink == (255, 255, 255)
     rows, columns = np.nonzero((area == (0, 90, 200)).all(-1))
     tag = area[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    assert (tag == ink).all(-1).sum() > 15  # letters
+    read = [contrast(tuple(pixel), (0, 90, 200)) >= 4.5 for pixel in tag.reshape(-1, 3).tolist()]
+    assert sum(read) > 40  # the letters as drawn, with their soft edges
     assert (tag == (0, 90, 200)).all(-1).mean() > 0.5
     assert (tag[0] == (0, 90, 200)).all()  # filled up to its edges, whatever lies behind
     assert (tag[:, -1] == (0, 90, 200)).all()
