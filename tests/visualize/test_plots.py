@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -101,3 +102,8 @@ def test_figures_are_saved_whole_and_without_pyplot(tmp_path):
         assert picture.size == (round(9.6 * 144), 4 * 144)
     assert [p.name for p in path.parent.iterdir()] == ["pr.png"]
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_drawing_does_not_wait_for_matplotlib():
+    code = "import sys, detrkit.visualize as v; v.draw_boxes; assert 'matplotlib' not in sys.modules; v.training_curves"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -126,10 +126,8 @@ class DetectionEvaluator:
             if detections.masks is None:
                 raise DetrkitError(f"{where}: no masks; evaluate boxes (iou_type bbox)")
             masks = detections.masks.cpu().numpy()[keep].transpose(1, 2, 0)
-            segmentations = [
-                {"size": rle["size"], "counts": rle["counts"].decode()}
-                for rle in hotcoco.mask.encode(np.asfortranarray(masks, np.uint8))
-            ]
+            rles: Any = hotcoco.mask.encode(np.asfortranarray(masks, np.uint8))
+            segmentations = [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in rles]
         return ImageResults(category[keep], boxes[keep], scores[keep], segmentations)
 
     def state(self) -> dict[int | str, ImageResults]:

@@ -1,9 +1,15 @@
 """Pictures: boxes and masks on images, contact and comparison sheets, curves."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from detrkit.visualize.colors import color_of, palette
-from detrkit.visualize.curves import confusion_heatmap, precision_recall_curves, save_figure, training_curves
 from detrkit.visualize.draw import draw_boxes, draw_detections, draw_masks
 from detrkit.visualize.sheet import SheetRow, as_detections, comparison_sheet, grid
+
+if TYPE_CHECKING:
+    from detrkit.visualize.curves import confusion_heatmap, precision_recall_curves, save_figure, training_curves
 
 __all__ = [
     "SheetRow",
@@ -20,3 +26,14 @@ __all__ = [
     "save_figure",
     "training_curves",
 ]
+
+_PLOTS = ("confusion_heatmap", "precision_recall_curves", "save_figure", "training_curves")
+
+
+def __getattr__(name: str) -> Any:
+    """The plots, imported on first use: matplotlib takes 0.8 s, which a picture with boxes should not wait for."""
+    if name not in _PLOTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from detrkit.visualize import curves
+
+    return getattr(curves, name)

@@ -110,7 +110,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             if not len(x):
                 continue
             total = name in ("train/loss", "val/AP")
-            style = {"color": _LINES[i % len(_LINES)], "linewidth": 2.0 if total else 1.3}
+            style: dict[str, Any] = {"color": _LINES[i % len(_LINES)], "linewidth": 2.0 if total else 1.3}
             if kind == "loss":
                 label = "total" if total else _TERMS.get(name.removeprefix("train/loss_"), name.removeprefix("train/"))
                 if len(x) > 80:  # single steps scatter: their mean is the line, they the shade behind it
@@ -158,9 +158,9 @@ def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5,
     for k in np.setdiff1d(ranked, named):
         right.plot(curves.recall, per_class[:, k], color=_LINE, linewidth=0.8)
     for k in reversed(named):
-        color = tuple(c / 255 for c in color_of(int(k)))
+        rgb = tuple(c / 255 for c in color_of(int(k)))
         label = f"{curves.names[k]}: {per_class[:, k].mean() * 100:.1f}"
-        right.plot(curves.recall, per_class[:, k], color=color, linewidth=1.5, label=label)
+        right.plot(curves.recall, per_class[:, k], color=rgb, linewidth=1.5, label=label)
     at = "mean of IoU 0.5 to 0.95" if iou is None else f"IoU {iou:g}"
     rest = ": the best and the worst" if some else ""
     _titled(left, f"mean over {len(present)} class{'' if len(present) == 1 else 'es'}", "recall", "precision")
@@ -208,7 +208,7 @@ def confusion_heatmap(confusion: Confusion, *, most: int = 30) -> Figure:
     ax.set_xticks(range(size), [*names, "missed"], rotation=45 if size < 12 else 90, fontsize=max(letters, 7))
     if size < 12:
         for label in ax.get_xticklabels():
-            label.set_ha("right")
+            label.set_horizontalalignment("right")
             label.set_rotation_mode("anchor")
     ax.set_yticks(range(size), [*names, "background"], fontsize=max(letters, 7))
     for side in ax.spines.values():
