@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
 
@@ -25,6 +26,7 @@ class Architecture:
         weights: file name of the published weights under OFFICIAL_URL; the hex digits in it begin its SHA-256.
         scores: how logits become scores: "softmax" over classes and no-object, or "sigmoid" per class.
         num_classes: of the published weights.
+        max_size: longest side in pixels of an image at evaluation, whose short side is 800; None: no limit.
         published: published figures on COCO val2017, by metric.
     """
 
@@ -34,6 +36,7 @@ class Architecture:
     weights: str | None = None
     scores: Literal["softmax", "sigmoid"] = "softmax"
     num_classes: int = 91
+    max_size: int | None = 1333
     published: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -70,7 +73,25 @@ _ARCHITECTURES = (
         weights="detr-r101-dc5-a2e86def.pth",
         published={"AP": 0.449, "AP50": 0.647},
     ),
-    Architecture("detr-demo", DETRdemo, weights="detr_demo-da2a99e9.pth", published={"AP": 0.40}),
+    Architecture("deformable-detr-r50-single-scale", DeformableDETR, {"num_feature_levels": 1}, scores="sigmoid"),
+    Architecture(
+        "deformable-detr-r50-single-scale-dc5",
+        DeformableDETR,
+        {"num_feature_levels": 1, "dilation": True},
+        scores="sigmoid",
+    ),
+    Architecture("deformable-detr-r50", DeformableDETR, scores="sigmoid"),
+    Architecture("deformable-detr-r50-refine", DeformableDETR, {"with_box_refine": True}, scores="sigmoid"),
+    Architecture(
+        "deformable-detr-r50-two-stage",
+        DeformableDETR,
+        {"with_box_refine": True, "two_stage": True},
+        scores="sigmoid",
+    ),
+    # the notebook resizes to 800 without a maximum
+    Architecture(
+        "detr-demo", DETRdemo, weights="detr_demo-da2a99e9.pth", max_size=None, published={"AP": 0.40}
+    ),
 )
 ARCHITECTURES: Mapping[str, Architecture] = {a.name: a for a in _ARCHITECTURES}
 
@@ -84,6 +105,14 @@ def architecture(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
+
+
+def published_file(sha256: str) -> Architecture | None:
+    """The architecture whose published weights have this SHA-256 (hex), or None."""
+    for known in ARCHITECTURES.values():
+        if known.sha256_prefix is not None and sha256.startswith(known.sha256_prefix):
+            return known
+    return None
 
 
 def list_models() -> list[str]:

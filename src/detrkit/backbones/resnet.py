@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Literal
 
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from detrkit.layers.norms import FrozenBatchNorm2d, GroupNorm
 from detrkit.models.batch import Batch, padding_mask
@@ -17,14 +16,14 @@ from detrkit.models.batch import Batch, padding_mask
 Norm = Literal["frozen", "group", "batch"]
 Padding = Literal["exact", "official"]
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 # "frozen": constants, for pretrained weights (published). "group": trains from random weights, and treats every image
 # by itself, so that results do not depend on the batch (GroupNorm, Wu & He 2018; He et al. 2019 train detectors from
 # scratch with it). "batch": torchvision's own, as the colab demo has it.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
-    "group": partial(GroupNorm, 32),
+    "group": lambda channels: GroupNorm(min(32, channels // 4), channels),
     "batch": nn.BatchNorm2d,
 }
 
@@ -37,6 +36,8 @@ class ResNetBackbone(nn.Module):
         dilation: DC5: stage 5 keeps the resolution of stage 4. As in the published code only the later blocks of the
             stage are dilated; its first block keeps dilation 1. Bottleneck depths (50 and more) only.
         norm: "frozen", "group" or "batch" (see NORMS).
+        width: channels of the stem and of stage 2's 3x3 convolutions, doubled at each stage; torchvision's 64, or
+            fewer for small work from random weights.
         stages: which stages to return: 2, 3, 4, 5 have strides 4, 8, 16, 32 (5: 16 with dilation).
         padding: "exact": padded positions are zero before every layer that looks at its neighbours, so an image's
             features do not depend on what it is batched with; "official": padding leaks as in the published code.
@@ -52,6 +53,7 @@ class ResNetBackbone(nn.Module):
         *,
         dilation: bool = False,
         norm: Norm = "frozen",
+        width: int = 64,
         stages: Sequence[int] = (5,),
         padding: Padding = "exact",
         freeze: Sequence[str] = ("conv1", "bn1", "layer1"),
@@ -59,13 +61,11 @@ class ResNetBackbone(nn.Module):
         super().__init__()
         if name not in RESNETS:
             raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(RESNETS)}")
-        if dilation and name in ("resnet18", "resnet34"):
+        if dilation and name in ("resnet10", "resnet18", "resnet34"):
             raise ValueError(f"{name} has no dilated (DC5) form in torchvision: use resnet50 or deeper")
         if norm not in NORMS:
             raise ValueError(f"unknown backbone norm {norm!r}: choose one of {', '.join(NORMS)}")
-        body = getattr(torchvision.models, name)(
-            weights=None, norm_layer=NORMS[norm], replace_stride_with_dilation=[False, False, dilation]
-        )
+        body = _resnet(name, NORMS[norm], dilation=dilation, width=width)
         del body.fc, body.avgpool
         for stage in range(max(stages) + 1, 6):
             delattr(body, f"layer{stage - 1}")
@@ -75,7 +75,7 @@ class ResNetBackbone(nn.Module):
         self.padding = padding
         self.stages = tuple(stages)
         expansion = 4 if isinstance(body.layer1[0], Bottleneck) else 1
-        self.channels = [64 * 2 ** (s - 2) * expansion for s in self.stages]
+        self.channels = [width * 2 ** (s - 2) * expansion for s in self.stages]
         self.strides = [16 if dilation and s == 5 else 2**s for s in self.stages]
         for part in freeze:
             getattr(body, part).requires_grad_(False)
@@ -93,7 +93,7 @@ class ResNetBackbone(nn.Module):
         exact = self.padding == "exact" and batch.padded
         keeps = {}  # stride -> (B, 1, h, w) bool, False where padded; the strided layers all give ceil(size / 2)
         for stride in {2, 4, *(2**s for s in range(2, max(self.stages) + 1))} if exact else ():
-            keeps[stride] = ~self._mask(batch, stride)[:, None]
+            keeps[stride] = ~self.padding_mask(batch, stride)[:, None]
 
         x = F.relu(_norm(body.bn1, body.conv1(batch.images), keeps.get(2)))  # (B, 64, H/2, W/2)
         x = body.maxpool(_kept(x, keeps.get(2)))  # values are >= 0: a zero never wins against what is inside
@@ -104,10 +104,10 @@ class ResNetBackbone(nn.Module):
                 before, stride = keeps.get(stride), stride * block.stride
                 x = _exact_block(block, x, before, keeps.get(stride)) if exact else block(x)
             if stage in self.stages:
-                maps.append((_kept(x, keeps.get(stride)), self._mask(batch, stride)))
+                maps.append((_kept(x, keeps.get(stride)), self.padding_mask(batch, stride)))
         return maps
 
-    def _mask(self, batch: Batch, stride: int) -> Tensor:
+    def padding_mask(self, batch: Batch, stride: int) -> Tensor:
         """(B, h, w) bool padding mask of a map at `stride`, True where padded."""
         height, width = batch.images.shape[-2:]
         shape = (-(-height // stride), -(-width // stride))
@@ -115,6 +115,27 @@ class ResNetBackbone(nn.Module):
             # nearest neighbour (floor) from the full-resolution mask, as published
             return F.interpolate(batch.mask()[:, None].float(), size=shape)[:, 0].bool()
         return padding_mask([(-(-h // stride), -(-w // stride)) for h, w in batch.sizes], shape, batch.images.device)
+
+
+def _resnet(name: str, norm: Callable[[int], nn.Module], *, dilation: bool, width: int) -> ResNet:
+    """A torchvision ResNet; resnet10 has one basic block a stage, and `width` may differ from torchvision's 64."""
+    dilate = [False, False, dilation]
+    if name == "resnet10":
+        body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=norm, replace_stride_with_dilation=dilate)
+    else:
+        body = getattr(torchvision.models, name)(norm_layer=norm, replace_stride_with_dilation=dilate)
+    if width != body.conv1.out_channels:
+        body.inplanes, body.dilation = width, 1
+        body.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        body.bn1 = norm(width)
+        for i, dilated in enumerate([False, *dilate], start=1):
+            layer = getattr(body, f"layer{i}")
+            new = body._make_layer(type(layer[0]), width * 2 ** (i - 1), len(layer), 1 if i == 1 else 2, dilated)
+            setattr(body, f"layer{i}", new)
+        for module in body.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # torchvision's rule
+    return body
 
 
 def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
@@ -153,7 +174,8 @@ def build_backbone(name: str, **options: object) -> ResNetBackbone:
     """A backbone by name: an `nn.Module` with `channels`, `strides` and `forward(Batch) -> [(map, padding mask), ...]`.
 
     Args:
-        name: a torchvision ResNet: resnet18, resnet34, resnet50, resnet101 or resnet152.
+        name: a torchvision ResNet: resnet18, resnet34, resnet50, resnet101 or resnet152;
+            or resnet10, one basic block a stage, for small work from random weights.
         options: as `ResNetBackbone`.
     """
     return ResNetBackbone(name, **options)  # type: ignore[arg-type]

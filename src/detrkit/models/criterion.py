@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrkit.models.matcher import HungarianMatcher, Matches
+from detrkit.models.matcher import FocalMatcher, HungarianMatcher, Matches
 from detrkit.models.outputs import Outputs, Target
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
 
@@ -99,19 +99,36 @@ class SetCriterion(nn.Module):
         if normalizers is None:
             normalizers = self.normalizers(targets, logits.shape[2])
 
-        matches = self.matcher.match(logits.detach(), boxes.detach(), targets)
-        layer = torch.arange(len(layers), device=logits.device)[:, None]  # (L, 1)
-        pairs = (layer, matches.image, matches.query)
-        terms = self._class_terms(logits, pairs, labels[matches.target], normalizers)
-        terms |= self._box_terms(boxes[pairs], targets, matches, normalizers)
-        terms["cardinality_error"] = _cardinality_error(logits, targets)
-
+        terms, matches = self._terms(logits, boxes, targets, normalizers)
         last = len(layers) - 1
         losses = {name: value[last] for name, value in terms.items()}
         losses["class_error"] = _class_error(logits[last], matches, labels)
         for i in range(last):
             losses |= {f"{name}_{i}": value[i] for name, value in terms.items()}
+        if outputs.encoder is not None:
+            losses |= self._encoder_terms(outputs.encoder, targets, normalizers)
         return losses
+
+    def _terms(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], normalizers: Normalizers
+    ) -> tuple[dict[str, Tensor], Matches]:
+        """All terms of L layers, (L,) each, and their matches, from (L, B, Q, C) logits and (L, B, Q, 4) boxes."""
+        matches = self.matcher.match(logits.detach(), boxes.detach(), targets)
+        labels = torch.cat([t.labels for t in targets]).long()
+        layer = torch.arange(len(logits), device=logits.device)[:, None]  # (L, 1)
+        pairs = (layer, matches.image, matches.query)
+        terms = self._class_terms(logits, pairs, labels[matches.target], normalizers)
+        terms |= self._box_terms(boxes[pairs], targets, matches, normalizers)
+        terms["cardinality_error"] = _cardinality_error(logits, targets)
+        return terms, matches
+
+    def _encoder_terms(
+        self, encoder: Outputs, targets: Sequence[Target], normalizers: Normalizers
+    ) -> dict[str, Tensor]:
+        """Terms of the two-stage proposals, suffix _enc: every object has label 0 there, column 0 is objectness."""
+        objects = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
+        terms, _ = self._terms(encoder.logits[None].float(), encoder.boxes[None].float(), objects, normalizers)
+        return {f"{name}_enc": value[0] for name, value in terms.items()}
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum to minimise: every term of every layer, times the weight of its name without suffix."""
@@ -149,6 +166,41 @@ class SetCriterion(nn.Module):
         }
 
 
+class FocalCriterion(SetCriterion):
+    """The loss of Deformable DETR: a sigmoid focal class term (Lin et al. 2017, Eq. 5) over the number of objects.
+
+    Args:
+        alpha, gamma: of the focal loss (published: 0.25, 2).
+        settings: as `SetCriterion`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weights: Mapping[str, float],
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ) -> None:
+        super().__init__(num_classes=num_classes, matcher=matcher, weights=weights)
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def _class_terms(
+        self, logits: Tensor, pairs: tuple[Tensor, Tensor, Tensor], labels: Tensor, normalizers: Normalizers
+    ) -> dict[str, Tensor]:
+        """Focal loss, (L,): summed over queries and classes, divided by the number of objects."""
+        wanted = torch.zeros_like(logits)
+        wanted[(*pairs, labels)] = 1.0
+        entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        p = logits.sigmoid()
+        missed = p * (1 - wanted) + (1 - p) * wanted  # 1 - probability given to the truth
+        alpha = self.alpha * wanted + (1 - self.alpha) * (1 - wanted)
+        focal = alpha * missed**self.gamma * entropy
+        return {"loss_ce": focal.sum((1, 2, 3)) / max(normalizers.objects, 1.0)}
+
+
 def _base(name: str) -> str:
     """A term's name without its layer suffix: loss_ce_3 -> loss_ce, loss_ce_enc -> loss_ce."""
     head, _, tail = name.rpartition("_")
@@ -171,46 +223,45 @@ def _cardinality_error(logits: Tensor, targets: Sequence[Target]) -> Tensor:
     return (found - found.new_tensor([len(t) for t in targets])).abs().mean(1)
 
 
+_COMMON = {"set_cost_bbox": 5.0, "set_cost_giou": 2.0, "bbox_loss_coef": 5.0, "giou_loss_coef": 2.0}
+# published settings by the kind of scores a model gives
+SETTINGS: dict[str, dict[str, float]] = {
+    "softmax": {"set_cost_class": 1.0, "cls_loss_coef": 1.0, "eos_coef": 0.1, **_COMMON},
+    "sigmoid": {"set_cost_class": 2.0, "cls_loss_coef": 2.0, "focal_alpha": 0.25, "focal_gamma": 2.0, **_COMMON},
+}
+
+
 def build_criterion(name: str, *, num_classes: int | None = None, **overrides: float) -> SetCriterion:
     """The published losses of a model.
 
     Args:
         name: as `build_model`.
         num_classes: labels of the model; by default those of the published weights.
-        overrides: official names: set_cost_class, set_cost_bbox, set_cost_giou (1, 5, 2), cls_loss_coef,
-            bbox_loss_coef, giou_loss_coef (1, 5, 2), eos_coef (0.1).
+        overrides: official names with their published values: set_cost_class, set_cost_bbox, set_cost_giou (1, 5, 2;
+            deformable 2, 5, 2), cls_loss_coef, bbox_loss_coef, giou_loss_coef (1, 5, 2; deformable 2, 5, 2), eos_coef
+            (DETR: 0.1), focal_alpha and focal_gamma (deformable: 0.25, 2).
 
     Raises:
         ValueError: an unknown model.
-        TypeError: an unknown override.
+        TypeError: an override the model's loss does not have.
     """
     from detrkit.registry import architecture
 
     known = architecture(name)
-    settings = {
-        "set_cost_class": 1.0,
-        "set_cost_bbox": 5.0,
-        "set_cost_giou": 2.0,
-        "cls_loss_coef": 1.0,
-        "bbox_loss_coef": 5.0,
-        "giou_loss_coef": 2.0,
-        "eos_coef": 0.1,
-    }
+    settings = SETTINGS[known.scores]
     unknown = sorted(set(overrides) - set(settings))
     if unknown:
-        raise TypeError(f"unknown loss setting {', '.join(unknown)}: choose from {', '.join(settings)}")
-    settings |= overrides
-    return SetCriterion(
-        num_classes=known.num_classes if num_classes is None else num_classes,
-        matcher=HungarianMatcher(
-            cost_class=settings["set_cost_class"],
-            cost_bbox=settings["set_cost_bbox"],
-            cost_giou=settings["set_cost_giou"],
-        ),
-        weights={
-            "loss_ce": settings["cls_loss_coef"],
-            "loss_bbox": settings["bbox_loss_coef"],
-            "loss_giou": settings["giou_loss_coef"],
-        },
-        eos_coef=settings["eos_coef"],
-    )
+        raise TypeError(f"{name} has no loss setting {', '.join(unknown)}: choose from {', '.join(settings)}")
+    settings = settings | overrides
+    classes = known.num_classes if num_classes is None else num_classes
+    weights = {
+        "loss_ce": settings["cls_loss_coef"],
+        "loss_bbox": settings["bbox_loss_coef"],
+        "loss_giou": settings["giou_loss_coef"],
+    }
+    costs = {f"cost_{part}": settings[f"set_cost_{part}"] for part in ("class", "bbox", "giou")}
+    if known.scores == "softmax":
+        matcher = HungarianMatcher(**costs)
+        return SetCriterion(num_classes=classes, matcher=matcher, weights=weights, eos_coef=settings["eos_coef"])
+    focal = {"alpha": settings["focal_alpha"], "gamma": settings["focal_gamma"]}
+    return FocalCriterion(num_classes=classes, matcher=FocalMatcher(**focal, **costs), weights=weights, **focal)

@@ -102,8 +102,8 @@ class DETRdemo(nn.Module):
                 encoder_attention=encoder_attention,
                 decoder_attention=across,
                 query_attention=among,
-                feature_shape=(h, w),
-                padding=padding,
+                feature_shapes=[(h, w)],
+                padding=padding.flatten(1),
                 stages={
                     "feature": feature,
                     "input_projection": source,

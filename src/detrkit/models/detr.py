@@ -23,6 +23,7 @@ class DETR(nn.Module):
         backbone: a torchvision ResNet (see `detrkit.backbones`).
         dilation: DC5, the last stage at stride 16 instead of 32.
         backbone_norm: "frozen" for pretrained weights, "group" to train from random ones.
+        backbone_width: channels of the stem; fewer than 64 for small work from random weights.
         backbone_stage: the stage whose map the transformer reads: 5 (published), or 4 or 3 for small images.
         position_embedding: "sine" or "learned".
         position_entries: rows and columns a learned encoding can hold.
@@ -40,6 +41,7 @@ class DETR(nn.Module):
         backbone: str = "resnet50",
         dilation: bool = False,
         backbone_norm: Norm = "frozen",
+        backbone_width: int = 64,
         backbone_stage: int = 5,
         position_embedding: Literal["sine", "learned"] = "sine",
         position_entries: int = 50,
@@ -61,7 +63,13 @@ class DETR(nn.Module):
         # random weights in the stem and layer1 must train; pretrained ones stay as they are (published)
         freeze = ("conv1", "bn1", "layer1") if backbone_norm == "frozen" else ()
         self.backbone = build_backbone(
-            backbone, dilation=dilation, norm=backbone_norm, stages=(backbone_stage,), padding=padding, freeze=freeze
+            backbone,
+            dilation=dilation,
+            norm=backbone_norm,
+            width=backbone_width,
+            stages=(backbone_stage,),
+            padding=padding,
+            freeze=freeze,
         )
         if not train_backbone:
             self.backbone.requires_grad_(False)
@@ -131,8 +139,8 @@ class DETR(nn.Module):
                 encoder_attention=encoder_attention,
                 decoder_attention=across,
                 query_attention=among,
-                feature_shape=(h, w),
-                padding=padding,
+                feature_shapes=[(h, w)],
+                padding=padding.flatten(1),
                 stages={
                     "feature": feature,
                     "input_projection": source,

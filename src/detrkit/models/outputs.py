@@ -53,19 +53,26 @@ class Capture:
     """What a model looked at, returned by `model(images, capture=True)`.
 
     Attributes:
-        encoder_attention: one (B, heads, S, S) tensor per encoder layer, S = h * w tokens in row-major order.
-        decoder_attention: one (B, heads, Q, S) tensor per decoder layer: cross-attention of queries to tokens.
+        encoder_attention: one (B, heads, S, S) tensor per encoder layer, S = h * w tokens in row-major order;
+            deformable models: (B, S, heads, L, P) weights of the sampled points.
+        decoder_attention: one (B, heads, Q, S) tensor per decoder layer: cross-attention of queries to tokens;
+            deformable models: (B, Q, heads, L, P) weights of the sampled points.
+        encoder_locations: deformable models: per encoder layer (B, S, heads, L, P, 2) xy in [0, 1] of the padded map.
+        decoder_locations: deformable models: per decoder layer (B, Q, heads, L, P, 2).
         query_attention: one (B, heads, Q, Q) tensor per decoder layer: self-attention among queries.
-        feature_shape: (h, w) of the feature map behind the tokens.
-        padding: (B, h, w) bool, True where a token is padding.
-        stages: intermediate tensors by name, for checks of fidelity: `feature` (B, C, h, w), `input_projection`
-            (B, D, h, w), `position` (B, D, h, w), `memory` (B, D, h, w), `queries` (L, B, Q, D).
+        feature_shapes: (h, w) of the feature map, or of each level of maps, behind the tokens.
+        padding: (B, S) bool, True where a token is padding.
+        stages: intermediate tensors by name, for checks of fidelity. DETR: `feature` (B, C, h, w), `input_projection`,
+            `position` and `memory` (B, D, h, w), `queries` (L, B, Q, D). Deformable DETR: `memory` (B, S, D),
+            `queries`, `init_reference` (B, Q, 2 or 4), `inter_references` (L, B, Q, 2 or 4), `proposal_index` (B, Q).
     """
 
     encoder_attention: list[Tensor] = field(default_factory=list)
     decoder_attention: list[Tensor] = field(default_factory=list)
     query_attention: list[Tensor] = field(default_factory=list)
-    feature_shape: tuple[int, int] | None = None
+    encoder_locations: list[Tensor] = field(default_factory=list)
+    decoder_locations: list[Tensor] = field(default_factory=list)
+    feature_shapes: list[tuple[int, int]] = field(default_factory=list)
     padding: Tensor | None = None
     stages: dict[str, Tensor] = field(default_factory=dict)
 

@@ -1,0 +1,88 @@
+"""The deformable attention module (Deformable DETR, Sec. 4.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detrkit.ops.ms_deform import ms_deform_attn
+
+
+class MSDeformAttention(nn.Module):
+    """Every query attends to a few points around its reference, on every level.
+
+    Args:
+        width: channels of queries, values and output.
+        heads: number of heads; divides `width`.
+        levels: number of feature levels.
+        points: sampled points per head and level.
+    """
+
+    def __init__(self, width: int, heads: int, *, levels: int, points: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(width, heads * levels * points)
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Points start on rays, one direction a head, the k-th at distance k pixels; weights start equal (Sec. A.4)."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        ray = torch.stack([angle.cos(), angle.sin()], -1)  # (heads, 2)
+        ray = ray / ray.abs().max(-1, keepdim=True).values
+        distance = torch.arange(1, self.points + 1, dtype=torch.float32)
+        bias = ray[:, None, None] * distance[:, None]  # (heads, 1, points, 2)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(bias.expand(-1, self.levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        *,
+        padding: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attends from queries to the maps.
+
+        Args:
+            query: (B, Q, D), position added.
+            references: (B, Q, L, 2) xy or (B, Q, L, 4) cxcywh in [0, 1] of each level's padded map.
+            memory: (B, S, D) flattened maps.
+            shapes: (height, width) of every level.
+            padding: (B, S) bool, True where padded: these values count as 0; None when nothing is padded.
+
+        Returns:
+            (B, Q, D) output, (B, Q, heads, L, P, 2) sampling locations, (B, Q, heads, L, P) attention weights.
+        """
+        b, q, _ = query.shape
+        value = self.value_proj(memory)
+        if padding is not None:
+            value = value.masked_fill(padding[..., None], 0.0)
+        value = value.unflatten(-1, (self.heads, -1))  # (B, S, heads, D / heads)
+        offsets = self.sampling_offsets(query).view(b, q, self.heads, self.levels, self.points, 2)
+        weights = self.attention_weights(query).view(b, q, self.heads, -1).softmax(-1)
+        weights = weights.view(b, q, self.heads, self.levels, self.points)
+        centre = references[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
+        if references.shape[-1] == 2:
+            scale = references.new_tensor([(w, h) for h, w in shapes])[:, None]  # (L, 1, 2): offsets in pixels
+            locations = centre + offsets / scale
+        else:
+            # offsets in half boxes, a step being 1 / points of it
+            locations = centre + offsets / self.points * references[:, :, None, :, None, 2:] * 0.5
+        out = ms_deform_attn(value, shapes, locations, weights)
+        return self.output_proj(out), locations, weights

@@ -1,0 +1,234 @@
+"""`build_model`: a model by name, with the weights asked for."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+
+from detrkit.backbones.resnet import Padding
+from detrkit.convert.files import WeightsFile, find_weights, load_pickle, read_weights
+from detrkit.convert.keymap import key_map
+from detrkit.convert.official import COUNTER, bare_state_dict, check_fit, load_official
+from detrkit.download import download
+from detrkit.errors import DetrkitError
+from detrkit.registry import ARCHITECTURES, OFFICIAL_URL, Architecture, architecture
+
+log = logging.getLogger(__name__)
+
+# what may differ from the file's declared options: these change neither names nor the meaning of the weights
+_FREE = {"num_classes", "padding", "dropout", "aux_loss", "train_backbone", "backbone_weights"}
+# arguments of the official main.py that tell the variants apart, and those that are the model's
+_VARIANT = ("backbone", "dilation", "num_feature_levels", "with_box_refine", "two_stage")
+_OFFICIAL = (
+    *_VARIANT,
+    *("pre_norm", "position_embedding", "num_queries", "hidden_dim", "nheads"),
+    *("dim_feedforward", "enc_layers", "dec_layers"),
+)
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    padding: Padding = "exact",
+    backbone_weights: str | Path | None = None,
+    **overrides: Any,
+) -> nn.Module:
+    """A model by name.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: labels, counted as the official code does; by default those of the published weights (91). When
+            it is given and the weights have another number, the class head starts anew (fine-tuning).
+        weights: None for random ones, "published" for the published file (downloaded once, verified), or a path:
+            an official .pth file, a detrkit .safetensors file, a training state or a run directory.
+        padding: "exact": an image's outputs do not depend on its batch; "official": as published, they do.
+        backbone_weights: "imagenet" (ImageNet V1, where the published training starts from), or a path to a torchvision
+            state dict. Not together with `weights`.
+        overrides: official argument names: backbone, dilation, num_queries, enc_layers, dec_layers, hidden_dim,
+            nheads, dim_feedforward, dropout, pre_norm, position_embedding; and those of the model's class.
+
+    Raises:
+        ValueError: an unknown model or value, or both kinds of weights.
+        TypeError: an override the model does not take.
+        DetrkitError: weights that are missing, damaged, of another model or do not fit.
+    """
+    known = architecture(name)
+    options = build_options(known, overrides)
+    if weights is not None and backbone_weights is not None:
+        raise ValueError("give weights or backbone_weights: the weights of a whole model hold a backbone's")
+    classes = known.num_classes if num_classes is None else num_classes
+    if classes < 1:
+        raise ValueError(f"num_classes is {num_classes}: a model needs at least one class")
+    model = known.build(num_classes=classes, padding=padding, **options)
+    if backbone_weights is not None:
+        load_backbone(model, backbone_weights)
+    if weights is not None:
+        file = read_weights(published_weights(name) if weights == "published" else weights)
+        check_declared(known, options, file)
+        load_weights(model, file, new_class_head=num_classes is not None)
+    return model
+
+
+def build_options(known: Architecture, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the model's class: the variant's own, and the overrides over them.
+
+    Raises:
+        TypeError: an argument the class does not take; the message lists those it does.
+    """
+    accepted = [p for p in inspect.signature(known.build).parameters if p not in ("num_classes", "padding")]
+    wrong = sorted(set(overrides) - set(accepted))
+    if wrong:
+        raise TypeError(f"{known.name} takes no argument {', '.join(wrong)}: choose from {', '.join(accepted)}")
+    return {**known.options, **overrides}
+
+
+def published_weights(name: str) -> Path:
+    """The published weights of a model, downloaded at the first use.
+
+    Raises:
+        DetrkitError: none were published, or they cannot be had.
+    """
+    known = architecture(name)
+    if known.weights is None or known.sha256_prefix is None:
+        having = ", ".join(a.name for a in ARCHITECTURES.values() if a.weights is not None)
+        raise DetrkitError(f"{name} has no published weights for download; these have: {having}")
+    return download(OFFICIAL_URL + known.weights, sha256_prefix=known.sha256_prefix)
+
+
+def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
+    """The model name and the build options that a weights file declares: by its spec, its hash, or its arguments.
+
+    Returns:
+        The name (None where the file does not tell), and the options as far as they are declared.
+    """
+    if file.spec is not None:
+        name = str(file.spec["name"])
+        return name, {**architecture(name).options, **file.spec["options"]}
+    if file.published is not None:
+        return file.published, dict(architecture(file.published).options)
+    if file.arguments is not None:
+        given = file.arguments
+        return _named_by(given), {name: given[name] for name in _OFFICIAL if name in given}
+    return None, {}
+
+
+def _named_by(arguments: Mapping[str, Any]) -> str | None:
+    """The architecture that official arguments build, or None where they fit none."""
+    told = {key: arguments[key] for key in _VARIANT if key in arguments}
+    for known in ARCHITECTURES.values():
+        parameters = inspect.signature(known.build).parameters
+        built = {key: known.options.get(key, parameters[key].default) for key in _VARIANT if key in parameters}
+        if built == told and not arguments.get("masks"):
+            return known.name
+    return None
+
+
+def check_declared(known: Architecture, options: Mapping[str, Any], file: WeightsFile) -> None:
+    """Compares what a file says of itself with the model to be built.
+
+    A DC5 model has the same parameters as a plain one, so that loading one as the other is silent and costs about
+    20 AP; so are heads, norm order and the like.
+
+    Raises:
+        DetrkitError: they differ.
+    """
+    name, declared = declared_options(file)
+    if name is None and not declared:
+        return
+    kind = known.build if name is None else architecture(name).build
+    if kind is not known.build:
+        raise DetrkitError(f"{file.path}: weights of {name}, not of {known.name}")
+    defaults = {p.name: p.default for p in inspect.signature(known.build).parameters.values()}
+    for option in sorted(set(defaults) - _FREE):
+        if file.spec is None and file.published is None and option not in declared:
+            continue  # arguments say only what they say
+        theirs, ours = declared.get(option, defaults[option]), options.get(option, defaults[option])
+        if theirs != ours:
+            source = f"weights of {name} with" if name else "weights with"
+            raise DetrkitError(
+                f"{file.path}: {source} {option}={theirs!r}, but the model is {known.name} with {option}={ours!r}"
+            )
+
+
+def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = False) -> None:
+    """Loads a file's weights, strictly.
+
+    Args:
+        model: a detrkit model.
+        file: of the same architecture.
+        new_class_head: leave the class head as it is when the file's has another number of classes.
+
+    Raises:
+        WeightsError: the weights do not fit; the message lists what is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    if file.names == "official":
+        keys = key_map(model)
+        given = bare_state_dict(file.state)
+        heads = {keys.to_official(n): own[n] for n in own if n.startswith("class_head.")}
+    else:
+        given = dict(file.state)
+        heads = {n: own[n] for n in own if n.startswith("class_head.")}
+    if new_class_head:
+        for key, tensor in heads.items():
+            if key in given and given[key].shape != tensor.shape:
+                log.warning(
+                    "%s: %s starts anew: %d rows in the file, %d here",
+                    file.path.name,
+                    key,
+                    len(given[key]),
+                    len(tensor),
+                )
+                given[key] = tensor
+    if file.names == "official":
+        load_official(model, given)
+    else:
+        check_fit(own, given, model)
+        model.load_state_dict(given)
+
+
+def load_backbone(model: nn.Module, weights: str | Path) -> None:
+    """Loads torchvision ResNet weights into a model's backbone.
+
+    Args:
+        model: a detrkit model with a ResNet backbone.
+        weights: "imagenet" for torchvision's ImageNet V1 weights (downloaded once, verified), or a path to a
+            torchvision state dict (.pth or .safetensors).
+
+    Raises:
+        ValueError: a backbone whose norm has no running statistics, or that torchvision has no weights for.
+        DetrkitError: missing, damaged or other weights.
+    """
+    backbone: Any = model.backbone
+    if backbone.norm == "group":
+        raise ValueError("ImageNet weights need backbone_norm='frozen' or 'batch': they hold batch statistics")
+    if weights == "imagenet":
+        if not hasattr(torchvision.models, backbone.name):
+            raise ValueError(f"{backbone.name} has no ImageNet weights: use resnet18, 34, 50, 101 or 152")
+        url = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"].url
+        path = download(url, sha256_prefix=url.rsplit("-", 1)[1].removesuffix(".pth"))
+    else:
+        path = find_weights(weights)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        given = load_file(path)
+    else:
+        given = bare_state_dict(load_pickle(path))
+    own: dict[str, Tensor] = backbone.body.state_dict()
+    parts = {name.split(".")[0] for name in own}
+    # the classifier, and the stages that the model does not have
+    given = {n: t for n, t in given.items() if n.split(".")[0] in parts and (n in own or not n.endswith(COUNTER))}
+    for name, tensor in own.items():
+        if name.endswith(COUNTER):
+            given.setdefault(name, tensor)
+    check_fit(own, given, backbone.name)
+    backbone.body.load_state_dict(given)
