@@ -34,9 +34,9 @@ def splits(path: Path) -> list[str]:
     """The lists in ImageSets/Main that name images only (VOC also has lists per class, "aeroplane_train")."""
     names = []
     for file in sorted((path / "ImageSets" / "Main").glob("*.txt")):
-        first = read_text(file).strip().split("\n", 1)[0]
-        # "2008_000008 -1" is a list per class; a name with blanks does not end in a number that is -1, 0 or 1.
-        if not re.search(r"\s(-1|0|1)\s*$", first):
+        first = read_text(file).strip().split("\n", 1)[0].strip()
+        # "2008_000008 -1" is of a list per class, unless an image has that name ("scan 1").
+        if not re.search(r"\s(-1|0|1)$", first) or (path / "Annotations" / f"{first}.xml").is_file():
             names.append(file.stem)
     return names or ["all"]
 

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from PIL import Image
+
+from detrkit.cli.data import DataCommand
+from detrkit.data.dataset import open_dataset
+from detrkit.data.preview import preview
+from detrkit.data.shapes import write_shapes
+from detrkit.data.transforms import train_transform
+from detrkit.errors import DetrkitError
+
+
+def run(*arguments: str | Path) -> int:
+    command = tyro.cli(DataCommand, args=[str(a) for a in arguments])  # type: ignore[call-overload]
+    status = command.run()
+    assert isinstance(status, int)
+    return status
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("command") / "shapes", images={"train": 4, "val": 2}, sides=(32, 48))
+
+
+def test_shapes_check_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "s"
+    arguments = ["--train", "3", "--val", "0", "--sides", "32", "40", "--objects", "1", "2", "--classes", "2"]
+    assert run("shapes", root, *arguments) == 0
+    assert str(root) in capsys.readouterr().out
+    dataset = open_dataset(root)
+    assert dataset.split == "train2017" and dataset.class_names == ["circle", "square"]
+    assert run("check", root) == 0
+    out = capsys.readouterr().out
+    assert "circle" in out and "(coco): 0 errors, 0 warnings, " in out
+    assert run("convert", root, tmp_path / "y", "--to", "yolo") == 0
+    assert str(tmp_path / "y") in capsys.readouterr().out
+    assert len(open_dataset(tmp_path / "y")) == 3
+
+
+def test_check_exits_with_1_and_names_the_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_shapes(tmp_path / "s", images={"train": 3}, sides=(32, 40))
+    first, second, _ = sorted((root / "train2017").glob("*.jpg"))
+    first.unlink()
+    second.write_bytes(b"")
+    assert run("check", root) == 1
+    out = capsys.readouterr().out
+    assert f"error {first}: image 1: image file is missing" in out and "2 errors" in out
+    assert run("check", root, "--limit", "1") == 1
+    out = capsys.readouterr().out
+    assert str(first) in out and str(second) not in out and "... and 1 more" in out
+
+
+def test_help_tells_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("shapes", "--help")
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert stop.value.code == 0
+    assert "Smallest and largest side of an image, pixels. (default: 96 128)" in out
+    with pytest.raises(SystemExit) as stop:
+        run("convert", "a", "b", "--to", "kitti")
+    assert stop.value.code == 2
+
+
+def test_preview(shapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "sheet.png"
+    assert (
+        run("preview", shapes, "--split", "train", "--out", out, "--count", "3", "--variants", "2", "--size", "32") == 0
+    )
+    with Image.open(out) as sheet:
+        assert sheet.width > 3 * 300 and sheet.height > 3 * 200  # three columns and rows of tiles
+        first = sheet.tobytes()
+    # The sheet follows from the seed, and nothing is drawn from torch's own generator.
+    dataset = open_dataset(shapes, split="train")
+    before = torch.get_rng_state()
+    for seed, same in ((0, True), (1, False)):
+        preview(dataset, train_transform(32), count=3, variants=2, out=out, seed=seed)
+        with Image.open(out) as sheet:
+            assert (sheet.tobytes() == first) == same
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_preview_refuses(shapes: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(shapes, split="val")
+    with pytest.raises(DetrkitError, match="count=0"):
+        preview(dataset, train_transform(32), count=0, out=tmp_path / "a.png")
+    with pytest.raises(DetrkitError, match=r"a\.tiff: name a \.png"):
+        preview(dataset, train_transform(32), out=tmp_path / "a.tiff")

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import picture
+from PIL import Image
+
+from detrkit.data.images import decode, image_size, stored_size
+from detrkit.errors import DetrkitError
+
+
+def save_oriented(file: Path, orientation: int, *, lossless: bool = True) -> np.ndarray:
+    """A 2x3 picture with an EXIF orientation; returns its stored pixels."""
+    array = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 10
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(array).save(file, exif=exif)
+    return array
+
+
+# What a viewer shows, from the EXIF standard: where the stored first row and first column go.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],  # first column at the right
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),  # first row at the left, first column at the top
+    6: lambda a: np.rot90(a, -1),  # first row at the right
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),  # first row at the left, first column at the bottom
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
+    file = tmp_path / "a.png"
+    stored = save_oriented(file, orientation)
+    expected = UPRIGHT[orientation](stored)
+    assert np.array_equal(decode(file).permute(1, 2, 0).numpy(), expected)
+    assert image_size(file) == expected.shape[:2]
+    assert stored_size(file) == (2, 3)
+
+
+def test_annotated_as_stored_stays_as_stored(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    stored = save_oriented(file, 6)
+    assert np.array_equal(decode(file, (2, 3)).permute(1, 2, 0).numpy(), stored)
+    assert np.array_equal(decode(file, (3, 2)).permute(1, 2, 0).numpy(), UPRIGHT[6](stored))
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "gif"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a.{suffix}"
+    image = Image.new("RGB", (5, 4), (255, 0, 0))
+    image.save(file, **({"lossless": True} if suffix == "webp" else {}))
+    assert torch.equal(decode(file), torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 5))
+
+
+def test_modes_become_rgb(tmp_path: Path) -> None:
+    cases = {
+        "gray.png": (Image.new("L", (3, 2), 77), (77, 77, 77)),
+        "alpha.png": (Image.new("RGBA", (3, 2), (10, 20, 30, 0)), (10, 20, 30)),
+        "palette.png": (Image.new("RGB", (3, 2), (1, 2, 3)).convert("P", palette=Image.Palette.ADAPTIVE), (1, 2, 3)),
+        "bit.png": (Image.new("1", (3, 2), 1), (255, 255, 255)),
+        "cmyk.tiff": (Image.new("CMYK", (3, 2), (0, 255, 255, 0)), (255, 0, 0)),
+    }
+    for name, (image, colour) in cases.items():
+        image.save(tmp_path / name)
+        out = decode(tmp_path / name)
+        assert out.dtype == torch.uint8 and out.shape == (3, 2, 3), name
+        assert tuple(out[:, 1, 1].tolist()) == colour, name
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    red, green, blue = decode(tmp_path / "a.jpg")[:, 8, 8].tolist()
+    assert red > 245 and green < 10 and blue < 10
+
+
+def test_16_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 32768], [65535, 128, 129]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    # value * 255 / 65535, rounded: 32768 / 257 = 127.5 -> 128, 129 / 257 = 0.502 -> 1
+    assert decode(tmp_path / "deep.png")[0].tolist() == [[0, 1, 128], [255, 0, 1]]
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(DetrkitError, match="floating-point"):
+        decode(tmp_path / "float.tiff")
+
+
+def test_decoded_pixels_may_be_changed_and_are_interleaved(tmp_path: Path) -> None:
+    picture(6, 5).save(tmp_path / "a.png")
+    out = decode(tmp_path / "a.png")
+    assert out.stride() == (1, 15, 3)
+    out += 1
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DetrkitError, match=r"gone\.jpg: image file is missing"):
+        decode(tmp_path / "gone.jpg")
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(DetrkitError, match=r"empty\.jpg: not an image"):
+        decode(tmp_path / "empty.jpg")
+    picture(100, 100).save(tmp_path / "cut.jpg")
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DetrkitError, match=r"cut\.jpg: the image is damaged or truncated"):
+        decode(tmp_path / "cut.jpg")
+    picture(10, 20).save(tmp_path / "other.png")
+    with pytest.raises(DetrkitError, match=r"other\.png: the image is 20x10 pixels but its annotations say 30x10"):
+        decode(tmp_path / "other.png", (10, 30))

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detrkit.data._outlines import SHAPES, coverage
+from detrkit.data.dataset import open_dataset
+from detrkit.data.shapes import ShapesOptions, shapes_image, write_shapes
+from detrkit.errors import DetrkitError
+
+
+def digest(root: Path) -> dict[str, str]:
+    files = sorted(f for f in root.rglob("*") if f.is_file())
+    return {str(f.relative_to(root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes") / "shapes"
+    return write_shapes(root, images={"train": 12, "val": 4}, classes=10, sides=(64, 90), objects=(2, 8))
+
+
+def test_layout_is_that_of_coco(shapes: Path) -> None:
+    assert sorted(p.name for p in shapes.iterdir()) == [
+        "annotations",
+        "panoptic_train2017",
+        "panoptic_val2017",
+        "train2017",
+        "val2017",
+    ]
+    assert (
+        len(list((shapes / "train2017").glob("*.jpg")))
+        == 12
+        == len(list((shapes / "panoptic_train2017").glob("*.png")))
+    )
+    instances = json.loads((shapes / "annotations/instances_train2017.json").read_text())
+    assert [c["id"] for c in instances["categories"]] == list(range(1, 11))
+    assert len({a["id"] for a in instances["annotations"]}) == len(instances["annotations"]) > 12
+
+
+def test_the_same_seed_gives_the_same_bytes(shapes: Path, tmp_path: Path) -> None:
+    options = {"classes": 10, "sides": (64, 90), "objects": (2, 8)}
+    again = write_shapes(tmp_path / "a", images={"train": 12, "val": 4}, **options)
+    assert digest(again) == digest(shapes)
+    # An image does not depend on how many there are, nor on the other splits.
+    fewer = write_shapes(tmp_path / "b", images={"train": 5}, **options)
+    whole = digest(shapes)
+    assert all(whole[name] == value for name, value in digest(fewer).items() if "annotations" not in name)
+    other = write_shapes(tmp_path / "c", images={"train": 5}, seed=1, **options)
+    assert not set(digest(other).values()) & set(whole.values())
+    train, val = (sorted((shapes / s).glob("*.jpg"))[0].read_bytes() for s in ("train2017", "val2017"))
+    assert train != val
+
+
+def test_instances_are_the_visible_parts(shapes: Path) -> None:
+    codec = pytest.importorskip("pycocotools.mask")
+    value = json.loads((shapes / "annotations/instances_train2017.json").read_text())
+    taken: dict[int, np.ndarray] = {}
+    for a in value["annotations"]:
+        mask = codec.decode(a["segmentation"]).astype(bool)
+        rows, columns = np.nonzero(mask)
+        assert a["area"] == mask.sum() > 0
+        assert a["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+        before = taken.get(a["image_id"], np.zeros_like(mask))
+        assert not (mask & before).any()
+        taken[a["image_id"]] = mask | before
+
+
+def test_panoptic_png_and_json_agree(shapes: Path) -> None:
+    value = json.loads((shapes / "annotations/panoptic_train2017.json").read_text())
+    instances = json.loads((shapes / "annotations/instances_train2017.json").read_text())
+    things = {c["id"] for c in value["categories"] if c["isthing"]}
+    assert {c["id"] for c in value["categories"] if not c["isthing"]} == {91, 92, 93}
+    stuff_seen = set()
+    for image, entry in zip(value["images"], value["annotations"], strict=True):
+        rgb = np.asarray(Image.open(shapes / "panoptic_train2017" / entry["file_name"])).astype(np.int64)
+        ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+        assert ids.shape == (image["height"], image["width"]) and image["id"] == entry["image_id"]
+        found = dict(zip(*(v.tolist() for v in np.unique(ids, return_counts=True)), strict=True))
+        assert found == {s["id"]: s["area"] for s in entry["segments_info"]} and 0 not in found
+        for s in entry["segments_info"]:
+            rows, columns = np.nonzero(ids == s["id"])
+            assert s["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+        key = lambda s: (s["category_id"], s["area"], s["bbox"])  # noqa: E731
+        of_image = [a for a in instances["annotations"] if a["image_id"] == image["id"]]
+        assert sorted(map(key, of_image)) == sorted(
+            key(s) for s in entry["segments_info"] if s["category_id"] in things
+        )
+        stuff_seen |= {s["category_id"] for s in entry["segments_info"]} - things
+    assert stuff_seen == {91, 92, 93}
+
+
+def test_hidden_objects_are_left_out_of_picture_and_truth() -> None:
+    crowded = ShapesOptions(objects=(30, 30), object_size=(0.3, 0.6), hidden=0.6)
+    all_kept = ShapesOptions(objects=(30, 30), object_size=(0.3, 0.6), hidden=0.99)
+    counts = [[len(shapes_image(0, "train", i, o).things) for i in range(5)] for o in (crowded, all_kept)]
+    assert all(1 <= few < many <= 30 for few, many in zip(*counts, strict=True))
+    # With nothing hidden allowed, no object touches another one's pixels: each has its whole area.
+    free = shapes_image(0, "train", 0, ShapesOptions(objects=(30, 30), object_size=(0.3, 0.3), classes=1, hidden=0.0))
+    areas = [int(m.sum()) for _, m in free.things]
+    assert len(areas) >= 2 and max(areas) - min(areas) <= 0.08 * max(areas)
+
+
+def test_things_and_stuff_partition_the_image() -> None:
+    for index in range(10):
+        image = shapes_image(3, "val", index, ShapesOptions())
+        masks = [m for _, m in image.things + image.stuff]
+        assert (np.sum(masks, axis=0) == 1).all()
+        assert image.picture.dtype == np.uint8 and image.picture.shape == (*masks[0].shape, 3)
+
+
+def test_options_hold() -> None:
+    options = ShapesOptions(sides=(40, 50), classes=3, objects=(2, 2), object_size=(0.3, 0.4), hidden=0.9)
+    images = [shapes_image(0, "train", i, options) for i in range(40)]
+    shapes = {i.picture.shape[:2] for i in images}
+    assert min(min(s) for s in shapes) == 40 and max(max(s) for s in shapes) == 50
+    assert {c for i in images for c, _ in i.things} == {1, 2, 3}
+    assert {len(i.things) for i in images} == {2}
+    extents = [max(np.ptp(m.nonzero()[0]), np.ptp(m.nonzero()[1])) + 1 for i in images for _, m in i.things]
+    assert max(extents) <= 0.4 * 50 + 2
+    assert shapes_image(0, "train", 0, ShapesOptions(objects=(0, 0))).things == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "share"),
+    [
+        ("circle", np.pi),
+        ("square", 2.0),
+        ("triangle", 3 * np.sqrt(3) / 4),
+        ("ring", np.pi * (1 - 0.55**2)),
+        ("hexagon", 3 * np.sqrt(3) / 2),
+        ("star", 5 * 0.42 * np.sin(np.pi / 5)),
+        ("cross", 4 * 0.32 * (2 * np.sqrt(1 - 0.32**2) - 0.32)),
+    ],
+)
+def test_areas_of_the_shapes(shape: str, share: float) -> None:
+    """Closed forms of the areas within the unit circle."""
+    assert coverage(shape, 100, (50, 50), 40, 0.3).sum() == pytest.approx(share * 1600, rel=0.02)
+
+
+def test_every_shape_fits_its_circle() -> None:
+    rows, columns = np.mgrid[:60, :60] + 0.5
+    outside = np.hypot(rows - 30, columns - 30) > 26
+    for shape in SHAPES:
+        alpha = coverage(shape, 60, (30, 30), 25, 1.0)
+        assert alpha[outside].max() == 0 and 300 < alpha.sum() < 2000, shape
+
+
+def test_class_colours() -> None:
+    """With colours="class" the hue tells the class, with "random" it does not."""
+    import colorsys
+
+    def hues(colours: str) -> list[list[float]]:
+        found: list[list[float]] = [[], []]
+        options = ShapesOptions(classes=2, objects=(1, 1), object_size=(0.5, 0.5), colours=colours)
+        for index in range(40):
+            image = shapes_image(0, "train", index, options)
+            ((category, mask),) = image.things
+            rgb = np.median(image.picture[mask], 0) / 255
+            found[category - 1].append(colorsys.rgb_to_hsv(*rgb)[0])
+        return found
+
+    first, second = hues("class")
+    assert max(min(h, 1 - h) for h in first) < 0.2 and all(0.3 < h < 0.7 for h in second)
+    first, second = hues("random")
+    assert np.ptp(first) > 0.6 and np.ptp(second) > 0.6
+
+
+def test_it_opens(shapes: Path) -> None:
+    dataset = open_dataset(shapes, split="train", masks=True)
+    assert len(dataset) == 12 and dataset.class_names[:3] == ["circle", "square", "triangle"]
+    for index in range(12):
+        sample = dataset[index]
+        assert sample.masks is not None
+        assert sample.masks.flatten(1).sum(1).tolist() == dataset.records[index].areas.tolist()
+
+
+def test_existing_folders_are_safe(tmp_path: Path) -> None:
+    small = {"images": {"train": 1}, "sides": (16, 16)}
+    root = write_shapes(tmp_path / "s", **small)
+    with pytest.raises(DetrkitError, match=r"exists already; .*--force"):
+        write_shapes(root, **small)
+    (root / "old").touch()
+    write_shapes(root, force=True, **small)
+    assert not (root / "old").exists() and (root / "train2017").is_dir()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").touch()
+    with pytest.raises(DetrkitError, match="no dataset, so it is not replaced"):
+        write_shapes(mine, force=True, **small)
+    assert (mine / "thesis.txt").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "s"]  # no temporary folder is left
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sides": (8, 20)},
+        {"sides": (50, 40)},
+        {"classes": 11},
+        {"objects": (3, 2)},
+        {"object_size": (0, 0.5)},
+        {"hidden": 1.0},
+        {"colours": "grey"},
+        {"quality": 100},
+        {"images": {"train": -1}},
+        {"images": {"a": 1, "b": 1}},
+    ],
+)
+def test_bad_options(tmp_path: Path, options: dict[str, object]) -> None:
+    with pytest.raises(DetrkitError, match=f"shapes: {next(iter(options))}="):
+        write_shapes(tmp_path / "s", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "s").exists()
