@@ -32,7 +32,7 @@ def test_outputs_and_stages(case):
             "pos": stages["position"],
             "memory": stages["memory"],
             "hs": stages["queries"],
-            "mask": out.capture.padding,
+            "mask": out.capture.padding.unflatten(1, out.capture.feature_shapes[0]),
         }
     got["feature"] = stages["feature"]
     known = {name.split("__")[0] for name in goldens.arrays(case["file"])}

@@ -12,9 +12,10 @@ from detrkit.convert.keymap import key_map
 from detrkit.errors import DetrkitError
 
 COUNTER = "num_batches_tracked"  # of an ordinary batch norm: frozen norms have none, and it carries no weight
-CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight")
+CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight", "class_embed.0.weight")
 # (blocks in layer1, blocks in layer3, whether they are bottlenecks)
 DEPTHS = {
+    (1, 1, False): "resnet10",
     (2, 2, False): "resnet18",
     (3, 6, False): "resnet34",
     (3, 6, True): "resnet50",
@@ -145,7 +146,8 @@ def _hints(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
         hints.append("one of the two is the notebook's demo model: its weights fit detr-demo only")
     for head in CLASS_HEADS:
         if head in given and head in own and len(given[head]) != len(own[head]):
-            rows, classes = len(given[head]), len(given[head]) - 1
+            rows = len(given[head])
+            classes = rows if head == "class_embed.0.weight" else rows - 1  # softmax heads have "no object" too
             coco = {91: " (COCO)", 250: " (COCO panoptic)"}.get(classes, "")
             hints.append(f"the class head has {rows} rows{coco}: build the model with num_classes={classes}")
     for name, option in (("query_embed.weight", "num_queries"), ("query_pos", "num_queries")):

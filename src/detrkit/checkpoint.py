@@ -1,0 +1,253 @@
+"""Checkpoints that know what they are: weights together with the model, its classes and how its input is prepared."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from detrkit.backbones.resnet import Padding
+from detrkit.classes import ClassList
+from detrkit.coco_classes import COCO_91
+from detrkit.convert.files import METADATA_KEY, WeightsFile, read_weights
+from detrkit.convert.official import CLASS_HEADS, bare_state_dict, to_official
+from detrkit.errors import DetrkitError
+from detrkit.models.build import build_model, build_options, check_declared, declared_options, load_weights
+from detrkit.registry import ARCHITECTURES, architecture
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+VERSION = 1  # of the spec's JSON
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything but the weights that is needed to use a model as it was meant.
+
+    Attributes:
+        name: of the architecture, as `build_model` takes it.
+        options: overrides of `build_model`, plain JSON values.
+        num_classes: labels, as `build_model` counts them.
+        classes: names and dataset ids of the labels, or None when unknown.
+        mean, std: of the normalisation, per RGB channel, for pixels in [0, 1].
+        size: short side of the input in pixels.
+        max_size: longest side of the input in pixels, None for no limit.
+        padding: "exact" or "official" (see `build_model`).
+        training: where the weights come from: detrkit version, epoch, metrics; plain JSON values.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    num_classes: int = 91
+    classes: ClassList | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    size: int = 800
+    max_size: int | None = 1333
+    padding: Padding = "exact"
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """The model with random weights.
+
+        Raises:
+            ValueError, TypeError: an unknown name or option.
+        """
+        # where the weights once started from does not matter to weights that will be loaded
+        options = {k: v for k, v in self.options.items() if k != "backbone_weights"}
+        return build_model(self.name, num_classes=self.num_classes, padding=self.padding, **options)
+
+    def to_json(self) -> str:
+        """As a checkpoint's header holds it."""
+        plain = {
+            "version": VERSION,
+            "name": self.name,
+            "options": dict(self.options),
+            "num_classes": self.num_classes,
+            "classes": None if self.classes is None else self.classes.to_json(),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "size": self.size,
+            "max_size": self.max_size,
+            "padding": self.padding,
+            "training": dict(self.training),
+        }
+        return json.dumps(plain)
+
+    @classmethod
+    def from_json(cls, value: str | Mapping[str, Any]) -> ModelSpec:
+        """The inverse of `to_json`, also from the parsed JSON.
+
+        Raises:
+            DetrkitError: not a spec, or one of a later version.
+        """
+        try:
+            plain = dict(json.loads(value) if isinstance(value, str) else value)
+            version = plain.pop("version")
+            if version > VERSION:
+                raise DetrkitError(f"written by a later detrkit (format {version}): upgrade detrkit to read it")
+            classes = plain.pop("classes")
+            for name in ("mean", "std"):
+                plain[name] = tuple(plain[name])
+            return cls(**plain, classes=None if classes is None else ClassList.from_json(classes))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DetrkitError(f"not a detrkit model description ({error})") from error
+
+
+def save_model(path: str | Path, model: nn.Module | Mapping[str, Tensor], spec: ModelSpec) -> Path:
+    """Writes weights and spec as .safetensors: a reader sees the old file or the new one, never half of one.
+
+    Args:
+        path: the file; its folder is made.
+        model: a detrkit model, or its state dict.
+        spec: what the weights are of.
+
+    Returns:
+        The path.
+
+    Raises:
+        DetrkitError: the file cannot be written.
+    """
+    path = Path(path)
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    with _atomic(path) as part:
+        save_file(_separate(state), part, metadata={"format": "pt", METADATA_KEY: spec.to_json()})
+    return path
+
+
+def save_official(path: str | Path, model: nn.Module, spec: ModelSpec) -> Path:
+    """Writes an official .pth file ({"model": ...} in official names) that also tells detrkit what it is.
+
+    Args and errors: as `save_model`.
+    """
+    path = Path(path)
+    with _atomic(path) as part:
+        torch.save({"model": to_official(model), METADATA_KEY: spec.to_json()}, part)
+    return path
+
+
+def load_model(path: str | Path, *, name: str | None = None) -> tuple[nn.Module, ModelSpec]:
+    """Reads any weights file into the model it is of, on the CPU and in eval mode.
+
+    Args:
+        path: a detrkit .safetensors file, training state (averaged weights if it has them) or run directory, or an
+            official .pth file: the published ones are recognised by their hash, others need `name`.
+        name: the architecture, for files that do not say it; checked against those that do.
+
+    Returns:
+        The model and its spec.
+
+    Raises:
+        DetrkitError: missing, damaged or foreign file, an unknown architecture, or weights that do not fit.
+    """
+    file = read_weights(path)
+    if name is not None and name not in ARCHITECTURES:
+        raise DetrkitError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
+    try:
+        spec = _spec_of(file, name)
+        check_declared(architecture(spec.name), build_options(architecture(spec.name), _options(spec)), file)
+        model = spec.build()
+    except (ValueError, TypeError) as error:
+        raise DetrkitError(f"{file.path}: {error}") from error
+    try:
+        load_weights(model, file)
+    except DetrkitError as error:
+        raise DetrkitError(f"{file.path}: {error}") from error
+    return model.eval(), spec
+
+
+def _options(spec: ModelSpec) -> dict[str, Any]:
+    return {k: v for k, v in spec.options.items() if k != "backbone_weights"}
+
+
+def _spec_of(file: WeightsFile, name: str | None) -> ModelSpec:
+    """The file's own spec, or one for an official file.
+
+    Raises:
+        DetrkitError: the file does not say what it is, or says something else than `name`.
+    """
+    if file.spec is not None:
+        spec = ModelSpec.from_json(file.spec)
+        if name not in (None, spec.name):
+            raise DetrkitError(f"{file.path}: weights of {spec.name}, not of {name}")
+        return spec
+    if file.published is not None:
+        if name not in (None, file.published):
+            raise DetrkitError(f"{file.path}: these are the published weights of {file.published}, not of {name}")
+        return published_spec(file.published)
+    told, declared = declared_options(file)
+    if told is not None and name not in (None, told):
+        raise DetrkitError(f"{file.path}: weights of {told}, not of {name} (dilation and backbone say so)")
+    name = told if name is None else name
+    if name is None:
+        raise DetrkitError(
+            f"{file.path}: the file does not say which model it is of: name it, one of {', '.join(ARCHITECTURES)}"
+        )
+    known = architecture(name)
+    own = {k: v for k, v in declared.items() if k not in known.options}
+    state = bare_state_dict(file.state)
+    rows = next((len(state[head]) for head in CLASS_HEADS if head in state), None)
+    classes = known.num_classes if rows is None else rows - (known.scores == "softmax")
+    return ModelSpec(name, own, num_classes=classes, max_size=known.max_size)
+
+
+def published_spec(name: str) -> ModelSpec:
+    """The spec of a model's published weights."""
+    known = architecture(name)
+    return ModelSpec(
+        name,
+        num_classes=known.num_classes,
+        classes=COCO_91 if known.num_classes == len(COCO_91) else None,
+        max_size=known.max_size,
+        training={"published": known.weights, "metrics": dict(known.published)},
+    )
+
+
+class _atomic:
+    """A temporary name beside a file, which becomes the file when all went well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.part = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self.part
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None:
+            os.replace(self.part, self.path)
+            return
+        self.part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DetrkitError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, none of which shares memory with another: safetensors refuses those."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in seen or tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(storage)
+        separate[name] = tensor
+    return separate
+
+
+__all__: Sequence[str] = (
+    "ModelSpec",
+    "load_model",
+    "published_spec",
+    "save_model",
+    "save_official",
+)

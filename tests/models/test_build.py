@@ -1,0 +1,186 @@
+"""Models by name: options, weights of every kind, and refusals."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+
+from detrkit import registry
+from detrkit.checkpoint import ModelSpec, save_model
+from detrkit.convert import WeightsError, to_official
+from detrkit.errors import DetrkitError
+from detrkit.models import build as module
+from detrkit.models.build import build_model
+
+TINY = {
+    "backbone": "resnet18",
+    "hidden_dim": 32,
+    "dim_feedforward": 64,
+    "enc_layers": 1,
+    "dec_layers": 2,
+    "num_queries": 5,
+}
+
+
+def same(a, b):
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.fixture
+def published(monkeypatch, tmp_path):
+    """Gives a state dict the rank of published weights: writes it and registers its hash under a name."""
+
+    def publish(name, model, options=TINY):
+        file = tmp_path / "new.pth"
+        torch.save({"model": to_official(model)}, file)
+        prefix = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+        file = file.rename(tmp_path / f"{name}-{prefix}.pth")
+        known = dict(registry.ARCHITECTURES)
+        known[name] = replace(known[name], options={**options, **known[name].options}, weights=file.name)
+        for place in (registry, module):
+            monkeypatch.setattr(place, "ARCHITECTURES", known)
+        return file
+
+    return publish
+
+
+@pytest.mark.parametrize("name", ["detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5", "detr-demo"])
+def test_published_counts_and_dilation(name):
+    with torch.device("meta"):
+        model = build_model(name)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    published = {"detr-r50": 41_302_368, "detr-r101": 60_242_272}  # official log files, `n_parameters`
+    if name in published:
+        assert trainable == published[name]
+    assert model.class_head.out_features == 92
+    assert model.backbone.strides == [16 if name.endswith("dc5") else 32]
+    assert model.backbone.padding == "exact"
+
+
+def test_options_reach_the_model():
+    model = build_model("detr-r50", num_classes=7, padding="official", **TINY, pre_norm=True, nheads=4)
+    assert model.class_head.out_features == 8 and model.queries.num_embeddings == 5
+    assert model.backbone.padding == "official" and model.encoder.norm is not None
+    assert len(model.decoder.layers) == 2 and model.encoder.layers[0].self_attention.heads == 4
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="unknown model 'detr-r5': choose one of detr-r50"):
+        build_model("detr-r5")
+    with pytest.raises(TypeError, match=r"detr-r50 takes no argument num_querys: choose from .*num_queries"):
+        build_model("detr-r50", num_querys=1)
+    with pytest.raises(TypeError, match="detr-demo takes no argument dilation"):
+        build_model("detr-demo", dilation=True)
+    with pytest.raises(ValueError, match="at least one class"):
+        build_model("detr-r50", num_classes=0)
+    with pytest.raises(ValueError, match="weights or backbone_weights"):
+        build_model("detr-r50", weights="x", backbone_weights="imagenet")
+    with pytest.raises(ValueError, match="no dilated"):
+        build_model("detr-r50-dc5", backbone="resnet18")
+
+
+def test_official_file(tmp_path):
+    source = build_model("detr-r50", **TINY)
+    torch.save({"model": to_official(source)}, tmp_path / "a.pth")
+    assert same(build_model("detr-r50", weights=tmp_path / "a.pth", **TINY), source)
+    with pytest.raises(WeightsError, match="num_queries=5"):
+        build_model("detr-r50", weights=tmp_path / "a.pth", **TINY | {"num_queries": 6})
+
+
+def test_published_by_download_and_by_hash(published, monkeypatch, tmp_path):
+    torch.manual_seed(1)
+    source = build_model("detr-r50", **TINY)
+    file = published("detr-r50", source)
+    asked = []
+
+    def fake(url, *, sha256_prefix):
+        asked.append((url, sha256_prefix))
+        return file
+
+    monkeypatch.setattr(module, "download", fake)
+    assert same(build_model("detr-r50", weights="published"), source)
+    assert asked == [(f"https://dl.fbaipublicfiles.com/detr/{file.name}", file.stem.rsplit("-", 1)[1])]
+
+
+def test_dc5_file_in_a_plain_model_is_an_error(published):
+    options = TINY | {"backbone": "resnet50"}
+    source = build_model("detr-r50-dc5", **options)
+    file = published("detr-r50-dc5", source, options)
+    # the tensors fit; only the file's hash tells
+    with pytest.raises(DetrkitError, match=r"weights of detr-r50-dc5 with dilation=True, but the model is detr-r50"):
+        build_model("detr-r50", weights=file, **options)
+    assert same(build_model("detr-r50", weights=file, **options, dilation=True), source)
+    assert same(build_model("detr-r50-dc5", weights=file), source)
+
+
+def test_own_checkpoint_declares_its_options(tmp_path):
+    source = build_model("detr-r50", **TINY, nheads=4)
+    path = save_model(tmp_path / "a.safetensors", source, ModelSpec("detr-r50", {**TINY, "nheads": 4}))
+    assert same(build_model("detr-r50", weights=path, **TINY, nheads=4), source)
+    assert same(build_model("detr-r50", weights=tmp_path / "a.safetensors", **TINY, nheads=4, dropout=0.0), source)
+    with pytest.raises(DetrkitError, match="nheads=4, but the model is detr-r50 with nheads=8"):
+        build_model("detr-r50", weights=path, **TINY)
+    with pytest.raises(DetrkitError, match="weights of detr-r50, not of detr-demo"):
+        build_model("detr-demo", weights=path)
+
+
+def test_official_training_checkpoint_declares_its_arguments(tmp_path):
+    source = build_model("detr-r50", **TINY, pre_norm=True)
+    arguments = argparse.Namespace(**TINY, pre_norm=True, dilation=False, masks=False, lr=1e-4)
+    torch.save({"model": to_official(source), "args": arguments, "epoch": 2}, tmp_path / "checkpoint.pth")
+    assert same(build_model("detr-r50", weights=tmp_path / "checkpoint.pth", **TINY, pre_norm=True), source)
+    arguments.nheads = 4
+    torch.save({"model": to_official(source), "args": arguments}, tmp_path / "checkpoint.pth")
+    with pytest.raises(DetrkitError, match="nheads=4"):
+        build_model("detr-r50", weights=tmp_path / "checkpoint.pth", **TINY, pre_norm=True)
+
+
+@pytest.mark.parametrize("kind", ["official", "detrkit"])
+def test_another_number_of_classes_starts_a_new_head(tmp_path, caplog, kind):
+    source = build_model("detr-r50", **TINY)
+    if kind == "official":
+        path = tmp_path / "a.pth"
+        torch.save({"model": to_official(source)}, path)
+    else:
+        path = save_model(tmp_path / "a.safetensors", source, ModelSpec("detr-r50", TINY))
+    model = build_model("detr-r50", num_classes=3, weights=path, **TINY)
+    assert "starts anew: 92 rows in the file, 4 here" in caplog.text
+    ours, theirs = model.state_dict(), source.state_dict()
+    assert model.class_head.out_features == 4
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs if not k.startswith("class_head."))
+    save_model(tmp_path / "b.safetensors", model, ModelSpec("detr-r50", TINY, num_classes=3))
+    with pytest.raises(WeightsError, match=r"class_head.weight is \(4, 32\), the model has \(92, 32\)"):  # not asked for: strict
+        build_model("detr-r50", weights=tmp_path / "b.safetensors", **TINY)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_backbone_weights(tmp_path, monkeypatch, norm, suffix):
+    torch.manual_seed(3)
+    resnet = torchvision.models.resnet18()
+    path = tmp_path / f"resnet18{suffix}"
+    if suffix == ".pth":
+        torch.save(resnet.state_dict(), path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(resnet.state_dict(), path)
+    model = build_model("detr-r50", backbone_weights=path, backbone_norm=norm, backbone_stage=4, **TINY)
+    for name, tensor in model.backbone.body.state_dict().items():
+        assert torch.equal(tensor, resnet.state_dict()[name]), name
+
+    asked = []
+    monkeypatch.setattr(module, "download", lambda url, **options: asked.append((url, options)) or path)
+    build_model("detr-r50", backbone_weights="imagenet", **TINY)
+    assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", {"sha256_prefix": "f37072fd"})]
+
+    with pytest.raises(WeightsError, match="missing"):
+        build_model("detr-r50", backbone_weights=path, **TINY | {"backbone": "resnet34"})
+    with pytest.raises(ValueError, match="batch statistics"):
+        build_model("detr-r50", backbone_weights=path, backbone_norm="group", **TINY)

@@ -1,0 +1,229 @@
+"""Checkpoints: what is written is what is read, and anything else is one clear line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from detrkit import registry
+from detrkit.checkpoint import ModelSpec, load_model, save_model, save_official
+from detrkit.classes import ClassList
+from detrkit.coco_classes import COCO_91
+from detrkit.convert import to_official
+from detrkit.convert.files import STATE_FORMAT
+from detrkit.errors import DetrkitError
+from detrkit.models.build import build_model
+
+TINY = {"backbone": "resnet18", "hidden_dim": 32, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
+SPEC = ModelSpec(
+    "detr-r50",
+    TINY | {"backbone_weights": "imagenet"},
+    num_classes=2,
+    classes=ClassList(("cat", "dog"), (17, 18)),
+    size=320,
+    max_size=None,
+    padding="official",
+    training={"epoch": 3, "metrics": {"AP": 0.25}},
+)
+
+
+@pytest.fixture
+def model():
+    return SPEC.build()
+
+
+def same(a, b):
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_spec_there_and_back():
+    assert ModelSpec.from_json(SPEC.to_json()) == SPEC
+    assert ModelSpec.from_json(json.loads(SPEC.to_json())) == SPEC
+    assert ModelSpec.from_json(ModelSpec("detr-r50").to_json()) == ModelSpec("detr-r50")
+    with pytest.raises(DetrkitError, match="later detrkit"):
+        ModelSpec.from_json(json.loads(SPEC.to_json()) | {"version": 99})
+    for bad in ("{}", "not json", '{"version": 1, "classes": null, "mean": [0], "std": [1], "colour": 1}'):
+        with pytest.raises(DetrkitError, match="not a detrkit model description"):
+            ModelSpec.from_json(bad)
+
+
+def test_build_does_not_ask_for_the_first_weights(model):
+    # backbone_weights="imagenet" says where training started; loading must not download anything
+    assert model.class_head.out_features == 3 and model.backbone.padding == "official"
+
+
+def test_safetensors_there_and_back(model, tmp_path):
+    path = save_model(tmp_path / "new" / "a.safetensors", model, SPEC)
+    loaded, spec = load_model(path)
+    assert same(loaded, model) and spec == SPEC and not loaded.training
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["detrkit"])["classes"]["names"] == ["cat", "dog"]
+    save_model(path, model.state_dict(), SPEC)
+    assert same(load_model(path)[0], model)
+
+
+def test_shared_and_strided_tensors(tmp_path):
+    weight = torch.rand(4, 6)
+    state = {"a": weight, "b": weight, "view": weight[1:], "turned": weight.T, "half": weight.half()}
+    path = save_model(tmp_path / "a.safetensors", state, SPEC)
+    with safe_open(path, framework="pt") as file:
+        for name, tensor in state.items():
+            assert torch.equal(file.get_tensor(name), tensor)
+
+
+def test_a_failed_write_leaves_the_old_file(model, tmp_path, monkeypatch):
+    path = save_model(tmp_path / "a.safetensors", model, SPEC)
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("detrkit.checkpoint.save_file", full)
+    with pytest.raises(DetrkitError, match="No space left"):
+        save_model(path, model, SPEC)
+    assert path.read_bytes() == before and len(os.listdir(tmp_path)) == 1
+
+
+def test_run_directory(model, tmp_path):
+    with pytest.raises(DetrkitError, match="no weights in this directory"):
+        load_model(tmp_path)
+    save_model(tmp_path / "last.safetensors", model, SPEC)
+    assert same(load_model(tmp_path)[0], model)
+    best = SPEC.build()
+    save_model(tmp_path / "best.safetensors", best, SPEC)
+    assert same(load_model(tmp_path)[0], best)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_training_state(model, tmp_path, averaged):
+    average = SPEC.build()
+    content = {
+        "format": STATE_FORMAT,
+        "spec": SPEC.to_json(),
+        "model": model.state_dict(),
+        "ema": average.state_dict() if averaged else None,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        "epoch": 3,
+    }
+    torch.save(content, tmp_path / "last.pt")
+    loaded, spec = load_model(tmp_path)
+    assert same(loaded, average if averaged else model) and spec == SPEC
+
+
+def test_official_file_needs_a_name(model, tmp_path):
+    model = build_model("detr-r50", num_classes=5)
+    torch.save({"model": to_official(model)}, tmp_path / "a.pth")
+    with pytest.raises(DetrkitError, match="name it, one of detr-r50, "):
+        load_model(tmp_path / "a.pth")
+    loaded, spec = load_model(tmp_path / "a.pth", name="detr-r50")
+    assert same(loaded, model) and spec.num_classes == 5 and spec.classes is None
+    with pytest.raises(DetrkitError, match=r"a\.pth: these weights do not fit"):
+        load_model(tmp_path / "a.pth", name="detr-r101")
+    with pytest.raises(DetrkitError, match="unknown model 'x'"):
+        load_model(tmp_path / "a.pth", name="x")
+
+
+@pytest.mark.parametrize("dilation", [False, True])
+def test_official_training_checkpoint_says_what_it_is(tmp_path, dilation):
+    options = {k: v for k, v in TINY.items() if k != "backbone"} | {"backbone": "resnet50", "pre_norm": True}
+    name = "detr-r50-dc5" if dilation else "detr-r50"
+    model = build_model(name, **options)
+    arguments = argparse.Namespace(**options, dilation=dilation, masks=False, num_queries=100, lr=1e-4, device="cuda")
+    torch.save({"model": to_official(model), "args": arguments, "epoch": 1}, tmp_path / "checkpoint.pth")
+    loaded, spec = load_model(tmp_path / "checkpoint.pth")
+    assert spec.name == name and same(loaded, model)
+    other = "detr-r50" if dilation else "detr-r50-dc5"
+    with pytest.raises(DetrkitError, match="dilation"):
+        load_model(tmp_path / "checkpoint.pth", name=other)
+
+
+def test_official_file_of_our_own_comes_back_whole(model, tmp_path):
+    path = save_official(tmp_path / "a.pth", model, SPEC)
+    loaded, spec = load_model(path)
+    assert same(loaded, model) and spec == SPEC
+    content = torch.load(path, weights_only=True)  # what official code reads
+    assert list(content["model"]) == list(to_official(model))
+
+
+def test_published_file_is_recognised(tmp_path, monkeypatch):
+    model = build_model("detr-demo")
+    torch.save({k: v.half() if v.is_floating_point() else v for k, v in to_official(model).items()}, tmp_path / "x.pth")
+    monkeypatch.setattr("detrkit.convert.files.sha256", lambda _: "da2a99e9" + "0" * 56)
+    loaded, spec = load_model(tmp_path / "x.pth")
+    assert spec.name == "detr-demo" and spec.max_size is None
+    assert spec.classes == COCO_91 and spec.training["published"] == "detr_demo-da2a99e9.pth"
+    assert next(loaded.parameters()).dtype == torch.float32
+    assert torch.equal(loaded.class_head.weight, model.class_head.weight.half().float())
+    with pytest.raises(DetrkitError, match="published weights of detr-demo, not of detr-r50"):
+        load_model(tmp_path / "x.pth", name="detr-r50")
+
+
+def test_coco_names():
+    assert len(COCO_91) == 91 and COCO_91.names.count("N/A") == 11
+    assert [COCO_91.names[i] for i in (1, 17, 44, 90)] == ["person", "cat", "bottle", "toothbrush"]
+    assert COCO_91.ids == tuple(range(91))
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_foreign_and_damaged_files(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DetrkitError, match="no such weights file"):
+        load_model("nothing.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.safetensors").write_text("hello")
+    for name in ("text.pth", "empty.pth", "text.safetensors"):
+        with pytest.raises(DetrkitError, match=f"^{name}: .*not a"):
+            load_model(name)
+    path = save_model("whole.safetensors", model, SPEC)
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:-1000])
+    torch.save({"model": to_official(model)}, "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:-1000])
+    for name in ("cut.safetensors", "cut.pth"):
+        with pytest.raises(DetrkitError, match=f"^{name}: damaged"):
+            load_model(name)
+    save_file({"a": torch.zeros(1)}, "foreign.safetensors")
+    with pytest.raises(DetrkitError, match="not written by detrkit"):
+        load_model("foreign.safetensors")
+    torch.save({"epoch": 3}, "other.pth")
+    with pytest.raises(DetrkitError, match="no weights found"):
+        load_model("other.pth")
+    torch.save({"model": Evil()}, "evil.pth")
+    with open("evil.pkl", "wb") as file:
+        pickle.dump(Evil(), file)
+    for name in ("evil.pth", "evil.pkl"):
+        with pytest.raises(DetrkitError, match=f"^{name}: "):
+            load_model(name)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_spec_that_contradicts_its_weights(model, tmp_path):
+    path = save_model(tmp_path / "a.safetensors", model, ModelSpec("detr-r50", TINY | {"dec_layers": 2}))
+    with pytest.raises(DetrkitError, match=r"a\.safetensors: these weights do not fit"):
+        load_model(path)
+    path = save_model(tmp_path / "b.safetensors", nn.Linear(1, 1), ModelSpec("detr-r5"))
+    with pytest.raises(DetrkitError, match="unknown model 'detr-r5'"):
+        load_model(path)
+
+
+def test_registry_hashes():
+    for known in registry.ARCHITECTURES.values():
+        if known.weights is not None:
+            assert len(known.sha256_prefix) == 8
+            assert registry.published_file(known.sha256_prefix + "0" * 56) is known
+    assert registry.published_file("0" * 64) is None
