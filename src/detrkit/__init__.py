@@ -1,0 +1,84 @@
+"""The toolkit for the DETR family: train, evaluate, explain and use detection transformers.
+
+The names below are the public API. They are imported at their first use, so that `import detrkit` costs next to
+nothing and a command that needs no model never loads one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detrkit import convert as convert
+    from detrkit import ops as ops
+    from detrkit.data import open_dataset as open_dataset
+    from detrkit.detector import Detector as Detector
+    from detrkit.detector import load as load
+    from detrkit.engine import evaluate as evaluate
+    from detrkit.engine import train as train
+    from detrkit.errors import DetrkitError as DetrkitError
+    from detrkit.evaluation import evaluate_detections as evaluate_detections
+    from detrkit.models.batch import Batch as Batch
+    from detrkit.models.build import build_model as build_model
+    from detrkit.models.criterion import build_criterion as build_criterion
+    from detrkit.models.outputs import Outputs as Outputs
+    from detrkit.models.outputs import Target as Target
+    from detrkit.registry import list_models as list_models
+    from detrkit.results import Detections as Detections
+
+__version__ = "0.1.0"
+
+# public name -> the module that defines it
+_HOMES = {
+    "Batch": "detrkit.models.batch",
+    "Detections": "detrkit.results",
+    "Detector": "detrkit.detector",
+    "DetrkitError": "detrkit.errors",
+    "Outputs": "detrkit.models.outputs",
+    "Target": "detrkit.models.outputs",
+    "build_criterion": "detrkit.models.criterion",
+    "build_model": "detrkit.models.build",
+    "evaluate": "detrkit.engine",
+    "evaluate_detections": "detrkit.evaluation",
+    "list_models": "detrkit.registry",
+    "load": "detrkit.detector",
+    "open_dataset": "detrkit.data",
+    "train": "detrkit.engine",
+}
+_PACKAGES = ("convert", "ops")
+
+__all__ = [
+    "Batch",
+    "Detections",
+    "Detector",
+    "DetrkitError",
+    "Outputs",
+    "Target",
+    "__version__",
+    "build_criterion",
+    "build_model",
+    "convert",
+    "evaluate",
+    "evaluate_detections",
+    "list_models",
+    "load",
+    "open_dataset",
+    "ops",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _PACKAGES:
+        value = importlib.import_module(f"detrkit.{name}")
+    else:
+        raise AttributeError(f"module 'detrkit' has no attribute {name!r}")
+    globals()[name] = value  # the next use is an ordinary look-up
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

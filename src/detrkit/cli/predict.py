@@ -1,0 +1,237 @@
+"""`detrkit predict`."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+from tyro.conf import Positional
+
+from detrkit.errors import DetrkitError
+
+if TYPE_CHECKING:
+    from detrkit.results import Detections
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Find the objects in pictures; write them drawn, and as JSON.
+
+    Every picture is written under its own name into OUT, with boxes, names and scores; predictions.json lists for every
+    file the label, name, score and box (x0, y0, x1, y1 in pixels of the picture). A picture that cannot be read is
+    reported and left out; the exit status is then 1.
+    """
+
+    checkpoint: Positional[str]
+    """Weights: a run directory, a .safetensors or official .pth file, or a model name such as detr-r50 (published)."""
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER|GLOB")]
+    """Pictures: files, folders (searched one level deep) and quoted patterns such as 'photos/**/*.jpg'."""
+    out: Path = Path("predictions")
+    """Folder to write into; it is made."""
+    threshold: float = 0.5
+    """Keep detections with a greater score, 0 to 1. The DETR notebooks use 0.7."""
+    size: int | None = None
+    """Short side in pixels to resize pictures to; by default the checkpoint's (800 for published weights)."""
+    batch_size: int = 4
+    """Pictures in one forward pass. Results do not depend on it."""
+    device: str | None = None
+    """Such as cpu, cuda or cuda:1; by default an accelerator if there is one."""
+    model: str | None = None
+    """Model name, for official .pth files that do not say what they are of."""
+
+    def run(self) -> int:
+        """Predicts, draws, writes and prints; 1 if a picture could not be read."""
+        from detrkit.detector import load
+
+        if not 0 <= self.threshold <= 1:
+            raise DetrkitError(f"--threshold {self.threshold}: a score from 0 to 1")
+        if self.size is not None and self.size < 1:
+            raise DetrkitError(f"--size {self.size}: at least 1 pixel")
+        if self.batch_size < 1:
+            raise DetrkitError(f"--batch-size {self.batch_size}: at least 1")
+        files = find_images(self.inputs)
+        names = output_names(files)
+        detector = load(self.checkpoint, name=self.model, device=checked_device(self.device))
+        if self.size is not None:
+            detector = detector.resized(self.size)
+
+        console, errors = Console(), Console(stderr=True)
+        found: dict[str, list[dict[str, Any]]] = {}
+        failed: list[Path] = []
+        make_folder(self.out)
+        with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+            bar = progress.add_task("predicting", total=len(files))
+            readable = _Readable(files, failed, errors)
+            for detections in detector.stream(readable, threshold=self.threshold, batch_size=self.batch_size):
+                file = readable.yielded.pop(0)
+                write_picture(detections, self.out / names[file])
+                found[str(file)] = entries(detections)
+                progress.advance(bar)
+        if not found:
+            raise DetrkitError(f"none of the {len(files)} pictures could be read")
+        target = self.out / "predictions.json"
+        write_text(target, json.dumps(found, indent=1) + "\n")
+        _print(found, console)
+        console.print(f"{len(found)} pictures in {escape(str(self.out))}", soft_wrap=True, highlight=False)
+        console.print(escape(str(target)), soft_wrap=True, highlight=False)
+        return 1 if failed else 0
+
+
+class _Readable:
+    """The pictures that can be read; the others are reported and noted.
+
+    Attributes:
+        yielded: the files handed out and not yet taken off by the caller, oldest first.
+    """
+
+    def __init__(self, files: list[Path], failed: list[Path], errors: Console) -> None:
+        self.files, self.failed, self.errors = files, failed, errors
+        self.yielded: list[Path] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        from detrkit.data.images import read_rgb
+
+        for file in self.files:
+            try:
+                picture = read_rgb(file)
+            except DetrkitError as error:
+                self.failed.append(file)
+                self.errors.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+                continue
+            self.yielded.append(file)
+            yield picture
+
+
+def find_images(inputs: tuple[str, ...]) -> list[Path]:
+    """The picture files that files, folders and patterns stand for, each once, in the order given.
+
+    Raises:
+        DetrkitError: an input that stands for nothing.
+    """
+    from detrkit.data.images import SUFFIXES
+    from detrkit.detector import image_files
+
+    files: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            matches = image_files(path)
+        elif path.exists():
+            matches = [path]
+        else:
+            hits = sorted(Path(hit) for hit in glob.glob(os.path.expanduser(text), recursive=True))
+            matches = [hit for hit in hits if hit.is_file() and hit.suffix.lower() in SUFFIXES]
+            if not matches:
+                raise DetrkitError(f"{text}: no such file or folder, and no picture matches it as a pattern")
+        files.update(dict.fromkeys(matches))
+    if not files:
+        raise DetrkitError("no pictures given: name files, folders or patterns")
+    return list(files)
+
+
+def output_names(files: list[Path]) -> dict[Path, str]:
+    """A file name for every picture, as JPEG or PNG; equal names from different folders are numbered."""
+    taken: Counter[str] = Counter()
+    names = {}
+    for file in files:
+        suffix = ".png" if file.suffix.lower() == ".png" else ".jpg"
+        name = file.stem + suffix
+        while taken[name]:
+            name = f"{file.stem}-{taken[file.stem + suffix]}{suffix}"
+            taken[file.stem + suffix] += 1
+        taken[name] += 1
+        names[file] = name
+    return names
+
+
+def entries(detections: Detections) -> list[dict[str, Any]]:
+    """The detections of one picture as plain values."""
+    return [
+        {"label": label, "name": name, "score": round(score, 4), "box": [round(v, 2) for v in box]}
+        for label, name, score, box in zip(
+            detections.labels.tolist(),
+            detections.names,
+            detections.scores.tolist(),
+            detections.boxes.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def write_picture(detections: Detections, path: Path) -> None:
+    """Draws and writes a picture under its name only when it is whole."""
+    part = path.with_name(f".{os.getpid()}-{path.name}")  # the suffix tells PIL the format
+    try:
+        detections.draw().save(part, quality=92)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file under its name only when it is whole."""
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder.
+
+    Raises:
+        DetrkitError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DetrkitError(f"cannot make the folder {path}: {error.strerror or error}") from error
+
+
+def checked_device(name: str | None) -> str | None:
+    """The device name, if a tensor can be made there.
+
+    Raises:
+        DetrkitError: an unknown or absent device.
+    """
+    import torch
+
+    if name is not None:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DetrkitError(f"--device {name}: not available here ({first})") from error
+    return name
+
+
+def _print(found: dict[str, list[dict[str, Any]]], console: Console, most: int = 20) -> None:
+    """A table of the pictures; on a pipe all of them, on a terminal the first."""
+    table = Table(title="Detections", title_justify="left")
+    table.add_column("picture", overflow="fold")
+    table.add_column("objects", justify="right")
+    table.add_column("what", overflow="fold")
+    shown = list(found.items())[: most if sys.stdout.isatty() else None]
+    for file, objects in shown:
+        counts = Counter(o["name"] for o in objects)
+        what = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.most_common())
+        table.add_row(escape(file), str(len(objects)), escape(what))
+    console.print(table)
+    if len(shown) < len(found):
+        console.print(f"... and {len(found) - len(shown)} more", highlight=False)

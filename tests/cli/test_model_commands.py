@@ -1,0 +1,137 @@
+"""`detrkit predict | models | convert`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detrkit.checkpoint import ModelSpec, load_model, save_model
+from detrkit.classes import ClassList
+from detrkit.cli.convert import Convert
+from detrkit.cli.models import Models
+from detrkit.cli.predict import Predict, output_names
+from detrkit.convert import to_official
+from detrkit.detector import Detector
+from detrkit.errors import DetrkitError
+from detrkit.registry import ARCHITECTURES
+
+OPTIONS = {
+    "backbone": "resnet18",
+    "backbone_norm": "group",
+    "hidden_dim": 32,
+    "dim_feedforward": 64,
+    "enc_layers": 1,
+    "dec_layers": 1,
+    "num_queries": 6,
+}
+SPEC = ModelSpec("detr-r50", OPTIONS, num_classes=2, classes=ClassList(("cat", "dog"), (1, 2)), size=64, max_size=100)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return save_model(tmp_path / "run" / "best.safetensors", SPEC.build(), SPEC)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, name in enumerate(("a.png", "b.jpg", "c.JPEG")):
+        pixels = np.random.default_rng(i).integers(0, 256, (70, 90 + i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def run(weights, *inputs, **options):
+    return Predict(str(weights), tuple(map(str, inputs)), device="cpu", **options).run()
+
+
+def test_predict_writes_pictures_and_json(weights, photos, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    assert run(weights.parent, photos, out=out, threshold=0.2, batch_size=2) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.jpg", "c.jpg", "predictions.json"]
+    found = json.loads((out / "predictions.json").read_text())
+    assert list(found) == [str(photos / n) for n in ("a.png", "b.jpg", "c.JPEG")]
+    detector = Detector(*load_model(weights), device="cpu")
+    for file, rows in found.items():
+        want = detector.predict(file, threshold=0.2)
+        assert [r["label"] for r in rows] == want.labels.tolist() and [r["name"] for r in rows] == want.names
+        assert np.allclose([r["score"] for r in rows], want.scores, atol=1e-3)
+        assert np.allclose(np.array([r["box"] for r in rows]).reshape(-1, 4), want.boxes, atol=2e-2)
+    printed = capsys.readouterr().out
+    assert str(out / "predictions.json") in printed and "a.png" in printed
+
+
+def test_patterns_sizes_and_repeats(weights, photos, tmp_path):
+    out = tmp_path / "out"
+    assert run(weights, f"{photos}/*.j*", photos / "b.jpg", out=out, size=32) == 0
+    assert list(json.loads((out / "predictions.json").read_text())) == [str(photos / "b.jpg")]
+
+
+def test_unreadable_picture_is_reported_and_left_out(weights, photos, tmp_path, capsys):
+    (photos / "aa.jpg").write_text("not a picture")
+    out = tmp_path / "out"
+    assert run(weights, photos, out=out) == 1
+    assert len(json.loads((out / "predictions.json").read_text())) == 3
+    assert "aa.jpg: not an image" in capsys.readouterr().err
+    with pytest.raises(DetrkitError, match="none of the 1 pictures"):
+        run(weights, photos / "aa.jpg", out=out)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (["missing.jpg"], {}, "missing.jpg: no such file or folder"),
+        (["*.nothing"], {}, "no picture matches"),
+        ([], {}, "no pictures given"),
+        (["photos"], {"threshold": 1.5}, "--threshold 1.5"),
+        (["photos"], {"size": 0}, "--size 0"),
+        (["photos"], {"batch_size": 0}, "--batch-size 0"),
+    ],
+)
+def test_predict_refuses(weights, photos, tmp_path, monkeypatch, inputs, options, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DetrkitError, match=message):
+        run(weights, *inputs, **options)
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_predict_refuses_devices_and_folders(weights, photos, tmp_path):
+    with pytest.raises(DetrkitError, match="--device nowhere: not available"):
+        Predict(str(weights), (str(photos),), device="nowhere").run()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DetrkitError, match="cannot make the folder"):
+        run(weights, photos, out=tmp_path / "file")
+
+
+def test_equal_names_are_numbered(tmp_path):
+    files = [tmp_path / p for p in ("x/a.png", "y/a.png", "z/a.png", "a.bmp", "a-1.png", "b.tif", "b.jpg")]
+    names = output_names(files)
+    assert len(set(names.values())) == len(files)
+    assert [names[f] for f in files[:2]] == ["a.png", "a-1.png"]
+
+
+def test_models(capsys):
+    assert Models().run() == 0
+    printed = capsys.readouterr().out
+    for known in ARCHITECTURES.values():
+        assert known.name in printed and (known.weights or "") in printed
+    row = next(line for line in printed.splitlines() if "e632da11" in line)
+    assert all(cell in row for cell in ("41.3", "42.0", "62.4"))
+
+
+def test_convert_both_ways(weights, tmp_path, capsys):
+    model, spec = load_model(weights)
+    assert Convert(weights, tmp_path / "a.pth").run() == 0
+    assert list(torch.load(tmp_path / "a.pth", weights_only=True)["model"]) == list(to_official(model))
+    assert Convert(tmp_path / "a.pth", tmp_path / "b.safetensors").run() == 0
+    back, same = load_model(tmp_path / "b.safetensors")
+    assert same == spec
+    assert all(torch.equal(v, back.state_dict()[k]) for k, v in model.state_dict().items())
+    assert f"{tmp_path / 'b.safetensors'}: detr-r50, 2 classes" in capsys.readouterr().out
+    with pytest.raises(DetrkitError, match=r"must end with \.pth"):
+        Convert(weights, tmp_path / "a.onnx").run()

@@ -1,0 +1,42 @@
+"""The public names, and that importing them is cheap."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import detrkit
+
+ROOT = Path(detrkit.__file__).parents[2]
+
+
+def test_import_is_light():
+    code = "import detrkit, sys; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'rich')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_resolves():
+    for name in detrkit.__all__:
+        assert getattr(detrkit, name) is getattr(detrkit, name), name
+    assert set(detrkit.__all__) <= set(dir(detrkit))
+    assert callable(detrkit.evaluate) and callable(detrkit.train)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = detrkit.nothing
+
+
+def test_functions_stay_functions_whatever_is_imported():
+    code = (
+        "import detrkit, detrkit.engine, detrkit.evaluation, detrkit.convert.official;"
+        "assert callable(detrkit.evaluate) and callable(detrkit.train) and callable(detrkit.convert.to_official)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="an installed copy")
+def test_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert detrkit.__version__ == project["version"]

@@ -1,0 +1,170 @@
+"""From pictures of any kind to detections in their own pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detrkit
+from detrkit.checkpoint import ModelSpec, save_model
+from detrkit.classes import ClassList
+from detrkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.detector import Detector, as_rgb
+from detrkit.errors import DetrkitError
+
+OPTIONS = {
+    "backbone": "resnet18",
+    "backbone_norm": "group",
+    "hidden_dim": 32,
+    "dim_feedforward": 64,
+    "enc_layers": 1,
+    "dec_layers": 1,
+    "num_queries": 9,
+}
+SPEC = ModelSpec(
+    "detr-r50", OPTIONS, num_classes=3, classes=ClassList(("a", "b", "c"), (4, 5, 9)), size=96, max_size=150
+)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(5)
+    model = SPEC.build()
+    with torch.no_grad():
+        model.class_head.weight.mul_(8)  # scores that differ
+    return Detector(model, SPEC, device="cpu")
+
+
+def picture(seed, width=130, height=100):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def equal(a, b, atol=0.0):
+    assert a.labels.tolist() == b.labels.tolist()
+    assert torch.allclose(a.boxes, b.boxes, rtol=0, atol=atol) and torch.allclose(a.scores, b.scores, rtol=0, atol=atol)
+
+
+def test_against_the_steps_by_hand(detector):
+    image = picture(1, 260, 130)
+    got = detector.predict(image, threshold=0.0)
+    # 130 -> 96 would make the long side 192 > 150: short side round(150 * 130 / 260) = 75, long side 150
+    small = np.asarray(image.resize((150, 75), Image.Resampling.BILINEAR), np.float32) / 255
+    pixels = torch.from_numpy((small - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)).permute(2, 0, 1)
+    with torch.inference_mode():
+        out = detector.model([pixels])
+    scores, labels = out.logits[0].softmax(-1)[:, :-1].max(-1)
+    order = scores.argsort(descending=True)
+    cx, cy, w, h = out.boxes[0][order].unbind(-1)
+    boxes = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], -1) * torch.tensor([260, 130, 260, 130.0])
+    # torchvision's and PIL's resizing of bytes may differ by one grey level
+    assert torch.allclose(got.scores, scores[order], atol=5e-3)
+    assert torch.allclose(got.boxes, boxes, atol=1.0)
+    assert got.labels.tolist() == labels[order].tolist()
+    assert got.names == [SPEC.classes.names[label] for label in got.labels.tolist()]
+
+
+def test_all_kinds_of_pictures_are_one(detector, tmp_path):
+    image = picture(2)
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    want = detector.predict(image)
+    for same in (tmp_path / "a.png", str(tmp_path / "a.png"), array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
+        equal(detector.predict(same), want)
+    equal(detector.predict(array[:, ::-1][:, ::-1]), want)  # a view
+    assert want.image.size == (130, 100) and want.draw().size == (130, 100)
+
+
+def test_one_or_a_list_as_given(detector, tmp_path):
+    for i in range(3):
+        picture(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("")
+    alone = [detector.predict(tmp_path / f"{i}.png") for i in range(3)]
+    for many in (detector.predict(tmp_path), detector.predict([tmp_path / f"{i}.png" for i in range(3)])):
+        assert isinstance(many, list)
+        for a, b in zip(many, alone, strict=True):
+            equal(a, b, atol=1e-3)
+    assert detector.predict([]) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_batch_size_does_not_matter(detector, batch_size):
+    images = [picture(i, 100 + 37 * i, 90 + 23 * (i % 3)) for i in range(5)]
+    together = detector.predict(images, threshold=0.0, batch_size=batch_size)
+    for found, image in zip(together, images, strict=True):
+        equal(found, detector.predict(image, threshold=0.0), atol=1e-3)
+
+
+def test_threshold_and_order(detector):
+    everything = detector.predict(picture(3), threshold=0.0)
+    assert len(everything) == OPTIONS["num_queries"]
+    assert everything.scores.tolist() == sorted(everything.scores.tolist(), reverse=True)
+    middle = float(everything.scores[4])
+    assert len(detector.predict(picture(3), threshold=middle)) == 4
+    assert len(detector.predict(picture(3), threshold=1.0)) == 0
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_exif_orientation_is_followed(detector, tmp_path, as_file):
+    upright = picture(4)
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    path = tmp_path / "turned.png"
+    equal(detector.predict(path if as_file else Image.open(path)), detector.predict(upright))
+
+
+def test_gray_and_transparent_pictures():
+    assert as_rgb(Image.new("L", (4, 3), 7)).getpixel((0, 0)) == (7, 7, 7)
+    assert as_rgb(Image.new("RGBA", (4, 3), (1, 2, 3, 0))).getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), r"\(H, W, 3\) uint8, not \(4, 4\)"),
+        (np.zeros((4, 4, 3), np.float32), "not .* float32"),
+        (torch.zeros(3, 4, 4), "uint8, not .*float32"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), r"\(3, H, W\)"),
+        (7, "not a picture: int"),
+    ],
+)
+def test_what_is_no_picture(detector, bad, message):
+    with pytest.raises(ValueError, match=message):
+        detector.predict(bad)
+
+
+def test_missing_and_damaged_files(detector, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("hello")
+    for path in ("missing.jpg", "text.jpg", "empty"):
+        with pytest.raises(DetrkitError, match=path):
+            detector.predict(tmp_path / path)
+
+
+def test_load_and_resize(detector, tmp_path):
+    path = save_model(tmp_path / "best.safetensors", detector.model, SPEC)
+    for source in (path, str(path), tmp_path):
+        loaded = detrkit.load(source, device="cpu")
+        equal(loaded.predict(picture(6)), detector.predict(picture(6)))
+        assert loaded.classes == SPEC.classes and loaded.spec == SPEC
+    small = loaded.resized(48)
+    assert (small.spec.size, small.spec.max_size) == (48, 75) and small.model is loaded.model
+    assert Detector(detector.model, replace(SPEC, max_size=None), device="cpu").resized(48).spec.max_size is None
+    with pytest.raises(DetrkitError, match="neither a file nor a model; models are detr-r50"):
+        detrkit.load("detr-r5")
+    with pytest.raises(DetrkitError, match="no such weights file"):
+        detrkit.load(tmp_path / "x.pth")
+
+
+def test_published_by_name(monkeypatch, detector, tmp_path):
+    path = save_model(tmp_path / "a.safetensors", detector.model, replace(SPEC, name="detr-demo", options={}))
+    monkeypatch.setattr("detrkit.detector.published_weights", lambda name: path)
+    with pytest.raises(DetrkitError, match="do not fit"):  # it went for the file of that name
+        detrkit.load("detr-demo")
