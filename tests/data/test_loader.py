@@ -9,6 +9,7 @@ import torch
 from detrkit.data import loader as loader_module
 from detrkit.data.dataset import Dataset, open_dataset
 from detrkit.data.loader import EvalSampler, Item, TrainSampler, derived_seed, make_loader, order_by_aspect
+from detrkit.data.sample import Sample
 from detrkit.data.shapes import write_shapes
 from detrkit.data.transforms import eval_transform, train_transform
 from detrkit.models.batch import Batch
@@ -31,9 +32,10 @@ def batches(sampler: TrainSampler | EvalSampler) -> list[list[Item]]:
 
 @pytest.mark.parametrize("seed", [0, 5])
 @pytest.mark.parametrize("world", [2, 4])
-def test_more_processes_see_the_same_global_batches(seed: int, world: int) -> None:
-    one = TrainSampler(103, batch_size=8, seed=seed)
-    many = [TrainSampler(103, batch_size=8 // world, seed=seed, rank=r, world_size=world) for r in range(world)]
+@pytest.mark.parametrize("length", [103, 5])
+def test_more_processes_see_the_same_global_batches(seed: int, world: int, length: int) -> None:
+    one = TrainSampler(length, batch_size=8, seed=seed)
+    many = [TrainSampler(length, batch_size=8 // world, seed=seed, rank=r, world_size=world) for r in range(world)]
     for epoch in (0, 1, 7):
         for sampler in (one, *many):
             sampler.set_epoch(epoch)
@@ -46,11 +48,11 @@ def test_train_epoch_is_a_permutation_without_the_last_incomplete_batch() -> Non
     sampler = TrainSampler(103, batch_size=8, seed=1)
     items = [item for batch in batches(sampler) for item in batch]
     assert len(sampler) == 12 and len(items) == 96
-    assert len({item.index for item in items}) == 96
+    assert len({item.image for item in items}) == 96
     first = items
     sampler.set_epoch(1)
     second = [item for batch in batches(sampler) for item in batch]
-    assert [i.index for i in first] != [i.index for i in second]
+    assert [i.image for i in first] != [i.image for i in second]
     assert {i.epoch for i in second} == {1}
     other = TrainSampler(103, batch_size=8, seed=2)
     assert batches(other)[0] != first[:8]
@@ -73,16 +75,16 @@ def test_small_dataset_fills_one_global_batch() -> None:
     sampler = TrainSampler(3, batch_size=8)
     (batch,) = batches(sampler)
     assert len(sampler) == 1
-    assert sorted((i.copy, i.index) for i in batch[:6]) == [(c, i) for c in range(2) for i in range(3)]
+    assert sorted((i.copy, i.image) for i in batch[:6]) == [(c, i) for c in range(2) for i in range(3)]
     assert len(set(batch)) == 8  # the copies are augmented differently
-    order = [i.index for i in batch]
+    order = [i.image for i in batch]
     assert order == (order[:3] * 3)[:8]
 
 
 @pytest.mark.parametrize(("length", "world", "batch"), [(10, 1, 4), (10, 3, 2), (2, 4, 2), (7, 2, 8)])
 def test_evaluation_takes_every_image_once(length: int, world: int, batch: int) -> None:
     samplers = [EvalSampler(length, batch_size=batch, rank=r, world_size=world) for r in range(world)]
-    indices = [[item.index for b in s for item in b] for s in samplers]
+    indices = [[item.image for b in s for item in b] for s in samplers]
     assert sorted(i for part in indices for i in part) == list(range(length))
     assert indices == [list(range(length))[r::world] for r in range(world)]
     assert all(len(list(s)) == len(s) for s in samplers)
@@ -205,10 +207,31 @@ def test_evaluation_loader_ordered_by_aspect(dataset: Dataset) -> None:
         make_loader(dataset, transform=eval_transform(32), batch_size=4, training=True, order=order)
 
 
-def test_default_workers_leave_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert loader_module.default_workers() == 0
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     for usable, expected in [(1, 0), (2, 1), (4, 3), (64, 4)]:
         if hasattr(os, "sched_getaffinity"):
             monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=usable: set(range(n)))
         else:
             monkeypatch.setattr(os, "cpu_count", lambda n=usable: n)
         assert loader_module.default_workers() == expected
+
+
+def test_images_are_prepared_on_one_thread_and_the_model_keeps_its_own(dataset: Dataset) -> None:
+    seen: list[int] = []
+
+    def watching(sample: Sample, generator: torch.Generator | None = None) -> Sample:
+        seen.append(torch.get_num_threads())
+        return eval_transform(32)(sample)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        loader = make_loader(dataset, transform=watching, batch_size=4, training=False, workers=0)
+        outside = [torch.get_num_threads() for _ in loader]
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1} and len(seen) == 11
+    assert outside == [3, 3, 3]

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from data_helpers import generator, make_sample
+from data_helpers import generator, make_sample, picture
 from PIL import Image
+from torchvision import tv_tensors
 
 from detrkit.data.transforms import (
     DetrTransform,
@@ -162,6 +163,57 @@ def test_published_augmentation_statistics() -> None:
     assert shorts == set(transform.scales)
     assert abs(whole / 600 - 0.5) < 0.08  # branch A half of the time, and few crops look like it
     assert abs(flips / whole - 0.5) < 0.1
+
+
+def published_by_pil(image: Image.Image, boxes: np.ndarray, seed: int) -> tuple[Image.Image, np.ndarray, bool]:
+    """The published pipeline written out with PIL and numpy; only the draws come from our generator, in its order."""
+    g = generator(seed)
+
+    def chance() -> float:
+        return float(torch.rand((), generator=g))
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=g))
+
+    def resize_to(image: Image.Image, boxes: np.ndarray, size: int, most: float) -> tuple[Image.Image, np.ndarray]:
+        w, h = image.size
+        if max(w, h) / min(w, h) * size > most:
+            size = int(round(most * min(w, h) / max(w, h)))
+        new = (size, int(size * h / w)) if w < h else (int(size * w / h), size)
+        out = image if min(w, h) == size else image.resize(new, Image.Resampling.BILINEAR)
+        return out, boxes * np.tile([out.width / w, out.height / h], 2)
+
+    if chance() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        boxes = np.stack([image.width - boxes[:, 2], boxes[:, 1], image.width - boxes[:, 0], boxes[:, 3]], 1)
+    cropped = chance() >= 0.5
+    if cropped:
+        image, boxes = resize_to(image, boxes, (400, 500, 600)[integer(0, 2)], np.inf)
+        w = integer(384, min(image.width, 600))
+        h = integer(384, min(image.height, 600))
+        top, left = integer(0, image.height - h), integer(0, image.width - w)
+        image = image.crop((left, top, left + w, top + h))
+        boxes = np.clip(boxes - [left, top, left, top], 0, [w, h, w, h])
+        boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+    image, boxes = resize_to(image, boxes, range(480, 801, 32)[integer(0, 10)], 1333)
+    return image, boxes, cropped
+
+
+def test_the_whole_equals_the_published_pipeline_in_pil() -> None:
+    source = picture(240, 427, 5)
+    boxes = [[3.5, 10, 200.25, 100], [300, 150, 427, 240], [210, 5, 220, 9]]
+    sample = make_sample(240, 427, boxes)
+    sample.image = tv_tensors.Image(torch.from_numpy(np.array(source)).permute(2, 0, 1))
+    crops = 0
+    for seed in range(12):
+        image, expected, cropped = published_by_pil(source, np.array(boxes), seed)
+        out = train_transform()(sample, generator(seed))
+        assert out.image.shape == (3, image.height, image.width)
+        difference = out.image.permute(1, 2, 0).numpy().astype(int) - np.asarray(image)
+        assert np.abs(difference).max() <= 2  # each of at most two resizes rounds to a grey level
+        np.testing.assert_allclose(out.boxes.numpy(), expected, rtol=0, atol=1e-3)
+        crops += cropped
+    assert 2 <= crops <= 10
 
 
 def test_same_generator_same_sample_and_no_global_randomness() -> None:

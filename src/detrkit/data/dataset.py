@@ -91,7 +91,7 @@ class Dataset:
         boxes = torch.from_numpy(record.boxes[keep].astype(np.float32)).reshape(-1, 4)
         return Sample(
             image=self.image(index),
-            boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),  # type: ignore[call-arg]
+            boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             labels=torch.from_numpy(record.labels[keep]),
             masks=masks,
             image_id=record.image_id,
@@ -106,7 +106,7 @@ class Dataset:
             return decode(record.file, (record.height, record.width))
         start = self._offsets[index % len(self)]
         flat = self._pixels[start : start + record.height * record.width * 3]
-        # A copy, so that nothing done to a sample reaches the cache: 0.1 ms for 640x480, where decoding takes 4 ms.
+        # A copy, so that nothing done to a sample reaches the cache: 0.3 ms per COCO image, where decoding takes 3 ms.
         return tv_tensors.Image(flat.view(record.height, record.width, 3).clone().permute(2, 0, 1))
 
     @property

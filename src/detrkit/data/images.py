@@ -38,7 +38,7 @@ def _open(file: Path) -> ImageFile.ImageFile:
         DetrkitError: the file is missing or no image.
     """
     try:
-        return Image.open(file)  # type: ignore[return-value]
+        return Image.open(file)
     except FileNotFoundError as error:
         raise DetrkitError(f"{file}: image file is missing") from error
     except UnidentifiedImageError as error:

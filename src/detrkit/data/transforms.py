@@ -102,7 +102,7 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
 def _rebuilt(sample: Sample, image: Tensor, boxes: Tensor, labels: Tensor, masks: tv_tensors.Mask | None) -> Sample:
     """The sample with new contents, wrapped as what they are."""
     size = (int(image.shape[-2]), int(image.shape[-1]))
-    wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)  # type: ignore[call-arg]
+    wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
     return replace(sample, image=tv_tensors.Image(image), boxes=wrapped, labels=labels, masks=masks)
 
 
