@@ -178,7 +178,7 @@ def published_by_pil(image: Image.Image, boxes: np.ndarray, seed: int) -> tuple[
     def resize_to(image: Image.Image, boxes: np.ndarray, size: int, most: float) -> tuple[Image.Image, np.ndarray]:
         w, h = image.size
         if max(w, h) / min(w, h) * size > most:
-            size = int(round(most * min(w, h) / max(w, h)))
+            size = round(most * min(w, h) / max(w, h))
         new = (size, int(size * h / w)) if w < h else (int(size * w / h), size)
         out = image if min(w, h) == size else image.resize(new, Image.Resampling.BILINEAR)
         return out, boxes * np.tile([out.width / w, out.height / h], 2)
