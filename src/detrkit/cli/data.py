@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
+def _console() -> Console:
+    """The terminal, or plain lines 120 characters wide: a pipe has no width to fit."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 @dataclass(frozen=True)
 class DataCheck:
     """Look for every fault of a dataset, and count what is in it.
@@ -44,7 +50,7 @@ class DataCheck:
         from detrkit.data.check import check
 
         report = check(self.path, self.split, decode=self.decode)
-        console = Console()
+        console = _console()
         _print_summary(report, console)
         for severity in ("error", "warning", "info"):
             faults = report.of(severity)
@@ -115,7 +121,7 @@ class DataConvert:
             table.add_column(name, justify="right")
         for s in done:
             table.add_row(escape(s.name), *map(str, (s.images, s.objects, s.dropped, s.lost_crowd)))
-        console = Console()
+        console = _console()
         console.print(table)
         console.print(escape(str(self.destination.expanduser().absolute())), soft_wrap=True, highlight=False)
         return 0
@@ -175,7 +181,7 @@ class DataShapes:
         table.add_column("images", justify="right")
         for name, count in images.items():
             table.add_row(f"{name}2017", str(count))
-        console = Console()
+        console = _console()
         console.print(table)
         console.print(escape(str(root)), soft_wrap=True, highlight=False)
         return 0
@@ -211,7 +217,7 @@ class DataPreview:
         dataset = open_dataset(self.path, split=self.split)
         transform = train_transform(self.size, augment=self.augment)
         out = preview(dataset, transform, count=self.count, out=self.out, seed=self.seed, variants=self.variants)
-        Console().print(escape(str(out)), soft_wrap=True, highlight=False)
+        _console().print(escape(str(out)), soft_wrap=True, highlight=False)
         return 0
 
 
