@@ -1,0 +1,116 @@
+"""An image's outputs do not depend on what it is batched with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import goldens
+from detrkit.models.batch import Batch
+from detrkit.models.build import build_model
+
+# no multiple of 32, each the largest in one direction or smaller in both
+SIZES = [(97, 131), (131, 70), (61, 77)]
+SMALL = {
+    "hidden_dim": 64,
+    "dim_feedforward": 128,
+    "enc_layers": 2,
+    "dec_layers": 2,
+    "num_queries": 10,
+}
+
+
+def relative(a, b):
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def worst_difference(model, images):
+    """The largest difference relative to the largest value, over logits and boxes of all layers."""
+    with torch.inference_mode():
+        together = model(images)
+        worst = 0.0
+        for i, image in enumerate(images):
+            alone = model([image])
+            for a, b in zip([together, *together.aux], [alone, *alone.aux], strict=True):
+                worst = max(worst, relative(a.logits[i], b.logits[0]), relative(a.boxes[i], b.boxes[0]))
+    return worst
+
+
+def pictures(seed):
+    return [goldens.image(f"exact{seed}-{i}", *size) for i, size in enumerate(SIZES)]
+
+
+@pytest.mark.parametrize("variant", sorted(set(goldens.VARIANTS) - {"detr_resnet50_prenorm"}))
+def test_official_weights(variant):
+    model = goldens.model(variant)
+    model.backbone.padding = "exact"
+    images = pictures(0)
+    difference = worst_difference(model, images)
+    print(f"{variant}: {difference:.1e}")
+    assert difference <= 1e-4
+    if variant == "detr_resnet50_dc5":
+        model.backbone.padding = "official"
+        leaked = worst_difference(model, images)
+        model.backbone.padding = "exact"
+        assert leaked > 1e-2  # so the test would see it
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": "resnet18", "backbone_norm": "group"},
+        {"backbone": "resnet10", "backbone_norm": "group", "backbone_width": 16, "backbone_stage": 4},
+        {"backbone": "resnet34", "backbone_norm": "batch", "backbone_stage": 3},
+        {"backbone": "resnet50", "backbone_norm": "group", "dilation": True},
+        {"backbone": "resnet18", "position_embedding": "learned", "pre_norm": True},
+    ],
+    ids=lambda o: "-".join(str(v) for v in o.values()),
+)
+def test_random_weights(options):
+    model = build_model("detr-r50", **SMALL, **options).eval()
+    difference = worst_difference(model, pictures(2))
+    print(f"{difference:.1e}")
+    assert difference <= 1e-4
+
+
+def test_groupnorm_gradients_do_not_depend_on_the_batch():
+    model = build_model("detr-r50", **SMALL, backbone="resnet18", backbone_norm="group", dropout=0.0).train()
+    images = pictures(3)
+
+    def gradients(batches):
+        model.zero_grad()
+        for batch in batches:
+            out = model(batch)
+            (out.logits.square().sum() + out.boxes.square().sum()).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    together, alone = gradients([images]), gradients([[image] for image in images])
+    assert together.keys() == alone.keys()
+    norm = torch.stack([g.norm() for g in alone.values()]).norm()
+    assert torch.stack([(together[n] - alone[n]).norm() for n in alone]).norm() <= 1e-4 * norm
+
+
+def test_padding_to_a_multiple_and_in_order():
+    """More padding than needed changes nothing either, nor does the order of the images."""
+    model = build_model("detr-r50", **SMALL, backbone="resnet18", backbone_norm="group").eval()
+    images = pictures(4)
+    with torch.inference_mode():
+        plain = model(images)
+        wide = model(Batch.from_images(images, multiple=64))
+        turned = model(images[::-1])
+    assert relative(wide.logits, plain.logits) <= 1e-4 and relative(wide.boxes, plain.boxes) <= 1e-4
+    assert relative(turned.logits.flip(0), plain.logits) <= 1e-4
+
+
+def test_a_batch_of_one_size_has_no_mask():
+    batch = Batch.from_images([torch.ones(3, 33, 65)] * 2)
+    assert not batch.padded and not batch.mask().any()
+    assert Batch.from_images([torch.ones(3, 33, 65), torch.ones(3, 33, 64)]).padded
+
+
+@pytest.mark.parametrize(
+    "bad", [[], [torch.zeros(3, 4)], [torch.zeros(1, 4, 4)], [torch.zeros(3, 4, 4, dtype=torch.uint8)]]
+)
+def test_what_is_no_batch(bad):
+    with pytest.raises(ValueError, match="batch"):
+        Batch.from_images(bad)

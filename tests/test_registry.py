@@ -1,0 +1,33 @@
+"""The table of models against what was published."""
+
+from __future__ import annotations
+
+import pytest
+
+from detrkit.registry import ARCHITECTURES, architecture, list_models
+
+# README of the official repository: file, box AP
+PUBLISHED = {
+    "detr-r50": ("detr-r50-e632da11.pth", 0.420),
+    "detr-r50-dc5": ("detr-r50-dc5-f0fb7ef5.pth", 0.433),
+    "detr-r101": ("detr-r101-2c7b67e5.pth", 0.435),
+    "detr-r101-dc5": ("detr-r101-dc5-a2e86def.pth", 0.449),
+    "detr-demo": ("detr_demo-da2a99e9.pth", 0.40),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rows(name):
+    known = architecture(name)
+    assert (known.weights, known.published["AP"]) == PUBLISHED[name]
+    assert known.sha256_prefix == PUBLISHED[name][0][-12:-4]
+    assert known.num_classes == 91 and known.scores == "softmax"
+    assert known.max_size == (None if name == "detr-demo" else 1333)
+
+
+def test_names():
+    assert list_models() == list(ARCHITECTURES)
+    assert set(PUBLISHED) <= set(list_models())
+    assert all(name == known.name for name, known in ARCHITECTURES.items())
+    with pytest.raises(ValueError, match=r"unknown model 'detr': choose one of detr-r50, "):
+        architecture("detr")
