@@ -173,10 +173,10 @@ def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = 
     if file.names == "official":
         keys = key_map(model)
         given = bare_state_dict(file.state)
-        heads = {keys.to_official(n): own[n] for n in own if n.startswith("class_head.")}
+        heads = {keys.to_official(n): own[n] for n in own if n.startswith(("class_head.", "class_heads."))}
     else:
         given = dict(file.state)
-        heads = {n: own[n] for n in own if n.startswith("class_head.")}
+        heads = {n: own[n] for n in own if n.startswith(("class_head.", "class_heads."))}
     if new_class_head:
         for key, tensor in heads.items():
             if key in given and given[key].shape != tensor.shape:
