@@ -8,6 +8,7 @@ import torch
 import goldens
 from detrkit.convert import WeightsError, load_official, to_official
 from detrkit.errors import DetrkitError
+from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
 
@@ -102,3 +103,44 @@ def test_no_weights(content):
 def test_other_modules_have_no_official_names():
     with pytest.raises(TypeError, match="Linear has no official names"):
         to_official(torch.nn.Linear(1, 1))
+
+
+DEFORMABLE = {
+    "backbone": "resnet18",
+    "hidden_dim": 64,
+    "dim_feedforward": 64,
+    "enc_layers": 1,
+    "dec_layers": 2,
+    "num_queries": 5,
+    "num_classes": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "heads"),
+    [
+        ({}, {"class_embed.1.bias", "query_embed.weight", "transformer.reference_points.bias"}),
+        ({"num_feature_levels": 1}, {"class_embed.1.bias", "input_proj.0.1.bias"}),
+        ({"with_box_refine": True}, {"transformer.decoder.bbox_embed.1.layers.2.bias", "bbox_embed.1.layers.2.bias"}),
+        (
+            {"with_box_refine": True, "two_stage": True},
+            {"transformer.decoder.class_embed.2.bias", "transformer.pos_trans_norm.bias", "class_embed.2.bias"},
+        ),
+    ],
+)
+def test_deformable_lists_shared_heads_as_often_as_the_official_code(options, heads):
+    source, target = DeformableDETR(**DEFORMABLE | options), DeformableDETR(**DEFORMABLE | options)
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    state = to_official(source)
+    assert heads <= set(state)
+    load_official(target, {"model": state})
+    assert all(torch.equal(v, target.state_dict()[k]) for k, v in source.state_dict().items())
+
+
+def test_copies_of_a_shared_head_must_agree():
+    model = DeformableDETR(**DEFORMABLE)
+    state = to_official(model)
+    state["class_embed.1.bias"] = state["class_embed.1.bias"] + 1
+    with pytest.raises(WeightsError, match=r"class_embed\.1\.bias differs"):
+        load_official(model, state)

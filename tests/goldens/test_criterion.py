@@ -8,7 +8,7 @@ import torch
 
 import goldens
 from detrkit.convert import load_official
-from detrkit.convert.keymap import key_map
+from detrkit.convert.keymap import official_names
 from detrkit.models.criterion import build_criterion
 from detrkit.models.outputs import Outputs
 
@@ -68,7 +68,8 @@ def test_three_optimizer_steps(case):
     kind, options = goldens.VARIANTS["detr_resnet50"]
     model = kind(**options, dropout=0.0, padding="official").train()
     load_official(model, goldens.filled("detr_resnet50"))
-    official = {key_map(model).to_official(name): p for name, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    official = {theirs: parameters[ours] for theirs, ours in official_names(model) if ours in parameters}
     criterion = build_criterion("detr-r50")
     trained = [(n, p) for n, p in official.items() if p.requires_grad]
     optimizer = torch.optim.AdamW(

@@ -73,6 +73,20 @@ def test_random_weights(options):
     assert difference <= 1e-4
 
 
+@pytest.mark.parametrize(
+    "name", ["deformable-detr-r50", "deformable-detr-r50-single-scale-dc5", "deformable-detr-r50-refine"]
+)
+def test_deformable(name):
+    options = {"backbone_norm": "group", "backbone_width": 16, "backbone": "resnet50"}
+    model = build_model(name, **SMALL, **options).eval()
+    for parameter in model.parameters():  # published initialisation attends to everything alike
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    difference = worst_difference(model, pictures(5))
+    print(f"{name}: {difference:.1e}")
+    assert difference <= 1e-4
+
+
 def test_groupnorm_gradients_do_not_depend_on_the_batch():
     model = build_model("detr-r50", **SMALL, backbone="resnet18", backbone_norm="group", dropout=0.0).train()
     images = pictures(3)

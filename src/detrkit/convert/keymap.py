@@ -1,116 +1,130 @@
-"""Rule tables between detrkit's parameter names and those of the official repositories."""
+"""Rule tables between detrkit's parameter names and those of the official repositories.
+
+A rule is a pair of prefixes (detrkit, official), in the order in which the official state dict lists them; what follows
+the prefix is the same in both, but for the renamed parts in `PARTS`. A parameter that the official code lists several
+times (heads shared by several places) has several rules.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
-from torch import Tensor, nn
+from torch import nn
 
+from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
 
+Rule = tuple[str, str]
 
-@dataclass(frozen=True)
-class KeyMap:
-    """How the names of one model family translate, both ways.
-
-    A name is a prefix and a rest. The prefix is looked up in `prefixes`; in the rest, whole dotted parts are replaced
-    as `parts` says. Both tables hold (detrkit, official) pairs.
-
-    Attributes:
-        prefixes: one pair per module, in the order in which the official state dict lists them.
-        parts: pairs of dotted names inside a module.
-    """
-
-    prefixes: tuple[tuple[str, str], ...]
-    parts: tuple[tuple[str, str], ...] = ()
-
-    def to_official(self, name: str) -> str | None:
-        """The official name of a detrkit parameter, or None where no rule covers it."""
-        for ours, theirs in self.prefixes:
-            if name.startswith(ours):
-                rest = name[len(ours) :]
-                for a, b in self.parts:
-                    rest = f".{rest}".replace(f".{a}.", f".{b}.")[1:]
-                return theirs + rest
-        return None
-
-    def to_detrkit(self, name: str) -> str | None:
-        """The detrkit name of an official parameter, or None where no rule covers it."""
-        for ours, theirs in self.prefixes:
-            if name.startswith(theirs):
-                rest = name[len(theirs) :]
-                for a, b in self.parts:
-                    rest = f".{rest}".replace(f".{b}.", f".{a}.")[1:]
-                return ours + rest
-        return None
-
-    def ordered(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A detrkit state dict under official names, in official order.
-
-        Raises:
-            KeyError: an entry that no rule covers (the table is incomplete).
-        """
-        rows: list[tuple[int, str, Tensor]] = []
-        for name, tensor in state.items():
-            rank = next((i for i, (ours, _) in enumerate(self.prefixes) if name.startswith(ours)), None)
-            official = self.to_official(name)
-            if rank is None or official is None:
-                raise KeyError(f"no rule gives the official name of {name}")
-            rows.append((rank, official, tensor))
-        rows.sort(key=lambda row: row[0])  # stable: inside a module both code bases have the same order
-        return {name: tensor for _, name, tensor in rows}
-
-
-TRANSFORMER_PARTS = (
+# dotted parts of a name after its prefix
+PARTS: tuple[Rule, ...] = (
     ("self_attention", "self_attn"),
     ("cross_attention", "multihead_attn"),
     ("feed_forward.linear1", "linear1"),
     ("feed_forward.linear2", "linear2"),
 )
 
-DETR_KEYS = KeyMap(
-    prefixes=(
-        ("encoder.", "transformer.encoder."),
-        ("decoder.", "transformer.decoder."),
-        ("class_head.", "class_embed."),
-        ("box_head.", "bbox_embed."),
-        ("queries.", "query_embed."),
-        ("input_projection.", "input_proj."),
-        ("backbone.body.", "backbone.0.body."),
-        ("position_encoding.", "backbone.1."),
-    ),
-    parts=TRANSFORMER_PARTS,
-)
 
-# the notebook's `DETRdemo`
-DEMO_KEYS = KeyMap(
-    prefixes=(
-        ("queries", "query_pos"),
-        ("row_embed", "row_embed"),
-        ("col_embed", "col_embed"),
-        ("backbone.body.", "backbone."),
-        ("input_projection.", "conv."),
-        ("encoder.", "transformer.encoder."),
-        ("decoder.", "transformer.decoder."),
-        ("class_head.", "linear_class."),
-        ("box_head.", "linear_bbox."),
-    ),
-    parts=TRANSFORMER_PARTS,
-)
-
-KEY_MAPS: dict[type[nn.Module], KeyMap] = {DETR: DETR_KEYS, DETRdemo: DEMO_KEYS}
+def detr_rules(model: DETR) -> Iterator[Rule]:
+    """facebookresearch/detr, models/detr.py."""
+    yield "encoder.", "transformer.encoder."
+    yield "decoder.", "transformer.decoder."
+    yield "class_head.", "class_embed."
+    yield "box_head.", "bbox_embed."
+    yield "queries.", "query_embed."
+    yield "input_projection.", "input_proj."
+    yield "backbone.body.", "backbone.0.body."
+    yield "position_encoding.", "backbone.1."
 
 
-def key_map(model: nn.Module) -> KeyMap:
-    """The rules for a model's class.
+def demo_rules(model: DETRdemo) -> Iterator[Rule]:
+    """The notebook's `DETRdemo`."""
+    yield "queries", "query_pos"
+    yield "row_embed", "row_embed"
+    yield "col_embed", "col_embed"
+    yield "backbone.body.", "backbone."
+    yield "input_projection.", "conv."
+    yield "encoder.", "transformer.encoder."
+    yield "decoder.", "transformer.decoder."
+    yield "class_head.", "linear_class."
+    yield "box_head.", "linear_bbox."
+
+
+def deformable_rules(model: DeformableDETR) -> Iterator[Rule]:
+    """fundamentalvision/Deformable-DETR, models/deformable_detr.py."""
+    yield "level_embed", "transformer.level_embed"
+    yield "encoder.", "transformer.encoder.layers."
+    for i in range(len(model.decoder)):
+        for ours, theirs in (
+            ("cross_attention", "cross_attn"),
+            ("norm1", "norm1"),
+            ("self_attention", "self_attn"),
+            ("norm2", "norm2"),
+            ("feed_forward.linear1", "linear1"),
+            ("feed_forward.linear2", "linear2"),
+            ("norm3", "norm3"),
+        ):
+            yield f"decoder.{i}.{ours}.", f"transformer.decoder.layers.{i}.{theirs}."
+    # heads that refine boxes or propose them are listed in the decoder, too
+    if model.with_box_refine:
+        yield "box_heads.", "transformer.decoder.bbox_embed."
+    if model.two_stage:
+        yield "class_heads.", "transformer.decoder.class_embed."
+        yield "proposal_memory.", "transformer.enc_output."
+        yield "proposal_memory_norm.", "transformer.enc_output_norm."
+        yield "proposal_query.", "transformer.pos_trans."
+        yield "proposal_query_norm.", "transformer.pos_trans_norm."
+    else:
+        yield "reference_points.", "transformer.reference_points."
+    for ours, theirs in (("class_heads.", "class_embed."), ("box_heads.", "bbox_embed.")):
+        if model.with_box_refine:
+            yield ours, theirs
+        else:  # one head, listed once for every decoder layer
+            for i in range(len(model.decoder)):
+                yield f"{ours}0.", f"{theirs}{i}."
+    if not model.two_stage:
+        yield "queries.", "query_embed."
+    for level in range(len(model.projections)):
+        yield f"projections.{level}.", f"input_proj.{level}.0."
+        yield f"projection_norms.{level}.", f"input_proj.{level}.1."
+    yield "backbone.body.", "backbone.0.body."
+
+
+RULES: dict[type[nn.Module], Callable[..., Iterator[Rule]]] = {
+    DETR: detr_rules,
+    DETRdemo: demo_rules,
+    DeformableDETR: deformable_rules,
+}
+
+
+def official_names(model: nn.Module) -> list[Rule]:
+    """(official name, detrkit name) of every entry of the official state dict, in its order.
 
     Raises:
         TypeError: a module that has no official counterpart.
+        KeyError: an entry of the model that no rule covers (the table is incomplete).
     """
-    for kind, keys in KEY_MAPS.items():
-        if isinstance(model, kind):
-            return keys
-    known = ", ".join(kind.__name__ for kind in KEY_MAPS)
-    raise TypeError(f"{type(model).__name__} has no official names: expected one of {known}")
+    rules = next((RULES[kind] for kind in RULES if isinstance(model, kind)), None)
+    if rules is None:
+        known = ", ".join(kind.__name__ for kind in RULES)
+        raise TypeError(f"{type(model).__name__} has no official names: expected one of {known}")
+    own = list(model.state_dict())
+    names = [
+        (theirs + _renamed(name[len(ours) :]), name)
+        for ours, theirs in rules(model)
+        for name in own
+        if name.startswith(ours)
+    ]
+    uncovered = sorted(set(own) - {ours for _, ours in names})
+    if uncovered:
+        raise KeyError(f"no rule gives the official name of {', '.join(uncovered)}")
+    return names
+
+
+def _renamed(rest: str) -> str:
+    """A name after its prefix, with the parts of `PARTS` renamed."""
+    dotted = f".{rest}"
+    for ours, theirs in PARTS:
+        dotted = dotted.replace(f".{ours}.", f".{theirs}.")
+    return dotted[1:]

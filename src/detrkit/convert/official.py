@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from detrkit.convert.keymap import key_map
+from detrkit.convert.keymap import official_names
 from detrkit.errors import DetrkitError
 
 COUNTER = "num_batches_tracked"  # of an ordinary batch norm: frozen norms have none, and it carries no weight
@@ -57,20 +58,21 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         WeightsError: the weights do not fit; the message lists what is missing, left over or of another shape.
         TypeError: a model without official names.
     """
-    keys = key_map(model)
+    names = official_names(model)
     given = bare_state_dict(state_dict)
-    own = keys.ordered(model.state_dict())
+    state = model.state_dict()
+    own = {theirs: state[ours] for theirs, ours in names}
     for name in [n for n in given if n.endswith(COUNTER) and n not in own]:
         del given[name]
     for name, tensor in own.items():
         if name.endswith(COUNTER):
             given.setdefault(name, tensor)
     check_fit(own, given, model)
-    translated = {}
-    for name, tensor in given.items():
-        ours = keys.to_detrkit(name)
-        assert ours is not None  # `check_fit` found the name among the model's own
-        translated[ours] = tensor
+    translated: dict[str, Tensor] = {}
+    for theirs, ours in names:
+        if ours in translated and not torch.equal(translated[ours], given[theirs]):
+            raise WeightsError(f"{theirs} differs from another entry that is the same parameter in this model: {ours}")
+        translated[ours] = given[theirs]
     model.load_state_dict(translated)
 
 
@@ -83,7 +85,8 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         TypeError: a model without official names.
     """
-    return key_map(model).ordered(model.state_dict())
+    state = model.state_dict()
+    return {theirs: state[ours] for theirs, ours in official_names(model)}
 
 
 def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], model: nn.Module | str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detrkit.backbones.resnet import Padding
 from detrkit.convert.files import WeightsFile, find_weights, load_pickle, read_weights
-from detrkit.convert.keymap import key_map
+from detrkit.convert.keymap import official_names
 from detrkit.convert.official import COUNTER, bare_state_dict, check_fit, load_official
 from detrkit.download import download
 from detrkit.errors import DetrkitError
@@ -21,6 +21,7 @@ from detrkit.registry import ARCHITECTURES, OFFICIAL_URL, Architecture, architec
 
 log = logging.getLogger(__name__)
 
+CLASS_HEAD = ("class_head.", "class_heads.")  # names of the modules, DETR's and Deformable DETR's
 # what may differ from the file's declared options: these change neither names nor the meaning of the weights
 _FREE = {"num_classes", "padding", "dropout", "aux_loss", "train_backbone", "backbone_weights"}
 # arguments of the official main.py that tell the variants apart, and those that are the model's
@@ -171,23 +172,18 @@ def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = 
     """
     own = model.state_dict()
     if file.names == "official":
-        keys = key_map(model)
+        names = official_names(model)
         given = bare_state_dict(file.state)
-        heads = {keys.to_official(n): own[n] for n in own if n.startswith(("class_head.", "class_heads."))}
     else:
+        names = [(name, name) for name in own]
         given = dict(file.state)
-        heads = {n: own[n] for n in own if n.startswith(("class_head.", "class_heads."))}
     if new_class_head:
-        for key, tensor in heads.items():
-            if key in given and given[key].shape != tensor.shape:
-                log.warning(
-                    "%s: %s starts anew: %d rows in the file, %d here",
-                    file.path.name,
-                    key,
-                    len(given[key]),
-                    len(tensor),
-                )
-                given[key] = tensor
+        for theirs, ours in names:
+            tensor = own[ours]
+            if ours.startswith(CLASS_HEAD) and theirs in given and given[theirs].shape != tensor.shape:
+                rows = len(given[theirs]), len(tensor)
+                log.warning("%s: %s starts anew: %d rows in the file, %d here", file.path.name, theirs, *rows)
+                given[theirs] = tensor
     if file.names == "official":
         load_official(model, given)
     else:
