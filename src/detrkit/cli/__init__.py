@@ -1,0 +1,78 @@
+"""The command line: each command is a dataclass with `run()`; here they are put together."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from detrkit.cli.convert import Convert
+from detrkit.cli.data import DataCommand
+from detrkit.cli.evaluate import Eval
+from detrkit.cli.models import Models
+from detrkit.cli.predict import Predict
+from detrkit.cli.quickstart import Quickstart
+from detrkit.cli.train import Train, with_defaults
+from detrkit.errors import DetrkitError, Interrupted
+
+_ABOUT = "The toolkit for the DETR family: train, evaluate and use detection transformers on any data, on any machine."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: the words after `detrkit`; by default those of the process.
+
+    Returns:
+        The exit status: 0 done, 1 the command's answer is no (faults found, nothing learned), 2 bad input, which is
+        said in one line on stderr; 128 + n when a signal stopped it.
+    """
+    warnings.showwarning = _say_warning
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command: Any = _parse(words)
+        return int(command.run())
+    except DetrkitError as error:
+        print(f"detrkit: error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"detrkit: {stop}", file=sys.stderr)
+        return 128 + stop.number
+    except KeyboardInterrupt:
+        print("detrkit: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left: no traceback
+        return 141
+
+
+def _say_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+    """A warning as one line, without the source line that is of no use to who runs a command."""
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def _parse(words: Sequence[str]) -> Any:
+    sub = tyro.conf.subcommand
+    defaults = with_defaults(words) if words[:1] == ["train"] else Train()
+    commands = (
+        Annotated[Quickstart, sub("quickstart")]
+        | Annotated[Train, sub("train", default=defaults)]
+        | Annotated[Eval, sub("eval")]
+        | Annotated[Predict, sub("predict")]
+        | Annotated[DataCommand, sub("data", description="Check, convert, generate and preview datasets.")]
+        | Annotated[Models, sub("models")]
+        | Annotated[Convert, sub("convert")]
+    )
+    return tyro.cli(
+        commands,  # type: ignore[arg-type]
+        prog="detrkit",
+        description=_ABOUT,
+        args=list(words) or ["--help"],
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )

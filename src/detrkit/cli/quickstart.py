@@ -1,0 +1,43 @@
+"""`detrkit quickstart`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from detrkit.console import console
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """Generate a dataset, train a detector on it from random weights, evaluate it and draw what it finds.
+
+    Needs no download and no GPU: some four minutes on two processor cores.
+    """
+
+    out: Path = Path("detrkit-quickstart")
+    """Folder for the dataset, the run and the pictures."""
+    epochs: int | None = None
+    """Passes over the 2,000 generated images; by default the recipe's. More give a better detector."""
+    seed: int = 0
+    """Of the images, the weights and the order."""
+    force: bool = False
+    """Replace an earlier quickstart in that folder."""
+
+    def run(self) -> int:
+        """Runs it all."""
+        from detrkit.engine.quickstart import quickstart
+
+        result = quickstart(self.out, epochs=self.epochs, seed=self.seed, force=self.force)
+        assert result.metrics is not None
+        console.print(result.metrics.table(per_class=True))
+        console.print(f"examples (image | ground truth | prediction): {result.folder / 'examples.png'}")
+        console.print(f"report with curves and tables:                {result.report}")
+        console.print(f"weights:                                      {result.best}")
+        console.print("\nNext:")
+        data = self.out / "data"
+        console.print(f"  detrkit predict {result.folder} {data / 'val2017'}")
+        console.print(f"  detrkit train {data} --recipe quickstart --epochs 40 --out runs/longer")
+        console.print("  detrkit data check YOUR_DATA         (COCO, Pascal VOC or YOLO)")
+        console.print("  detrkit train YOUR_DATA --recipe small --overfit 8")
+        return 0

@@ -1,0 +1,83 @@
+"""`detrkit train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from detrkit.config import TrainConfig, load_config
+from detrkit.console import console
+from detrkit.errors import DetrkitError
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on a dataset, or go on with a run.
+
+    The defaults are the published ones of DETR: 300 epochs, AdamW, ImageNet backbone. With --recipe or --resume the
+    defaults shown here are that recipe's or run's. Options given on the command line come on top.
+
+    Examples:
+      detrkit train my_data --init-from detr-r50 --epochs 50
+      detrkit train my_data --recipe small --out runs/first
+      detrkit train my_data --recipe small --overfit 8
+      detrkit train --resume runs/first
+      torchrun --nproc-per-node 8 -m detrkit train coco --model deformable-detr-r50
+    """
+
+    dataset: tyro.conf.Positional[str | None] = None
+    """The dataset: a COCO, Pascal VOC or YOLO folder, a COCO json or a data.yaml; the layout is recognised."""
+    recipe: str | None = None
+    """A YAML file with settings, or the name of one that comes with detrkit (small, quickstart, detr-150, ...)."""
+    resume: str | None = None
+    """The folder of a run: continue it exactly where it stopped."""
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+    def run(self) -> int:
+        """Trains; 0 when the run ended, 1 when --overfit could not learn."""
+        from detrkit.engine.training import train
+
+        config = self.config if self.dataset is None else self.config.changed(data={"path": self.dataset})
+        if not config.data.path:
+            raise DetrkitError("no dataset: give its path, as in `detrkit train my_data`, or --resume a run")
+        result = train(config, resume=self.resume is not None)
+        if result.metrics is None:
+            console.print(f"weights: {result.best}")
+            return 0
+        console.print(result.metrics.table())
+        if result.test_metrics is not None:
+            console.print(f"test: AP {result.test_metrics.AP * 100:.1f}, AP50 {result.test_metrics.AP50 * 100:.1f}")
+        console.print(f"report:  {result.report}\nweights: {result.best}")
+        if result.can_learn is not None:
+            verdict = "the pipeline can learn" if result.can_learn else "the pipeline did NOT learn them: train longer?"
+            console.print(f"overfit: AP50 {result.metrics.AP50 * 100:.1f} on {config.run.overfit} images: {verdict}")
+            return 0 if result.can_learn else 1
+        return 0
+
+
+def with_defaults(argv: Sequence[str]) -> Train:
+    """The command's defaults for a command line: those of its --recipe or --resume, if it names one.
+
+    Raises:
+        DetrkitError: the recipe or run is not there or not readable.
+    """
+    given = {}
+    for option in ("--recipe", "--resume"):
+        for i, word in enumerate(argv):
+            if word == option and i + 1 < len(argv):
+                given[option] = argv[i + 1]
+            elif word.startswith(option + "="):
+                given[option] = word.partition("=")[2]
+    if len(given) == 2:
+        raise DetrkitError("--recipe and --resume: a resumed run keeps its own settings, so give one of them")
+    if "--recipe" in given:
+        return Train(config=load_config(given["--recipe"]))
+    if "--resume" in given:
+        saved = Path(given["--resume"]) / "config.yaml"
+        if not saved.is_file():
+            raise DetrkitError(f"{saved}: not there, so {given['--resume']} is no run to resume")
+        return Train(config=load_config(saved).changed(run={"out": given["--resume"]}))
+    return Train()

@@ -1,0 +1,266 @@
+"""Everything a training run depends on, as frozen dataclasses, and their YAML form (recipes, a run's config.yaml)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from detrkit.errors import DetrkitError
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model. None means: as the model was published, or as in the checkpoint it starts from."""
+
+    __pydantic_config__ = _STRICT
+
+    name: Annotated[str | None, tyro.conf.arg(name="model")] = None
+    """One of `detrkit models`; by default that of --init-from, else detr-r50."""
+    backbone_weights: str = "imagenet"
+    """Where the backbone starts: "imagenet" (downloaded once), "random", or a torchvision state dict's path. Not looked
+    at with --init-from."""
+    backbone: str | None = None
+    """resnet18, 34, 50, 101, 152, or resnet10 (small work, random weights)."""
+    backbone_norm: Literal["frozen", "group", "batch"] | None = None
+    """By default frozen with pretrained weights, group with random ones."""
+    backbone_width: int | None = None
+    """Channels of the stem (64); fewer for small work from random weights."""
+    backbone_stage: int | None = None
+    """DETR: the stage whose map the transformer reads (5 = stride 32)."""
+    backbone_stages: tuple[int, ...] | None = None
+    """Deformable DETR: the stages whose maps are read (3 4 5)."""
+    dilation: bool | None = None
+    """DC5: the last stage at stride 16."""
+    position_embedding: Literal["sine", "learned"] | None = None
+    """Position encoding of the feature map (sine)."""
+    num_queries: int | None = None
+    """The most objects found in an image (100; deformable 300)."""
+    hidden_dim: int | None = None
+    """Width of the transformer (256)."""
+    nheads: int | None = None
+    """Attention heads (8)."""
+    dim_feedforward: int | None = None
+    """Width of the feed-forward networks (2048; deformable 1024)."""
+    enc_layers: int | None = None
+    """Encoder layers (6)."""
+    dec_layers: int | None = None
+    """Decoder layers (6)."""
+    dropout: float | None = None
+    """In the transformer (0.1)."""
+    pre_norm: bool | None = None
+    """DETR: normalise before each part instead of after it."""
+    num_feature_levels: int | None = None
+    """Deformable DETR: levels of the feature pyramid (4)."""
+    enc_n_points: int | None = None
+    """Deformable DETR: sampled points per head and level in the encoder (4)."""
+    dec_n_points: int | None = None
+    """Deformable DETR: the same in the decoder (4)."""
+    with_box_refine: bool | None = None
+    """Deformable DETR: every decoder layer corrects the boxes of the one before."""
+    two_stage: bool | None = None
+    """Deformable DETR: the queries are the encoder's best proposals."""
+    aux_loss: bool | None = None
+    """Train on the outputs of every decoder layer (yes)."""
+
+    def options(self) -> dict[str, Any]:
+        """The overrides of `build_model` that were set."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: v for k, v in values.items() if v is not None and k not in ("name", "backbone_weights")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they reach the model."""
+
+    __pydantic_config__ = _STRICT
+
+    path: tyro.conf.Suppress[str] = ""
+    """The dataset: a COCO, Pascal VOC or YOLO folder, a COCO json or a data.yaml; the layout is recognised."""
+    train_split: str | None = "train"
+    """The split to train on."""
+    val_data: str | None = None
+    """Another dataset to evaluate on; by default the same one."""
+    val_split: str | None = "val"
+    """The split to evaluate on, each epoch; "none" for no evaluation."""
+    test_split: str | None = None
+    """A split on which the best checkpoint is evaluated when the training has ended."""
+    ids: Literal["contiguous", "official"] = "contiguous"
+    """Labels: contiguous from 0, or the dataset's raw category ids as in the published COCO models."""
+    size: int = 800
+    """Short side of the images in pixels (training draws from 0.6 to 1 times it, as published)."""
+    max_size: int | None = None
+    """Longest side in pixels; by default size * 1333 / 800."""
+    augment: Literal["detr", "flip", "none"] = "detr"
+    """Training augmentation: as published (flip, multi-scale, crops), flips alone, or none."""
+    batch_size: int = 2
+    """Images per process and step."""
+    eval_batch_size: int | None = None
+    """Images per process in evaluation; by default batch_size. It does not change the result."""
+    workers: int | None = None
+    """Processes that load images; by default one less than there are processors, at most 4."""
+    cache: Literal["auto", "none", "ram"] = "auto"
+    """Keep decoded images in memory: auto does when they take less than 1 GiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights move."""
+
+    __pydantic_config__ = _STRICT
+
+    epochs: int = 300
+    """Passes over the training split."""
+    lr: float = 1e-4
+    """Learning rate of the transformer and the heads (AdamW), for the global batch given."""
+    lr_backbone: float = 1e-5
+    """Learning rate of the backbone; 0 freezes it."""
+    lr_sampling_factor: float = 0.1
+    """Deformable DETR: share of lr for sampling offsets and reference points."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay, on everything as published."""
+    clip_max_norm: float = 0.1
+    """Largest global gradient norm; 0 for no clipping."""
+    schedule: Literal["step", "cosine"] = "step"
+    """The learning rate falls to a tenth after lr_drop epochs, or along a cosine to 0."""
+    lr_drop: int = 200
+    """Epochs before the drop of the step schedule."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises linearly."""
+    accumulate: int = 1
+    """Batches per step: the gradient equals that of one batch of all their images."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights, which is then what is evaluated and kept; 0 for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the losses and of the matching costs. None means as published for the model."""
+
+    __pydantic_config__ = _STRICT
+
+    set_cost_class: float | None = None
+    set_cost_bbox: float | None = None
+    set_cost_giou: float | None = None
+    cls_loss_coef: float | None = None
+    bbox_loss_coef: float | None = None
+    giou_loss_coef: float | None = None
+    eos_coef: float | None = None
+    """DETR: weight of the no-object class (0.1)."""
+    focal_alpha: float | None = None
+    """Deformable DETR (0.25)."""
+
+    def overrides(self) -> dict[str, float]:
+        """The settings of `build_criterion` that were set."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where and how a run happens."""
+
+    __pydantic_config__ = _STRICT
+
+    out: str = "runs/detrkit"
+    """The run's folder, for checkpoints, logs and report."""
+    seed: int = 42
+    """Of weights, order and augmentation."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; weights and losses stay in fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    devices: int = 1
+    """Processes on this machine; under torchrun or Slurm theirs counts."""
+    nodes: int = 1
+    """Machines; under torchrun or Slurm theirs counts."""
+    init_from: str | None = None
+    """Fine-tune: start from these weights (a model name for the published ones, a checkpoint, or a run). Heads are
+    adapted by class name and what was kept is printed."""
+    overfit: int = 0
+    """Train and evaluate on this many training images, without augmentation, to see whether the pipeline can learn."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    max_dets: int = 100
+    """Detections counted per image in AP."""
+    patience: int = 0
+    """Stop when AP has not risen for this many evaluations; 0 for never."""
+    log_every: int = 10
+    """Steps between lines of steps.csv."""
+    save_every: int = 0
+    """Steps between saves of last.pt within an epoch; it is saved after every epoch anyhow."""
+    tensorboard: bool = True
+    """Also log for TensorBoard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run."""
+
+    __pydantic_config__ = _STRICT
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_yaml(self) -> str:
+        """The YAML that `load_config` reads, without what is unset."""
+        plain = {
+            section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+            for section, values in dataclasses.asdict(self).items()
+        }
+        return yaml.safe_dump({k: v for k, v in plain.items() if v}, sort_keys=False)
+
+    def changed(self, **sections: dict[str, Any]) -> TrainConfig:
+        """A copy with fields changed: `config.changed(run={"out": "runs/b"}, optim={"epochs": 5})`."""
+        return dataclasses.replace(
+            self, **{name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
+        )
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with detrkit."""
+    return sorted(p.name.removesuffix(".yaml") for p in (resources.files("detrkit") / "recipes").iterdir())
+
+
+def load_config(source: str | Path, *, data: str | None = None) -> TrainConfig:
+    """Reads a config.yaml, or a recipe by name.
+
+    Args:
+        source: a YAML file, or one of `recipes()`.
+        data: the dataset's path; overrides the file's.
+
+    Raises:
+        DetrkitError: no such file, not YAML, or a field that is unknown or of the wrong type; names file and field.
+    """
+    path = Path(source)
+    if str(source) in recipes():
+        text = (resources.files("detrkit") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise DetrkitError(f"{source}: no such file, and no recipe of that name (there are {', '.join(recipes())})")
+    try:
+        plain = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise DetrkitError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise DetrkitError(f"{source}: expected sections data, model, optim, loss, run; found {type(plain).__name__}")
+    plain.setdefault("data", {})
+    try:
+        config = TypeAdapter(TrainConfig).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = "unknown field" if first["type"] == "unexpected_keyword_argument" else first["msg"]
+        raise DetrkitError(f"{source}: {where}: {reason} (see `detrkit train --help` for the fields)") from error
+    return config if data is None else config.changed(data={"path": data})

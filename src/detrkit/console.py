@@ -1,0 +1,74 @@
+"""What commands say: bars on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Meter:
+    """Progress of one task; `advance(note)` says how it goes."""
+
+    def __init__(self, title: str, total: int, *, start: int = 0, quiet: bool = False) -> None:
+        self.title, self.total, self.done, self.quiet = title, total, start, quiet
+        self._first = start
+        self._began = self._last = time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(title, total=total, completed=start, note="")
+            self._bar.start()
+
+    def advance(self, note: str = "") -> None:
+        """One step further."""
+        self.done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, note=note)
+        elif not self.quiet and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            rate = (self._last - self._began) / max(1, self.done - self._first)
+            left = (self.total - self.done) * rate
+            console.print(f"{self.title} {self.done}/{self.total}  {left:.0f} s left  {note}")
+
+    def close(self) -> None:
+        """Takes the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextmanager
+def meter(title: str, total: int, *, start: int = 0, quiet: bool = False) -> Iterator[Meter]:
+    """A `Meter` that is closed at the end."""
+    one = Meter(title, total, start=start, quiet=quiet)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def track(items: Iterable[T], title: str, total: int, *, quiet: bool = False) -> Iterator[T]:
+    """Iterates with progress."""
+    with meter(title, total, quiet=quiet) as progress:
+        for item in items:
+            yield item
+            progress.advance()

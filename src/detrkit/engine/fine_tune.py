@@ -1,0 +1,108 @@
+"""`--init-from`: start from other weights, heads adapted by class name, with a list of what was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from detrkit.checkpoint import ModelSpec
+from detrkit.classes import ClassList
+
+_CLASS_HEADS = ("class_head.", "class_heads.")
+_QUERIES = ("queries", "queries.weight")
+
+
+@dataclass
+class InitReport:
+    """What became of the weights a fine-tuning started from.
+
+    Attributes:
+        kept: tensors taken over unchanged.
+        adapted: tensors of which some rows were taken over, with the reason.
+        new: tensors of the model that the source has not, or in another shape; they keep their random values.
+        unused: tensors of the source that the model has not.
+        classes_kept, classes_new: names of the model's classes that the source knew, and did not.
+    """
+
+    kept: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    classes_kept: list[str] = field(default_factory=list)
+    classes_new: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For a terminal and the run's log."""
+        lines = [f"{len(self.kept)} tensors kept, {len(self.adapted)} adapted, {len(self.new)} new"]
+        lines += [f"  adapted {name}: {why}" for name, why in self.adapted.items()]
+        if self.classes_kept:
+            lines.append(f"  classes kept by name: {_some(self.classes_kept)}")
+        if self.classes_new:
+            lines.append(f"  classes that start anew: {_some(self.classes_new)}")
+        if self.new:
+            lines.append(f"  new (random): {_some(self.new)}")
+        if self.unused:
+            lines.append(f"  not used: {_some(self.unused)}")
+        return lines
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+@torch.no_grad()
+def init_from(
+    model: nn.Module, classes: ClassList | None, source: Mapping[str, Tensor], spec: ModelSpec, *, background: bool
+) -> InitReport:
+    """Copies into `model` what fits of another model's weights.
+
+    Rows of the class heads follow the class names; "no object" is kept. Of object queries of another number the
+    first ones are kept.
+
+    Args:
+        model: takes the weights.
+        classes: the model's classes.
+        source: state dict of the other model, in detrkit's names.
+        spec: of the other model.
+        background: whether class heads have a last row for "no object" (softmax models).
+    """
+    report = InitReport()
+    known = {} if spec.classes is None else {n: i for i, n in enumerate(spec.classes.names) if n != "N/A"}
+    names = () if classes is None else classes.names
+    rows = {label: known[name] for label, name in enumerate(names) if name in known}
+    same = classes is not None and spec.classes is not None and classes.names == spec.classes.names
+    if not same:
+        report.classes_kept = [n for n in names if n in known]
+        report.classes_new = [n for n in names if n not in known]
+    # column 0 of a two-stage model's proposal head is an objectness, not the first class
+    proposals = f"class_heads.{len(model.class_heads) - 1}." if getattr(model, "two_stage", False) else None
+    own = model.state_dict()
+    for name, tensor in own.items():
+        given = source.get(name)
+        if given is None:
+            report.new.append(name)
+        elif name.startswith(_CLASS_HEADS) and not same and given.shape[1:] == tensor.shape[1:]:
+            if proposals is not None and name.startswith(proposals):
+                tensor[0] = given[0]
+                report.adapted[name] = "objectness of the proposals"
+                continue
+            for label, row in rows.items():
+                tensor[label] = given[row]
+            if background:
+                tensor[-1] = given[-1]
+            report.adapted[name] = f"{len(rows)} of {len(names)} classes" + (" and no-object" if background else "")
+        elif given.shape == tensor.shape:
+            tensor.copy_(given)
+            report.kept.append(name)
+        elif name in _QUERIES and given.shape[1:] == tensor.shape[1:]:
+            count = min(len(given), len(tensor))
+            tensor[:count] = given[:count]
+            report.adapted[name] = f"the first {count} of {len(given)} queries"
+        else:
+            report.new.append(name)
+    report.unused = [name for name in source if name not in own]
+    return report

@@ -1,0 +1,77 @@
+"""Optimiser groups, learning rate over time, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel
+
+from detrkit.config import OptimConfig
+from detrkit.errors import DetrkitError
+
+# official `--lr_linear_proj_names`: what says where to sample moves more slowly (Deformable DETR, Sec. A.3)
+_SAMPLING = ("reference_points", "sampling_offsets")
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+    """AdamW in few groups, one per learning rate: fused kernels work on groups, and many small ones cost time.
+
+    Each group's `base_lr` is its rate before the schedule. A backbone with lr_backbone 0 is frozen.
+
+    Raises:
+        DetrkitError: nothing is left to train.
+    """
+    if config.lr_backbone <= 0 and hasattr(model, "backbone"):
+        model.backbone.requires_grad_(False)
+    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("backbone."):
+            rate = config.lr_backbone
+        elif any(part in name for part in _SAMPLING):
+            rate = config.lr * config.lr_sampling_factor
+        else:
+            rate = config.lr
+        groups[rate].append(parameter)
+    if not groups:
+        raise DetrkitError("every parameter is frozen: nothing to train (check lr_backbone)")
+    return AdamW(
+        [{"params": parameters, "lr": rate, "base_lr": rate} for rate, parameters in groups.items()],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
+    """What the base rates are multiplied with at a step (from 0): a function of the step alone, so resume is exact."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.schedule == "step":
+        return warmup * (0.1 if step >= config.lr_drop * steps_per_epoch else 1.0)
+    progress = min(1.0, step / max(1, config.epochs * steps_per_epoch))
+    return warmup * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_lr(optimizer: AdamW, factor: float) -> None:
+    """Sets every group's rate to `factor` times its base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a model's parameters; buffers are copied.
+
+    Early on the decay is (1 + n) / (10 + n) after n updates, if that is less, so that the first random weights do not
+    linger.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        n = float(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return AveragedModel(model, multi_avg_fn=update)

@@ -1,0 +1,102 @@
+"""A run's folder, which explains itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from detrkit.checkpoint import ModelSpec
+from detrkit.config import TrainConfig
+from detrkit.data import Dataset
+from detrkit.errors import DetrkitError
+
+_README = """# {name}
+
+A training run of detrkit. `detrkit train --resume {folder}` continues it exactly where it stopped.
+
+| file | what it is |
+|---|---|
+| report.md | result: metrics, per-class table, curves, examples (written when the run ends) |
+| best.safetensors | weights of the best evaluation with class list and input settings: for predict, eval, --init-from |
+| last.pt | the whole training state: weights, average, optimiser, generators, position in the data |
+| config.yaml | every setting; `detrkit train --recipe config.yaml` repeats the run |
+| classes.txt | label, dataset id and name of every class |
+| environment.txt | command, versions, machine, git state |
+| epochs.csv | losses, metrics, rates and times of every epoch |
+| steps.csv | losses and rates of logged steps |
+| init.txt | what a fine-tuning kept of the weights it started from |
+| tensorboard/ | the same for TensorBoard |
+"""
+
+
+def prepare(config: TrainConfig, *, resume: bool) -> Path:
+    """The folder of a run, made if need be.
+
+    Raises:
+        DetrkitError: it holds another run, or cannot be written.
+    """
+    folder = Path(config.run.out)
+    if folder.exists() and not folder.is_dir():
+        raise DetrkitError(f"{folder} is a file: choose another --out")
+    if not resume and (folder / "config.yaml").exists():
+        raise DetrkitError(
+            f"{folder} holds a run already: continue it with `detrkit train --resume {folder}`, or choose another --out"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DetrkitError(f"cannot make {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def describe(folder: Path, config: TrainConfig, spec: ModelSpec, train: Dataset) -> None:
+    """Writes the files that say what the run is."""
+    (folder / "README.md").write_text(_README.format(name=folder.name, folder=folder), encoding="utf-8")
+    (folder / "classes.txt").write_text(
+        "".join(
+            f"{i}\t{c}\t{n}\n" for i, (c, n) in enumerate(zip(train.classes.ids, train.classes.names, strict=True))
+        ),
+        encoding="utf-8",
+    )
+    (folder / "environment.txt").write_text(_environment(spec), encoding="utf-8")
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _environment(spec: ModelSpec) -> str:
+    packages = ("detrkit", "torch", "torchvision", "lightning-fabric", "hotcoco", "numpy")
+    lines = ["command: " + " ".join(sys.argv), f"python: {platform.python_version()} on {platform.platform()}"]
+    lines += [f"{name}: {metadata.version(name)}" for name in packages if _installed(name)]
+    lines.append(f"processors: {os.cpu_count()}, torch threads: {torch.get_num_threads()}")
+    if torch.cuda.is_available():
+        lines.append(f"gpu: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+    lines.append(f"git: {_git_state()}")
+    lines.append(f"model: {spec.to_json()}")
+    return "\n".join(lines) + "\n"
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _git_state() -> str:
+    """Commit and number of changed files of the checkout one stands in; that of the user's project, if any."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return "not in a git checkout"
+    return f"{commit}, {len(changed)} changed file(s)" if changed else f"{commit}, clean"

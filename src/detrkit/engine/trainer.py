@@ -1,0 +1,418 @@
+"""The training loop, in the order things happen."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from detrkit.checkpoint import ModelSpec, load_model, save_model
+from detrkit.config import TrainConfig
+from detrkit.console import console, meter, track
+from detrkit.data import Dataset, make_loader, train_transform
+from detrkit.data.loader import derived_seed
+from detrkit.engine.evaluating import collect, dataset_labels, eval_loader
+from detrkit.engine.logs import CsvLog, TensorBoardLog
+from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
+from detrkit.engine.setup import Splits
+from detrkit.engine.state import load_state, rng_state, save_state, set_rng_state
+from detrkit.errors import DetrkitError, Interrupted
+from detrkit.evaluation import DetectionEvaluator, Metrics
+from detrkit.models.batch import Batch
+from detrkit.models.criterion import Normalizers, build_criterion
+from detrkit.models.matcher import NonFiniteError
+from detrkit.models.outputs import Target
+from detrkit.registry import architecture
+
+OVERFITTED = 0.95  # AP50 on the few images at which there is nothing more to show
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        epoch: the epoch under way, from 0.
+        batch: steps done in it.
+        step: steps done in all.
+        best: AP of the best evaluation, -1 before the first.
+        best_epoch: its epoch.
+        stale: evaluations since then.
+        sums: sums of the logged terms over the steps of this epoch.
+        seconds: time spent on the steps of this epoch.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    stale: int = 0
+    sums: dict[str, float] | None = None
+    seconds: float = 0.0
+
+
+class Trainer:
+    """One run, in this process.
+
+    Args:
+        config: of the run.
+        fabric: launched.
+        splits: datasets.
+        model: with its first weights.
+        spec: of its checkpoints.
+        folder: of the run.
+    """
+
+    def __init__(
+        self, config: TrainConfig, fabric: Fabric, splits: Splits, model: nn.Module, spec: ModelSpec, folder: Path
+    ) -> None:
+        self.config, self.fabric, self.splits, self.spec, self.folder = config, fabric, splits, spec, folder
+        self.rank, self.world = fabric.global_rank, fabric.world_size
+        self.main = self.rank == 0
+        self.scores = architecture(spec.name).scores
+        self.criterion = build_criterion(spec.name, num_classes=spec.num_classes, **config.loss.overrides())
+        self.criterion.to(fabric.device)
+        self.model = model  # plain: for evaluation and checkpoints
+        optimizer = build_optimizer(model, config.optim)
+        self.wrapped, self.optimizer = fabric.setup(model, optimizer)
+        self.average = moving_average(model, config.optim.ema) if config.optim.ema else None
+        augment = "none" if config.run.overfit else config.data.augment
+        self.loader = make_loader(
+            splits.train,
+            transform=train_transform(spec.size, spec.max_size, augment=augment),
+            batch_size=config.data.batch_size,
+            training=True,
+            seed=config.run.seed,
+            workers=config.data.workers,
+            cache=config.data.cache,
+            rank=self.rank,
+            world_size=self.world,
+            mean=spec.mean,
+            std=spec.std,
+        )
+        self.steps_per_epoch = max(1, len(self.loader) // config.optim.accumulate)
+        self.progress = Progress()
+        self.steps_log = CsvLog(folder / "steps.csv", key="step")
+        self.epochs_log = CsvLog(folder / "epochs.csv", key="epoch")
+        self._stop = 0
+        # dropout differs between processes, initial weights do not
+        torch.manual_seed(derived_seed(config.run.seed, self.rank) % 2**63)
+
+    # the run
+
+    def fit(self) -> Metrics | None:
+        """Trains to the end; returns the metrics of the last evaluation.
+
+        Raises:
+            Interrupted: a signal asked to stop; the state is saved.
+            DetrkitError: a loss is not finite.
+        """
+        board = TensorBoardLog(self.folder / "tensorboard", on=self.main and self.config.run.tensorboard)
+        metrics = None
+        handlers = self._listen()
+        try:
+            while self.progress.epoch < self.config.optim.epochs:
+                self._train_epoch(board)
+                metrics = self._end_epoch(board)
+                if self.config.run.overfit and metrics is not None and metrics.AP50 >= OVERFITTED:
+                    self._say(f"AP50 {metrics.AP50 * 100:.1f} on the {self.config.run.overfit} images: enough")
+                    break
+                patience = self.config.run.patience
+                if patience and self.progress.stale >= patience:
+                    self._say(f"AP has not risen for {patience} evaluations: stopping early")
+                    break
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            board.close()
+        return metrics
+
+    def _train_epoch(self, board: TensorBoardLog) -> None:
+        """The steps of an epoch, from where the run is."""
+        progress, accumulate = self.progress, self.config.optim.accumulate
+        self.wrapped.train()
+        self.loader.set_epoch(progress.epoch, progress.batch * accumulate)
+        batches = iter(self.loader)
+        if progress.sums is None:
+            progress.sums = {}
+        title = f"epoch {progress.epoch + 1}/{self.config.optim.epochs}"
+        with meter(title, self.steps_per_epoch, start=progress.batch, quiet=not self.main) as bar:
+            while progress.batch < self.steps_per_epoch:
+                began = time.perf_counter()
+                values = self._step(batches)
+                progress.seconds += time.perf_counter() - began
+                for name, value in values.items():
+                    progress.sums[name] = progress.sums.get(name, 0.0) + value
+                progress.batch += 1
+                progress.step += 1
+                self._log_step(values, board)
+                bar.advance(f"loss {values['loss']:.3f}")
+                every = self.config.run.save_every
+                if self._stop:
+                    self.save()
+                    raise Interrupted(self._stop, str(self.folder))
+                if every and progress.step % every == 0:
+                    self.save()
+
+    def _step(self, batches: Iterator[tuple[Batch, list[Target]]]) -> dict[str, float]:
+        """One optimiser step over `accumulate` batches; returns loss terms averaged over the processes."""
+        config, fabric = self.config.optim, self.fabric
+        factor = lr_factor(config, self.progress.step, self.steps_per_epoch)
+        set_lr(self.optimizer, factor)
+        parts = [next(batches) for _ in range(min(config.accumulate, len(self.loader)))]
+        # all of the global batch is counted before any of it is run: how it is split changes nothing
+        counts = self._global_normalizers([targets for _, targets in parts])
+        terms: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, (batch, targets) in enumerate(parts):
+            batch = batch.to(fabric.device)
+            moved = [t.to(fabric.device) for t in targets]
+            try:
+                with fabric.no_backward_sync(self.wrapped, enabled=self.world > 1 and i + 1 < len(parts)):
+                    outputs = self.wrapped(batch)
+                    losses = self.criterion(outputs, moved, normalizers=counts)
+                    total = self.criterion.total(losses)
+                    fabric.backward(total)
+            except NonFiniteError as error:
+                raise self._diverged(error.what, error.images) from error
+            for name, value in {"loss": total, **losses}.items():
+                # diagnostics are means over images, not shares of a sum
+                share = value.detach() / len(parts) if name.startswith(("class_", "card")) else value.detach()
+                terms[name] = terms[name] + share if name in terms else share
+        values = self._reduced(terms)
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise self._diverged(bad[-1] if len(bad) > 1 else bad[0], [t.image_id for _, ts in parts for t in ts])
+        if config.clip_max_norm > 0:
+            norm = fabric.clip_gradients(
+                self.wrapped, self.optimizer, max_norm=config.clip_max_norm, error_if_nonfinite=False
+            )
+            values["grad_norm"] = float(norm) if norm is not None else math.nan
+            if not math.isfinite(values["grad_norm"]):
+                raise self._diverged("the gradient", [t.image_id for _, ts in parts for t in ts])
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        values["lr"] = config.lr * factor
+        return values
+
+    def _global_normalizers(self, targets: Sequence[Sequence[Target]]) -> Normalizers:
+        """Divisors of the whole global batch, as each process needs them: DDP averages over the processes."""
+        queries = getattr(self.model, "num_queries", None) or self.model.queries.weight.shape[0]
+        own = [self.criterion.normalizers(part, queries) for part in targets]
+        sums = torch.tensor(
+            [sum(n.objects for n in own), sum(n.class_weight for n in own)],
+            dtype=torch.float64 if self.fabric.device.type == "cpu" else torch.float32,
+        )
+        if self.world > 1:
+            sums = sums.to(self.fabric.device)
+            dist.all_reduce(sums)
+        objects, weight = (sums / self.world).tolist()
+        return Normalizers(objects=max(objects, 1.0 / self.world), class_weight=weight)
+
+    def _reduced(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """Means over the processes in one transfer; also spreads the wish to stop, so that all stop together."""
+        stack = torch.stack([t.float() for t in terms.values()])
+        if self.world > 1:
+            stack = torch.cat([stack, stack.new_tensor([float(self._stop)])])
+            dist.all_reduce(stack)
+            *values, stop = (stack / self.world).tolist()
+            if stop > 0 and not self._stop:
+                self._stop = signal.SIGINT
+        else:
+            values = stack.tolist()
+        return dict(zip(terms, values, strict=True))
+
+    def _end_epoch(self, board: TensorBoardLog) -> Metrics | None:
+        """Log, evaluate, keep the best, save."""
+        progress, config = self.progress, self.config
+        sums = progress.sums or {}
+        row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step}
+        row |= {f"train/{k}": v / max(1, progress.batch) for k, v in sums.items() if k != "lr"}
+        row["lr"] = sums.get("lr", 0.0) / max(1, progress.batch)
+        images = progress.batch * config.data.batch_size * self.world * config.optim.accumulate
+        row["seconds"] = progress.seconds
+        row["images_per_second"] = images / max(progress.seconds, 1e-9)
+        last = progress.epoch + 1 == config.optim.epochs
+        metrics = None
+        if self.splits.val is not None and (last or (progress.epoch + 1) % config.run.eval_every == 0):
+            began = time.perf_counter()
+            metrics = self.detections(self.splits.val).compute()
+            row |= {f"val/{k}": metrics[k] for k in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+            row["val/seconds"] = time.perf_counter() - began
+        improved = metrics is not None and progress.best < metrics.AP
+        if improved and metrics is not None:
+            progress.best, progress.best_epoch, progress.stale = metrics.AP, progress.epoch + 1, 0
+        elif metrics is not None:
+            progress.stale += 1
+        if self.main:
+            if improved or self.splits.val is None:
+                self._save_best(metrics)
+            self.epochs_log.add(row)
+            board.add(row, progress.epoch + 1)
+        self._say(_epoch_line(row, config.optim.epochs, improved))
+        progress.epoch += 1
+        progress.batch, progress.sums, progress.seconds = 0, None, 0.0
+        self.save()
+        return metrics
+
+    def best_detections(self) -> dict[str, DetectionEvaluator]:
+        """What the best checkpoint finds on the splits "val" and "test", those that there are.
+
+        Only the main process needs to see the run's folder: it sends the weights to the others.
+        """
+        splits = {"val": self.splits.val, "test": self.splits.test}
+        splits = {name: dataset for name, dataset in splits.items() if dataset is not None}
+        if not splits:
+            return {}
+        weights = [load_model(self.folder / "best.safetensors")[0].state_dict() if self.main else None]
+        if self.world > 1:
+            dist.broadcast_object_list(weights)
+        if weights[0] is not None:
+            self.current.load_state_dict(weights[0])
+        return {name: self.detections(dataset) for name, dataset in splits.items()}
+
+    def detections(self, dataset: Dataset) -> DetectionEvaluator:
+        """What the current weights (their moving average, if there is one) find in a dataset, in every process."""
+        data = self.config.data
+        loader = eval_loader(
+            dataset,
+            self.spec,
+            batch_size=data.eval_batch_size or data.batch_size,
+            workers=data.workers,
+            rank=self.rank,
+            world_size=self.world,
+        )
+        evaluator = DetectionEvaluator(dataset.ground_truth(), max_dets=self.config.run.max_dets)
+        collect(
+            self.current,
+            track(loader, "evaluate", len(loader), quiet=not self.main),
+            evaluator,
+            dataset_labels(self.spec, dataset),
+            scores=self.scores,
+            device=self.fabric.device,
+            top_k=max(100, self.config.run.max_dets),
+            autocast=self.fabric.autocast,
+        )
+        return evaluator
+
+    @property
+    def current(self) -> nn.Module:
+        """The weights that are evaluated and kept."""
+        return self.model if self.average is None else self.average.module
+
+    # saving and resuming
+
+    def save(self) -> None:
+        """Writes last.pt: every process's generators, and once what they share."""
+        generators: list[Any] = [rng_state()]
+        if self.world > 1:
+            generators = [None] * self.world
+            dist.all_gather_object(generators, rng_state())
+        if not self.main:
+            return
+        state = {
+            "spec": self.spec.to_json(),
+            "config": self.config.to_yaml(),
+            "model": self.model.state_dict(),
+            "ema": None if self.average is None else self.average.module.state_dict(),
+            "ema_updates": 0 if self.average is None else int(self.average.n_averaged),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": generators,
+            "world_size": self.world,
+            "progress": vars(self.progress).copy(),
+        }
+        save_state(self.folder / "last.pt", state)
+
+    def resume(self) -> None:
+        """Continues from last.pt: same weights, optimiser, average, generators and place in the data.
+
+        Raises:
+            DetrkitError: no state, a damaged one, or one of another number of processes or other settings.
+        """
+        path = self.folder / "last.pt"
+        state = load_state(path)
+        if state["world_size"] != self.world:
+            raise DetrkitError(
+                f"{path}: the run had {state['world_size']} process(es), now there are {self.world}: "
+                "to go on exactly, start as many"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.module.load_state_dict(state["ema"])
+                self.average.n_averaged.fill_(state["ema_updates"])
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise DetrkitError(
+                f"{path}: the state does not fit the model or the optimiser of this config "
+                f"({str(error).splitlines()[0]}): resume with the run's own settings, or start anew with --init-from"
+            ) from error
+        set_rng_state(state["generators"][self.rank])
+        self.progress = Progress(**state["progress"])
+        if self.main:
+            self.steps_log.keep_before(self.progress.step + 1)
+            self.epochs_log.keep_before(self.progress.epoch + 1)
+        self._say(f"resumed {path} at epoch {self.progress.epoch + 1}, step {self.progress.step}")
+
+    def _save_best(self, metrics: Metrics | None) -> None:
+        known = {} if metrics is None else {k: metrics[k] for k in ("AP", "AP50", "AP75")}
+        training = {**self.spec.training, "epoch": self.progress.epoch + 1, "metrics": known}
+        save_model(self.folder / "best.safetensors", self.current, replace(self.spec, training=training))
+
+    # saying
+
+    def _diverged(self, what: str, images: Sequence[Any]) -> DetrkitError:
+        kept = self.folder / "last.pt"
+        state = f"the last good state is {kept}" if kept.exists() else "no state had been saved yet"
+        return DetrkitError(
+            f"{what} is not finite at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}), "
+            f"images {', '.join(map(str, images))}: {state}; lower the learning rate, or look at these images with "
+            "`detrkit data check`"
+        )
+
+    def _log_step(self, values: dict[str, float], board: TensorBoardLog) -> None:
+        step = self.progress.step
+        if self.main and (step % self.config.run.log_every == 0 or step == 1):
+            self.steps_log.add({"step": step, "epoch": self.progress.epoch + 1, **values})
+            board.add({f"step/{k}": v for k, v in values.items() if not k[-1].isdigit()}, step)
+
+    def _say(self, text: str) -> None:
+        if self.main:
+            console.print(text)
+
+    def _listen(self) -> dict[int, Any]:
+        """Signals ask for a stop after the step under way; a second Ctrl-C stops at once."""
+
+        def stop(number: int, _: FrameType | None) -> None:
+            if self._stop and number == int(signal.SIGINT):
+                raise KeyboardInterrupt
+            self._stop = number
+            self._say("stopping after this step (Ctrl-C again: at once, without saving)")
+
+        previous = {}
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None)):
+            if number is not None:
+                try:
+                    previous[number] = signal.signal(number, stop)
+                except ValueError:
+                    break  # not the main thread: whoever runs us there handles signals
+        return previous
+
+
+def _epoch_line(row: dict[str, Any], epochs: int, improved: bool) -> str:
+    line = f"epoch {row['epoch']}/{epochs}  loss {row.get('train/loss', math.nan):.3f}"
+    if "val/AP" in row:
+        line += f"  AP {row['val/AP'] * 100:.1f}  AP50 {row['val/AP50'] * 100:.1f}{'  best' if improved else ''}"
+    return line + f"  {row['images_per_second']:.1f} images/s  {row['seconds']:.0f} s"

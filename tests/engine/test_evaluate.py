@@ -1,0 +1,112 @@
+"""`detrkit.evaluate`: the same numbers at every batch size, and pycocotools' numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import MODEL
+
+import detrkit
+from detrkit.checkpoint import ModelSpec
+from detrkit.classes import ClassList
+from detrkit.engine.evaluating import dataset_labels, evaluate
+from detrkit.errors import DetrkitError
+from detrkit.models.build import build_model
+
+OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
+
+
+def _model(names, seed=0):
+    torch.manual_seed(seed)
+    spec = ModelSpec("detr-r50", OPTIONS, len(names), ClassList(tuple(names), tuple(range(len(names)))), size=64)
+    return spec.build(), spec
+
+
+def _pycocotools(truth, results) -> list[float]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        one = COCOeval(coco, coco.loadRes(results), "bbox")
+        one.evaluate()
+        one.accumulate()
+        one.summarize()
+    return [float(v) for v in one.stats]
+
+
+def test_batch_size_changes_nothing(shapes, tmp_path):
+    names = detrkit.open_dataset(shapes, split="val").class_names
+    for i, size in enumerate((1, 3, 5)):
+        evaluate(_model(names), shapes, batch_size=size, device="cpu", workers=0, out=tmp_path / str(i))
+    first, *others = ([*json.loads((tmp_path / str(i) / "results.json").read_text())] for i in range(3))
+    assert len(first) == 5 * 8  # every image once, every query
+    for other in others:
+        assert [(r["image_id"], r["category_id"]) for r in other] == [(r["image_id"], r["category_id"]) for r in first]
+        torch.testing.assert_close(
+            [b for r in other for b in [*r["bbox"], r["score"]]],
+            [b for r in first for b in [*r["bbox"], r["score"]]],
+            rtol=1e-4,
+            atol=1e-4,
+        )
+
+
+def test_classes_are_matched_by_name(shapes):
+    dataset = detrkit.open_dataset(shapes, split="val")
+    a, _, c = dataset.class_names
+    _, spec = _model([c, "submarine", a])
+    labels = dataset_labels(spec, dataset)
+    assert labels.names == (c, "N/A", a)
+    assert labels.ids[0] == dataset.classes.ids[2] and labels.ids[2] == dataset.classes.ids[0]
+    assert labels.ids[1] not in dataset.classes.ids
+    with pytest.raises(DetrkitError, match="knows none of the classes"):
+        dataset_labels(_model(["submarine"])[1], dataset)
+
+
+@pytest.mark.skipif("DETRKIT_DATA" not in os.environ, reason="DETRKIT_DATA is not set")
+def test_coco_mini_equals_pycocotools(tmp_path):
+    """80 classes, crowd, images without annotations; untrained weights give low scores but many numbers above 0."""
+    root = Path(os.environ["DETRKIT_DATA"]) / "coco_mini"
+    dataset = detrkit.open_dataset(root, split="val2017")
+    assert len(dataset.class_names) == 80
+    model, spec = _model(dataset.class_names)
+    # boxes of the truth, shifted, as detections: the model alone would give AP 0 and hide a fault
+    metrics = evaluate((model, spec), dataset, batch_size=6, device="cpu", workers=0, out=tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    truth = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    assert {r["image_id"] for r in results} == {i["id"] for i in truth["images"]}
+    generator = torch.Generator().manual_seed(0)
+    for annotation in truth["annotations"]:
+        shift = torch.randn(4, generator=generator) * 0.1 * min(annotation["bbox"][2:])
+        box = [v + s for v, s in zip(annotation["bbox"], shift.tolist(), strict=True)]
+        score = float(torch.rand(1, generator=generator))
+        results.append(
+            {"image_id": annotation["image_id"], "category_id": annotation["category_id"], "bbox": box, "score": score}
+        )
+    expected = _pycocotools(truth, results)
+    found = detrkit.evaluate_detections(truth, results)
+    assert found.AP > 0.3
+    assert list(found.stats) == pytest.approx(expected, abs=1e-6)
+    own = _pycocotools(truth, json.loads((tmp_path / "results.json").read_text()))
+    assert list(metrics.stats) == pytest.approx(own, abs=1e-6)
+
+
+def test_published_model_without_network_says_what_to_do(monkeypatch, tmp_path, shapes):
+    monkeypatch.setenv("DETRKIT_HOME", str(tmp_path))
+    monkeypatch.setattr("detrkit.models.build.OFFICIAL_URL", "http://127.0.0.1:9/")
+    with pytest.raises(DetrkitError, match=r"detr-r50-e632da11\.pth"):
+        evaluate("detr-r50", shapes, device="cpu", workers=0)
+
+
+def test_build_model_is_what_a_spec_builds():
+    model, spec = _model(["a"])
+    again = build_model(spec.name, num_classes=1, **spec.options)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in again.state_dict().items()}

@@ -1,0 +1,76 @@
+"""Groups, schedules and the moving average against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from detrkit.config import OptimConfig
+from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
+from detrkit.errors import DetrkitError
+from detrkit.models.build import build_model
+
+SMALL = {"backbone": "resnet18", "hidden_dim": 32, "dim_feedforward": 32, "enc_layers": 1, "dec_layers": 1}
+
+
+def _names(model, optimizer):
+    by_id = {id(p): n for n, p in model.named_parameters()}
+    return {g["base_lr"]: {by_id[id(p)] for p in g["params"]} for g in optimizer.param_groups}
+
+
+def test_groups_by_rate():
+    model = build_model("deformable-detr-r50-refine", **SMALL)
+    groups = _names(model, build_optimizer(model, OptimConfig(lr=1e-3, lr_backbone=2e-5)))
+    assert sorted(groups) == pytest.approx([2e-5, 1e-4, 1e-3])
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert groups[2e-5] == {n for n in trainable if n.startswith("backbone.")}
+    assert groups[1e-3 * 0.1] == {n for n in trainable if "sampling_offsets" in n or "reference_points" in n}
+    assert set().union(*groups.values()) == trainable
+
+
+def test_backbone_rate_zero_freezes_it():
+    model = build_model("detr-r50", **SMALL)
+    groups = _names(model, build_optimizer(model, OptimConfig(lr_backbone=0)))
+    assert list(groups) == [1e-4]
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    with pytest.raises(DetrkitError, match="nothing to train"):
+        build_optimizer(model.requires_grad_(False), OptimConfig())
+
+
+def test_step_schedule_drops_once():
+    config = OptimConfig(lr_drop=2, epochs=4)
+    assert [lr_factor(config, s, 3) for s in (0, 5, 6, 11)] == [1, 1, 0.1, 0.1]
+
+
+def test_cosine_schedule_with_warmup():
+    config = OptimConfig(schedule="cosine", epochs=10, warmup_steps=4)
+    assert lr_factor(config, 0, 10) == pytest.approx(0.25)
+    assert lr_factor(config, 50, 10) == pytest.approx(0.5)
+    assert lr_factor(config, 75, 10) == pytest.approx(0.5 * (1 + math.cos(0.75 * math.pi)))
+    assert lr_factor(config, 100, 10) == pytest.approx(0.0)
+
+
+def test_set_lr_keeps_the_ratio_of_the_groups():
+    model = build_model("detr-r50", **SMALL)
+    optimizer = build_optimizer(model, OptimConfig())
+    set_lr(optimizer, 0.5)
+    assert sorted(g["lr"] for g in optimizer.param_groups) == pytest.approx([5e-6, 5e-5])
+
+
+def test_moving_average_closed_form():
+    model = nn.Linear(1, 1, bias=False)
+    average = moving_average(model, decay=0.3)
+    values, expected = [2.0, 5.0, -1.0, 4.0], None
+    for n, value in enumerate(values):
+        model.weight.data.fill_(value)
+        average.update_parameters(model)
+        if expected is None:
+            expected = value
+        else:
+            decay = min(0.3, (1 + n) / (10 + n))
+            expected = decay * expected + (1 - decay) * value
+        assert float(average.module.weight.detach()) == pytest.approx(expected)
+    assert torch.is_tensor(average.n_averaged) and int(average.n_averaged) == 4

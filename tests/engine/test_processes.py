@@ -1,0 +1,55 @@
+"""Two processes give what one gives: the same losses at the same global batch, the same AP."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import losses, tiny_config
+
+
+def _run(config, folder, processes: int) -> None:
+    """`detrkit train` under torchrun, one thread each."""
+    (folder / f"{processes}.yaml").write_text(config.to_yaml())
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    command += ["detrkit", "train", config.data.path, "--recipe", str(folder / f"{processes}.yaml")]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_processes_equal_one(shapes, tmp_path):
+    """13 training images in global batches of 4, 5 validation images: neither is a multiple of the processes' share.
+
+    Some images have no object at all, so that a process now and then has a batch without any.
+    """
+    truth = json.loads((shapes / "annotations" / "instances_train2017.json").read_text())
+    empty = {i["id"] for i in truth["images"][::2]}
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] not in empty]
+    data = tmp_path / "data"
+    data.mkdir()
+    for part in ("train2017", "val2017", "annotations"):
+        (data / part).mkdir()
+        for file in (shapes / part).iterdir():
+            (data / part / file.name).symlink_to(file)
+    (data / "annotations" / "instances_train2017.json").unlink()
+    (data / "annotations" / "instances_train2017.json").write_text(json.dumps(truth))
+
+    one = tiny_config(data, tmp_path / "one", data={"batch_size": 2}, optim={"accumulate": 2})
+    two = tiny_config(data, tmp_path / "two", data={"batch_size": 2})
+    _run(one, tmp_path, 1)
+    _run(two, tmp_path, 2)
+    expected, found = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [s for s, _ in expected] == [s for s, _ in found] == list(range(1, 7))
+    assert found[0][1] == pytest.approx(expected[0][1], rel=1e-5)
+    torch.testing.assert_close([v for _, v in found], [v for _, v in expected], rtol=2e-3, atol=0)
+    first, second = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("one", "two"))
+    assert second["AP50"] == pytest.approx(first["AP50"], abs=2e-3)
+    assert second["AP"] == pytest.approx(first["AP"], abs=2e-3)
