@@ -223,6 +223,8 @@ class _atomic:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is None:
+            with self.part.open("rb") as file:
+                os.fsync(file.fileno())  # or a power cut could leave the new name with old bytes
             os.replace(self.part, self.path)
             return
         self.part.unlink(missing_ok=True)

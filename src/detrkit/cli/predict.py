@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
-from tyro.conf import Positional
 
 from detrkit.errors import DetrkitError
 
@@ -34,7 +33,7 @@ class Predict:
     reported and left out; the exit status is then 1.
     """
 
-    checkpoint: Positional[str]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Weights: a run directory, a .safetensors or official .pth file, or a model name such as detr-r50 (published)."""
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER|GLOB")]
     """Pictures: files, folders (searched one level deep) and quoted patterns such as 'photos/**/*.jpg'."""
