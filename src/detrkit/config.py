@@ -214,10 +214,15 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """The YAML that `load_config` reads, without what is unset."""
-        plain = {
-            section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
-            for section, values in dataclasses.asdict(self).items()
-        }
+        plain = {}
+        for section in dataclasses.fields(self):
+            part = getattr(self, section.name)
+            values = {f.name: (getattr(part, f.name), f.default) for f in dataclasses.fields(part)}
+            plain[section.name] = {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, (value, default) in values.items()
+                if value is not None or default is not None
+            }
         return yaml.safe_dump({k: v for k, v in plain.items() if v}, sort_keys=False)
 
     def changed(self, **sections: dict[str, Any]) -> TrainConfig:

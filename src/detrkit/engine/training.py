@@ -152,8 +152,10 @@ def _announce(
     steps = trainer.steps_per_epoch * config.optim.epochs
     whole = config.data.batch_size * trainer.world * config.optim.accumulate
     console.print(f"{spec.name}: {parameters / 1e6:.1f} M trainable parameters, {spec.num_classes} classes")
+    # a dataset to overfit is repeated to fill an epoch; the images are those it is evaluated on
+    images = len(val) if config.run.overfit and val is not None else len(train)
     console.print(
-        f"{len(train)} images to train on"
+        f"{images} images to train on"
         + (f", {len(val)} to evaluate on" if val is not None else "")
         + f"; {config.optim.epochs} epochs of {trainer.steps_per_epoch} steps of {whole} images"
         + f" on {trainer.fabric.device}"

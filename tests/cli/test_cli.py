@@ -1,0 +1,122 @@
+"""The command line as a whole: help, exit states, one clear line for bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from detrkit.cli import main
+
+COMMANDS = ("quickstart", "train", "eval", "predict", "models", "convert", "data check", "data convert", "data shapes")
+
+
+def _run(capsys, *words) -> tuple[int, str, str]:
+    try:
+        status = main(words)
+    except SystemExit as leave:  # argument errors and --help
+        status = int(leave.code or 0)
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option_with_its_meaning(capsys, command):
+    status, out, _ = _run(capsys, *command.split(), "--help")
+    assert status == 0
+    assert f"usage: detrkit {command}" in out
+    assert "(required)" in out or "(default:" in out or command == "models"
+
+
+def test_no_words_are_help(capsys):
+    status, out, _ = _run(capsys)
+    assert status == 0 and "quickstart" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "no dataset"),
+        (["train", "nowhere"], "nowhere"),
+        (["train", "nowhere", "--recipe", "none-such"], "no recipe of that name"),
+        (["train", "--resume", "nowhere"], "is no run to resume"),
+        (["train", "--resume", "a", "--recipe", "small"], "give one of them"),
+        (["eval", "nowhere.safetensors", "here"], "nowhere.safetensors"),
+        (["predict", "nowhere.pth", "here.jpg"], "here.jpg"),
+        (["data", "check", "nowhere"], "nowhere"),
+        (["convert", "nowhere.pth", "out.safetensors"], "nowhere.pth"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = _run(capsys, *words)
+    assert status == 2
+    assert err.startswith("detrkit: error: ") and message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())  # nothing half written
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("--batch-size", "0", "data.batch_size is 0"),
+        ("--lr", "-1", "optim.lr is -1.0"),
+        ("--ema", "1", "optim.ema is 1"),
+    ],
+)
+def test_numbers_out_of_range(capsys, tmp_path, field, value, message):
+    status, _, err = _run(
+        capsys, "train", str(tmp_path), "--recipe", "small", field, value, "--out", str(tmp_path / "run")
+    )
+    assert status == 2 and message in err
+
+
+def test_foreign_files_as_checkpoints(capsys, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    for name, content in {"text.safetensors": b"hello", "empty.pth": b"", "text.pth": b"hello"}.items():
+        (tmp_path / name).write_bytes(content)
+        status, _, err = _run(capsys, "predict", str(tmp_path / name), str(tmp_path / "picture.png"))
+        assert status == 2 and name in err and len(err.strip().splitlines()) == 1
+
+
+def test_models_lists_published_figures(capsys):
+    status, out, _ = _run(capsys, "models")
+    assert status == 0
+    row = next(line for line in out.splitlines() if "detr-r101-dc5" in line)
+    assert "44.9" in row and "detr-r101-dc5-a2e86def.pth" in row
+
+
+def test_train_evaluate_predict(capsys, tmp_path, monkeypatch):
+    """The way of a user, from generated data to drawn pictures, with a model that is far too small."""
+    monkeypatch.chdir(tmp_path)
+    assert _run(capsys, "data", "shapes", "set", "--train", "8", "--val", "3", "--classes", "3")[0] == 0
+    small = {"backbone-width": 8, "hidden-dim": 32, "nheads": 2, "dim-feedforward": 32, "dec-layers": 1, "num-queries": 5}
+    tiny = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+        "--backbone-width",
+        "8",
+        "--hidden-dim",
+        "32",
+        "--nheads",
+        "2",
+        "--dim-feedforward",
+        "32",
+        "--dec-layers",
+        "1",
+        "--num-queries",
+        "5",
+    ]
+    words = ["train", "set", "--recipe", "quickstart", "--out", "run", "--epochs", "1", "--size", "64", *tiny]
+    status, out, err = _run(capsys, *words)
+    assert status == 0, err
+    assert "report:  run/report.md" in out
+    assert _run(capsys, *words)[0] == 2  # the run is there already
+    status, out, err = _run(capsys, "eval", "run", "set", "--workers", "0")
+    assert status == 0, err
+    results = json.loads((tmp_path / "run" / "eval-val" / "results.json").read_text())
+    assert {r["image_id"] for r in results} == {1_000_001, 1_000_002, 1_000_003}
+    status, out, err = _run(capsys, "predict", "run", "set/val2017", "--threshold", "0")
+    assert status == 0, err
+    assert (
+        len(list((tmp_path / "predictions").glob("*.jpg"))) + len(list((tmp_path / "predictions").glob("*.png"))) == 3
+    )
