@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.evaluate import GroundTruth, ResultTable, evaluate_detections
+from detrkit.evaluation import GroundTruth, ResultTable, evaluate_detections
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluate"))
 from coco_sets import random_set

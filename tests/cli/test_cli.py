@@ -91,21 +91,8 @@ def test_train_evaluate_predict(capsys, tmp_path, monkeypatch):
     """The way of a user, from generated data to drawn pictures, with a model that is far too small."""
     monkeypatch.chdir(tmp_path)
     assert _run(capsys, "data", "shapes", "set", "--train", "8", "--val", "3", "--classes", "3")[0] == 0
-    small = {"backbone-width": 8, "hidden-dim": 32, "nheads": 2, "dim-feedforward": 32, "dec-layers": 1, "num-queries": 5}
+    small = {"backbone-width": 8, "hidden-dim": 32, "nheads": 2, "dim-feedforward": 32, "dec-layers": 1}
     tiny = [word for name, value in small.items() for word in (f"--{name}", str(value))]
-        "--backbone-width",
-        "8",
-        "--hidden-dim",
-        "32",
-        "--nheads",
-        "2",
-        "--dim-feedforward",
-        "32",
-        "--dec-layers",
-        "1",
-        "--num-queries",
-        "5",
-    ]
     words = ["train", "set", "--recipe", "quickstart", "--out", "run", "--epochs", "1", "--size", "64", *tiny]
     status, out, err = _run(capsys, *words)
     assert status == 0, err

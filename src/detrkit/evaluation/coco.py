@@ -10,10 +10,10 @@ import hotcoco
 import numpy as np
 
 from detrkit.errors import DetrkitError
-from detrkit.evaluate.curves import PrecisionRecall
-from detrkit.evaluate.ground_truth import ClassNames, GroundTruth
-from detrkit.evaluate.metrics import Metrics
-from detrkit.evaluate.result_table import IouType, ResultTable, Unknown
+from detrkit.evaluation.curves import PrecisionRecall
+from detrkit.evaluation.ground_truth import ClassNames, GroundTruth
+from detrkit.evaluation.metrics import Metrics
+from detrkit.evaluation.result_table import IouType, ResultTable, Unknown
 
 # Positions in the evaluator's arrays: IoU 0.5:0.05:0.95; all, small, medium, large objects.
 _IOU50, _IOU75 = 0, 5

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from detrkit.errors import DetrkitError
-from detrkit.evaluate.coco import restrict
-from detrkit.evaluate.ground_truth import ClassNames, GroundTruth
-from detrkit.evaluate.result_table import ResultTable, Unknown
+from detrkit.evaluation.coco import restrict
+from detrkit.evaluation.ground_truth import ClassNames, GroundTruth
+from detrkit.evaluation.result_table import ResultTable, Unknown
 
 
 @dataclass(frozen=True)

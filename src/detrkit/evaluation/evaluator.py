@@ -11,12 +11,12 @@ import hotcoco
 import numpy as np
 
 from detrkit.errors import DetrkitError
-from detrkit.evaluate.coco import evaluate_detections
-from detrkit.evaluate.confusion import Confusion, confusion_matrix
-from detrkit.evaluate.files import write_atomic
-from detrkit.evaluate.ground_truth import ClassNames, GroundTruth
-from detrkit.evaluate.metrics import Metrics
-from detrkit.evaluate.result_table import IouType, ResultTable, Unknown
+from detrkit.evaluation.coco import evaluate_detections
+from detrkit.evaluation.confusion import Confusion, confusion_matrix
+from detrkit.evaluation.files import write_atomic
+from detrkit.evaluation.ground_truth import ClassNames, GroundTruth
+from detrkit.evaluation.metrics import Metrics
+from detrkit.evaluation.result_table import IouType, ResultTable, Unknown
 from detrkit.results import Detections
 
 

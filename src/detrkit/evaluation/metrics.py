@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from detrkit.evaluate.curves import PrecisionRecall
+from detrkit.evaluation.curves import PrecisionRecall
 
 # The order of pycocotools' `stats`.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

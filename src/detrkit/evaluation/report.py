@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image
 
 from detrkit.errors import DetrkitError
-from detrkit.evaluate.confusion import Confusion
-from detrkit.evaluate.curves import PrecisionRecall
-from detrkit.evaluate.files import write_atomic
-from detrkit.evaluate.metrics import Metrics, markdown_table
+from detrkit.evaluation.confusion import Confusion
+from detrkit.evaluation.curves import PrecisionRecall
+from detrkit.evaluation.files import write_atomic
+from detrkit.evaluation.metrics import Metrics, markdown_table
 
 
 def write_report(

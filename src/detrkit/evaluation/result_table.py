@@ -12,7 +12,7 @@ import hotcoco
 import numpy as np
 
 from detrkit.errors import DetrkitError
-from detrkit.evaluate.ground_truth import GroundTruth, entry_columns, read_json
+from detrkit.evaluation.ground_truth import GroundTruth, entry_columns, read_json
 
 IouType = Literal["bbox", "segm"]
 Unknown = Literal["error", "ignore"]

@@ -220,6 +220,7 @@ class DeformableDETR(nn.Module):
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
         for head in self.class_heads:
+            assert isinstance(head, nn.Linear)
             nn.init.constant_(head.bias, -math.log(99))  # every class starts at probability 0.01
         for i, head in enumerate(self.box_heads):
             assert isinstance(head, MLP)

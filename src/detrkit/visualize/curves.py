@@ -21,8 +21,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from detrkit.visualize.colors import color_of, text_color
 
 if TYPE_CHECKING:  # evaluate/ draws with this module, so the import must not go both ways
-    from detrkit.evaluate.confusion import Confusion
-    from detrkit.evaluate.curves import PrecisionRecall
+    from detrkit.evaluation.confusion import Confusion
+    from detrkit.evaluation.curves import PrecisionRecall
 
 _INK, _QUIET, _LINE = "#1c1c1e", "#5f5f66", "#d9d9de"
 # Blue, orange, green, red, violet, brown, cyan: apart for colour-blind readers too (after Okabe and Ito).
