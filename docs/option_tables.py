@@ -1,0 +1,122 @@
+"""Writes the option tables of the pages from the code: `python docs/option_tables.py`. A test checks that it was done.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything between them is replaced.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import re
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import detrkit.config
+from detrkit.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from detrkit.models.criterion import SETTINGS
+from detrkit.registry import ARCHITECTURES
+
+HERE = Path(__file__).parent
+SECTIONS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "loss": LossConfig, "run": RunConfig}
+# fields whose option is not the field's name
+OPTIONS = {("data", "path"): "dataset (positional)", ("model", "name"): "`--model`"}
+_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def descriptions(kind: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass."""
+    tree = ast.parse(inspect.getsource(detrkit.config))
+    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == kind.__name__)
+    found = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            found[typing.cast(ast.Name, field.target).id] = " ".join(str(text.value.value).split())
+    return found
+
+
+def option(section: str, name: str, hint: Any) -> str:
+    """How a field is set on the command line."""
+    if (section, name) in OPTIONS:
+        return OPTIONS[section, name]
+    flag = "--" + name.replace("_", "-")
+    return f"`{flag}`, `--no-{flag[2:]}`" if hint is bool else f"`{flag}`"
+
+
+def values(hint: Any) -> str:
+    """What a field takes."""
+    parts = [p for p in typing.get_args(hint) if p is not type(None)]
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(map(str, parts))
+    if typing.get_origin(hint) is tuple:
+        return f"{parts[0].__name__} ..."
+    if parts:
+        return values(parts[0])
+    return {bool: "True, False", str: "text"}.get(hint, hint.__name__)
+
+
+def default(value: Any) -> str:
+    """A default as the table shows it; unset ones are empty."""
+    return "" if value is None or value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def section_table(section: str) -> str:
+    """The options of one section of a config."""
+    kind = SECTIONS[section]
+    hints, texts = typing.get_type_hints(kind), descriptions(kind)
+    rows = []
+    for f in dataclasses.fields(kind):
+        how, text = option(section, f.name, hints[f.name]), texts.get(f.name, "").replace("|", "\\|")
+        rows.append([f"`{f.name}`", how, values(hints[f.name]), default(f.default), text])
+    return table(["YAML", "option", "values", "default", "meaning"], rows)
+
+
+def loss_table() -> str:
+    """The options of the losses with the published value of either family."""
+    rows = []
+    for f in dataclasses.fields(LossConfig):
+        published = [default(SETTINGS[kind].get(f.name)) or "-" for kind in ("softmax", "sigmoid")]
+        rows.append([f"`{f.name}`", option("loss", f.name, float), *published])
+    return table(["YAML", "option", "DETR", "Deformable DETR"], rows)
+
+
+def model_table() -> str:
+    """The models and what was published of them."""
+    rows = []
+    for a in ARCHITECTURES.values():
+        options = ", ".join(f"{k}={v}" for k, v in a.options.items()) or "-"
+        figures = [f"{100 * a.published[m]:.1f}" if m in a.published else "-" for m in ("AP", "AP50")]
+        rows.append([f"`{a.name}`", options, a.scores, *figures, f"`{a.weights}`" if a.weights else "-"])
+    return table(["name", "differs in", "scores", "AP", "AP50", "published weights"], rows)
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "data": lambda: section_table("data"),
+    "model": lambda: section_table("model"),
+    "optim": lambda: section_table("optim"),
+    "loss": loss_table,
+    "run": lambda: section_table("run"),
+    "models": model_table,
+}
+
+
+def rendered(text: str) -> str:
+    """The page with fresh tables."""
+    return _TABLE.sub(lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n{m[3]}", text)
+
+
+if __name__ == "__main__":
+    for page in sorted(HERE.glob("*.md")):
+        before = page.read_text(encoding="utf-8")
+        if rendered(before) != before:
+            page.write_text(rendered(before), encoding="utf-8")
+            print(f"{page.name}: tables renewed")
