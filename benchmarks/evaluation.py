@@ -19,7 +19,7 @@ import numpy as np
 
 from detrkit.evaluation import GroundTruth, ResultTable, evaluate_detections
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluate"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluation"))
 from coco_sets import random_set
 from oracle import run_pycocotools, twelve
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from detrkit.backbones.resnet import Padding
+from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD, Padding
 from detrkit.classes import ClassList
 from detrkit.coco_classes import COCO_91
 from detrkit.convert.files import METADATA_KEY, WeightsFile, read_weights
@@ -22,8 +22,6 @@ from detrkit.errors import DetrkitError
 from detrkit.models.build import build_model, build_options, check_declared, declared_options, load_weights
 from detrkit.registry import ARCHITECTURES, architecture
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 VERSION = 1  # of the spec's JSON
 
 
@@ -119,6 +117,7 @@ def save_model(path: str | Path, model: nn.Module | Mapping[str, Tensor], spec: 
     state = model.state_dict() if isinstance(model, nn.Module) else model
     with _atomic(path) as part:
         save_file(_separate(state), part, metadata={"format": "pt", METADATA_KEY: spec.to_json()})
+        part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
     return path
 
 
@@ -208,6 +207,13 @@ def published_spec(name: str) -> ModelSpec:
         max_size=known.max_size,
         training={"published": known.weights, "metrics": dict(known.published)},
     )
+
+
+def _umask() -> int:
+    """The permissions that new files shall not have; asking for them means setting them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 class _atomic:

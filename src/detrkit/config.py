@@ -42,6 +42,8 @@ class ModelConfig:
     """DC5: the last stage at stride 16."""
     position_embedding: Literal["sine", "learned"] | None = None
     """Position encoding of the feature map (sine)."""
+    position_entries: int | None = None
+    """DETR: rows and columns a learned encoding can hold (50)."""
     num_queries: int | None = None
     """The most objects found in an image (100; deformable 300)."""
     hidden_dim: int | None = None
@@ -95,10 +97,11 @@ class DataConfig:
     """A split on which the best checkpoint is evaluated when the training has ended."""
     ids: Literal["contiguous", "official"] = "contiguous"
     """Labels: contiguous from 0, or the dataset's raw category ids as in the published COCO models."""
-    size: int = 800
-    """Short side of the images in pixels (training draws from 0.6 to 1 times it, as published)."""
+    size: int | None = None
+    """Short side of the images in pixels (training draws from 0.6 to 1 times it, as published); by default that of
+    --init-from, else 800."""
     max_size: int | None = None
-    """Longest side in pixels; by default size * 1333 / 800."""
+    """Longest side in pixels; by default that of --init-from, or size * 1333 / 800."""
     augment: Literal["detr", "flip", "none"] = "detr"
     """Training augmentation: as published (flip, multi-scale, crops), flips alone, or none."""
     batch_size: int = 2
@@ -106,7 +109,7 @@ class DataConfig:
     eval_batch_size: int | None = None
     """Images per process in evaluation; by default batch_size. It does not change the result."""
     workers: int | None = None
-    """Processes that load images; by default one less than there are processors, at most 4."""
+    """Processes that load images; by default 0 on a CPU, whose cores train, else processors - 1, at most 4."""
     cache: Literal["auto", "none", "ram"] = "auto"
     """Keep decoded images in memory: auto does when they take less than 1 GiB."""
 
@@ -148,15 +151,23 @@ class LossConfig:
     __pydantic_config__ = _STRICT
 
     set_cost_class: float | None = None
+    """Matching cost of the class (1; deformable 2)."""
     set_cost_bbox: float | None = None
+    """Matching cost of the box's L1 distance (5)."""
     set_cost_giou: float | None = None
+    """Matching cost of the box's GIoU (2)."""
     cls_loss_coef: float | None = None
+    """Weight of the class loss (1; deformable 2)."""
     bbox_loss_coef: float | None = None
+    """Weight of the box's L1 loss (5)."""
     giou_loss_coef: float | None = None
+    """Weight of the box's GIoU loss (2)."""
     eos_coef: float | None = None
     """DETR: weight of the no-object class (0.1)."""
     focal_alpha: float | None = None
-    """Deformable DETR (0.25)."""
+    """Deformable DETR: alpha of the focal loss (0.25)."""
+    focal_gamma: float | None = None
+    """Deformable DETR: gamma of the focal loss (2)."""
 
     def overrides(self) -> dict[str, float]:
         """The settings of `build_criterion` that were set."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
 
-console = Console(highlight=False, soft_wrap=True)
+# of several processes only the first speaks; torchrun, Slurm and Fabric's own launcher say which one this is
+_rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
+console = Console(highlight=False, soft_wrap=True, quiet=_rank != "0")
 
 
 class Meter:

@@ -46,7 +46,7 @@ class Detector:
     def __init__(self, model: nn.Module, spec: ModelSpec, *, device: torch.device | str | None = None) -> None:
         self.model = model.eval()
         self.spec = spec
-        self.device = default_device() if device is None else torch.device(device)
+        self.device = default_device() if device is None else as_device(device)
         self.to(self.device)
 
     @property
@@ -121,6 +121,7 @@ class Detector:
             outputs,
             [(picture.height, picture.width) for picture in pictures],
             scores=architecture(self.spec.name).scores,
+            top_k=max(100, outputs.logits.shape[1]),  # a model with more queries is meant to find more objects
             classes=self.classes,
         )
         return [detections.to("cpu") for detections in found]
@@ -167,6 +168,22 @@ def load(name_or_path: str | Path, *, name: str | None = None, device: torch.dev
 def default_device() -> torch.device:
     """The accelerator of this machine, or the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def as_device(name: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        DetrkitError: there is no such device in this machine.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DetrkitError(
+            f"device {name}: not to be had on this machine; use cpu, or cuda where there is one"
+        ) from error
+    return device
 
 
 def image_files(folder: Path) -> list[Path]:

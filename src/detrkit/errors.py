@@ -21,3 +21,7 @@ class Interrupted(Exception):
         super().__init__(f"stopped by {signal.Signals(number).name}; go on with: detrkit train --resume {folder}")
         self.number = number
         self.folder = folder
+
+
+class ImageSizeError(DetrkitError, ValueError):
+    """An image is too large for a model with learned positions."""

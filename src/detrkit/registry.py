@@ -89,9 +89,7 @@ _ARCHITECTURES = (
         scores="sigmoid",
     ),
     # the notebook resizes to 800 without a maximum
-    Architecture(
-        "detr-demo", DETRdemo, weights="detr_demo-da2a99e9.pth", max_size=None, published={"AP": 0.40}
-    ),
+    Architecture("detr-demo", DETRdemo, weights="detr_demo-da2a99e9.pth", max_size=None, published={"AP": 0.40}),
 )
 ARCHITECTURES: Mapping[str, Architecture] = {a.name: a for a in _ARCHITECTURES}
 

@@ -50,9 +50,7 @@ class Detections:
     def select(self, keep: Tensor) -> Detections:
         """The detections at `keep`: (N,) bool or a tensor of indices."""
         masks = None if self.masks is None else self.masks[keep]
-        return replace(
-            self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks
-        )
+        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
 
     def above(self, threshold: float) -> Detections:
         """The detections whose score is greater than `threshold`."""

@@ -7,7 +7,7 @@ import pytest
 from coco_sets import random_set
 
 from detrkit.errors import DetrkitError
-from detrkit.evaluate import confusion_matrix
+from detrkit.evaluation import confusion_matrix
 
 A, B = 1, 2
 HERE, THERE = [0, 0, 10, 10], [50, 50, 10, 10]

@@ -14,8 +14,8 @@ from oracle import per_class, run_pycocotools, twelve
 
 from detrkit.classes import ClassList
 from detrkit.errors import DetrkitError
-from detrkit.evaluate import evaluate_detections
-from detrkit.evaluate.metrics import NAMES, PER_CLASS
+from detrkit.evaluation import evaluate_detections
+from detrkit.evaluation.metrics import NAMES, PER_CLASS
 
 DATA = Path(os.environ.get("DETRKIT_DATA", ""))
 needs_data = pytest.mark.skipif("DETRKIT_DATA" not in os.environ, reason="set DETRKIT_DATA to the folder of real data")

@@ -13,7 +13,7 @@ from oracle import run_pycocotools, twelve
 
 from detrkit.classes import ClassList
 from detrkit.errors import DetrkitError
-from detrkit.evaluate import DetectionEvaluator, evaluate_detections
+from detrkit.evaluation import DetectionEvaluator, evaluate_detections
 from detrkit.results import Detections
 
 

@@ -11,7 +11,7 @@ from coco_sets import random_set
 from PIL import Image
 
 from detrkit.errors import DetrkitError
-from detrkit.evaluate import confusion_matrix, evaluate_detections, write_report
+from detrkit.evaluation import confusion_matrix, evaluate_detections, write_report
 
 ROWS = [{"epoch": e, "train/loss": 9 - e, "val/AP": e / 10, "lr": 1e-4} for e in range(4)]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit.evaluate import Confusion, PrecisionRecall
+from detrkit.evaluation import Confusion, PrecisionRecall
 from detrkit.visualize import confusion_heatmap, precision_recall_curves, save_figure, training_curves
 
 

@@ -16,6 +16,10 @@ from detrkit.models.batch import Batch, padding_mask
 Norm = Literal["frozen", "group", "batch"]
 Padding = Literal["exact", "official"]
 
+# of RGB channels in [0, 1]: what torchvision's weights were trained with, and so every published DETR
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 # "frozen": constants, for pretrained weights (published). "group": trains from random weights, and treats every image

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+import tyro
 
 from detrkit.console import console
 
@@ -17,14 +17,16 @@ class Eval:
 
     The batch size does not change the result. Under torchrun the processes share the images.
 
-    Examples:
-      detrkit eval runs/first my_data --split test
-      detrkit eval detr-r50 coco --split val2017 --batch-size 8
+    Such as:
+
+    detrkit eval runs/first my_data --split test
+
+    detrkit eval detr-r50 coco --split val2017 --batch-size 8
     """
 
-    model: Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A checkpoint, a run's folder, or a model name for its published weights."""
-    data: Positional[str]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """The dataset: a COCO, Pascal VOC or YOLO folder, a COCO json or a data.yaml. Classes are matched by name."""
     split: str | None = "val"
     """The split to evaluate on."""
@@ -44,7 +46,7 @@ class Eval:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast."""
     workers: int | None = None
-    """Processes that load images; by default one less than there are processors, at most 4."""
+    """Processes that load images; by default 0 on a CPU, else processors - 1, at most 4."""
     limit: int | None = None
     """Only the first so many images."""
     per_class: bool = True
@@ -74,6 +76,8 @@ class Eval:
             out=folder,
             quiet=False,
         )
-        console.print(metrics.table(per_class=self.per_class))
+        console.print(metrics.table())
+        if self.per_class:
+            console.print(metrics.table(per_class=True))
         console.print(f"report:  {folder / 'report.md'}\nresults: {folder / 'results.json'}")
         return 0

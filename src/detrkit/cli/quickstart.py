@@ -30,13 +30,14 @@ class Quickstart:
 
         result = quickstart(self.out, epochs=self.epochs, seed=self.seed, force=self.force)
         assert result.metrics is not None
+        console.print(result.metrics.table())
         console.print(result.metrics.table(per_class=True))
         console.print(f"examples (image | ground truth | prediction): {result.folder / 'examples.png'}")
         console.print(f"report with curves and tables:                {result.report}")
         console.print(f"weights:                                      {result.best}")
         console.print("\nNext:")
         data = self.out / "data"
-        console.print(f"  detrkit predict {result.folder} {data / 'val2017'}")
+        console.print(f"  detrkit predict {result.folder} {data / 'val2017'} --threshold 0.3")
         console.print(f"  detrkit train {data} --recipe quickstart --epochs 40 --out runs/longer")
         console.print("  detrkit data check YOUR_DATA         (COCO, Pascal VOC or YOLO)")
         console.print("  detrkit train YOUR_DATA --recipe small --overfit 8")

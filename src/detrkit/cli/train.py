@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -20,18 +21,24 @@ class Train:
     The defaults are the published ones of DETR: 300 epochs, AdamW, ImageNet backbone. With --recipe or --resume the
     defaults shown here are that recipe's or run's. Options given on the command line come on top.
 
-    Examples:
-      detrkit train my_data --init-from detr-r50 --epochs 50
-      detrkit train my_data --recipe small --out runs/first
-      detrkit train my_data --recipe small --overfit 8
-      detrkit train --resume runs/first
-      torchrun --nproc-per-node 8 -m detrkit train coco --model deformable-detr-r50
+    Such as:
+
+    detrkit train my_data --recipe small --overfit 8
+
+    detrkit train my_data --recipe small --out runs/first
+
+    detrkit train my_data --recipe finetune --init-from detr-r50
+
+    detrkit train --resume runs/first
+
+    torchrun --nproc-per-node 8 -m detrkit train coco --recipe detr-150
     """
 
-    dataset: tyro.conf.Positional[str | None] = None
+    dataset: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = None
     """The dataset: a COCO, Pascal VOC or YOLO folder, a COCO json or a data.yaml; the layout is recognised."""
     recipe: str | None = None
-    """A YAML file with settings, or the name of one that comes with detrkit (small, quickstart, detr-150, ...)."""
+    """A YAML file with settings, or the name of one that comes with detrkit: small, finetune, detr-150, detr-500,
+    quickstart."""
     resume: str | None = None
     """The folder of a run: continue it exactly where it stopped."""
     config: TrainConfig = field(default_factory=TrainConfig)

@@ -163,7 +163,14 @@ class _Prepared:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __getitem__(self, item: Item) -> tuple[torch.Tensor, Target]:
+    def __getitem__(self, item: Item) -> tuple[torch.Tensor, Target] | DetrkitError:
+        # an error is given back, not raised: a worker process would bury its one line in a traceback
+        try:
+            return self._prepare(item)
+        except DetrkitError as error:
+            return error
+
+    def _prepare(self, item: Item) -> tuple[torch.Tensor, Target]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, *item))
         with one_thread():
             sample = normalise(self.transform(self.dataset[item.image], generator), self.mean, self.std)
@@ -173,10 +180,16 @@ class _Prepared:
         return len(self.dataset)
 
 
-def collate(pairs: Sequence[tuple[torch.Tensor, Target]]) -> tuple[Batch, list[Target]]:
-    """Images and targets of single samples as a padded Batch and the list of targets."""
-    with one_thread():
-        return Batch.from_images([image for image, _ in pairs]), [target for _, target in pairs]
+def collate(
+    pairs: Sequence[tuple[torch.Tensor, Target] | DetrkitError],
+) -> tuple[Batch, list[Target]] | DetrkitError:
+    """Images and targets of single samples as a padded Batch and the list of targets, or the first error among them."""
+    good = []
+    for pair in pairs:
+        if isinstance(pair, DetrkitError):
+            return pair
+        good.append(pair)
+    return Batch.from_images([image for image, _ in good]), [target for _, target in good]
 
 
 def default_workers() -> int:
@@ -212,8 +225,15 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Batch, list[Target]]]:
-        """The batches; images in pinned memory when there is a CUDA device."""
-        return iter(self._loader)
+        """The batches; images in pinned memory when there is a CUDA device.
+
+        Raises:
+            DetrkitError: an image cannot be read.
+        """
+        for batch in self._loader:
+            if isinstance(batch, DetrkitError):
+                raise batch
+            yield batch
 
 
 def make_loader(

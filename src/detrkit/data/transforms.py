@@ -21,12 +21,11 @@ from torch import Generator, Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.sample import Sample
 from detrkit.errors import DetrkitError
 from detrkit.models.outputs import Target
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PUBLISHED_SIZE = 800
 _PUBLISHED_MAX = 1333
 _PUBLISHED_SCALES = tuple(range(480, 801, 32))

@@ -18,6 +18,7 @@ from detrkit.classes import ClassList
 from detrkit.console import track
 from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, order_by_aspect
 from detrkit.data.loader import Loader
+from detrkit.detector import as_device, default_device
 from detrkit.errors import DetrkitError
 from detrkit.evaluation import DetectionEvaluator, Metrics, write_report
 from detrkit.models.batch import Batch
@@ -169,7 +170,7 @@ def evaluate(
     if limit is not None:
         dataset = dataset.subset(range(min(limit, len(dataset))))
     labels = dataset_labels(spec, dataset)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = default_device() if device is None else as_device(device)
     net = net.to(where)
     loader = eval_loader(dataset, spec, batch_size=batch_size, workers=workers, rank=rank, world_size=world)
     evaluator = DetectionEvaluator(dataset.ground_truth(), max_dets=max_dets)

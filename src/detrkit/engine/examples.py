@@ -11,6 +11,7 @@ from torch import nn
 from detrkit.checkpoint import ModelSpec
 from detrkit.data import Dataset
 from detrkit.detector import Detector
+from detrkit.registry import architecture
 from detrkit.visualize import SheetRow, as_detections, comparison_sheet
 
 
@@ -21,7 +22,7 @@ def example_sheet(
     *,
     count: int = 8,
     indices: Sequence[int] | None = None,
-    threshold: float = 0.5,
+    threshold: float | None = None,
 ) -> Image.Image:
     """What a model finds in some images of a dataset, beside the truth.
 
@@ -31,11 +32,14 @@ def example_sheet(
         dataset: images with objects.
         count: how many images, spread evenly over the dataset.
         indices: these images instead.
-        threshold: score above which a detection is drawn.
+        threshold: score above which a detection is drawn; by default 0.5, or 0.3 for models trained with the focal
+            loss, which gives lower scores.
     """
     if indices is None:
         count = min(count, len(dataset))
         indices = [round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)]
+    if threshold is None:
+        threshold = 0.5 if architecture(spec.name).scores == "softmax" else 0.3
     training = model.training
     detector = Detector(model, spec)
     rows = []

@@ -38,7 +38,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
-    elif "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") != "bash":
+    elif "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         nodes = int(os.environ.get("SLURM_NNODES", "1"))
         devices = int(os.environ["SLURM_NTASKS"]) // nodes
     several = devices * nodes > 1
@@ -121,14 +121,17 @@ def make_model(config: TrainConfig, train: Dataset) -> tuple[nn.Module, ModelSpe
         options.setdefault("backbone_norm", "group")
     else:
         backbone_weights = config.model.backbone_weights
-    size = config.data.size
+    size, max_size = config.data.size, config.data.max_size
+    if size is None and spec is not None:
+        size, max_size = spec.size, max_size or spec.max_size
+    size = size or 800
     own = ModelSpec(
         name=name,
         options=options,
         num_classes=len(train.classes),
         classes=train.classes,
         size=size,
-        max_size=config.data.max_size or round(size * 1333 / 800),
+        max_size=max_size or round(size * 1333 / 800),
         training={"detrkit": detrkit.__version__, "dataset": Path(config.data.path).name},
     )
     try:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from detrkit.convert.files import STATE_FORMAT
 from detrkit.errors import DetrkitError
-
-FORMAT = "detrkit-training-state"
 
 
 def rng_state() -> dict[str, Any]:
@@ -41,7 +40,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            torch.save({"format": STATE_FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -63,6 +62,6 @@ def load_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a damaged file
         reason = str(error).splitlines()[0]
         raise DetrkitError(f"{path}: damaged or not a training state ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise DetrkitError(f"{path}: not a training state of detrkit (fine-tune from it with --init-from)")
     return state

@@ -276,6 +276,8 @@ class Trainer:
         splits = {name: dataset for name, dataset in splits.items() if dataset is not None}
         if not splits:
             return {}
+        if self.main and not (self.folder / "best.safetensors").exists():
+            self._save_best(None)  # stopped and resumed at its end, before any evaluation
         weights = [load_model(self.folder / "best.safetensors")[0].state_dict() if self.main else None]
         if self.world > 1:
             dist.broadcast_object_list(weights)

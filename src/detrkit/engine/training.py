@@ -105,7 +105,7 @@ def _normal(config: TrainConfig) -> TrainConfig:
     """
     checks = {
         "data.batch_size": config.data.batch_size >= 1,
-        "data.size": config.data.size >= 32,
+        "data.size": config.data.size is None or config.data.size >= 32,
         "optim.epochs": config.optim.epochs >= 1,
         "optim.lr": config.optim.lr > 0,
         "optim.accumulate": config.optim.accumulate >= 1,

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from detrkit.errors import ImageSizeError
+
 
 class SinePositionEncoding(nn.Module):
     """Fixed sine encoding of the position inside the valid part of a map (DETR Sec. A.4; Parmar et al. 2018).
@@ -66,12 +68,12 @@ class LearnedPositionEncoding(nn.Module):
         """(B, h, w) bool to (B, h, w, width). Padding does not matter: cells are counted from the top left corner.
 
         Raises:
-            ValueError: the map has more rows or columns than the table has entries.
+            ImageSizeError: the map has more rows or columns than the table has entries.
         """
         b, h, w = padding.shape
         entries = self.row_embed.num_embeddings
         if max(h, w) > entries:
-            raise ValueError(
+            raise ImageSizeError(
                 f"a feature map of {h} x {w} cells needs more than the {entries} learned positions: "
                 f"build the model with position_entries={max(h, w)} or use smaller images"
             )

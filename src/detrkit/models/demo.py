@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
+from detrkit.errors import ImageSizeError
 from detrkit.layers import Decoder, Encoder
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
@@ -69,14 +70,14 @@ class DETRdemo(nn.Module):
         """As `DETR.forward`; the published model was run on one image at a time.
 
         Raises:
-            ValueError: an image too large for the learned encoding (more than 32 * position_entries pixels a side).
+            ImageSizeError: an image too large for the learned encoding (more than 32 * position_entries pixels a side).
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
         feature, padding = self.backbone(batch)[-1]  # (B, C, h, w), (B, h, w)
         h, w = padding.shape[1:]
         entries = len(self.row_embed)
         if max(h, w) > entries:
-            raise ValueError(
+            raise ImageSizeError(
                 f"the demo model encodes {entries} cells of 32 pixels a side, the image has {h} x {w}: "
                 f"resize it to at most {32 * entries} pixels"
             )

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from detrkit.models.outputs import Outputs, Target
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
 
+NAMED_IMAGES = 5  # of those with more objects than queries
 Indices = list[tuple[Tensor, Tensor]]
 
 
@@ -68,6 +69,7 @@ class HungarianMatcher:
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
+        self._crowded: set[int | str | None] = set()
 
     def __call__(self, outputs: Outputs, targets: Sequence[Target]) -> Indices:
         """Matches the last layer: per image (query indices, object indices), int64 on the CPU, queries ascending.
@@ -110,6 +112,20 @@ class HungarianMatcher:
         image, query, target = torch.from_numpy(np.stack(rows, 1)).to(logits.device)  # 3 x (L, M)
         return Matches(image, query, target)
 
+    def _warn_of_crowded(self, image: int | str | None, count: int, queries: int) -> None:
+        """Names an image with more objects than queries: each once, and not thousands of them."""
+        if image in self._crowded or len(self._crowded) > NAMED_IMAGES:
+            return
+        self._crowded.add(image)
+        if len(self._crowded) > NAMED_IMAGES:
+            warnings.warn("further images with more objects than queries are not named", stacklevel=5)
+            return
+        warnings.warn(
+            f"image {image} has {count} objects but the model only {queries} queries: "
+            f"{count - queries} of them cannot be learned; build the model with a larger num_queries",
+            stacklevel=5,
+        )
+
     def class_cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(L, B, Q, C) logits and (B, N) labels to the (L, B, Q, N) class cost, -p(class) (Sec. 3.1)."""
         index = labels[None, :, None, :].expand(*logits.shape[:3], -1)  # (L, B, Q, N)
@@ -124,11 +140,7 @@ class HungarianMatcher:
         counts = [len(t) for t in targets]
         for count, target in zip(counts, targets, strict=True):
             if count > queries:
-                warnings.warn(
-                    f"image {target.image_id} has {count} objects but the model only {queries} queries: "
-                    f"{count - queries} of them cannot be learned; build the model with a larger num_queries",
-                    stacklevel=4,
-                )
+                self._warn_of_crowded(target.image_id, count, queries)
         if max(counts) == 0:
             if not (logits.isfinite().all() and boxes.isfinite().all()):
                 raise NonFiniteError("the model's output", [t.image_id for t in targets])

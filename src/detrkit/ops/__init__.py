@@ -1,12 +1,14 @@
 """Operations on tensors that know nothing of models or data."""
 
 from detrkit.ops.boxes import box_area, cxcywh_to_xyxy, generalized_iou, iou, pairwise_generalized_iou, xyxy_to_cxcywh
+from detrkit.ops.ms_deform import ms_deform_attn
 
 __all__ = [
     "box_area",
     "cxcywh_to_xyxy",
     "generalized_iou",
     "iou",
+    "ms_deform_attn",
     "pairwise_generalized_iou",
     "xyxy_to_cxcywh",
 ]

@@ -129,7 +129,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         if kind == "rate" and all((_series(rows, n, x_name)[1] > 0).all() for n in names):
             ax.set_yscale("log")
         elif kind != "rate":
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all zeros, before anything is learned, is a plot too
         if kind != "rate" or len(names) > 1:
             ax.legend(fontsize=8, frameon=False, labelcolor=_INK)
     return figure
