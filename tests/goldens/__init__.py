@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.convert import load_official
+from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
 from detrkit.models.outputs import Target
@@ -35,6 +36,12 @@ ATOL = {
     "conv": 1.5e-4,
     "pos": 5e-6,
     "mask": 0,
+    "init_reference": 2e-5,
+    "inter_references": 2e-5,
+    "enc_logits": 3e-5,
+    "enc_scores": 3e-5,
+    "enc_boxes": 5e-6,
+    "topk_indices": 0,
 }
 VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "detr_resnet50": (DETR, {}),
@@ -43,6 +50,11 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "detr_resnet101_dc5": (DETR, {"backbone": "resnet101", "dilation": True}),
     "detr_resnet50_prenorm": (DETR, {"pre_norm": True, "enc_layers": 3, "dec_layers": 3}),
     "detr_demo": (DETRdemo, {}),
+    "deformable_single_scale": (DeformableDETR, {"num_feature_levels": 1}),
+    "deformable_single_scale_dc5": (DeformableDETR, {"num_feature_levels": 1, "dilation": True}),
+    "deformable_multi_scale": (DeformableDETR, {}),
+    "deformable_refine": (DeformableDETR, {"with_box_refine": True}),
+    "deformable_two_stage": (DeformableDETR, {"with_box_refine": True, "two_stage": True}),
 }
 
 

@@ -24,6 +24,8 @@ def _outputs(data):
     out = one("in_")
     layers = sum(name.startswith("in_aux") and name.endswith("pred_logits") for name in data)
     out.aux = [one(f"in_aux{i}_") for i in range(layers)]
+    if "in_enc_pred_logits" in data:
+        out.encoder = one("in_enc_")
     return out
 
 
@@ -37,7 +39,11 @@ def _pairs(data, prefix):
 def test_losses_indices_gradients(case):
     data = goldens.arrays(case["file"])
     outputs, targets = _outputs(data), goldens.targets(data)
-    criterion = build_criterion("detr-r50", num_classes=outputs.logits.shape[-1] - 1)
+    columns = outputs.logits.shape[-1]
+    if "deformable" in case["file"]:
+        criterion = build_criterion("deformable-detr-r50", num_classes=columns)
+    else:
+        criterion = build_criterion("detr-r50", num_classes=columns - 1)
 
     for layer, prefix in [
         (outputs, "indices"),
@@ -57,6 +63,8 @@ def test_losses_indices_gradients(case):
     for name in (n for n in data if n.startswith("grad_") and not n.endswith("__stats")):
         key = name.removeprefix("grad_").removesuffix("__sub")
         layer = outputs.aux[int(key[3])] if key.startswith("aux") else outputs
+        if key.startswith("enc"):
+            layer = outputs.encoder
         gradient = getattr(layer, key.rsplit("_", 1)[1]).grad
         assert goldens.difference(case["file"], name.removesuffix("__sub"), gradient) <= 2e-6, name
 

@@ -29,10 +29,11 @@ def test_box_ops():
     _close(torch.stack([ops.generalized_iou(a[i], b[i]) for i in range(18)]), data["giou"].diagonal(), 1e-6)
 
 
-def test_sine_position_encoding():
-    data = goldens.arrays("detr_position_encoding.npz")
+@pytest.mark.parametrize(("family", "offset"), [("detr", 0.0), ("deformable", 0.5)])
+def test_sine_position_encoding(family, offset):
+    data = goldens.arrays(f"{family}_position_encoding.npz")
     mask = torch.from_numpy(data["mask"])
-    sine = SinePositionEncoding(256)(mask).masked_fill(mask[..., None], 0.0)
+    sine = SinePositionEncoding(256, offset=offset)(mask).masked_fill(mask[..., None], 0.0)
     _close(sine.permute(0, 3, 1, 2), data["sine"], 5e-6)
 
 

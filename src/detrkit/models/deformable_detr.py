@@ -246,7 +246,7 @@ class DeformableDETR(nn.Module):
             column 0 of its logits is an objectness in all but name (its targets all have label 0).
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
-        maps, masks = self._pyramid(batch)
+        maps, masks, feature = self._pyramid(batch)
         shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)  # (B, S, D)
         position = torch.cat(
@@ -302,6 +302,7 @@ class DeformableDETR(nn.Module):
             record.feature_shapes = shapes
             record.padding = padded
             record.stages = {
+                "feature": feature,
                 "memory": memory,
                 "queries": torch.stack(all_states),
                 "init_reference": all_references[0],
@@ -312,8 +313,8 @@ class DeformableDETR(nn.Module):
             outputs.capture = record
         return outputs
 
-    def _pyramid(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps of all levels (B, D, h, w) and their (B, h, w) padding masks."""
+    def _pyramid(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Maps of all levels (B, D, h, w), their (B, h, w) padding masks, and the last stage (B, C, h, w)."""
         features = self.backbone(batch)
         strides = list(self.backbone.strides)
         maps, masks = [], []
@@ -332,7 +333,7 @@ class DeformableDETR(nn.Module):
                 last = x if keep is None else x.masked_fill(~keep, 0.0)
             maps.append(x)
             masks.append(mask)
-        return maps, masks
+        return maps, masks, features[-1][0]
 
     def _boxes(self, correction: Tensor, reference: Tensor) -> Tensor:
         """The box head's correction (B, Q, 4), added to the reference (B, Q, 2 or 4) in log-odds: (B, Q, 4) cxcywh."""

@@ -63,8 +63,9 @@ class Capture:
         feature_shapes: (h, w) of the feature map, or of each level of maps, behind the tokens.
         padding: (B, S) bool, True where a token is padding.
         stages: intermediate tensors by name, for checks of fidelity. DETR: `feature` (B, C, h, w), `input_projection`,
-            `position` and `memory` (B, D, h, w), `queries` (L, B, Q, D). Deformable DETR: `memory` (B, S, D),
-            `queries`, `init_reference` (B, Q, 2 or 4), `inter_references` (L, B, Q, 2 or 4), `proposal_index` (B, Q).
+            `position` and `memory` (B, D, h, w), `queries` (L, B, Q, D). Deformable DETR: `feature`,
+            `memory` (B, S, D), `queries`, `init_reference` (B, Q, 2 or 4), `inter_references` (L, B, Q, 2 or 4),
+            `proposal_index` (B, Q).
     """
 
     encoder_attention: list[Tensor] = field(default_factory=list)
