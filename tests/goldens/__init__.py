@@ -98,6 +98,13 @@ def model(variant: str) -> nn.Module:
     return built
 
 
+def set_padding(model: nn.Module, padding: str) -> None:
+    """Switches a model between "exact" and "official" without building it again."""
+    model.backbone.padding = padding
+    if hasattr(model, "padding"):
+        model.padding = padding
+
+
 def image(key: str, height: int, width: int) -> Tensor:
     """(3, H, W) input by key; "=v" is constant."""
     if key.startswith("="):

@@ -13,9 +13,7 @@ FORWARD = sorted(goldens.cases("model_forward"), key=lambda c: c["variant"])
 @pytest.mark.parametrize("case", FORWARD, ids=lambda c: c["file"].removesuffix(".npz"))
 def test_outputs_and_stages(case):
     model = goldens.model(case["variant"])
-    model.backbone.padding = "official"
-    if case["variant"].startswith("deformable"):
-        model.padding = "official"
+    goldens.set_padding(model, "official")
     demo = case["variant"] == "detr_demo"
     with torch.inference_mode():
         out = model(goldens.images(case), capture=True)

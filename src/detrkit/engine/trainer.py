@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,12 +22,13 @@ from detrkit.data.loader import derived_seed
 from detrkit.engine.evaluating import collect, dataset_labels, eval_loader
 from detrkit.engine.logs import CsvLog, TensorBoardLog
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
+from detrkit.engine.processes import StopSignals, global_normalizers
 from detrkit.engine.setup import Splits
 from detrkit.engine.state import load_state, rng_state, save_state, set_rng_state
 from detrkit.errors import DetrkitError, Interrupted
 from detrkit.evaluation import DetectionEvaluator, Metrics
 from detrkit.models.batch import Batch
-from detrkit.models.criterion import Normalizers, build_criterion
+from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import NonFiniteError
 from detrkit.models.outputs import Target
 from detrkit.registry import architecture
@@ -84,6 +83,7 @@ class Trainer:
         self.criterion = build_criterion(spec.name, num_classes=spec.num_classes, **config.loss.overrides())
         self.criterion.to(fabric.device)
         self.model = model  # plain: for evaluation and checkpoints
+        self.queries = model.num_queries
         optimizer = build_optimizer(model, config.optim)
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
         self.average = moving_average(model, config.optim.ema) if config.optim.ema else None
@@ -105,7 +105,7 @@ class Trainer:
         self.progress = Progress()
         self.steps_log = CsvLog(folder / "steps.csv", key="step")
         self.epochs_log = CsvLog(folder / "epochs.csv", key="epoch")
-        self._stop = 0
+        self.stop = StopSignals(self.world)
         # dropout differs between processes, initial weights do not
         torch.manual_seed(derived_seed(config.run.seed, self.rank) % 2**63)
 
@@ -118,25 +118,28 @@ class Trainer:
             Interrupted: a signal asked to stop; the state is saved.
             DetrkitError: a loss is not finite.
         """
-        board = TensorBoardLog(self.folder / "tensorboard", on=self.main and self.config.run.tensorboard)
+        on = self.main and self.config.run.tensorboard
+        board = TensorBoardLog(self.folder / "tensorboard", on=on, purge_step=self.progress.step + 1)
         metrics = None
-        handlers = self._listen()
         try:
-            while self.progress.epoch < self.config.optim.epochs:
-                self._train_epoch(board)
-                metrics = self._end_epoch(board)
-                if self.config.run.overfit and metrics is not None and metrics.AP50 >= OVERFITTED:
-                    self._say(f"AP50 {metrics.AP50 * 100:.1f} on the {self.config.run.overfit} images: enough")
-                    break
-                patience = self.config.run.patience
-                if patience and self.progress.stale >= patience:
-                    self._say(f"AP has not risen for {patience} evaluations: stopping early")
-                    break
+            with self.stop:
+                while self.progress.epoch < self.config.optim.epochs and not self._enough(metrics):
+                    self._train_epoch(board)
+                    metrics = self._end_epoch(board)
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             board.close()
         return metrics
+
+    def _enough(self, metrics: Metrics | None) -> bool:
+        """Whether to end before the last epoch."""
+        run = self.config.run
+        if run.overfit and metrics is not None and metrics.AP50 >= OVERFITTED:
+            self._say(f"AP50 {metrics.AP50 * 100:.1f} on the {run.overfit} images: enough")
+            return True
+        if run.patience and self.progress.stale >= run.patience:
+            self._say(f"AP has not risen for {run.patience} evaluations: stopping early")
+            return True
+        return False
 
     def _train_epoch(self, board: TensorBoardLog) -> None:
         """The steps of an epoch, from where the run is."""
@@ -159,9 +162,9 @@ class Trainer:
                 self._log_step(values, board)
                 bar.advance(f"loss {values['loss']:.3f}")
                 every = self.config.run.save_every
-                if self._stop:
+                if self.stop.number:
                     self.save()
-                    raise Interrupted(self._stop, str(self.folder))
+                    raise Interrupted(self.stop.number, str(self.folder))
                 if every and progress.step % every == 0:
                     self.save()
 
@@ -172,7 +175,9 @@ class Trainer:
         set_lr(self.optimizer, factor)
         parts = [next(batches) for _ in range(min(config.accumulate, len(self.loader)))]
         # all of the global batch is counted before any of it is run: how it is split changes nothing
-        counts = self._global_normalizers([targets for _, targets in parts])
+        counts = global_normalizers(
+            self.criterion, [targets for _, targets in parts], self.queries, fabric.device, self.world
+        )
         terms: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for i, (batch, targets) in enumerate(parts):
@@ -190,7 +195,7 @@ class Trainer:
                 # diagnostics are means over images, not shares of a sum
                 share = value.detach() / len(parts) if name.startswith(("class_", "card")) else value.detach()
                 terms[name] = terms[name] + share if name in terms else share
-        values = self._reduced(terms)
+        values = self.stop.spread(terms)
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise self._diverged(bad[-1] if len(bad) > 1 else bad[0], [t.image_id for _, ts in parts for t in ts])
@@ -206,33 +211,6 @@ class Trainer:
             self.average.update_parameters(self.model)
         values["lr"] = config.lr * factor
         return values
-
-    def _global_normalizers(self, targets: Sequence[Sequence[Target]]) -> Normalizers:
-        """Divisors of the whole global batch, as each process needs them: DDP averages over the processes."""
-        queries = getattr(self.model, "num_queries", None) or self.model.queries.weight.shape[0]
-        own = [self.criterion.normalizers(part, queries) for part in targets]
-        sums = torch.tensor(
-            [sum(n.objects for n in own), sum(n.class_weight for n in own)],
-            dtype=torch.float64 if self.fabric.device.type == "cpu" else torch.float32,
-        )
-        if self.world > 1:
-            sums = sums.to(self.fabric.device)
-            dist.all_reduce(sums)
-        objects, weight = (sums / self.world).tolist()
-        return Normalizers(objects=max(objects, 1.0 / self.world), class_weight=weight)
-
-    def _reduced(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """Means over the processes in one transfer; also spreads the wish to stop, so that all stop together."""
-        stack = torch.stack([t.float() for t in terms.values()])
-        if self.world > 1:
-            stack = torch.cat([stack, stack.new_tensor([float(self._stop)])])
-            dist.all_reduce(stack)
-            *values, stop = (stack / self.world).tolist()
-            if stop > 0 and not self._stop:
-                self._stop = signal.SIGINT
-        else:
-            values = stack.tolist()
-        return dict(zip(terms, values, strict=True))
 
     def _end_epoch(self, board: TensorBoardLog) -> Metrics | None:
         """Log, evaluate, keep the best, save."""
@@ -393,24 +371,6 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.main:
             console.print(text)
-
-    def _listen(self) -> dict[int, Any]:
-        """Signals ask for a stop after the step under way; a second Ctrl-C stops at once."""
-
-        def stop(number: int, _: FrameType | None) -> None:
-            if self._stop and number == int(signal.SIGINT):
-                raise KeyboardInterrupt
-            self._stop = number
-            self._say("stopping after this step (Ctrl-C again: at once, without saving)")
-
-        previous = {}
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None)):
-            if number is not None:
-                try:
-                    previous[number] = signal.signal(number, stop)
-                except ValueError:
-                    break  # not the main thread: whoever runs us there handles signals
-        return previous
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, improved: bool) -> str:

@@ -168,10 +168,11 @@ def _announce(
             f"warning: {steps} steps are few for a detection transformer from such a start: expect a low AP, "
             "train longer or start from trained weights (--init-from)"
         )
-    queries = getattr(trainer.model, "num_queries", None) or trainer.model.queries.weight.shape[0]
     most = max(int((~r.crowd).sum()) for r in train.records)
-    if most > queries:
-        console.print(f"warning: an image has {most} objects, the model only {queries} queries: raise --num-queries")
+    if most > trainer.queries:
+        console.print(
+            f"warning: an image has {most} objects, the model only {trainer.queries} queries: raise --num-queries"
+        )
 
 
 def _finish(

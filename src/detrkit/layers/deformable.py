@@ -1,4 +1,4 @@
-"""The deformable attention module (Deformable DETR, Sec. 4.1)."""
+"""Deformable attention and the encoder and decoder layers around it (Deformable DETR, Sec. 4.1)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from detrkit.layers.attention import MultiHeadAttention
+from detrkit.layers.transformer import FeedForward
 from detrkit.ops.ms_deform import ms_deform_attn
 
 
@@ -86,3 +88,79 @@ class MSDeformAttention(nn.Module):
             locations = centre + offsets / self.points * references[:, :, None, :, None, 2:] * 0.5
         out = ms_deform_attn(value, shapes, locations, weights)
         return self.output_proj(out), locations, weights
+
+
+class DeformableEncoderLayer(nn.Module):
+    """Deformable self-attention among the cells of all levels, then a feed-forward network (Sec. 4.1)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, *, levels: int, points: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = MSDeformAttention(width, heads, levels=levels, points=points)
+        self.norm1 = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, hidden, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        references: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        *,
+        padding: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, D) tokens to (B, S, D), with the sampling locations and weights of `MSDeformAttention`."""
+        update, locations, weights = self.self_attention(x + position, references, x, shapes, padding=padding)
+        x = self.norm1(x + self.drop(update))
+        return self.norm2(x + self.drop(self.feed_forward(x))), locations, weights
+
+
+class DeformableDecoderLayer(nn.Module):
+    """Self-attention among queries, deformable attention to the memory, a feed-forward network (Sec. 4.1)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, *, levels: int, points: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(width, heads, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width)  # numbered as published: after self-attention
+        self.cross_attention = MSDeformAttention(width, heads, levels=levels, points=points)
+        self.norm1 = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, hidden, dropout=dropout)
+        self.norm3 = nn.LayerNorm(width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        query_position: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        *,
+        padding: Tensor | None,
+        absent: Tensor | None = None,
+        capture: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """One layer.
+
+        Args:
+            x: (B, Q, D) query states.
+            query_position: (B, Q, D).
+            references: (B, Q, L, 2 or 4) in [0, 1] of each level's padded map.
+            memory: (B, S, D).
+            shapes: (height, width) of every level.
+            padding: (B, S) bool, True where padded, or None.
+            absent: (B, Q) bool, True for queries that the others must not see, or None.
+            capture: also return the self-attention weights.
+
+        Returns:
+            (B, Q, D) states, (B, heads, Q, Q) self-attention or None, sampling locations, attention weights.
+        """
+        q = x + query_position
+        update, among = self.self_attention(q, q, x, padding=absent, capture=capture)
+        x = self.norm2(x + self.drop(update))
+        update, locations, weights = self.cross_attention(
+            x + query_position, references, memory, shapes, padding=padding
+        )
+        x = self.norm1(x + self.drop(update))
+        return self.norm3(x + self.drop(self.feed_forward(x))), among, locations, weights

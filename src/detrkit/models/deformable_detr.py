@@ -11,91 +11,18 @@ from torch.nn import functional as F
 
 from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
-from detrkit.layers import MLP, GroupNorm, MultiHeadAttention, SinePositionEncoding
-from detrkit.layers.deformable import MSDeformAttention
-from detrkit.layers.transformer import FeedForward
+from detrkit.layers import MLP, GroupNorm, SinePositionEncoding
+from detrkit.layers.deformable import DeformableDecoderLayer, DeformableEncoderLayer, MSDeformAttention
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
+
+NEVER = -1e4  # a logit whose probability is 0 and whose loss is 0, in every precision
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Log-odds of x in [0, 1], clamped to those of eps (published: 1e-5)."""
     x = x.clamp(0, 1)
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
-
-
-class DeformableEncoderLayer(nn.Module):
-    """Deformable self-attention among the cells of all levels, then a feed-forward network (Sec. 4.1)."""
-
-    def __init__(self, width: int, heads: int, hidden: int, *, levels: int, points: int, dropout: float) -> None:
-        super().__init__()
-        self.self_attention = MSDeformAttention(width, heads, levels=levels, points=points)
-        self.norm1 = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, hidden, dropout=dropout)
-        self.norm2 = nn.LayerNorm(width)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        position: Tensor,
-        references: Tensor,
-        shapes: Sequence[tuple[int, int]],
-        *,
-        padding: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, D) tokens to (B, S, D), with the sampling locations and weights of `MSDeformAttention`."""
-        update, locations, weights = self.self_attention(x + position, references, x, shapes, padding=padding)
-        x = self.norm1(x + self.drop(update))
-        return self.norm2(x + self.drop(self.feed_forward(x))), locations, weights
-
-
-class DeformableDecoderLayer(nn.Module):
-    """Self-attention among queries, deformable attention to the memory, a feed-forward network (Sec. 4.1)."""
-
-    def __init__(self, width: int, heads: int, hidden: int, *, levels: int, points: int, dropout: float) -> None:
-        super().__init__()
-        self.self_attention = MultiHeadAttention(width, heads, dropout=dropout)
-        self.norm2 = nn.LayerNorm(width)  # numbered as published: after self-attention
-        self.cross_attention = MSDeformAttention(width, heads, levels=levels, points=points)
-        self.norm1 = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, hidden, dropout=dropout)
-        self.norm3 = nn.LayerNorm(width)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        query_position: Tensor,
-        references: Tensor,
-        memory: Tensor,
-        shapes: Sequence[tuple[int, int]],
-        *,
-        padding: Tensor | None,
-        capture: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """One layer.
-
-        Args:
-            x: (B, Q, D) query states.
-            query_position: (B, Q, D).
-            references: (B, Q, L, 2 or 4) in [0, 1] of each level's padded map.
-            memory: (B, S, D).
-            shapes: (height, width) of every level.
-            padding: (B, S) bool, True where padded, or None.
-            capture: also return the self-attention weights.
-
-        Returns:
-            (B, Q, D) states, (B, heads, Q, Q) self-attention or None, sampling locations, attention weights.
-        """
-        q = x + query_position
-        update, among = self.self_attention(q, q, x, capture=capture)
-        x = self.norm2(x + self.drop(update))
-        update, locations, weights = self.cross_attention(
-            x + query_position, references, memory, shapes, padding=padding
-        )
-        x = self.norm1(x + self.drop(update))
-        return self.norm3(x + self.drop(self.feed_forward(x))), among, locations, weights
 
 
 class DeformableDETR(nn.Module):
@@ -270,9 +197,12 @@ class DeformableDETR(nn.Module):
                 record.encoder_locations.append(locations)
                 record.encoder_attention.append(weights)
 
-        encoder_outputs, chosen = None, None
+        encoder_outputs, chosen, absent = None, None, None
         if self.two_stage:
             encoder_outputs, states, query_position, reference, chosen = self._proposals(memory, shapes, valid, padded)
+            if self.padding == "exact" and hidden is not None:
+                # an image with fewer cells than queries has as many queries as cells; the rest came from padding
+                absent = padded.gather(1, chosen)  # (B, Q)
         else:
             query_position, states = self.queries.weight.expand(len(batch), -1, -1).chunk(2, -1)  # (B, Q, D) each
             reference = self.reference_points(query_position).sigmoid()  # (B, Q, 2)
@@ -281,11 +211,14 @@ class DeformableDETR(nn.Module):
         for i, layer in enumerate(self.decoder):
             scaled = reference[:, :, None] * ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, Q, L, 2 | 4)
             states, among, locations, weights = layer(
-                states, query_position, scaled, memory, shapes, padding=hidden, capture=capture
+                states, query_position, scaled, memory, shapes, padding=hidden, absent=absent, capture=capture
             )
             head = i if self.with_box_refine else 0
             boxes = self._boxes(self.box_heads[head](states), reference)
-            layers.append(Outputs(self.class_heads[head](states), boxes))
+            logits = self.class_heads[head](states)
+            if absent is not None:
+                logits = logits.masked_fill(absent[..., None], NEVER)
+            layers.append(Outputs(logits, boxes))
             if self.with_box_refine:
                 reference = boxes.detach()
             all_states.append(states)

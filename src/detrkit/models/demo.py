@@ -48,6 +48,7 @@ class DETRdemo(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.num_queries = num_queries
         self.backbone = build_backbone(backbone, norm=backbone_norm, padding=padding, freeze=())
         self.input_projection = nn.Conv2d(self.backbone.channels[-1], hidden_dim, 1)
         self.row_embed = nn.Parameter(torch.rand(position_entries, hidden_dim // 2))

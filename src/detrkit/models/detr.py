@@ -59,6 +59,7 @@ class DETR(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.num_queries = num_queries
         self.aux_loss = aux_loss
         # random weights in the stem and layer1 must train; pretrained ones stay as they are (published)
         freeze = ("conv1", "bn1", "layer1") if backbone_norm == "frozen" else ()
