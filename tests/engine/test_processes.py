@@ -11,6 +11,9 @@ import pytest
 import torch
 from tiny import losses, tiny_config
 
+from detrkit.models.criterion import Normalizers, build_criterion
+from detrkit.models.outputs import Outputs, Target
+
 
 def _run(config, folder, processes: int) -> None:
     """`detrkit train` under torchrun, one thread each."""
@@ -53,3 +56,18 @@ def test_two_processes_equal_one(shapes, tmp_path):
     first, second = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("one", "two"))
     assert second["AP50"] == pytest.approx(first["AP50"], abs=2e-3)
     assert second["AP"] == pytest.approx(first["AP"], abs=2e-3)
+
+
+def test_divisors_of_a_share_may_be_less_than_one():
+    """One object among two processes: each divides by a half, and their mean is the loss of one process."""
+    torch.manual_seed(1)
+    criterion = build_criterion("detr-r50", num_classes=3)
+    full, empty = Outputs(torch.randn(1, 4, 4), torch.rand(1, 4, 4)), Outputs(torch.randn(1, 4, 4), torch.rand(1, 4, 4))
+    one = Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
+    none = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    together = Outputs(torch.cat([full.logits, empty.logits]), torch.cat([full.boxes, empty.boxes]))
+    whole = criterion.total(criterion(together, [one, none]))
+    counts = criterion.normalizers([one, none], 4)
+    share = Normalizers(counts.objects / 2, counts.class_weight / 2)
+    parts = [criterion.total(criterion(o, [t], normalizers=share)) for o, t in ((full, one), (empty, none))]
+    torch.testing.assert_close(sum(parts) / 2, whole)

@@ -22,7 +22,7 @@ class Normalizers:
     processes and over the parts of an accumulated batch, and the gradient does not depend on how a batch was split.
 
     Attributes:
-        objects: number of objects; the box terms are divided by it, or by 1 if it is less.
+        objects: number of objects, by which the box terms are divided; not 0 (published: at least 1).
         class_weight: summed weight of all queries in the class term: 1 a matched query, `eos_coef` any other.
     """
 
@@ -55,7 +55,7 @@ class SetCriterion(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def normalizers(self, targets: Sequence[Target], queries: int) -> Normalizers:
-        """The divisors of one batch of these targets, from their lengths alone (no device is asked).
+        """The counts of one batch of these targets, from their lengths alone (no device is asked).
 
         Args:
             targets: one per image.
@@ -97,7 +97,8 @@ class SetCriterion(nn.Module):
                 f"the model knows 0 to {self.num_classes - 1}: check num_classes and the dataset's class ids"
             )
         if normalizers is None:
-            normalizers = self.normalizers(targets, logits.shape[2])
+            own = self.normalizers(targets, logits.shape[2])
+            normalizers = replace(own, objects=max(own.objects, 1.0))
 
         terms, matches = self._terms(logits, boxes, targets, normalizers)
         last = len(layers) - 1
@@ -158,7 +159,7 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """L1 and GIoU loss, (L,) each, from the matched (L, M, 4) boxes (Eq. 10)."""
         wanted = torch.cat([t.boxes for t in targets]).float()[matches.target]  # (L, M, 4)
-        count = max(normalizers.objects, 1.0)
+        count = normalizers.objects
         giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))  # (L, M)
         return {
             "loss_bbox": (boxes - wanted).abs().sum((1, 2)) / count,
@@ -198,7 +199,7 @@ class FocalCriterion(SetCriterion):
         missed = p * (1 - wanted) + (1 - p) * wanted  # 1 - probability given to the truth
         alpha = self.alpha * wanted + (1 - self.alpha) * (1 - wanted)
         focal = alpha * missed**self.gamma * entropy
-        return {"loss_ce": focal.sum((1, 2, 3)) / max(normalizers.objects, 1.0)}
+        return {"loss_ce": focal.sum((1, 2, 3)) / normalizers.objects}
 
 
 def _base(name: str) -> str:
