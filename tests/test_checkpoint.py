@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from detrkit import registry
+from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec, load_model, save_model, save_official
 from detrkit.classes import ClassList
 from detrkit.coco_classes import COCO_91
 from detrkit.convert import to_official
 from detrkit.convert.files import STATE_FORMAT
 from detrkit.errors import DetrkitError
-from detrkit.models.build import build_model
 
 TINY = {"backbone": "resnet18", "hidden_dim": 32, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
 SPEC = ModelSpec(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from detrkit.build import build_model
 from detrkit.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, load_config, recipes
 from detrkit.errors import DetrkitError
-from detrkit.models.build import build_model
 from detrkit.models.criterion import build_criterion
 
 

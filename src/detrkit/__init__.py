@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detrkit import convert as convert
     from detrkit import ops as ops
+    from detrkit.build import build_model as build_model
     from detrkit.data import open_dataset as open_dataset
     from detrkit.detector import Detector as Detector
     from detrkit.detector import load as load
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from detrkit.errors import DetrkitError as DetrkitError
     from detrkit.evaluation import evaluate_detections as evaluate_detections
     from detrkit.models.batch import Batch as Batch
-    from detrkit.models.build import build_model as build_model
     from detrkit.models.criterion import build_criterion as build_criterion
     from detrkit.models.outputs import Outputs as Outputs
     from detrkit.models.outputs import Target as Target
@@ -38,7 +38,7 @@ _HOMES = {
     "Outputs": "detrkit.models.outputs",
     "Target": "detrkit.models.outputs",
     "build_criterion": "detrkit.models.criterion",
-    "build_model": "detrkit.models.build",
+    "build_model": "detrkit.build",
     "evaluate": "detrkit.engine",
     "evaluate_detections": "detrkit.evaluation",
     "list_models": "detrkit.registry",

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD, Padding
+from detrkit.build import build_model, build_options, check_declared, declared_options, load_weights
 from detrkit.classes import ClassList
 from detrkit.coco_classes import COCO_91
 from detrkit.convert.files import METADATA_KEY, WeightsFile, read_weights
 from detrkit.convert.official import CLASS_HEADS, bare_state_dict, to_official
 from detrkit.errors import DetrkitError
-from detrkit.models.build import build_model, build_options, check_declared, declared_options, load_weights
 from detrkit.registry import ARCHITECTURES, architecture
 
 VERSION = 1  # of the spec's JSON

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
+from detrkit.build import published_weights
 from detrkit.checkpoint import ModelSpec, load_model
 from detrkit.classes import ClassList
 from detrkit.data.images import SUFFIXES, read_rgb
@@ -21,7 +22,6 @@ from detrkit.data.sample import Sample
 from detrkit.data.transforms import EvalTransform, normalise
 from detrkit.errors import DetrkitError
 from detrkit.models.batch import Batch
-from detrkit.models.build import published_weights
 from detrkit.models.postprocess import postprocess
 from detrkit.registry import ARCHITECTURES, architecture
 from detrkit.results import Detections

@@ -13,11 +13,11 @@ import torch
 from tiny import MODEL
 
 import detrkit
+from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec
 from detrkit.classes import ClassList
 from detrkit.engine.evaluating import dataset_labels, evaluate
 from detrkit.errors import DetrkitError
-from detrkit.models.build import build_model
 
 OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
 
@@ -101,7 +101,7 @@ def test_coco_mini_equals_pycocotools(tmp_path):
 
 def test_published_model_without_network_says_what_to_do(monkeypatch, tmp_path, shapes):
     monkeypatch.setenv("DETRKIT_HOME", str(tmp_path))
-    monkeypatch.setattr("detrkit.models.build.OFFICIAL_URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr("detrkit.build.OFFICIAL_URL", "http://127.0.0.1:9/")
     with pytest.raises(DetrkitError, match=r"detr-r50-e632da11\.pth"):
         evaluate("detr-r50", shapes, device="cpu", workers=0)
 

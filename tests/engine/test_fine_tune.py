@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import MODEL, tiny_config
 
+from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec, load_model, save_model
 from detrkit.classes import ClassList
 from detrkit.engine import train
 from detrkit.engine.fine_tune import init_from
-from detrkit.models.build import build_model
 
 OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
 

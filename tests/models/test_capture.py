@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import goldens
-from detrkit.models.build import build_model
+from detrkit.build import build_model
 
 SMALL = {"hidden_dim": 64, "dim_feedforward": 128, "enc_layers": 2, "dec_layers": 3, "num_queries": 10}
 

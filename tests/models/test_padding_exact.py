@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import goldens
+from detrkit.build import build_model
 from detrkit.models.batch import Batch
-from detrkit.models.build import build_model
 
 # no multiple of 32, each the largest in one direction or smaller in both
 SIZES = [(97, 131), (131, 70), (61, 77)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import goldens
+from detrkit.build import build_model
 from detrkit.convert import load_official
-from detrkit.models.build import build_model
 from goldens import filler
 
 transformers = pytest.importorskip("transformers")

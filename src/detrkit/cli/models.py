@@ -16,7 +16,7 @@ class Models:
         """Prints the table."""
         import torch
 
-        from detrkit.models.build import build_model
+        from detrkit.build import build_model
         from detrkit.registry import ARCHITECTURES, OFFICIAL_URL
 
         table = Table(title="Models", title_justify="left")

@@ -219,7 +219,7 @@ def evaluate(
 
 def load_any(source: str | Path) -> tuple[nn.Module, ModelSpec]:
     """A model name's published weights, or whatever `load_model` reads."""
-    from detrkit.models.build import build_model
+    from detrkit.build import build_model
     from detrkit.registry import ARCHITECTURES
 
     if str(source) in ARCHITECTURES and not Path(source).exists():

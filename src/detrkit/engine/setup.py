@@ -12,13 +12,13 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 import detrkit
+from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset, open_dataset
 from detrkit.engine.evaluating import load_any
 from detrkit.engine.fine_tune import InitReport, init_from
 from detrkit.errors import DetrkitError
-from detrkit.models.build import build_model
 from detrkit.registry import architecture
 
 OVERFIT_STEPS = 50  # per epoch, with one process

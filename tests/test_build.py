@@ -10,12 +10,12 @@ import pytest
 import torch
 import torchvision
 
+from detrkit import build as module
 from detrkit import registry
+from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec, save_model
 from detrkit.convert import WeightsError, to_official
 from detrkit.errors import DetrkitError
-from detrkit.models import build as module
-from detrkit.models.build import build_model
 
 TINY = {
     "backbone": "resnet18",
