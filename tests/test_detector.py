@@ -165,6 +165,6 @@ def test_load_and_resize(detector, tmp_path):
 
 def test_published_by_name(monkeypatch, detector, tmp_path):
     path = save_model(tmp_path / "a.safetensors", detector.model, replace(SPEC, name="detr-demo", options={}))
-    monkeypatch.setattr("detrkit.detector.published_weights", lambda name: path)
+    monkeypatch.setattr("detrkit.checkpoint.published_weights", lambda name: path)
     with pytest.raises(DetrkitError, match="do not fit"):  # it went for the file of that name
         detrkit.load("detr-demo")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD, Padding
-from detrkit.build import build_model, build_options, check_declared, declared_options, load_weights
+from detrkit.build import build_model, build_options, check_declared, declared_options, load_weights, published_weights
 from detrkit.classes import ClassList
 from detrkit.coco_classes import COCO_91
 from detrkit.convert.files import METADATA_KEY, WeightsFile, read_weights
@@ -162,6 +162,19 @@ def load_model(path: str | Path, *, name: str | None = None) -> tuple[nn.Module,
     return model.eval(), spec
 
 
+def load_any(name_or_path: str | Path, *, name: str | None = None) -> tuple[nn.Module, ModelSpec]:
+    """As `load_model`; a model name stands for its published weights, which are downloaded at the first use.
+
+    Args and errors: as `load_model`.
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) in ARCHITECTURES:
+        path, name = published_weights(str(name_or_path)), str(name_or_path)
+    elif not path.exists() and path.suffix == "" and path.name == str(name_or_path):
+        raise DetrkitError(f"{name_or_path}: neither a file nor a model; models are {', '.join(ARCHITECTURES)}")
+    return load_model(path, name=name)
+
+
 def _options(spec: ModelSpec) -> dict[str, Any]:
     return {k: v for k, v in spec.options.items() if k != "backbone_weights"}
 
@@ -254,6 +267,7 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 __all__: Sequence[str] = (
     "ModelSpec",
+    "load_any",
     "load_model",
     "published_spec",
     "save_model",

@@ -14,8 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
-from detrkit.build import published_weights
-from detrkit.checkpoint import ModelSpec, load_model
+from detrkit.checkpoint import ModelSpec, load_any
 from detrkit.classes import ClassList
 from detrkit.data.images import SUFFIXES, read_rgb
 from detrkit.data.sample import Sample
@@ -23,7 +22,7 @@ from detrkit.data.transforms import EvalTransform, normalise
 from detrkit.errors import DetrkitError
 from detrkit.models.batch import Batch
 from detrkit.models.postprocess import postprocess
-from detrkit.registry import ARCHITECTURES, architecture
+from detrkit.registry import architecture
 from detrkit.results import Detections
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -155,13 +154,7 @@ def load(name_or_path: str | Path, *, name: str | None = None, device: torch.dev
     Raises:
         DetrkitError: weights that are missing, damaged, unknown or do not fit.
     """
-    if str(name_or_path) in ARCHITECTURES:
-        path, name = published_weights(str(name_or_path)), str(name_or_path)
-    else:
-        path = Path(name_or_path)
-        if not path.exists() and path.suffix == "" and path.name == str(name_or_path):
-            raise DetrkitError(f"{name_or_path}: neither a file nor a model; models are {', '.join(ARCHITECTURES)}")
-    model, spec = load_model(path, name=name)
+    model, spec = load_any(name_or_path, name=name)
     return Detector(model, spec, device=device)
 
 

@@ -14,7 +14,7 @@ from tiny import MODEL
 
 import detrkit
 from detrkit.build import build_model
-from detrkit.checkpoint import ModelSpec
+from detrkit.checkpoint import ModelSpec, save_model
 from detrkit.classes import ClassList
 from detrkit.engine.evaluating import dataset_labels, evaluate
 from detrkit.errors import DetrkitError
@@ -57,6 +57,17 @@ def test_batch_size_changes_nothing(shapes, tmp_path):
             rtol=1e-4,
             atol=1e-4,
         )
+
+
+def test_what_stands_for_a_model(shapes, tmp_path):
+    """A checkpoint, a model with its spec, a detector and the bare model give the same numbers."""
+    names = detrkit.open_dataset(shapes, split="val").class_names
+    model, spec = _model(names)
+    save_model(tmp_path / "model.safetensors", model, spec)
+    options = {"device": "cpu", "workers": 0, "size": 64, "max_size": 64}
+    ways = [tmp_path / "model.safetensors", (model, spec), detrkit.Detector(model, spec, device="cpu"), model]
+    first, *others = (list(evaluate(way, shapes, **options).stats) for way in ways)
+    assert all(other == pytest.approx(first, abs=1e-12) for other in others)
 
 
 def test_classes_are_matched_by_name(shapes):

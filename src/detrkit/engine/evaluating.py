@@ -13,15 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from detrkit.checkpoint import ModelSpec, load_model, published_spec
+from detrkit.checkpoint import ModelSpec, load_any
 from detrkit.classes import ClassList
+from detrkit.coco_classes import COCO_91
 from detrkit.console import track
 from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, order_by_aspect
 from detrkit.data.loader import Loader
-from detrkit.detector import as_device, default_device
+from detrkit.detector import Detector, as_device, default_device
 from detrkit.errors import DetrkitError
 from detrkit.evaluation import DetectionEvaluator, Metrics, write_report
 from detrkit.models.batch import Batch
+from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.outputs import Target
 from detrkit.models.postprocess import postprocess
 from detrkit.registry import architecture
@@ -117,7 +119,7 @@ def eval_loader(dataset: Dataset, spec: ModelSpec, *, batch_size: int, workers: 
 
 
 def evaluate(
-    model: str | Path | tuple[nn.Module, ModelSpec],
+    model: str | Path | Detector | nn.Module | tuple[nn.Module, ModelSpec],
     data: str | Path | Dataset,
     *,
     split: str | None = "val",
@@ -137,7 +139,8 @@ def evaluate(
     Under torchrun every process evaluates its share, and all return the same numbers.
 
     Args:
-        model: a model name (its published weights), a checkpoint, a run directory, or a model with its spec.
+        model: a model name (its published weights), a checkpoint, a run directory, a Detector, a model with its spec,
+            or a bare model, whose labels are then taken for the dataset's (or COCO's, if it has 91).
         data: a dataset's path, or an open dataset. Classes are matched by name.
         split: of the dataset, when a path is given.
         batch_size: images per step; it does not change the result (padding-exact batches).
@@ -154,18 +157,11 @@ def evaluate(
     Raises:
         DetrkitError: a missing or foreign file, no class in common, an unknown split.
     """
-    # the subprocess group exists only under torchrun; one process needs none
     rank, world = _join_processes()
-    if isinstance(model, tuple):
-        net, spec = model
-        source = spec.name
-    else:
-        net, spec = load_any(model)
-        source = str(model)
-    if size is not None:
-        spec = replace(spec, size=size, max_size=max_size if max_size is not None else round(size * 1333 / 800))
-    elif max_size is not None:
-        spec = replace(spec, max_size=max_size)
+    net, spec, source = _resolved(model)
+    if size is not None and max_size is None and spec.max_size is not None:
+        max_size = round(spec.max_size * size / spec.size)
+    spec = replace(spec, size=size or spec.size, max_size=max_size or spec.max_size)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, split=split)
     if limit is not None:
         dataset = dataset.subset(range(min(limit, len(dataset))))
@@ -217,15 +213,20 @@ def evaluate(
     return metrics
 
 
-def load_any(source: str | Path) -> tuple[nn.Module, ModelSpec]:
-    """A model name's published weights, or whatever `load_model` reads."""
-    from detrkit.build import build_model
-    from detrkit.registry import ARCHITECTURES
-
-    if str(source) in ARCHITECTURES and not Path(source).exists():
-        spec = published_spec(str(source))
-        return build_model(spec.name, weights="published").eval(), spec
-    return load_model(source)
+def _resolved(
+    model: str | Path | Detector | nn.Module | tuple[nn.Module, ModelSpec],
+) -> tuple[nn.Module, ModelSpec, str]:
+    """Whatever stands for a model, as the model, its spec and a name for the report."""
+    if isinstance(model, tuple):
+        return *model, model[1].name
+    if isinstance(model, Detector):
+        return model.model, model.spec, model.spec.name
+    if isinstance(model, nn.Module):
+        name = "deformable-detr-r50" if isinstance(model, DeformableDETR) else "detr-r50"
+        count = int(model.num_classes)  # type: ignore[arg-type]
+        classes = COCO_91 if count == len(COCO_91) else None
+        return model, ModelSpec(name, num_classes=count, classes=classes), type(model).__name__
+    return *load_any(model), str(model)
 
 
 def _join_processes() -> tuple[int, int]:

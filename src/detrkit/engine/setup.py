@@ -13,10 +13,9 @@ from torch import nn
 
 import detrkit
 from detrkit.build import build_model
-from detrkit.checkpoint import ModelSpec
+from detrkit.checkpoint import ModelSpec, load_any
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset, open_dataset
-from detrkit.engine.evaluating import load_any
 from detrkit.engine.fine_tune import InitReport, init_from
 from detrkit.errors import DetrkitError
 from detrkit.registry import architecture
