@@ -150,7 +150,7 @@ def test_bad_annotations_are_named(tmp_path: Path, change: dict[str, Any], messa
 def test_bad_json_is_named_with_its_line(tmp_path: Path) -> None:
     file = write_coco(tmp_path, "all", coco(images((9, 9)), [], CATEGORIES))
     file.write_text('{"images": [],\n "categories": [}')
-    with pytest.raises(DetrkitError, match=r"instances_all\.json:2:17: malformed JSON"):
+    with pytest.raises(DetrkitError, match=r"instances_all\.json: malformed JSON in line 2, column 17"):
         open_dataset(tmp_path)
     file.write_text('{"images": []}')
     with pytest.raises(DetrkitError, match="not a COCO json"):
