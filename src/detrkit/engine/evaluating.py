@@ -20,6 +20,7 @@ from detrkit.console import track
 from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, order_by_aspect
 from detrkit.data.loader import Loader
 from detrkit.detector import Detector, as_device, default_device
+from detrkit.engine.examples import example_sheet, shown_above
 from detrkit.errors import DetrkitError
 from detrkit.evaluation import DetectionEvaluator, Metrics, write_report
 from detrkit.models.batch import Batch
@@ -188,8 +189,6 @@ def evaluate(
     seconds = time.perf_counter() - began
     metrics = evaluator.compute()
     if out is not None and rank == 0:
-        from detrkit.engine.examples import example_sheet
-
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         evaluator.save(folder / "results.json")
@@ -206,7 +205,7 @@ def evaluate(
                 "precision": precision,
                 "max detections": max_dets,
             },
-            confusion=evaluator.confusion(),
+            confusion=evaluator.confusion(score=shown_above(spec)),
             sheet=example_sheet(net, spec, dataset),
             timing={"images per second": round(len(dataset) / seconds, 2), "device": str(where)},
         )

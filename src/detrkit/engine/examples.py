@@ -15,6 +15,11 @@ from detrkit.registry import architecture
 from detrkit.visualize import SheetRow, as_detections, comparison_sheet
 
 
+def shown_above(spec: ModelSpec) -> float:
+    """The score from which detections are shown and counted: 0.5, or 0.3 after focal loss, which gives lower scores."""
+    return 0.5 if architecture(spec.name).scores == "softmax" else 0.3
+
+
 def example_sheet(
     model: nn.Module,
     spec: ModelSpec,
@@ -32,14 +37,13 @@ def example_sheet(
         dataset: images with objects.
         count: how many images, spread evenly over the dataset.
         indices: these images instead.
-        threshold: score above which a detection is drawn; by default 0.5, or 0.3 for models trained with the focal
-            loss, which gives lower scores.
+        threshold: score above which a detection is drawn; by default `shown_above(spec)`.
     """
     if indices is None:
         count = min(count, len(dataset))
         indices = [round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)]
     if threshold is None:
-        threshold = 0.5 if architecture(spec.name).scores == "softmax" else 0.3
+        threshold = shown_above(spec)
     training = model.training
     detector = Detector(model, spec)
     rows = []

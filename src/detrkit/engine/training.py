@@ -13,7 +13,7 @@ from detrkit.config import TrainConfig, load_config
 from detrkit.console import console
 from detrkit.data import Dataset
 from detrkit.engine import run_folder
-from detrkit.engine.examples import example_sheet
+from detrkit.engine.examples import example_sheet, shown_above
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.setup import Splits, make_fabric, make_model, open_splits
 from detrkit.engine.trainer import Trainer
@@ -203,7 +203,7 @@ def _finish(
         metrics=metrics["val"],
         title=f"{spec.name} on {Path(config.data.path).name}",
         settings=settings,
-        confusion=detections["val"].confusion(),
+        confusion=detections["val"].confusion(score=shown_above(spec)),
         sheet=example_sheet(model, spec, splits.val),
         curves=rows,
         timing={"training, minutes": round(seconds / 60, 1)},

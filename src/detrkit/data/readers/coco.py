@@ -78,7 +78,9 @@ def load_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
     except json.JSONDecodeError as error:
-        raise DetrkitError(f"{file}: malformed JSON in line {error.lineno}, column {error.colno} ({error.msg})") from error
+        raise DetrkitError(
+            f"{file}: malformed JSON in line {error.lineno}, column {error.colno} ({error.msg})"
+        ) from error
     except UnicodeDecodeError as error:
         raise DetrkitError(f"{file}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
