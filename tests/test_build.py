@@ -63,6 +63,22 @@ def test_published_counts_and_dilation(name):
     assert model.backbone.padding == "exact"
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("deformable-detr-r50-single-scale", 33_844_193),
+        ("deformable-detr-r50-single-scale-dc5", 33_844_193),
+        ("deformable-detr-r50", 39_847_265),
+        ("deformable-detr-r50-refine", 40_627_260),
+        ("deformable-detr-r50-two-stage", 40_959_129),
+    ],
+)
+def test_published_counts_of_deformable_detr(name, count):
+    with torch.device("meta"):
+        model = build_model(name)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+
+
 def test_options_reach_the_model():
     model = build_model("detr-r50", num_classes=7, padding="official", **TINY, pre_norm=True, nheads=4)
     assert model.class_head.out_features == 8 and model.queries.num_embeddings == 5
