@@ -36,7 +36,7 @@ class Quickstart:
         console.print(f"report with curves and tables:                {result.report}")
         console.print(f"weights:                                      {result.best}")
         console.print("\nNext:")
-        data = self.out / "data"
+        data = self.out / "shapes"
         console.print(f"  detrkit predict {result.folder} {data / 'val2017'} --threshold 0.3")
         console.print(f"  detrkit train {data} --recipe quickstart --epochs 40 --out runs/longer")
         console.print("  detrkit data check YOUR_DATA         (COCO, Pascal VOC or YOLO)")

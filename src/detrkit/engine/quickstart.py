@@ -18,7 +18,7 @@ def quickstart(out: str | Path, *, epochs: int | None = None, seed: int = 0, for
     """Generates shapes, trains the `quickstart` recipe on them and writes the report.
 
     Args:
-        out: folder for `data/` and `run/`.
+        out: folder for `shapes/` and `run/`.
         epochs: passes over the training images; by default the recipe's.
         seed: of images, weights and order.
         force: replace an earlier quickstart there.
@@ -27,7 +27,7 @@ def quickstart(out: str | Path, *, epochs: int | None = None, seed: int = 0, for
         DetrkitError: the folder is not empty.
     """
     out = Path(out)
-    data, run = out / "data", out / "run"
+    data, run = out / "shapes", out / "run"
     if (data.exists() or run.exists()) and not force:
         raise DetrkitError(f"{out} holds an earlier quickstart: look at {run}, use --force to replace it, or --out")
     for old in (data, run):
