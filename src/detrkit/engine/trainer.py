@@ -198,7 +198,8 @@ class Trainer:
         values = self.stop.spread(terms)
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            raise self._diverged(bad[-1] if len(bad) > 1 else bad[0], [t.image_id for _, ts in parts for t in ts])
+            term = next((name for name in bad if name != "loss"), "loss")
+            raise self._diverged(term, [t.image_id for _, ts in parts for t in ts])
         if config.clip_max_norm > 0:
             norm = fabric.clip_gradients(
                 self.wrapped, self.optimizer, max_norm=config.clip_max_norm, error_if_nonfinite=False
