@@ -55,7 +55,7 @@ class Detector:
 
     def to(self, device: torch.device | str) -> Detector:
         """Moves the model; returns the detector itself."""
-        self.device = torch.device(device)
+        self.device = as_device(device)
         self.model.to(self.device)
         return self
 
@@ -172,7 +172,7 @@ def as_device(name: torch.device | str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no one kind for this
         raise DetrkitError(
             f"device {name}: not to be had on this machine; use cpu, or cuda where there is one"
         ) from error

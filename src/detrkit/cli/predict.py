@@ -62,7 +62,7 @@ class Predict:
             raise DetrkitError(f"--batch-size {self.batch_size}: at least 1")
         files = find_images(self.inputs)
         names = output_names(files)
-        detector = load(self.checkpoint, name=self.model, device=checked_device(self.device))
+        detector = load(self.checkpoint, name=self.model, device=self.device)
         if self.size is not None:
             detector = detector.resized(self.size)
 
@@ -201,23 +201,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DetrkitError(f"cannot make the folder {path}: {error.strerror or error}") from error
-
-
-def checked_device(name: str | None) -> str | None:
-    """The device name, if a tensor can be made there.
-
-    Raises:
-        DetrkitError: an unknown or absent device.
-    """
-    import torch
-
-    if name is not None:
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DetrkitError(f"--device {name}: not available here ({first})") from error
-    return name
 
 
 def _print(found: dict[str, list[dict[str, Any]]], console: Console, most: int = 20) -> None:
