@@ -105,3 +105,6 @@ def test_training_starts_from_a_checkpoint(shapes, tmp_path):
     torch.testing.assert_close(model.class_head.weight[row], source.class_head.weight[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(model.queries.weight, source.queries.weight, rtol=0, atol=1e-6)
     assert "circle" in (result.folder / "init.txt").read_text()
+    (tmp_path / "source.safetensors").unlink()  # going on does not need it any more
+    again = train(config.changed(optim={"epochs": 2}), resume=True)
+    assert load_model(again.best)[1].training["init_from"].endswith("source.safetensors")

@@ -24,7 +24,7 @@ from detrkit.engine.logs import CsvLog, TensorBoardLog
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
 from detrkit.engine.processes import StopSignals, global_normalizers
 from detrkit.engine.setup import Splits
-from detrkit.engine.state import load_state, rng_state, save_state, set_rng_state
+from detrkit.engine.state import rng_state, save_state, set_rng_state
 from detrkit.errors import DetrkitError, Interrupted
 from detrkit.evaluation import DetectionEvaluator, Metrics
 from detrkit.models.batch import Batch
@@ -316,14 +316,13 @@ class Trainer:
         }
         save_state(self.folder / "last.pt", state)
 
-    def resume(self) -> None:
-        """Continues from last.pt: same weights, optimiser, average, generators and place in the data.
+    def resume(self, state: dict[str, Any]) -> None:
+        """Continues from the state in last.pt: same weights, optimiser, average, generators and place in the data.
 
         Raises:
-            DetrkitError: no state, a damaged one, or one of another number of processes or other settings.
+            DetrkitError: a state of another number of processes or of other settings.
         """
         path = self.folder / "last.pt"
-        state = load_state(path)
         if state["world_size"] != self.world:
             raise DetrkitError(
                 f"{path}: the run had {state['world_size']} process(es), now there are {self.world}: "

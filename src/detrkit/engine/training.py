@@ -16,6 +16,7 @@ from detrkit.engine import run_folder
 from detrkit.engine.examples import example_sheet, shown_above
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.setup import Splits, make_fabric, make_model, open_splits
+from detrkit.engine.state import load_state
 from detrkit.engine.trainer import Trainer
 from detrkit.errors import DetrkitError
 from detrkit.evaluation import DetectionEvaluator, Metrics, write_report
@@ -67,15 +68,21 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
     """
     config = _normal(config)
     folder = Path(config.run.out)
+    state = None
     if resume:
         _check_same(config, folder)
+        state = load_state(folder / "last.pt")
     fabric = make_fabric(config)
     main = fabric.global_rank == 0
     splits = open_splits(config)
     with fabric.rank_zero_first(local=True):  # one process downloads, the others find the file
         # the same first weights in every process
         fabric.seed_everything(config.run.seed, verbose=False)
-        model, spec, kept = make_model(config, splits.train)
+        if state is None:
+            model, spec, kept = make_model(config, splits.train)
+        else:  # what the run started from need not be there any more
+            spec = ModelSpec.from_json(state["spec"])
+            model, kept = spec.build(), None
     if main:
         run_folder.prepare(config, resume=resume)
         if not resume:
@@ -84,8 +91,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
                 (folder / "init.txt").write_text("\n".join(kept.lines()) + "\n", encoding="utf-8")
     fabric.barrier()
     trainer = Trainer(config, fabric, splits, model, spec, folder)
-    if resume:
-        trainer.resume()
+    if state is not None:
+        trainer.resume(state)
     if main:
         _announce(config, spec, splits.train, splits.val, trainer, kept.lines() if kept is not None else [])
     began = time.perf_counter()
