@@ -22,7 +22,7 @@ def _run(capsys, *words) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_every_option_with_its_meaning(capsys, command):
+def test_help_of_every_command(capsys, command):
     status, out, _ = _run(capsys, *command.split(), "--help")
     assert status == 0
     assert f"usage: detrkit {command}" in out

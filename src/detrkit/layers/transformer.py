@@ -17,6 +17,14 @@ def _with(x: Tensor, position: Tensor | None) -> Tensor:
     return x if position is None else x + position
 
 
+def init_transformer(*parts: nn.Module) -> None:
+    """Xavier-uniform values for every matrix of the parts, as published; packed projections count as one matrix."""
+    for part in parts:
+        for parameter in part.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+
 class FeedForward(nn.Module):
     """Two linear layers around a ReLU, applied to every token (Vaswani et al. 2017, Sec. 3.3)."""
 

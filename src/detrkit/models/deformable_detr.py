@@ -13,6 +13,7 @@ from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
 from detrkit.layers import MLP, GroupNorm, SinePositionEncoding
 from detrkit.layers.deformable import DeformableDecoderLayer, DeformableEncoderLayer, MSDeformAttention
+from detrkit.layers.transformer import init_transformer
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
 
@@ -133,10 +134,7 @@ class DeformableDETR(nn.Module):
 
     def _reset_parameters(self) -> None:
         """Published initialisation: Xavier transformer, rays of sampling points, rare objects, small first boxes."""
-        for part in (self.encoder, self.decoder):
-            for parameter in part.parameters():
-                if parameter.ndim > 1:
-                    nn.init.xavier_uniform_(parameter)
+        init_transformer(self.encoder, self.decoder)
         for module in self.modules():
             if isinstance(module, MSDeformAttention):
                 module.reset_parameters()

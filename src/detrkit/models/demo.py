@@ -15,6 +15,7 @@ from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
 from detrkit.errors import ImageSizeError
 from detrkit.layers import Decoder, Encoder
+from detrkit.layers.transformer import init_transformer
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
 
@@ -57,10 +58,7 @@ class DETRdemo(nn.Module):
             enc_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=False, final_norm=True
         )
         self.decoder = Decoder(dec_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=False)
-        for part in (self.encoder, self.decoder):
-            for parameter in part.parameters():
-                if parameter.ndim > 1:
-                    nn.init.xavier_uniform_(parameter)
+        init_transformer(self.encoder, self.decoder)
         self.queries = nn.Parameter(torch.rand(num_queries, hidden_dim))
         self.class_head = nn.Linear(hidden_dim, num_classes + 1)
         self.box_head = nn.Linear(hidden_dim, 4)
@@ -100,18 +98,13 @@ class DETRdemo(nn.Module):
         )  # (L, B, Q, D)
         outputs = Outputs(self.class_head(states[-1]), self.box_head(states[-1]).sigmoid())
         if capture:
-            outputs.capture = Capture(
-                encoder_attention=encoder_attention,
-                decoder_attention=across,
-                query_attention=among,
-                feature_shapes=[(h, w)],
-                padding=padding.flatten(1),
-                stages={
-                    "feature": feature,
-                    "input_projection": source,
-                    "position": position.T.unflatten(1, (h, w)).expand(len(batch), -1, -1, -1),
-                    "memory": memory.transpose(1, 2).unflatten(2, (h, w)),
-                    "queries": states,
-                },
+            outputs.capture = Capture.of_one_map(
+                attention=(encoder_attention, across, among),
+                padding=padding,
+                feature=feature,
+                input_projection=source,
+                position=position.T.unflatten(1, (h, w)).expand(len(batch), -1, -1, -1),
+                memory=memory,
+                queries=states,
             )
         return outputs

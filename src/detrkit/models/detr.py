@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
 from detrkit.layers import MLP, Decoder, Encoder, LearnedPositionEncoding, SinePositionEncoding
+from detrkit.layers.transformer import init_transformer
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
 
@@ -86,10 +87,7 @@ class DETR(nn.Module):
             enc_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=pre_norm, final_norm=pre_norm
         )
         self.decoder = Decoder(dec_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=pre_norm)
-        for part in (self.encoder, self.decoder):
-            for parameter in part.parameters():
-                if parameter.ndim > 1:
-                    nn.init.xavier_uniform_(parameter)
+        init_transformer(self.encoder, self.decoder)
         self.queries = nn.Embedding(num_queries, hidden_dim)
         self.class_head = nn.Linear(hidden_dim, num_classes + 1)
         self.box_head = MLP(hidden_dim, hidden_dim, 4, layers=3)
@@ -111,7 +109,6 @@ class DETR(nn.Module):
         feature, padding = self.backbone(batch)[-1]  # (B, C, h, w), (B, h, w)
         source = self.input_projection(feature)  # (B, D, h, w)
         position = self.position_encoding(padding).to(source.dtype)  # (B, h, w, D)
-        h, w = padding.shape[1:]
 
         tokens = source.flatten(2).transpose(1, 2)  # (B, S, D), S = h * w
         position_tokens = position.flatten(1, 2)  # (B, S, D)
@@ -136,18 +133,13 @@ class DETR(nn.Module):
         if self.aux_loss:
             outputs.aux = [Outputs(c, b) for c, b in zip(logits[:-1], boxes[:-1], strict=True)]
         if capture:
-            outputs.capture = Capture(
-                encoder_attention=encoder_attention,
-                decoder_attention=across,
-                query_attention=among,
-                feature_shapes=[(h, w)],
-                padding=padding.flatten(1),
-                stages={
-                    "feature": feature,
-                    "input_projection": source,
-                    "position": position.permute(0, 3, 1, 2),
-                    "memory": memory.transpose(1, 2).unflatten(2, (h, w)),
-                    "queries": states,
-                },
+            outputs.capture = Capture.of_one_map(
+                attention=(encoder_attention, across, among),
+                padding=padding,
+                feature=feature,
+                input_projection=source,
+                position=position.permute(0, 3, 1, 2),
+                memory=memory,
+                queries=states,
             )
         return outputs

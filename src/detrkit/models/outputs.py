@@ -77,6 +77,46 @@ class Capture:
     padding: Tensor | None = None
     stages: dict[str, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def of_one_map(
+        cls,
+        *,
+        attention: tuple[list[Tensor], list[Tensor], list[Tensor]],
+        padding: Tensor,
+        feature: Tensor,
+        input_projection: Tensor,
+        position: Tensor,
+        memory: Tensor,
+        queries: Tensor,
+    ) -> Capture:
+        """The record of a model that reads a single feature map of h * w = S cells.
+
+        Args:
+            attention: per layer weights of encoder, decoder cross-attention and decoder self-attention.
+            padding: (B, h, w) bool.
+            feature: (B, C, h, w).
+            input_projection: (B, D, h, w).
+            position: (B, D, h, w).
+            memory: (B, S, D).
+            queries: (L, B, Q, D).
+        """
+        h, w = padding.shape[1:]
+        encoder, across, among = attention
+        return cls(
+            encoder_attention=encoder,
+            decoder_attention=across,
+            query_attention=among,
+            feature_shapes=[(h, w)],
+            padding=padding.flatten(1),
+            stages={
+                "feature": feature,
+                "input_projection": input_projection,
+                "position": position,
+                "memory": memory.transpose(1, 2).unflatten(2, (h, w)),
+                "queries": queries,
+            },
+        )
+
     def to(self, device: torch.device | str) -> Capture:
         """A copy with all tensors on `device`."""
         moved = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
