@@ -7,9 +7,12 @@ import pytest
 import torch
 
 import goldens
+from detrkit.config import OptimConfig
 from detrkit.convert import load_official
 from detrkit.convert.keymap import official_names
+from detrkit.engine.optim import build_optimizer
 from detrkit.models.criterion import build_criterion
+from detrkit.models.detr import DETR
 from detrkit.models.outputs import Outputs
 
 CASES = goldens.cases("criterion")
@@ -73,21 +76,16 @@ def test_losses_indices_gradients(case):
 def test_three_optimizer_steps(case):
     """Backward through the whole model, clipping and AdamW; dropout 0, the published parameter groups."""
     data = goldens.arrays(case["file"])
-    kind, options = goldens.VARIANTS["detr_resnet50"]
+    variant = case["file"].removeprefix("grad_").removesuffix(".npz")
+    kind, options = goldens.VARIANTS[variant]
     model = kind(**options, dropout=0.0, padding="official").train()
-    load_official(model, goldens.filled("detr_resnet50"))
+    load_official(model, goldens.filled(variant))
     parameters = dict(model.named_parameters())
     official = {theirs: parameters[ours] for theirs, ours in official_names(model) if ours in parameters}
-    criterion = build_criterion("detr-r50")
-    trained = [(n, p) for n, p in official.items() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for n, p in trained if "backbone" not in n]},
-            {"params": [p for n, p in trained if "backbone" in n], "lr": 1e-5},
-        ],
-        lr=1e-4,
-        weight_decay=1e-4,
-    )
+    criterion = build_criterion("detr-r50" if kind is DETR else "deformable-detr-r50")
+    config = OptimConfig()
+    optimizer = build_optimizer(model, config)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     images, targets = goldens.images(case), goldens.targets(data)
 
     totals, norms = [], []
@@ -104,7 +102,7 @@ def test_three_optimizer_steps(case):
         total.backward()
         if step == 0:
             _check_gradients(data, official)
-        norms.append(torch.nn.utils.clip_grad_norm_([p for _, p in trained], 0.1).item())
+        norms.append(torch.nn.utils.clip_grad_norm_(trained, config.clip_max_norm).item())
         optimizer.step()
 
     print("totals", totals, "norms", norms)
@@ -113,7 +111,9 @@ def test_three_optimizer_steps(case):
     for got, want, rel in zip(norms, data["step_grad_norm"], (1e-4, 1e-3, 5e-3), strict=True):
         assert got == pytest.approx(want, rel=rel)
     got = np.concatenate([_sample(official[n]) for n in data["param_names"]])
-    assert np.mean(np.abs(got - data["param_final_samples"]) <= 2e-6) >= 0.9
+    moved = np.abs(got - data["param_final_samples"])
+    print("final parameters: median and 95 %", np.quantile(moved, (0.5, 0.95)))
+    assert np.mean(moved <= 2e-6) >= 0.9
 
 
 def _sample(tensor):
