@@ -62,7 +62,7 @@ def download(url: str, *, sha256_prefix: str, folder: Path | None = None, pause:
     part = path.with_name(path.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as file, _locked(file):
+        with part.open("ab") as file, locked(file):
             if path.exists() and sha256(path).startswith(sha256_prefix):  # another process was faster
                 part.unlink(missing_ok=True)
                 return path
@@ -93,7 +93,7 @@ def _restart(file: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(file: IO[bytes]) -> Iterator[None]:
+def locked(file: IO[bytes]) -> Iterator[None]:
     """Holds an exclusive lock on an open file, where the system has such locks."""
     try:
         import fcntl

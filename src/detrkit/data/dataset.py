@@ -20,6 +20,7 @@ from detrkit.classes import ClassList
 from detrkit.data.images import decode
 from detrkit.data.readers import READERS, find_layout, match_split
 from detrkit.data.sample import Record, Sample
+from detrkit.data.sources import ImageSource
 from detrkit.errors import DetrkitError
 
 
@@ -181,7 +182,7 @@ class Dataset:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def segmentation_masks(segmentations: Sequence[Any], size: tuple[int, int], file: Path) -> Tensor:
+def segmentation_masks(segmentations: Sequence[Any], size: tuple[int, int], file: ImageSource) -> Tensor:
     """(N, H, W) bool masks of COCO polygon lists or RLEs (compressed or not).
 
     Raises:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torchvision import tv_tensors
+
+from detrkit.data.sources import ImageSource
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Record:
 
     Attributes:
         image_id: the id in the dataset's files (COCO json) or the position in the sorted file list.
-        file: the image file.
+        file: the image file, or the row of a parquet file that holds it; both have a name.
         height, width: pixels, after EXIF orientation.
         boxes: (N, 4) float64 xyxy pixels, clamped to the image, no zero-area box.
         labels: (N,) int64, into the dataset's ClassList.
@@ -30,7 +31,7 @@ class Record:
     """
 
     image_id: int
-    file: Path
+    file: ImageSource
     height: int
     width: int
     boxes: np.ndarray
@@ -53,7 +54,7 @@ class Sample:
         masks: (N, H, W) bool, or None when the dataset was opened without masks.
         image_id: the dataset's id.
         orig_size: (height, width) in pixels of the image file.
-        file: the image file, to name it in messages.
+        file: where the image is, to name it in messages.
     """
 
     image: tv_tensors.Image
@@ -62,4 +63,4 @@ class Sample:
     masks: tv_tensors.Mask | None
     image_id: int
     orig_size: tuple[int, int]
-    file: Path | None = None
+    file: ImageSource | None = None

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from detrkit.data.sample import Record
+from detrkit.data.sources import ImageSource
 from detrkit.errors import DetrkitError
 
 Severity = Literal["error", "warning", "info"]
@@ -26,13 +27,13 @@ class Fault:
     Attributes:
         severity: "error": training or evaluation would fail or be wrong; "warning": handled as the reason says;
             "info": worth knowing.
-        file: the file it is in.
+        file: the file, or the image, it is in.
         id: the image or annotation, line or object within it, as the file numbers it.
         reason: what is wrong, with the numbers.
     """
 
     severity: Severity
-    file: Path
+    file: ImageSource
     id: str
     reason: str
 
@@ -52,7 +53,7 @@ class Findings:
     dropped: int = 0
     clamped: int = 0
 
-    def add(self, severity: Severity, file: Path, id: str, reason: str) -> None:
+    def add(self, severity: Severity, file: ImageSource, id: str, reason: str) -> None:
         """Notes a fault.
 
         Raises:
@@ -86,13 +87,13 @@ class Objects:
 
 
 def make_record(
-    image_id: int, file: Path, size: tuple[int, int], objects: Objects, source: Path, findings: Findings
+    image_id: int, file: ImageSource, size: tuple[int, int], objects: Objects, source: Path, findings: Findings
 ) -> Record:
     """The record of an image, with its boxes clamped and those without area left out.
 
     Args:
         image_id: the dataset's id.
-        file: the image file.
+        file: where the image is.
         size: (height, width) in pixels.
         objects: as read.
         source: the annotation file, for messages.
@@ -156,7 +157,7 @@ def _why_empty(box: np.ndarray, image: str, width: int, height: int) -> str:
 
 
 def _find_duplicates(
-    boxes: np.ndarray, objects: Objects, solid: np.ndarray, source: Path, file: Path, findings: Findings
+    boxes: np.ndarray, objects: Objects, solid: np.ndarray, source: Path, file: ImageSource, findings: Findings
 ) -> None:
     """Notes objects with the same box: a warning for the same class, else an info."""
     first: dict[tuple[float, ...], int] = {}
