@@ -86,7 +86,7 @@ class DataConfig:
     __pydantic_config__ = _STRICT
 
     path: tyro.conf.Suppress[str] = ""
-    """The dataset: a COCO, Pascal VOC or YOLO folder, a COCO json or a data.yaml; the layout is recognised."""
+    """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml; the layout is recognised."""
     train_split: str | None = "train"
     """The split to train on."""
     val_data: str | None = None
@@ -97,6 +97,9 @@ class DataConfig:
     """A split on which the best checkpoint is evaluated when the training has ended."""
     ids: Literal["contiguous", "official"] = "contiguous"
     """Labels: contiguous from 0, or the dataset's raw category ids as in the published COCO models."""
+    unusable: Literal["error", "skip"] = "error"
+    """Training images that are missing, unreadable or of another size than their annotations say: stop at the first
+    one, or leave them out and say how many."""
     size: int | None = None
     """Short side of the images in pixels (training draws from 0.6 to 1 times it, as published); by default that of
     --init-from, else 800."""

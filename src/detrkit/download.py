@@ -24,6 +24,18 @@ TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # connections in a row that may bring nothing new
 
 
+class DownloadError(DetrkitError):
+    """A file that the network does not give.
+
+    Attributes:
+        reason: why, in a few words.
+    """
+
+    def __init__(self, message: str, reason: object) -> None:
+        super().__init__(message)
+        self.reason = str(reason)
+
+
 def home() -> Path:
     """Where downloads are kept: $DETRKIT_HOME, by default ~/.cache/detrkit."""
     chosen = os.environ.get("DETRKIT_HOME")
@@ -32,53 +44,81 @@ def home() -> Path:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file in hex."""
+    return _digest(path, "sha256")
+
+
+def md5(path: Path) -> str:
+    """The MD5 of a file in hex: no guard against forgery, but what older datasets are published with."""
+    return _digest(path, "md5")
+
+
+def _digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def download(url: str, *, sha256_prefix: str, folder: Path | None = None, pause: float = 1.0) -> Path:
+def download(
+    url: str,
+    *,
+    sha256_prefix: str | None = None,
+    md5_digest: str | None = None,
+    folder: Path | None = None,
+    name: str | None = None,
+    pause: float = 1.0,
+) -> Path:
     """The file behind a URL, from the cache or the network.
 
     A partial download is kept beside its place as NAME.part and continued by the next call. Processes that want the
     same file at the same time wait for each other (POSIX).
 
     Args:
-        url: http(s) address; its last part names the file.
+        url: http(s) address.
         sha256_prefix: the first hex digits of the file's SHA-256, which decide whether it is the right file.
+        md5_digest: the file's MD5 in hex instead, where no SHA-256 is published.
         folder: where to keep it; by default `home() / "weights"`.
+        name: of the file; by default the last part of the URL.
         pause: seconds before another attempt after a lost connection, doubled each time.
 
     Returns:
         The path of the complete, verified file.
 
     Raises:
-        DetrkitError: no connection, an HTTP error, or another file than expected; the message says where a file
+        DownloadError: no connection, an HTTP error, or another file than expected; the message says where a file
             obtained by other means has to be put.
+        DetrkitError: the file cannot be written.
+        ValueError: not exactly one of sha256_prefix and md5_digest.
     """
+    if (sha256_prefix is None) == (md5_digest is None):
+        raise ValueError("download needs either sha256_prefix or md5_digest")
+    algorithm, expected = ("sha256", sha256_prefix) if sha256_prefix is not None else ("md5", md5_digest)
+
+    def fits(file: Path) -> bool:
+        return _digest(file, algorithm).startswith(str(expected))
+
     folder = home() / "weights" if folder is None else folder
-    path = folder / url.rsplit("/", 1)[1]
-    if path.exists() and sha256(path).startswith(sha256_prefix):
+    path = folder / (name or url.rsplit("/", 1)[1])
+    if path.exists() and fits(path):
         return path
     part = path.with_name(path.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file, locked(file):
-            if path.exists() and sha256(path).startswith(sha256_prefix):  # another process was faster
+            if path.exists() and fits(path):  # another process was faster
                 part.unlink(missing_ok=True)
                 return path
             resumed = file.tell() > 0
             _fetch(url, file, path, pause)
             file.flush()
-            if resumed and not sha256(part).startswith(sha256_prefix):
+            if resumed and not fits(part):
                 _restart(file)  # the kept part may be of another version of the file: once more from the start
                 _fetch(url, file, path, pause)
                 file.flush()
-            digest = sha256(part)
-            if not digest.startswith(sha256_prefix):
+            if not fits(part):
+                found = _digest(part, algorithm)[:8]
                 part.unlink()
-                raise DetrkitError(
-                    f"{url} is not the expected file: its SHA-256 starts with {digest[:8]}, not with {sha256_prefix}"
-                )
+                kind = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
+                reason = f"its {kind} starts with {found}, not with {str(expected)[:8]}"
+                raise DownloadError(f"{url} is not the expected file: {reason}", f"not the expected file: {reason}")
             os.replace(part, path)
     except OSError as error:
         raise DetrkitError(
@@ -109,7 +149,7 @@ def _fetch(url: str, file: IO[bytes], path: Path, pause: float) -> None:
     """Appends to `file` until it is complete, over as many connections as it takes.
 
     Raises:
-        DetrkitError: the server cannot be reached, says no, or keeps hanging up.
+        DownloadError: the server cannot be reached, says no, or keeps hanging up.
     """
     failures = 0
     with _Bar(path.name) as bar:
@@ -121,17 +161,15 @@ def _fetch(url: str, file: IO[bytes], path: Path, pause: float) -> None:
                 reason: object = "the connection was cut"
             except urllib.error.HTTPError as error:
                 if error.code < 500:
-                    raise DetrkitError(_advice(url, path, f"HTTP {error.code} {error.reason}")) from error
+                    raise _failure(url, path, f"HTTP {error.code} {error.reason}") from error
                 reason = f"HTTP {error.code} {error.reason}"
             except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
                 if file.tell() == 0:  # not even a first byte: there is no network to wait for
-                    raise DetrkitError(_advice(url, path, getattr(error, "reason", error))) from error
+                    raise _failure(url, path, getattr(error, "reason", error)) from error
                 reason = getattr(error, "reason", error)
             failures = 0 if file.tell() > start else failures + 1
             if failures >= ATTEMPTS:
-                raise DetrkitError(
-                    _advice(url, path, f"{reason}; {file.tell():,} bytes are kept, run again to continue")
-                )
+                raise _failure(url, path, f"{reason}; {file.tell():,} bytes are kept, run again to continue")
             time.sleep(pause * 2**failures)
 
 
@@ -169,8 +207,8 @@ def _range_start(response: http.client.HTTPResponse) -> int | None:
     return int(match[1]) if match else None
 
 
-def _advice(url: str, path: Path, reason: object) -> str:
-    return f"cannot download {url} ({reason}). Without a connection, put the file at {path}"
+def _failure(url: str, path: Path, reason: object) -> DownloadError:
+    return DownloadError(f"cannot download {url} ({reason}). Without a connection, put the file at {path}", reason)
 
 
 class _Bar:

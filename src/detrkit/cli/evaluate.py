@@ -27,7 +27,8 @@ class Eval:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A checkpoint, a run's folder, or a model name for its published weights."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
-    """The dataset: a COCO, Pascal VOC or YOLO folder, a COCO json or a data.yaml. Classes are matched by name."""
+    """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml. Classes are matched by
+    name."""
     split: str | None = "val"
     """The split to evaluate on."""
     out: Path | None = None

@@ -35,7 +35,7 @@ class Train:
     """
 
     dataset: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = None
-    """The dataset: a COCO, Pascal VOC or YOLO folder, a COCO json or a data.yaml; the layout is recognised."""
+    """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml; the layout is recognised."""
     recipe: str | None = None
     """A YAML file with settings, or the name of one that comes with detrkit: small, finetune, detr-150, detr-500,
     quickstart."""

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from detrkit.classes import ClassList
-from detrkit.data.images import SUFFIXES, image_size, read_rgb, stored_size
+from detrkit.data.images import SUFFIXES, image_size, misfit, read_rgb
 from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
 from detrkit.data.readers.yolo import label_file
 from detrkit.data.sample import Record
+from detrkit.data.sources import ImageSource
 from detrkit.errors import DetrkitError
 
 # COCO's limits between small, medium and large objects, square pixels.
@@ -72,7 +73,7 @@ class Report:
 
     Attributes:
         path: what was checked.
-        layout: "coco", "voc" or "yolo".
+        layout: "coco", "voc", "yolo" or "parquet".
         splits: a summary of each split that could be read.
         faults: what is wrong, each thing once.
     """
@@ -120,7 +121,7 @@ def check(path: str | Path, split: str | None = None, *, decode: bool = False) -
         report.faults.append(_fault_of(error, path))
         return report
     chosen = names if split is None else [match_split(split, names, path)]
-    files: dict[str, list[Path]] = {}
+    files: dict[str, list[ImageSource]] = {}
     for name in chosen:
         dropped, clamped = findings.dropped, findings.clamped
         try:
@@ -135,7 +136,7 @@ def check(path: str | Path, split: str | None = None, *, decode: bool = False) -
         files[name] = [r.file for r in records]
     _check_overlap(files, path, findings)
     if split is None and path.is_dir() and files:
-        _check_unused(path, layout, [f for listed in files.values() for f in listed], findings)
+        _check_unused(path, layout, [f for listed in files.values() for f in listed if isinstance(f, Path)], findings)
     report.faults = list(dict.fromkeys(findings.faults))  # VOC's trainval repeats what train and val had
     return report
 
@@ -210,16 +211,13 @@ def _check_images(records: list[Record], decode: bool, findings: Findings) -> No
     def examine(record: Record) -> Fault | None:
         size = record.height, record.width
         where = f"image {record.image_id}"
+        reason = misfit(record.file, size)
+        if reason is not None:
+            return Fault("error", record.file, where, reason)
         try:
             if decode:
                 read_rgb(record.file, size)
-            upright = image_size(record.file)
-            if upright != size and stored_size(record.file) != size:
-                reason = (
-                    f"is {upright[1]}x{upright[0]} pixels, its annotations say {size[1]}x{size[0]} (width x height)"
-                )
-                return Fault("error", record.file, where, reason)
-            if upright != size:
+            if image_size(record.file) != size:
                 reason = "annotated as stored, not as its EXIF orientation turns it: read as stored"
                 return Fault("warning", record.file, where, reason)
         except DetrkitError as error:
@@ -230,7 +228,7 @@ def _check_images(records: list[Record], decode: bool, findings: Findings) -> No
         findings.faults += [fault for fault in pool.map(examine, records) if fault is not None]
 
 
-def _check_overlap(files: dict[str, list[Path]], path: Path, findings: Findings) -> None:
+def _check_overlap(files: dict[str, list[ImageSource]], path: Path, findings: Findings) -> None:
     """Notes images that are in a split for training and in one for evaluation."""
     for train in (n for n in files if n.startswith("train") and not n.startswith("trainval")):
         for other in (n for n in files if n.startswith(("val", "test"))):

@@ -22,9 +22,10 @@ import yaml
 from detrkit.classes import ClassList
 from detrkit.data._files import check_writable_name, new_directory
 from detrkit.data.dataset import Dataset
-from detrkit.data.images import image_size
+from detrkit.data.images import image_size, image_suffix
 from detrkit.data.readers import READERS, find_layout, match_split
 from detrkit.data.sample import Record
+from detrkit.data.sources import ImageSource, ParquetImage
 from detrkit.errors import DetrkitError
 
 Layout = Literal["coco", "voc", "yolo"]
@@ -47,10 +48,10 @@ class _Placer:
     """Brings image files into the new dataset, each once, under a name that is free."""
 
     how: Transfer
-    names: dict[tuple[Path, Path], str] = field(default_factory=dict)
+    names: dict[tuple[Path, ImageSource], str] = field(default_factory=dict)
     stems: set[tuple[Path, str]] = field(default_factory=set)
 
-    def place(self, file: Path, folder: Path) -> str:
+    def place(self, file: ImageSource, folder: Path) -> str:
         """The name of `file` in `folder`; an image of the same stem from elsewhere makes it end in _2, _3, ...
 
         Raises:
@@ -64,13 +65,17 @@ class _Placer:
             number += 1
             stem = f"{file.stem}_{number}"
         self.stems.add((folder, stem))
-        self.names[key] = stem + file.suffix
+        self.names[key] = stem + (file.suffix or image_suffix(file))
         folder.mkdir(parents=True, exist_ok=True)
         try:
             target = folder / self.names[key]
-            if not file.is_file():
+            if isinstance(file, ParquetImage):
+                if self.how != "copy":
+                    raise DetrkitError(f"{file}: a row of a parquet file cannot be linked: use --images copy")
+                target.write_bytes(file.read())
+            elif not file.is_file():
                 raise DetrkitError(f"{file}: image file is missing")
-            if self.how == "copy":
+            elif self.how == "copy":
                 shutil.copyfile(file, target)
             elif self.how == "hardlink":
                 os.link(file.resolve(), target)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from detrkit.classes import ClassList
-from detrkit.data.images import decode
+from detrkit.data.images import decode, misfit
 from detrkit.data.readers import READERS, find_layout, match_split
 from detrkit.data.sample import Record, Sample
 from detrkit.data.sources import ImageSource
@@ -33,10 +33,11 @@ class Dataset:
         name: of the dataset (its folder).
         split: as the dataset names it.
         path: the folder or file that was opened.
-        layout: "coco", "voc" or "yolo".
+        layout: "coco", "voc", "yolo" or "parquet".
         with_masks: whether samples have masks.
         dropped: number of boxes that were left out for having no area.
         clamped: number of boxes that were cut at the border of their image.
+        skipped: number of images that were left out as unusable.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Dataset:
         with_masks: bool = False,
         dropped: int = 0,
         clamped: int = 0,
+        skipped: int = 0,
     ) -> None:
         self.records = list(records)
         self.classes = classes
@@ -61,6 +63,7 @@ class Dataset:
         self.with_masks = with_masks
         self.dropped = dropped
         self.clamped = clamped
+        self.skipped = skipped
         self._pixels: Tensor | None = None
         self._offsets: list[int] = []
 
@@ -148,6 +151,7 @@ class Dataset:
             with_masks=self.with_masks,
             dropped=self.dropped,
             clamped=self.clamped,
+            skipped=self.skipped,
         )
 
     def ground_truth(self) -> dict[str, Any]:
@@ -205,9 +209,10 @@ def open_dataset(
     path: str | Path,
     *,
     split: str | None = None,
-    layout: Literal["coco", "voc", "yolo"] | None = None,
+    layout: Literal["coco", "voc", "yolo", "parquet"] | None = None,
     masks: bool = False,
     ids: Literal["contiguous", "official"] = "contiguous",
+    unusable: Literal["error", "skip"] = "error",
 ) -> Dataset:
     """Opens a dataset; no image is decoded yet.
 
@@ -215,12 +220,14 @@ def open_dataset(
     objects stay, as negatives.
 
     Args:
-        path: the dataset's folder, or a COCO json or data.yaml.
+        path: the dataset's folder, or a COCO json, data.yaml or parquet file.
         split: such as "train"; also finds train2017. May be left out where there is only one.
         layout: which reader to use; by default the one that recognises the files.
         masks: whether samples have masks (COCO, or YOLO polygons).
         ids: "contiguous": labels 0, 1, ... in the order of the category ids; "official": labels are the category ids
             themselves, as in the published models.
+        unusable: images that are missing, unreadable or of another size than their annotations say: "error" when one is
+            decoded; "skip": leave them out now, counted in the result (reads the header of every image).
 
     Raises:
         DetrkitError: nothing recognised, no such split, or an error in the files; one line that names the place.
@@ -228,12 +235,19 @@ def open_dataset(
     path = Path(path).expanduser().absolute()
     if ids not in ("contiguous", "official"):
         raise DetrkitError(f'ids={ids!r}: choose "contiguous" or "official"')
+    if unusable not in ("error", "skip"):
+        raise DetrkitError(f'unusable={unusable!r}: choose "error" or "skip"')
     layout_name = find_layout(path, layout)
     reader = READERS[layout_name]
     chosen = match_split(split, reader.splits(path), path)
     classes, records, findings = reader.read(path, chosen, masks=masks)
+    listed = len(records)
+    if unusable == "skip":
+        with ThreadPoolExecutor(8) as pool:  # headers, often on a network disk
+            reasons = list(pool.map(lambda r: misfit(r.file, (r.height, r.width)), records))
+        records = [record for record, reason in zip(records, reasons, strict=True) if reason is None]
     if not records:
-        raise DetrkitError(f"{path}: split {chosen} has no image")
+        raise DetrkitError(f"{path}: split {chosen} has no image" + (" that can be used" if listed else ""))
     if ids == "official":
         table = np.array(classes.ids, np.int64)
         classes = ClassList.official(dict(zip(classes.ids, classes.names, strict=True)))
@@ -249,4 +263,5 @@ def open_dataset(
         with_masks=masks,
         dropped=findings.dropped,
         clamped=findings.clamped,
+        skipped=listed - len(records),
     )

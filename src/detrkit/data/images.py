@@ -79,6 +79,27 @@ def stored_size(file: ImageSource) -> tuple[int, int]:
         return image.height, image.width
 
 
+def image_suffix(file: ImageSource) -> str:
+    """The suffix that goes with the format of the image, such as ".png"; reads only the header.
+
+    Raises:
+        DetrkitError: the file is missing or no image.
+    """
+    with _open(file) as image:
+        return "." + str(image.format).lower()
+
+
+def misfit(file: ImageSource, size: tuple[int, int]) -> str | None:
+    """Why the image cannot have annotations for (height, width) = `size`, or None; reads only the header."""
+    try:
+        upright = image_size(file)
+        if size == upright or size == stored_size(file):
+            return None
+    except DetrkitError as error:
+        return str(error).removeprefix(f"{file}: ")
+    return f"is {upright[1]}x{upright[0]} pixels but its annotations say {size[1]}x{size[0]} (width x height)"
+
+
 def read_rgb(file: ImageSource, size: tuple[int, int] | None = None) -> Image.Image:
     """The picture as 8-bit RGB, turned upright by its EXIF orientation.
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from detrkit.errors import DetrkitError
 
-_COPIED_TOGETHER = 16  # images; what is held in memory while copying
+_COPIED_TOGETHER = 16  # images
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,27 @@ class ParquetImage:
 ImageSource = Path | ParquetImage
 
 
-def need_pyarrow(file: Path) -> None:
-    """Raises DetrkitError when there is no pyarrow to read `file` with."""
+def open_parquet(file: Path) -> Any:
+    """A `pyarrow.parquet.ParquetFile`, its footer read.
+
+    Raises:
+        DetrkitError: pyarrow is not installed, or the file is missing or not parquet.
+    """
     try:
-        import pyarrow.parquet  # noqa: F401
+        import pyarrow
+        import pyarrow.parquet
     except ImportError as error:
         raise DetrkitError(f"{file}: reading parquet needs pyarrow: pip install 'detrkit[parquet]'") from error
+    try:
+        # neither prebuffered nor in one piece: half of the memory that the default takes
+        return pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+    except FileNotFoundError as error:
+        raise DetrkitError(f"{file}: parquet file is missing") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        with file.open("rb") as opened:
+            if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise DetrkitError(f"{file}: only a pointer to the file; fetch it with `git lfs pull`") from error
+        raise DetrkitError(f"{file}: not a parquet file that can be read ({_one_line(error)})") from error
 
 
 @lru_cache(maxsize=64)
@@ -82,29 +98,24 @@ def _images_of(file: Path, column: str) -> Any:
     """
     from detrkit.download import home
 
-    need_pyarrow(file)
+    source = open_parquet(file)
     import pyarrow
 
+    status = file.stat()
+    # another content, another copy
+    key = f"{file.resolve()}\n{column}\n{status.st_size}\n{status.st_mtime_ns}"
+    copy = home() / "parquet" / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.arrow"
     try:
-        status = file.stat()
-        # another content, another copy
-        key = f"{file.resolve()}\n{column}\n{status.st_size}\n{status.st_mtime_ns}"
-        copy = home() / "parquet" / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.arrow"
         if not copy.exists():
-            _copy_images(file, column, copy)
+            _copy_images(source, file, column, copy)
         return pyarrow.ipc.open_file(pyarrow.memory_map(str(copy))).read_all()["bytes"]
-    except FileNotFoundError as error:
-        raise DetrkitError(f"{file}: parquet file is missing") from error
-    except pyarrow.ArrowException as error:
-        raise DetrkitError(f"{file}: not a parquet file that can be read ({_one_line(error)})") from error
-    except OSError as error:
-        raise DetrkitError(f"{file}: cannot copy its images to {home()} ({_one_line(error)})") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DetrkitError(f"{file}: cannot copy its images to {copy} ({_one_line(error)})") from error
 
 
-def _copy_images(file: Path, column: str, copy: Path) -> None:
+def _copy_images(source: Any, file: Path, column: str, copy: Path) -> None:
     """Writes the Arrow file; of several processes one does, and the others wait (POSIX)."""
     import pyarrow
-    import pyarrow.parquet
     from rich.console import Console
 
     from detrkit.download import locked
@@ -117,16 +128,14 @@ def _copy_images(file: Path, column: str, copy: Path) -> None:
             return
         text = f"copying the images of {file.name} to {copy} ({file.stat().st_size / 1e6:.0f} MB), once"
         Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
-        # without prebuffering and in pieces: half of the memory that the default takes
-        source = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-        kind = source.schema_arrow.field(column).type
+        struct = pyarrow.types.is_struct(source.schema_arrow.field(column).type)
         schema = pyarrow.schema([("bytes", pyarrow.large_binary())])
         with pyarrow.OSFile(str(part), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
-            name = f"{column}.bytes" if pyarrow.types.is_struct(kind) else column
+            name = f"{column}.bytes" if struct else column
             for batch in source.iter_batches(_COPIED_TOGETHER, columns=[name], use_threads=False):
                 values = batch.column(0)
-                if pyarrow.types.is_struct(values.type):
-                    (values,) = values.flatten()  # with the struct's own nulls
+                if struct:
+                    (values,) = values.flatten()  # null where the struct is
                 writer.write_batch(pyarrow.record_batch([values.cast(pyarrow.large_binary())], schema=schema))
         os.replace(part, copy)
 

@@ -15,6 +15,7 @@ import detrkit
 from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec, load_any
 from detrkit.config import TrainConfig
+from detrkit.console import console
 from detrkit.data import Dataset, open_dataset
 from detrkit.engine.fine_tune import InitReport, init_from
 from detrkit.errors import DetrkitError
@@ -70,7 +71,9 @@ def open_splits(config: TrainConfig) -> Splits:
         DetrkitError: a path or split that is not there, or classes that differ between the splits.
     """
     data = config.data
-    train = open_dataset(data.path, split=data.train_split, ids=data.ids)
+    train = open_dataset(data.path, split=data.train_split, ids=data.ids, unusable=data.unusable)
+    if train.skipped:
+        console.print(f"{train.skipped} images of {train.split} are left out; `detrkit data check` says why")
     if len(train) == 0:
         raise DetrkitError(f"{data.path}: the split {train.split} has no images")
     if config.run.overfit:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from detrkit.data.readers import coco, voc, yolo
+from detrkit.data.readers import coco, parquet, voc, yolo
 from detrkit.data.readers.common import Fault, Findings, match_split
 from detrkit.errors import DetrkitError
 
 # In the order of trial.
-READERS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
+READERS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo, "parquet": parquet}
+
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 __all__ = ["READERS", "Fault", "Findings", "find_layout", "match_split"]
 
@@ -25,12 +27,19 @@ def find_layout(path: Path, layout: str | None = None) -> str:
         raise DetrkitError(f"{path}: no such file or folder")
     if layout is not None and layout not in READERS:
         raise DetrkitError(f"layout {layout!r} is not known; choose {', '.join(READERS)}")
+    if path.is_file() and path.name.endswith(_ARCHIVES):
+        raise DetrkitError(f"{path} is an archive: unpack it and open its folder (CPPE-5: `detrkit data download`)")
     fits = [name for name in READERS if layout in (None, name) and READERS[name].recognise(path)]
     if fits:
         return fits[0]
     if layout is not None:
         raise DetrkitError(f"{path} does not have the layout {layout}")
+    inside = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    found = next((folder for folder in inside if any(reader.recognise(folder) for reader in READERS.values())), None)
+    if found is not None:
+        raise DetrkitError(f"{path}: no layout recognised, but {found} has one: open that")
     raise DetrkitError(
         f"{path}: no layout recognised; expected COCO (annotations/instances_*.json, _annotations.coco.json or a json "
-        "file), Pascal VOC (Annotations/*.xml, JPEGImages/) or YOLO (data.yaml, or images/, labels/ and classes.txt)"
+        "file), Pascal VOC (Annotations/*.xml, JPEGImages/), YOLO (data.yaml, or images/, labels/ and classes.txt) or "
+        "parquet (data/train-*.parquet)"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.classes import ClassList
-from detrkit.data.readers.common import Findings, Objects, make_record
+from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, make_record
 from detrkit.data.sample import Record
 from detrkit.errors import DetrkitError
 
@@ -156,7 +156,7 @@ def _categories(entries: list[Any], file: Path, findings: Findings) -> dict[int,
     """Id -> name."""
     categories: dict[int, str] = {}
     for k, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not _is_int(entry.get("id")) or not isinstance(entry.get("name"), str):
+        if not isinstance(entry, dict) or not is_int(entry.get("id")) or not isinstance(entry.get("name"), str):
             findings.add("error", file, f"categories[{k}]", "needs an integer id and a name")
         elif entry["id"] in categories:
             findings.add("error", file, f"category {entry['id']}", "id is used twice")
@@ -173,13 +173,13 @@ def _images(entries: list[Any], file: Path, findings: Findings) -> dict[int, dic
     seen: dict[str, int] = {}
     for k, entry in enumerate(entries):
         where = f"images[{k}]"
-        if not isinstance(entry, dict) or not _is_int(entry.get("id")):
+        if not isinstance(entry, dict) or not is_int(entry.get("id")):
             findings.add("error", file, where, "needs an integer id")
             continue
         where = f"image {entry['id']}"
         if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
             findings.add("error", file, where, "needs a file_name")
-        elif not all(_is_int(entry.get(key)) and entry[key] > 0 for key in ("height", "width")):
+        elif not all(is_int(entry.get(key)) and entry[key] > 0 for key in ("height", "width")):
             findings.add("error", file, where, "height and width must be positive integers (pixels)")
         elif entry["id"] in images:
             findings.add("error", file, where, "image id is used twice")
@@ -208,8 +208,8 @@ def _objects(
             continue
         annotation_id = a.get("id", k + 1)
         name = f"annotation {annotation_id}"
-        corners = _corners(a.get("bbox"))
-        if not _is_int(annotation_id) or annotation_id in seen:
+        corners = corners_of(a.get("bbox"))
+        if not is_int(annotation_id) or annotation_id in seen:
             findings.add("error", file, name, "annotation id must be an integer that is used once")
         elif a.get("image_id") not in images:
             findings.add("warning", file, name, f"image {a.get('image_id')} is not in the list of images: left out")
@@ -232,19 +232,6 @@ def _objects(
             if masks is not False:
                 objects.segmentations.append(a.get("segmentation"))
     return per_image
-
-
-def _corners(bbox: Any) -> tuple[float, float, float, float] | None:
-    """Xyxy of an xywh box, or None if it is not four numbers."""
-    try:
-        x, y, w, h = bbox
-        return x + 0.0, y + 0.0, x + w + 0.0, y + h + 0.0
-    except (TypeError, ValueError):
-        return None
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def image_folder(file: Path, split: str, names: list[str]) -> Path:

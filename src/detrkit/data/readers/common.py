@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
+from detrkit.data.images import image_size
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.errors import DetrkitError
@@ -84,6 +85,28 @@ class Objects:
     annotation_ids: list[int] = field(default_factory=list)
     annotated: list[Sequence[float]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+
+
+def corners_of(bbox: Any) -> tuple[float, float, float, float] | None:
+    """Xyxy of an xywh box, or None if it is not four numbers."""
+    try:
+        x, y, w, h = bbox
+        return x + 0.0, y + 0.0, x + w + 0.0, y + h + 0.0
+    except (TypeError, ValueError):
+        return None
+
+
+def is_int(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number (Python's bools are not)."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def size_or_error(file: ImageSource) -> tuple[int, int] | DetrkitError:
+    """`image_size`, for threads: an error is given back, so that every bad image can be told."""
+    try:
+        return image_size(file)
+    except DetrkitError as error:
+        return error
 
 
 def make_record(

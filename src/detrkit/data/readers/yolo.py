@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from detrkit.classes import ClassList
-from detrkit.data.images import SUFFIXES, image_size
-from detrkit.data.readers.common import Findings, Objects, make_record, read_text
+from detrkit.data.images import SUFFIXES
+from detrkit.data.readers.common import Findings, Objects, make_record, read_text, size_or_error
 from detrkit.data.sample import Record
 from detrkit.errors import DetrkitError
 
@@ -193,7 +193,7 @@ def read(
     label_of = classes.label_of
     files = images_of(path, split)
     with ThreadPoolExecutor(8) as pool:  # headers of thousands of files, often on a network disk
-        sizes = list(pool.map(_size_or_error, files))
+        sizes = list(pool.map(size_or_error, files))
     records: list[Record] = []
     next_id = 1
     for position, (file, size) in enumerate(zip(files, sizes, strict=True), 1):
@@ -205,13 +205,6 @@ def read(
         next_id += len(objects.boxes)
         records.append(make_record(position, file, size, objects, label, findings))
     return classes, records, findings
-
-
-def _size_or_error(file: Path) -> tuple[int, int] | DetrkitError:
-    try:
-        return image_size(file)
-    except DetrkitError as error:
-        return error
 
 
 def _objects(
