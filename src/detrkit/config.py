@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 import yaml
@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from detrkit.errors import DetrkitError
 
+T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -248,7 +249,7 @@ class TrainConfig:
 
 def recipes() -> list[str]:
     """Names of the recipes that come with detrkit."""
-    return sorted(p.name.removesuffix(".yaml") for p in (resources.files("detrkit") / "recipes").iterdir())
+    return shipped()
 
 
 def load_config(source: str | Path, *, data: str | None = None) -> TrainConfig:
@@ -261,25 +262,61 @@ def load_config(source: str | Path, *, data: str | None = None) -> TrainConfig:
     Raises:
         DetrkitError: no such file, not YAML, or a field that is unknown or of the wrong type; names file and field.
     """
+    plain = read_yaml(source, expected="sections data, model, optim, loss, run")
+    config = validated(TrainConfig, plain, str(source), hint="see `detrkit train --help` for the fields")
+    return config if data is None else config.changed(data={"path": data})
+
+
+def shipped(folder: str = "recipes") -> list[str]:
+    """Names of the YAML files that come with detrkit in a folder of the package."""
+    files = resources.files("detrkit").joinpath(folder).iterdir()
+    return sorted(p.name.removesuffix(".yaml") for p in files if p.name.endswith(".yaml"))
+
+
+def read_yaml(source: str | Path, *, expected: str, folder: str = "recipes") -> dict[str, Any]:
+    """The content of a YAML file, given by its path or by the name of one that comes with detrkit.
+
+    Args:
+        source: the path or name.
+        expected: what the file should hold, for the message when it is something else.
+        folder: of the package, where the named ones are.
+
+    Raises:
+        DetrkitError: no such file, not YAML, or not a mapping.
+    """
     path = Path(source)
-    if str(source) in recipes():
-        text = (resources.files("detrkit") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
+    if str(source) in shipped(folder):
+        text = resources.files("detrkit").joinpath(folder, f"{source}.yaml").read_text(encoding="utf-8")
     elif path.is_file():
         text = path.read_text(encoding="utf-8")
     else:
-        raise DetrkitError(f"{source}: no such file, and no recipe of that name (there are {', '.join(recipes())})")
+        known = ", ".join(shipped(folder))
+        raise DetrkitError(f"{source}: no such file, and no recipe of that name (there are {known})")
     try:
         plain = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise DetrkitError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(plain, dict):
-        raise DetrkitError(f"{source}: expected sections data, model, optim, loss, run; found {type(plain).__name__}")
-    plain.setdefault("data", {})
+        raise DetrkitError(f"{source}: expected {expected}; found {type(plain).__name__}")
+    return plain
+
+
+def validated(kind: type[T], plain: Any, where: str, *, hint: str) -> T:
+    """Plain YAML values as a dataclass.
+
+    Args:
+        kind: the dataclass.
+        plain: its fields.
+        where: file, and field in it, that the values are of.
+        hint: where the fields are explained.
+
+    Raises:
+        DetrkitError: a field that is unknown, missing or of the wrong type; names `where` and the field.
+    """
     try:
-        config = TypeAdapter(TrainConfig).validate_python(plain)
+        return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        field_name = ".".join(str(part) for part in first["loc"])
         reason = "unknown field" if first["type"] == "unexpected_keyword_argument" else first["msg"]
-        raise DetrkitError(f"{source}: {where}: {reason} (see `detrkit train --help` for the fields)") from error
-    return config if data is None else config.changed(data={"path": data})
+        raise DetrkitError(f"{where}: {field_name}: {reason} ({hint})") from error

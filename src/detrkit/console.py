@@ -16,7 +16,8 @@ SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
 
 # of several processes only the first speaks; torchrun, Slurm and Fabric's own launcher say which one this is
 _rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
-console = Console(highlight=False, soft_wrap=True, quiet=_rank != "0")
+FIRST_PROCESS = _rank == "0"
+console = Console(highlight=False, soft_wrap=True, quiet=not FIRST_PROCESS)
 
 
 class Meter:

@@ -15,10 +15,12 @@ class Interrupted(Exception):
     Attributes:
         number: of the signal.
         folder: of the run.
+        command: that goes on with it; by default `detrkit train --resume`.
     """
 
-    def __init__(self, number: int, folder: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; go on with: detrkit train --resume {folder}")
+    def __init__(self, number: int, folder: str, command: str | None = None) -> None:
+        command = command or f"detrkit train --resume {folder}"
+        super().__init__(f"stopped by {signal.Signals(number).name}; go on with: {command}")
         self.number = number
         self.folder = folder
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from detrkit.evaluation import Confusion, PrecisionRecall
-from detrkit.visualize import confusion_heatmap, precision_recall_curves, save_figure, training_curves
+from detrkit.visualize import confusion_heatmap, precision_recall_curves, save_figure, study_curves, training_curves
 
 
 def lines(ax):
@@ -41,6 +41,23 @@ def test_training_curves_by_step():
     np.testing.assert_allclose(lines(loss)["total"][1], 5)  # the running mean is right at the ends too
     with pytest.raises(ValueError, match="no row has"):
         training_curves([{"epoch": 1, "note": 3}])
+
+
+def test_study_curves_hold_every_run_in_its_colour():
+    short = [{"epoch": e, "train/loss": 9.0 - e, "val/AP": 0.1 * e if e % 2 else "", "val/AP50": ""} for e in range(3)]
+    long = [{"epoch": str(e), "train/loss": "5", "val/AP": "0.5", "val/AP50": "0.7"} for e in range(5)]
+    figure = study_curves({"short": short, "long": long}, {"long": "#e66100", "short": "#0072b2"})
+    ap, ap50, loss = figure.axes
+    np.testing.assert_allclose(lines(ap)["short"], [[1], [10]])
+    np.testing.assert_allclose(lines(ap)["long"], [range(5), [50] * 5])
+    np.testing.assert_allclose(lines(ap50)["long"][1], [70] * 5)
+    np.testing.assert_allclose(lines(loss)["short"], [[0, 1, 2], [9, 8, 7]])
+    for ax in figure.axes:
+        assert {line.get_label(): line.get_color() for line in ax.get_lines()} == {
+            "short": "#0072b2",
+            "long": "#e66100",
+        }
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["short", "long"]
 
 
 def curves(classes):

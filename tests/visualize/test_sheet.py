@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.visualize import SheetRow, as_detections, color_of, comparison_sheet, grid
+from detrkit.visualize import SheetRow, as_detections, color_of, comparison_sheet, grid, models_sheet
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -62,6 +62,29 @@ def test_comparison_shows_truth_and_prediction_in_their_columns():
     assert [pixels(t, 6) for t in thirds] == [0, 0, 0]  # below the threshold
     one = comparison_sheet([SheetRow(image, truth, found, "a.jpg")], threshold=0.5, tile=(240, 240))
     assert one.width == sheet.shape[1]
+
+
+def test_models_side_by_side_each_below_its_colour():
+    image = Image.new("RGB", (96, 96), (128, 128, 128))
+    row = SheetRow(image, as_detections([[10, 40, 40, 80]], [3]), caption="a.jpg")
+    boxes = [[10, 40, 40, 80], [50, 50, 90, 90]]
+    found = {"one": [as_detections(boxes, [5, 5])] * 2, "two": [as_detections(boxes, [6, 6])] * 2}
+    colors = [(0, 114, 178), (230, 97, 0)]
+    sheet = np.array(models_sheet([row, row], found, colors, tile=(240, 240)))
+    columns = [sheet[:, 7 + i * 247 : 7 + i * 247 + 240] for i in range(4)]
+
+    def pixels(color):
+        return [int((c == color).all(-1).sum()) for c in columns]
+
+    assert [n > 500 for n in pixels(color_of(3))] == [False, True, False, False]
+    assert [n > 500 for n in pixels(color_of(5))] == [False, False, True, False]
+    assert [n > 500 for n in pixels(color_of(6))] == [False, False, False, True]
+    assert [n > 240 for n in pixels(colors[0])] == [False, False, True, False]
+    assert [n > 240 for n in pixels(colors[1])] == [False, False, False, True]
+    with pytest.raises(ValueError, match="at least one"):
+        models_sheet([], found, colors)
+    with pytest.raises(ValueError, match="shorter"):
+        models_sheet([row] * 3, found, colors)
 
 
 def test_comparison_without_prediction_or_objects():

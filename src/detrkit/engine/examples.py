@@ -20,6 +20,12 @@ def shown_above(spec: ModelSpec) -> float:
     return 0.5 if architecture(spec.name).scores == "softmax" else 0.3
 
 
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` positions, evenly over a sequence of that length."""
+    count = min(count, length)
+    return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
+
+
 def example_sheet(
     model: nn.Module,
     spec: ModelSpec,
@@ -40,8 +46,7 @@ def example_sheet(
         threshold: score above which a detection is drawn; by default `shown_above(spec)`.
     """
     if indices is None:
-        count = min(count, len(dataset))
-        indices = [round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)]
+        indices = spread(len(dataset), count)
     if threshold is None:
         threshold = shown_above(spec)
     training = model.training

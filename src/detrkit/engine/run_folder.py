@@ -28,7 +28,7 @@ A training run of detrkit. `detrkit train --resume {folder}` continues it exactl
 | config.yaml | every setting; `detrkit train --recipe config.yaml` repeats the run |
 | classes.txt | label, dataset id and name of every class |
 | environment.txt | command, versions, machine, git state |
-| epochs.csv | losses, metrics, rates and times of every epoch |
+| epochs.csv | losses, metrics, rates, times and peak memory of every epoch |
 | steps.csv | losses and rates of logged steps |
 | init.txt | what a fine-tuning kept of the weights it started from |
 | tensorboard/ | the same for TensorBoard |

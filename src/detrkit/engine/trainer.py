@@ -21,6 +21,7 @@ from detrkit.data import Dataset, make_loader, train_transform
 from detrkit.data.loader import derived_seed
 from detrkit.engine.evaluating import collect, dataset_labels, eval_loader
 from detrkit.engine.logs import CsvLog, TensorBoardLog
+from detrkit.engine.memory import peak_mib, reset_peak
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
 from detrkit.engine.processes import StopSignals, global_normalizers
 from detrkit.engine.setup import Splits
@@ -49,6 +50,7 @@ class Progress:
         stale: evaluations since then.
         sums: sums of the logged terms over the steps of this epoch.
         seconds: time spent on the steps of this epoch.
+        memory: the most memory they took so far, MiB.
     """
 
     epoch: int = 0
@@ -59,6 +61,7 @@ class Progress:
     stale: int = 0
     sums: dict[str, float] | None = None
     seconds: float = 0.0
+    memory: float = 0.0
 
 
 class Trainer:
@@ -145,6 +148,7 @@ class Trainer:
         """The steps of an epoch, from where the run is."""
         progress, accumulate = self.progress, self.config.optim.accumulate
         self.wrapped.train()
+        reset_peak(self.fabric.device)
         self.loader.set_epoch(progress.epoch, progress.batch * accumulate)
         batches = iter(self.loader)
         if progress.sums is None:
@@ -162,11 +166,11 @@ class Trainer:
                 self._log_step(values, board)
                 bar.advance(f"loss {values['loss']:.3f}")
                 every = self.config.run.save_every
+                if self.stop.number or (every and progress.step % every == 0):
+                    progress.memory = max(progress.memory, peak_mib(self.fabric.device))
+                    self.save()
                 if self.stop.number:
-                    self.save()
                     raise Interrupted(self.stop.number, str(self.folder))
-                if every and progress.step % every == 0:
-                    self.save()
 
     def _step(self, batches: Iterator[tuple[Batch, list[Target]]]) -> dict[str, float]:
         """One optimiser step over `accumulate` batches; returns loss terms averaged over the processes."""
@@ -223,6 +227,7 @@ class Trainer:
         images = progress.batch * config.data.batch_size * self.world * config.optim.accumulate
         row["seconds"] = progress.seconds
         row["images_per_second"] = images / max(progress.seconds, 1e-9)
+        row["peak_memory_mib"] = max(progress.memory, peak_mib(self.fabric.device))
         last = progress.epoch + 1 == config.optim.epochs
         metrics = None
         if self.splits.val is not None and (last or (progress.epoch + 1) % config.run.eval_every == 0):
@@ -242,7 +247,7 @@ class Trainer:
             board.add(row, progress.epoch + 1)
         self._say(_epoch_line(row, config.optim.epochs, improved))
         progress.epoch += 1
-        progress.batch, progress.sums, progress.seconds = 0, None, 0.0
+        progress.batch, progress.sums, progress.seconds, progress.memory = 0, None, 0.0, 0.0
         self.save()
         return metrics
 

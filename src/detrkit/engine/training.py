@@ -138,17 +138,30 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
     saved = folder / "config.yaml"
     if not saved.exists():
         raise DetrkitError(f"{folder}: no config.yaml, so no run of detrkit to resume")
-    before = dataclasses.asdict(load_config(saved))
-    now = dataclasses.asdict(config)
-    for section, values in now.items():
+    difference = first_difference(load_config(saved), config)
+    if difference is not None:
+        raise DetrkitError(
+            f"{saved}: {difference}: a resumed run keeps its settings; to change them start a new one with --init-from"
+        )
+
+
+def first_difference(before: TrainConfig, now: TrainConfig, *, epochs: bool = False) -> str | None:
+    """What differs between two configs of which one is to continue the other: "optim.lr was 0.1, now it is 0.2".
+
+    Args:
+        before: of the run as it was started.
+        now: of its continuation.
+        epochs: whether another number of epochs is a difference too; a run by itself may go on for longer.
+    """
+    first, second = dataclasses.asdict(before), dataclasses.asdict(now)
+    for section, values in second.items():
         for key, value in values.items():
-            old = before[section][key]
+            old = first[section][key]
             old, value = (list(v) if isinstance(v, tuple | list) else v for v in (old, value))
-            if old != value and key not in _FREE.get(section, set()):
-                raise DetrkitError(
-                    f"{saved}: {section}.{key} was {old!r}, now it is {value!r}: a resumed run keeps its settings; "
-                    "to change them start a new one with --init-from"
-                )
+            free = key in _FREE.get(section, set()) and not (epochs and key == "epochs")
+            if old != value and not free:
+                return f"{section}.{key} was {old!r}, now it is {value!r}"
+    return None
 
 
 def _announce(

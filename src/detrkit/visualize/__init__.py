@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from detrkit.visualize.colors import color_of, palette
 from detrkit.visualize.draw import draw_boxes, draw_detections, draw_masks
-from detrkit.visualize.sheet import SheetRow, as_detections, comparison_sheet, grid
+from detrkit.visualize.sheet import SheetRow, as_detections, comparison_sheet, grid, models_sheet
 
 if TYPE_CHECKING:
-    from detrkit.visualize.curves import confusion_heatmap, precision_recall_curves, save_figure, training_curves
+    from detrkit.visualize.curves import (
+        confusion_heatmap,
+        precision_recall_curves,
+        save_figure,
+        study_curves,
+        training_curves,
+    )
 
 __all__ = [
     "SheetRow",
@@ -21,13 +27,15 @@ __all__ = [
     "draw_detections",
     "draw_masks",
     "grid",
+    "models_sheet",
     "palette",
     "precision_recall_curves",
     "save_figure",
+    "study_curves",
     "training_curves",
 ]
 
-_PLOTS = ("confusion_heatmap", "precision_recall_curves", "save_figure", "training_curves")
+_PLOTS = ("confusion_heatmap", "precision_recall_curves", "save_figure", "study_curves", "training_curves")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,9 @@ Color = tuple[int, int, int]
 
 # Colours are chosen once for this many labels; later labels repeat them.
 PALETTE_SIZE = 256
+# Of lines in a plot and of the models of a study. Blue, orange, green, red, violet, brown, cyan, pink: apart for
+# colour-blind readers too (after Okabe and Ito).
+LINE_COLORS = ("#0072b2", "#e66100", "#009e73", "#c1272d", "#8a4fbf", "#7a5230", "#2aa5c9", "#b0569b")
 
 
 def _oklab_to_linear(lab: np.ndarray) -> np.ndarray:

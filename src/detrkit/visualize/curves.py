@@ -18,15 +18,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from detrkit.visualize.colors import color_of, text_color
+from detrkit.visualize.colors import LINE_COLORS, color_of, text_color
 
 if TYPE_CHECKING:  # evaluate/ draws with this module, so the import must not go both ways
     from detrkit.evaluation.confusion import Confusion
     from detrkit.evaluation.curves import PrecisionRecall
 
 _INK, _QUIET, _LINE = "#1c1c1e", "#5f5f66", "#d9d9de"
-# Blue, orange, green, red, violet, brown, cyan: apart for colour-blind readers too (after Okabe and Ito).
-_LINES = ("#0072b2", "#e66100", "#009e73", "#c1272d", "#8a4fbf", "#7a5230", "#2aa5c9", "#b0569b")
 _TERMS = {"ce": "classification", "bbox": "box L1", "giou": "box GIoU", "mask": "mask focal", "dice": "mask dice"}
 
 
@@ -110,7 +108,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             if not len(x):
                 continue
             total = name in ("train/loss", "val/AP")
-            style: dict[str, Any] = {"color": _LINES[i % len(_LINES)], "linewidth": 2.0 if total else 1.3}
+            style: dict[str, Any] = {"color": LINE_COLORS[i % len(LINE_COLORS)], "linewidth": 2.0 if total else 1.3}
             if kind == "loss":
                 label = "total" if total else _TERMS.get(name.removeprefix("train/loss_"), name.removeprefix("train/"))
                 if len(x) > 80:  # single steps scatter: their mean is the line, they the shade behind it
@@ -135,6 +133,30 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def study_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], colors: Mapping[str, str]) -> Figure:
+    """mAP, mAP50 and training loss of several runs over their epochs.
+
+    Args:
+        runs: by the run's name, rows of its epochs.csv.
+        colors: of the runs, "#rrggbb".
+    """
+    panels = {"val/AP": "mAP (percent)", "val/AP50": "mAP50 (percent)", "train/loss": "training loss"}
+    figure, axes = _figure(13.8, 4.0, len(panels))
+    for ax, (key, title) in zip(axes, panels.items(), strict=True):
+        for name, rows in runs.items():
+            x, y = _series(rows, key, "epoch")
+            y, marker = (y * 100, "o") if key.startswith("val/") else (y, "")
+            ax.plot(x, y, label=name, color=colors[name], linewidth=1.8, marker=marker, markersize=3)
+        _titled(ax, title, "epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all zeros, before anything is learned, is a plot too
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=9, frameon=False, labelcolor=_INK
+    )
+    return figure
+
+
 def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5, classes: int = 10) -> Figure:
     """Precision over recall: left the mean of all classes at IoU 0.5, 0.75 and over all, right single classes.
 
@@ -147,7 +169,7 @@ def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5,
     for i, (threshold, name) in enumerate(((0.5, "IoU 0.5"), (0.75, "IoU 0.75"), (None, "mean of IoU 0.5 to 0.95"))):
         y = curves.mean(threshold)
         if y[0] > -1:
-            color = _LINES[i]
+            color = LINE_COLORS[i]
             left.plot(curves.recall, y, color=color, linewidth=2, label=f"{name}: {y.mean() * 100:.1f}")
             left.fill_between(curves.recall, y, color=color, alpha=0.06)
     per_class = curves.per_class(iou)

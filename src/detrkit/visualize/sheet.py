@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from detrkit.classes import ClassList
 from detrkit.results import Detections
+from detrkit.visualize.colors import Color
 from detrkit.visualize.draw import as_boxes, draw_detections, font_for, shortened
 
 _PAPER, _INK, _QUIET, _MAT = (255, 255, 255), (28, 28, 30), (105, 105, 112), (238, 238, 241)
@@ -77,6 +78,7 @@ def grid(
     *,
     tile: tuple[int, int] = (320, 240),
     headings: Sequence[str] | None = None,
+    bars: Sequence[Color | None] | None = None,
 ) -> Image.Image:
     """A contact sheet: pictures in rows, each fitted into a tile of the same size.
 
@@ -86,6 +88,7 @@ def grid(
         titles: one line below each picture; shortened to the tile's width.
         tile: (width, height) of a picture's place in pixels.
         headings: one line above each column.
+        bars: colours (0..255) of bars below the headings, None for none.
 
     Raises:
         ValueError: no pictures, no columns, or as many titles or headings as there are no pictures or columns.
@@ -112,6 +115,10 @@ def grid(
 
     for column, text in enumerate(headings or []):
         write(text, gap + column * (width + gap), gap + above // 2, round(letters * 1.2), _INK)
+    for column, color in enumerate(bars or []):
+        left, bottom, thick = gap + column * (width + gap), gap + above - 2, max(4, letters // 4)
+        if color is not None:
+            draw.rectangle((left, bottom - thick, left + width - 1, bottom - 1), fill=color)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         left, top = gap + column * (width + gap), gap + above + row * (height + below + gap)
@@ -141,23 +148,58 @@ def comparison_sheet(
     """
     if not rows:
         raise ValueError("a comparison needs at least one image")
-    if tile is None:
-        shapes = sorted(r.image.height / r.image.width for r in rows)
-        tile = 480, round(480 * min(max(shapes[len(shapes) // 2], 0.5), 1.25))
-    width, height = tile
+    tile = tile or _common_tile(rows, 480)
+    found = [None if row.prediction is None else row.prediction.above(threshold) for row in rows]
+    if threshold > 0:
+        headings = (*headings[:2], f"{headings[2]} (score > {threshold:g})")
+    return grid(*_tiles(rows, [found], tile), tile=tile, headings=headings)
+
+
+def models_sheet(
+    rows: Sequence[SheetRow],
+    found: Mapping[str, Sequence[Detections]],
+    colors: Sequence[Color],
+    *,
+    tile: tuple[int, int] | None = None,
+) -> Image.Image:
+    """One row per image: the image, its ground truth, and what each of several models found in it.
+
+    Args:
+        rows: images with truth and caption.
+        found: by model, what is to be drawn in each row.
+        colors: of the models (0..255), a bar below their headings.
+        tile: (width, height) of a picture's place in pixels; by default 320 wide, with the rows' median shape.
+
+    Raises:
+        ValueError: no rows, or a model with detections of another number of images.
+    """
+    if not rows:
+        raise ValueError("a comparison needs at least one image")
+    tile = tile or _common_tile(rows, 320)
+    headings = ["image", "ground truth", *found]
+    return grid(*_tiles(rows, list(found.values()), tile), tile=tile, headings=headings, bars=[None, None, *colors])
+
+
+def _common_tile(rows: Sequence[SheetRow], width: int) -> tuple[int, int]:
+    """(width, height) of a tile with the rows' median shape."""
+    shapes = sorted(r.image.height / r.image.width for r in rows)
+    return width, round(width * min(max(shapes[len(shapes) // 2], 0.5), 1.25))
+
+
+def _tiles(
+    rows: Sequence[SheetRow], found: Sequence[Sequence[Detections | None]], tile: tuple[int, int]
+) -> tuple[list[Image.Image], int, list[str]]:
+    """Pictures row by row, their number in a row, and the line below each: its caption, or how many objects."""
     tiles: list[Image.Image] = []
     titles: list[str] = []
-    for row in rows:
+    for row, *predictions in zip(rows, *found, strict=True):
         tiles.append(row.image)
         titles.append(row.caption)
-        found = None if row.prediction is None else row.prediction.above(threshold)
-        for objects, scores, what in ((row.truth, False, "object"), (found, True, "detection")):
+        for objects, what in ((row.truth, "object"), *((p, "detection") for p in predictions)):
             if objects is None:
                 tiles.append(Image.new("RGB", tile, _MAT))
                 titles.append("")
                 continue
-            tiles.append(_drawn(row.image, objects, width, height, scores=scores))
+            tiles.append(_drawn(row.image, objects, *tile, scores=what == "detection"))
             titles.append(f"{len(objects)} {what}{'' if len(objects) == 1 else 's'}")
-    if threshold > 0:
-        headings = (*headings[:2], f"{headings[2]} (score > {threshold:g})")
-    return grid(tiles, 3, titles, tile=tile, headings=headings)
+    return tiles, 2 + len(found), titles

@@ -1,0 +1,55 @@
+"""Peak memory of this process: on a GPU what torch allocated there, on a CPU the resident size."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+_MIB = 2**20
+
+
+def reset_peak(device: torch.device) -> None:
+    """Starts a new peak at what is in use now.
+
+    On a CPU this is Linux's: elsewhere, and where the system forbids it, a peak is that of the whole process so far.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): VmHWM becomes VmRSS
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory in use since `reset_peak`, in MiB: allocated by torch on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _MIB
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return _largest_resident_mib()
+
+
+def free_unused() -> None:
+    """Gives back what nothing refers to any more, so that the next peak is that of the next work."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory for itself otherwise
+
+
+def _largest_resident_mib() -> float:
+    """The peak since the process began, where there is no /proc; NaN on Windows, which has no getrusage."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / _MIB if sys.platform == "darwin" else largest / 1024
