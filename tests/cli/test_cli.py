@@ -9,7 +9,18 @@ from PIL import Image
 
 from detrkit.cli import main
 
-COMMANDS = ("quickstart", "train", "eval", "predict", "models", "convert", "data check", "data convert", "data shapes")
+COMMANDS = (
+    "quickstart",
+    "train",
+    "study",
+    "eval",
+    "predict",
+    "models",
+    "convert",
+    "data check",
+    "data convert",
+    "data shapes",
+)
 
 
 def _run(capsys, *words) -> tuple[int, str, str]:

@@ -17,6 +17,7 @@ from detrkit.cli.evaluate import Eval
 from detrkit.cli.models import Models
 from detrkit.cli.predict import Predict
 from detrkit.cli.quickstart import Quickstart
+from detrkit.cli.study import Study
 from detrkit.cli.train import Train, with_defaults
 from detrkit.errors import DetrkitError, Interrupted
 
@@ -71,6 +72,7 @@ def _parse(words: Sequence[str]) -> Any:
     commands = (
         Annotated[Quickstart, sub("quickstart")]
         | Annotated[Train, sub("train", default=defaults)]
+        | Annotated[Study, sub("study")]
         | Annotated[Eval, sub("eval")]
         | Annotated[Predict, sub("predict")]
         | Annotated[DataCommand, sub("data", description="Check, convert, generate and preview datasets.")]

@@ -1,0 +1,96 @@
+"""`detrkit study`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from detrkit.console import console
+
+
+@dataclass(frozen=True)
+class Study:
+    """Train several models under one budget; one table, their curves in one picture, what they find side by side.
+
+    The same command again goes on where it stopped. Figures are those of the last epoch. Recipes:
+
+    shapes-four: DETR, Deformable DETR, + refinement, ++ two-stage, small, on shapes it generates (for a CPU)
+
+    bccd-four: the same four of medium size on blood cells (BCCD) from random weights (for a GPU)
+
+    cppe5-four: the same four as published on CPPE-5, beside the figures published of them (for a GPU)
+
+    Such as:
+
+    detrkit study shapes-four
+
+    detrkit study cppe5-four cppe5 --only detr two-stage --epochs 10
+
+    detrkit study mine.yaml my_data --out runs/mine
+    """
+
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+    """The name of a recipe that comes with detrkit, or a YAML file."""
+    dataset: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = None
+    """The dataset; the layout is recognised. shapes-four makes its own."""
+    out: Path | None = None
+    """The study's folder; by default runs/RECIPE."""
+    epochs: int | None = None
+    """Passes over the training split, for all members; the drop of the learning rate moves along."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MEMBER ...")] = ()
+    """Train only these members; the tables show what is known of all."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Where to train."""
+    devices: int | None = None
+    """Processes on this machine; under torchrun or Slurm theirs counts."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """bf16: autocast; weights and losses stay in fp32."""
+    batch_size: int | None = None
+    """Images per process and step."""
+    accumulate: int | None = None
+    """Batches per step: the gradient equals that of one batch of all their images."""
+    workers: int | None = None
+    """Processes that load images."""
+    train_split: str | None = None
+    """The split to train on."""
+    val_split: str | None = None
+    """The split to evaluate on, each epoch."""
+    test_split: str | None = None
+    """The split of the tables; by default the one that is evaluated each epoch."""
+    seed: int | None = None
+    """Of weights, order and augmentation, for all members."""
+
+    def run(self) -> int:
+        """Trains what is not trained yet, prints the tables; 1 if a member failed."""
+        from detrkit.study import load_study, run_study
+        from detrkit.study.tables import print_tables
+
+        shared: dict[str, dict[str, Any]] = {
+            "data": self._given("batch_size", "workers", "train_split", "val_split", "test_split"),
+            "optim": self._given("epochs", "accumulate"),
+            "run": self._given("device", "devices", "precision", "seed"),
+        }
+        study = load_study(self.recipe, data=self.dataset, shared=shared)
+        out = self.out or Path("runs") / Path(self.recipe).stem
+        command = shlex.join(["detrkit", *sys.argv[1:]])
+        result = run_study(study, out, only=self.only, command=command)
+        if result.report is None:
+            return 0
+        console.print()
+        print_tables(console, study, result.outcome)
+        for member, row in result.outcome:
+            if row.failure:
+                console.print(f"{member.heading} failed: {row.failure}", markup=False)
+        for name, what in (("study.md", "page"), ("curves.png", "curves"), ("examples.png", "examples")):
+            if (out / name).exists():
+                console.print(f"{what + ':':9} {out / name}", markup=False)
+        return 1 if result.failed else 0
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        """The options that were set."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}

@@ -1,0 +1,289 @@
+"""What a study trains, and its YAML form: shared settings, members, published figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict
+
+from detrkit.config import TrainConfig, read_yaml, shipped, validated
+from detrkit.engine.training import first_difference
+from detrkit.errors import DetrkitError
+from detrkit.visualize.colors import LINE_COLORS
+
+_STRICT = ConfigDict(extra="forbid")
+_FOLDER = "recipes/studies"
+_HINT = "see docs/studies.md for the fields"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # it names a folder
+# What a member may have of its own: which model it is and how that one is trained (None: every field of the section).
+# Never what it is trained on or for how long: the members have one budget.
+_OWN: Mapping[str, frozenset[str] | None] = {
+    "model": None,
+    "loss": None,
+    "optim": frozenset({"lr", "lr_backbone", "lr_sampling_factor"}),
+    "run": frozenset({"init_from"}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Figures that others reported of a member, in [0, 1].
+
+    Attributes:
+        mAP: mean over IoU 0.5 to 0.95 and classes.
+        mAP50, mAP75: at one IoU.
+        small, medium, large: mAP of objects below 32 x 32, up to 96 x 96, above 96 x 96 pixels.
+        classes: AP of single classes, by name.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    mAP: float | None = None
+    mAP50: float | None = None
+    mAP75: float | None = None
+    small: float | None = None
+    medium: float | None = None
+    large: float | None = None
+    classes: dict[str, float] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, float]:
+        """All that is known, as `MemberResult.all_figures` names it."""
+        plain = {name: value for name, value in asdict(self).items() if name != "classes" and value is not None}
+        return plain | {f"class {name}": value for name, value in self.classes.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One model of a study.
+
+    Attributes:
+        name: of its folder.
+        title: of its row; by default the name.
+        model, loss: fields of these sections that it has of its own.
+        optim: the same; lr, lr_backbone, lr_sampling_factor.
+        run: the same; init_from.
+        published: what others reported of it.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    title: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
+    optim: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    published: Published | None = None
+
+    @property
+    def heading(self) -> str:
+        """How tables and pictures call it."""
+        return self.title or self.name
+
+    @property
+    def own(self) -> dict[str, dict[str, Any]]:
+        """Its own settings, by section."""
+        return {section: getattr(self, section) for section in _OWN}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Shapes that a study makes when it is given no dataset, see `write_shapes`.
+
+    Attributes:
+        images: how many, by split.
+        seed: of the images.
+        options: fields of `ShapesOptions`.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    images: dict[str, int]
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Several models under one budget.
+
+    Attributes:
+        members: in the order of the table.
+        title: of the page.
+        source: where the published figures are from.
+        train: what all members share: data, epochs, batch, schedule.
+        generate: the data, when none is given.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    members: tuple[Member, ...]
+    title: str = "Study"
+    source: str = ""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    generate: Generate | None = None
+
+    def config(self, member: Member) -> TrainConfig:
+        """The settings of a member's run.
+
+        Raises:
+            DetrkitError: a field of its own that is unknown or of the wrong type.
+        """
+        plain = yaml.safe_load(self.train.to_yaml())
+        for section, values in member.own.items():
+            plain[section] = plain.get(section, {}) | values
+        return validated(TrainConfig, plain, f"members.{member.name}", hint=_HINT)
+
+    def color(self, member: Member) -> str:
+        """The member's colour in tables and pictures, "#rrggbb"."""
+        return LINE_COLORS[self.members.index(member)]
+
+    def split(self) -> str:
+        """The split that the tables are of: the test split where there is one, which no run has looked at."""
+        return self.train.data.test_split or str(self.train.data.val_split)
+
+    def to_yaml(self) -> str:
+        """The YAML that `load_study` reads."""
+        members = [asdict(m) for m in self.members]
+        for member in members:
+            member["published"] = _without_empty(member["published"] or {})
+        plain = {
+            "title": self.title,
+            "source": self.source,
+            "generate": None if self.generate is None else asdict(self.generate),
+            "train": yaml.safe_load(self.train.to_yaml()),
+            "members": [_without_empty(m) for m in members],
+        }
+        return yaml.safe_dump(_without_empty(plain), sort_keys=False)
+
+
+def studies() -> list[str]:
+    """Names of the studies that come with detrkit."""
+    return shipped(_FOLDER)
+
+
+def load_study(
+    source: str | Path, *, data: str | None = None, shared: Mapping[str, Mapping[str, Any]] | None = None
+) -> StudyConfig:
+    """Reads a study's YAML, or a study by name.
+
+    Args:
+        source: a YAML file, or one of `studies()`.
+        data: the dataset's path; overrides the file's.
+        shared: fields that override those under `train`, by section. With other epochs the drop of a step schedule
+            moves along: from epoch 40 of 50 to 8 of 10.
+
+    Raises:
+        DetrkitError: no such file, not YAML, a field that is unknown, of the wrong type or not a member's own; names
+            file and field.
+    """
+    plain = read_yaml(source, expected="title, train, members", folder=_FOLDER)
+    members = plain.get("members")
+    if not isinstance(members, list) or not members:
+        raise DetrkitError(f"{source}: members: give a list of the models to train ({_HINT})")
+    for i, member in enumerate(members):
+        _check_shared(member, f"{source}: members.{i}")
+    study = validated(StudyConfig, plain, str(source), hint=_HINT)
+    changes = {section: dict(values) for section, values in (shared or {}).items()}
+    if data is not None:
+        changes["data"] = {**changes.get("data", {}), "path": data}
+    optim = changes.get("optim", {})
+    if "epochs" in optim:
+        before = study.train.optim
+        optim.setdefault("lr_drop", max(1, round(before.lr_drop * optim["epochs"] / before.epochs)))
+    study = dataclasses.replace(study, train=study.train.changed(**changes))
+    _check(study, str(source))
+    return study
+
+
+def check_same(before: StudyConfig, now: StudyConfig, file: Path) -> None:
+    """Refuses to go on with a study whose settings have changed. Members may be added, and left out.
+
+    Args:
+        before: the study as it was started.
+        now: as it is asked for.
+        file: where `before` is from.
+
+    Raises:
+        DetrkitError: they differ; names the field.
+    """
+    where, difference = "train", first_difference(before.train, now.train, epochs=True)
+    paths = before.train.data.path, now.train.data.path
+    if Path(paths[0]).name != Path(paths[1]).name:  # it may have moved
+        difference = f"data.path was {paths[0]!r}, now it is {paths[1]!r}"
+    known = {m.name: m for m in before.members}
+    for member in now.members:
+        if difference is None and member.name in known:
+            where = f"members.{member.name}"
+            difference = first_difference(before.config(known[member.name]), now.config(member), epochs=True)
+    if difference is None and now.generate != before.generate:
+        where, difference = "generate", f"was {before.generate}, now it is {now.generate}"
+    if difference is not None:
+        raise DetrkitError(
+            f"{file}: {where}{'.' if where != 'generate' else ' '}{difference}: a study goes on with the settings it "
+            "began with; give those, or another --out"
+        )
+
+
+def _check_shared(member: Any, where: str) -> None:
+    """Refuses what a member must not have of its own.
+
+    Raises:
+        DetrkitError: data, epochs and the like; names the field.
+    """
+    if not isinstance(member, dict):
+        raise DetrkitError(f"{where}: expected name, model, ...; found {type(member).__name__} ({_HINT})")
+    for section in ("data", *_OWN):
+        values, allowed = member.get(section, {}), _OWN.get(section, frozenset())
+        if allowed is None or not isinstance(values, dict):
+            continue
+        extra = sorted(set(values) - allowed)
+        if extra:
+            raise DetrkitError(
+                f"{where}.{section}.{extra[0]}: the members share one budget, so this is no member's own: give it "
+                "under train (a member's own are model, loss, optim.lr, lr_backbone, lr_sampling_factor, run.init_from)"
+            )
+
+
+def _check(study: StudyConfig, source: str) -> None:
+    """Refuses what cannot be.
+
+    Raises:
+        DetrkitError: names the field and the fix.
+    """
+    names = [m.name for m in study.members]
+    if len(names) > len(LINE_COLORS):
+        raise DetrkitError(f"{source}: members: {len(names)} are more than can be told apart in one picture: at most 8")
+    for i, name in enumerate(names):
+        if not _NAME.fullmatch(name):
+            raise DetrkitError(f"{source}: members.{i}.name is {name!r}: use letters, digits and . _ + - for a folder")
+        if name in names[:i]:
+            raise DetrkitError(f"{source}: members.{i}.name is {name!r} again: give each member a name of its own")
+        heading = study.members[i].heading
+        if heading in [m.heading for m in study.members[:i]]:
+            raise DetrkitError(f"{source}: members.{i}.title is {heading!r} again: give each member one of its own")
+    train = study.train
+    if train.data.val_split in (None, "none"):
+        raise DetrkitError(f"{source}: train.data.val_split: a study needs a split to evaluate on")
+    for name, count in (("patience", train.run.patience), ("overfit", train.run.overfit)):
+        if count:
+            raise DetrkitError(f"{source}: train.run.{name} is {count}: leave it out, all members train for as long")
+    for member in study.members:
+        for name, value in (member.published or Published()).figures().items():
+            if not 0 <= value <= 1:
+                raise DetrkitError(f"{source}: members.{member.name}.published.{name} is {value}: give it in [0, 1]")
+        try:
+            study.config(member)
+        except DetrkitError as error:
+            raise DetrkitError(f"{source}: {error}") from error
+
+
+def _without_empty(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping without what is unset."""
+    return {k: v for k, v in plain.items() if v is not None and v not in ("", {})}

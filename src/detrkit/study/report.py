@@ -1,0 +1,174 @@
+"""The page of a study with its pictures, and the same numbers as CSV and JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image, ImageColor
+
+from detrkit.data import Dataset
+from detrkit.engine.examples import spread
+from detrkit.engine.setup import Splits
+from detrkit.evaluation.files import write_atomic
+from detrkit.evaluation.metrics import markdown_table
+from detrkit.results import Detections
+from detrkit.study.config import StudyConfig
+from detrkit.study.results import LAST, MemberResult
+from detrkit.study.tables import Outcome, foreign_classes, study_tables, table_csv
+from detrkit.visualize import SheetRow, as_detections, models_sheet
+from detrkit.visualize.curves import png_bytes, study_curves
+
+PICTURES = 6
+
+
+def write_study(folder: Path, study: StudyConfig, outcome: Outcome, splits: Splits) -> Path:
+    """Writes study.md, table.csv, results.json, curves.png and examples.png over those of an earlier call.
+
+    The page is written last, so that whoever finds it finds everything it links.
+
+    Args:
+        folder: of the study.
+        study: its settings.
+        outcome: every member with what has come out of it so far.
+        splits: its data.
+
+    Returns:
+        The path of study.md.
+    """
+    write_atomic(folder / "table.csv", table_csv(outcome))
+    record = {"title": study.title, "split": study.split(), "members": [r.to_json() for _, r in outcome]}
+    write_atomic(folder / "results.json", json.dumps(record, indent=2) + "\n")
+    colors = {m.heading: study.color(m) for m, _ in outcome}
+    figures, *others = study_tables(study, outcome)
+    parts = [f"# {study.title}", _summary(study, splits), figures.markdown(), _reading(study)]
+
+    runs = {m.heading: r.curves for m, r in outcome if r.curves}
+    if runs:
+        write_atomic(folder / "curves.png", png_bytes(study_curves(runs, colors)))
+        parts += ["## Convergence", "![mAP, mAP50 and loss over the epochs](curves.png)", _LOSSES]
+    for table in others:
+        parts += [f"## {table.title}", table.markdown()]
+    parts += _sources(study, outcome)
+
+    done = [(m, r) for m, r in outcome if r.done]
+    if done:
+        dataset = splits.test or splits.val
+        assert dataset is not None  # a study without one is refused when it is read
+        found = {m.heading: _detections(folder / m.name, r, dataset) for m, r in done}
+        write_atomic(folder / "examples.png", _png(_sheet(dataset, found, colors)))
+        above = ", ".join(f"{m.heading} {r.shown_above:g}" for m, r in done)
+        links = ", ".join(f"[{m.heading}]({m.name}/{LAST}/report.md)" for m, _ in done)
+        parts += ["## Examples", "![Image, ground truth and every model](examples.png)"]
+        parts += [f"Drawn are scores above: {above}. Small images are enlarged. More of each model: {links}."]
+    failures = [[m.heading, r.failure] for m, r in outcome if r.failure]
+    if failures:
+        parts += ["## Failures", markdown_table(["model", "reason"], failures)]
+    parts += ["## Settings", *_settings(study), *_machines(outcome), _FILES]
+    return write_atomic(folder / "study.md", "\n\n".join(parts) + "\n")
+
+
+_LOSSES = "The losses of models of different kinds are sums of different terms: compare their course, not their height."
+
+_FILES = (
+    "[study.yaml](study.yaml) repeats the study; [table.csv](table.csv) and [results.json](results.json) hold its "
+    "numbers."
+)
+
+
+def _summary(study: StudyConfig, splits: Splits) -> str:
+    """The page's first sentence."""
+    optim, dataset = study.train.optim, splits.test or splits.val
+    count = len(dataset) if dataset is not None else 0
+    return (
+        f"{len(study.members)} models under one budget: {optim.epochs} epochs of the same {len(splits.train):,} images "
+        f"({splits.train.name}, split {splits.train.split}), evaluated on the {count:,} of split {study.split()}."
+    )
+
+
+def _reading(study: StudyConfig) -> str:
+    """What the columns of the first table mean."""
+    run = study.train.run
+    return (
+        "Metrics are COCO's in percent, of the weights after the last epoch: the same budget for all, and no epoch "
+        "chosen by its result (the best one is in table.csv). small, medium, large: objects below 32 x 32, up to "
+        "96 x 96, above 96 x 96 pixels. parameters: those that train. epoch: the median time of an epoch's steps with "
+        "their data, without evaluation. memory: the peak in training, on a GPU what torch allocated there, on a CPU "
+        f"the resident size of the process. One run each with seed {run.seed}: small differences may be chance."
+    )
+
+
+def _sources(study: StudyConfig, outcome: Outcome) -> list[str]:
+    """Where published figures are from, or why they are left out."""
+    parts = []
+    if study.source and any(m.published is not None for m, _ in outcome):
+        parts.append(f"Published figures: {study.source}")
+    foreign = sorted({name for m, r in outcome for name in foreign_classes(m, r)})
+    if foreign:
+        parts.append(
+            f"The published figures are of another dataset, with classes that this one lacks ({', '.join(foreign)}): "
+            "they are left out."
+        )
+    return parts
+
+
+def _settings(study: StudyConfig) -> list[str]:
+    """What the members share, and what each has of its own."""
+    shared = yaml.safe_load(study.train.to_yaml())
+    shared["data"].pop("path", None)  # paths of this machine say nothing elsewhere
+    shared["run"].pop("out", None)
+    rows = [
+        [m.heading, ", ".join(f"{section}.{k} {v}" for section, values in m.own.items() for k, v in values.items())]
+        for m in study.members
+    ]
+    text = yaml.safe_dump(shared, sort_keys=False)
+    return [markdown_table(["model", "of its own"], rows), f"All share:\n\n```yaml\n{text}```"]
+
+
+def _machines(outcome: Outcome) -> list[str]:
+    """Where it ran, told apart by model only if need be."""
+    machines = {m.heading: r.machine for m, r in outcome if r.machine}
+    if len(set(machines.values())) > 1:
+        return [markdown_table(["model", "machine"], [list(pair) for pair in machines.items()])]
+    return [f"Machine: {text}." for text in set(machines.values())]
+
+
+def _detections(run: Path, result: MemberResult, dataset: Dataset) -> list[Detections]:
+    """What a member found in the pictures of the sheet: read from its evaluation, so that no model is run again."""
+    entries = json.loads((run / LAST / "results.json").read_text(encoding="utf-8"))
+    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        if entry["score"] > result.shown_above:
+            by_image[entry["image_id"]].append(entry)
+    label_of = dataset.classes.label_of
+    found = []
+    for index in spread(len(dataset), PICTURES):
+        rows = by_image[dataset.records[index].image_id]
+        xywh = torch.tensor([r["bbox"] for r in rows]).reshape(-1, 4)
+        boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+        labels = torch.tensor([label_of[r["category_id"]] for r in rows], dtype=torch.int64)
+        found.append(Detections(boxes, torch.tensor([r["score"] for r in rows]), labels, classes=dataset.classes))
+    return found
+
+
+def _sheet(dataset: Dataset, found: dict[str, list[Detections]], colors: dict[str, str]) -> Image.Image:
+    """Image, ground truth and every model, side by side."""
+    rows = []
+    for index in spread(len(dataset), PICTURES):
+        sample = dataset[index]
+        picture = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
+        name = sample.file.name if sample.file is not None else str(sample.image_id)
+        rows.append(SheetRow(picture, as_detections(sample.boxes, sample.labels, dataset.classes), caption=name))
+    return models_sheet(rows, found, [ImageColor.getrgb(colors[heading])[:3] for heading in found])
+
+
+def _png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file's content."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, format="PNG")
+    return buffer.getvalue()

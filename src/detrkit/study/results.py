@@ -1,0 +1,185 @@
+"""What came out of a member: read from its run's folder, kept as result.json in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import detrkit
+from detrkit.checkpoint import load_model
+from detrkit.config import TrainConfig
+from detrkit.console import FIRST_PROCESS
+from detrkit.engine.evaluating import evaluate
+from detrkit.engine.examples import shown_above
+from detrkit.engine.logs import CsvLog
+from detrkit.errors import DetrkitError
+from detrkit.evaluation import Metrics
+from detrkit.evaluation.files import write_atomic
+
+RESULT, FAILURE, LAST = "result.json", "failure.txt", "eval-last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberResult:
+    """A row of the study.
+
+    Attributes:
+        name: of the member.
+        epochs: how many it has trained.
+        figures: mAP, mAP50, mAP75, small, medium, large of the last epoch in [0, 1], -1 where there are no objects.
+        classes: AP of every class of the last epoch, by name.
+        best: mAP of the best evaluation during training, on the validation split.
+        best_epoch: its epoch.
+        parameters: that train.
+        seconds: of an epoch's steps, the median over the epochs.
+        memory: peak in training, MiB; None where it cannot be measured.
+        shown_above: the score from which detections are drawn.
+        machine: that evaluated it, as a rule the one that trained it.
+        failure: why there are no figures, or "".
+        curves: rows of epochs.csv.
+    """
+
+    name: str
+    epochs: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
+    classes: Mapping[str, float] = field(default_factory=dict)
+    best: float | None = None
+    best_epoch: int | None = None
+    parameters: int | None = None
+    seconds: float | None = None
+    memory: float | None = None
+    shown_above: float = 0.5
+    machine: str = ""
+    failure: str = ""
+    curves: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether the member has trained to its end and been evaluated."""
+        return bool(self.figures)
+
+    def all_figures(self) -> dict[str, float]:
+        """Figures and classes, these as "class NAME", in [0, 1]; without those that there are no objects for."""
+        every = {**self.figures, **{f"class {name}": value for name, value in self.classes.items()}}
+        return {name: value for name, value in every.items() if value >= 0}
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the curves as plain JSON values."""
+        return {k: v for k, v in asdict(self).items() if k != "curves"}
+
+
+def read_result(folder: Path) -> MemberResult:
+    """A member as its folder has it: done, failed, under way, or not begun.
+
+    Raises:
+        DetrkitError: a damaged result.json.
+    """
+    rows = CsvLog(folder / "epochs.csv", key="epoch").rows()
+    if (folder / RESULT).exists():
+        try:
+            plain = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            return MemberResult(**plain, curves=rows)
+        except (ValueError, TypeError) as error:
+            raise DetrkitError(
+                f"{folder / RESULT}: damaged ({error}); delete it, and the same command evaluates the member again"
+            ) from error
+    failure = ""
+    if (folder / FAILURE).exists():
+        failure = (folder / FAILURE).read_text(encoding="utf-8").splitlines()[0]
+    return replace(_of_log(rows), name=folder.name, failure=failure)
+
+
+def evaluate_last(folder: Path, config: TrainConfig, split: str) -> None:
+    """Evaluates the weights of the last epoch and writes result.json; in every process of the run.
+
+    Args:
+        folder: of a run that has ended.
+        config: of the run.
+        split: to evaluate on.
+    """
+    model, spec = load_model(folder / "last.pt")
+    data, run = config.data, config.run
+    metrics = evaluate(
+        (model, spec),
+        data.val_data or data.path,
+        split=split,
+        batch_size=data.eval_batch_size or data.batch_size,
+        max_dets=run.max_dets,
+        device=None if run.device == "auto" else run.device,
+        precision=run.precision,
+        workers=data.workers,
+        out=folder / LAST,
+        quiet=False,
+    )
+    if not FIRST_PROCESS:
+        return
+    result = replace(
+        _of_log(CsvLog(folder / "epochs.csv", key="epoch").rows()),
+        name=folder.name,
+        figures=_figures(metrics),
+        classes={name: row["AP"] for name, row in metrics.per_class.items()},
+        parameters=trainable(model, config),
+        shown_above=shown_above(spec),
+        machine=machine(config),
+    )
+    (folder / FAILURE).unlink(missing_ok=True)
+    write_atomic(folder / RESULT, json.dumps(result.to_json(), indent=2) + "\n")
+
+
+def _of_log(rows: Sequence[Mapping[str, Any]]) -> MemberResult:
+    """What epochs.csv tells."""
+    evaluated = [(float(r["val/AP"]), int(r["epoch"])) for r in rows if r.get("val/AP")]
+    best, epoch = max(evaluated, key=lambda pair: pair[0], default=(None, None))  # the first of equals
+    memory = max((float(r.get("peak_memory_mib") or 0) for r in rows), default=0)
+    return MemberResult(
+        name="",
+        epochs=len(rows),
+        best=best,
+        best_epoch=epoch,
+        seconds=statistics.median(float(r["seconds"]) for r in rows) if rows else None,
+        memory=memory or None,
+        curves=rows,
+    )
+
+
+def _figures(metrics: Metrics) -> dict[str, float]:
+    """The numbers of the table by its headings."""
+    names = {"mAP": "AP", "mAP50": "AP50", "mAP75": "AP75", "small": "APs", "medium": "APm", "large": "APl"}
+    return {heading: float(metrics[name]) for heading, name in names.items()}
+
+
+def trainable(model: nn.Module, config: TrainConfig) -> int:
+    """Number of parameters that train under a config: a learning rate of 0 freezes the backbone."""
+    frozen = "backbone." if config.optim.lr_backbone <= 0 else "\0"
+    return sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and not n.startswith(frozen))
+
+
+def machine(config: TrainConfig) -> str:
+    """The machine in a line: what trains, how many of it, versions."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if torch.cuda.is_available() and config.run.device != "cpu":
+        what = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    else:
+        what = f"{_processor()}, processors: {os.cpu_count()}, torch threads: {torch.get_num_threads()}"
+    several = f"{processes} x " if processes > 1 else ""
+    return f"{several}{what}, torch {torch.__version__}, detrkit {detrkit.__version__}"
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system knows it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

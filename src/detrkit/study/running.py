@@ -1,0 +1,189 @@
+"""`run_study`: several models, one after another, each from its first step to its figures."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from detrkit.build import build_model
+from detrkit.console import FIRST_PROCESS, console
+from detrkit.data.shapes import ShapesOptions, write_shapes
+from detrkit.engine.memory import free_unused
+from detrkit.engine.setup import open_splits
+from detrkit.engine.training import train
+from detrkit.errors import DetrkitError, Interrupted
+from detrkit.evaluation.files import write_atomic
+from detrkit.models.criterion import build_criterion
+from detrkit.study.config import Member, StudyConfig, check_same, load_study
+from detrkit.study.report import write_study
+from detrkit.study.results import FAILURE, MemberResult, evaluate_last, read_result
+from detrkit.study.tables import Outcome
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study left behind.
+
+    Attributes:
+        folder: of the study.
+        outcome: every member with what came out of it.
+        report: study.md, or None in a process that is not the first.
+    """
+
+    folder: Path
+    outcome: Outcome
+    report: Path | None
+
+    @property
+    def failed(self) -> list[Member]:
+        """The members that ended with an error."""
+        return [m for m, r in self.outcome if r.failure]
+
+
+def run_study(
+    study: StudyConfig, out: str | Path, *, only: Sequence[str] = (), command: str = "the same command again"
+) -> StudyResult:
+    """Trains and evaluates every member and writes the tables; goes on where an earlier call stopped.
+
+    Members that are done are read back, one that was interrupted goes on from its last saved step, one that failed is
+    tried again after all others. A member that fails does not stop those after it, unless there are several processes:
+    those may be waiting for each other, so the error ends them all.
+
+    Starts unchanged under `torchrun` and Slurm, where each member is trained by all processes.
+
+    Args:
+        study: what to train.
+        out: its folder, with a folder for each member.
+        only: names of members to train; the tables show what is known of all.
+        command: what to say when the study is interrupted.
+
+    Raises:
+        DetrkitError: bad input; a study with other settings in the folder.
+        Interrupted: asked to stop; everything is saved.
+    """
+    folder = Path(out)
+    chosen = _chosen(study, only)
+    study = _with_data(study, folder)
+    saved = folder / "study.yaml"
+    if saved.exists():
+        check_same(load_study(saved), study, saved)
+    _check_models(study)
+    # every process plans before the first of them writes: they come to the same plan
+    before = {m.name: read_result(folder / m.name) for m in chosen}
+    waiting = [m for m in chosen if not before[m.name].done]
+    waiting.sort(key=lambda m: bool(before[m.name].failure))
+    resumable = {m.name: (folder / m.name / "last.pt").exists() for m in waiting}
+    splits = None
+    try:
+        if FIRST_PROCESS:
+            _make_data(study, folder)
+            splits = open_splits(study.train)
+            write_atomic(saved, study.to_yaml())
+        for member in waiting:
+            number = study.members.index(member) + 1
+            console.print(f"\n{member.heading} ({number} of {len(study.members)})", markup=False)
+            _run_member(study, member, folder / member.name, resume=resumable[member.name])
+            if splits is not None:
+                write_study(folder, study, _outcome(study, folder), splits)
+        if splits is not None and not waiting:
+            write_study(folder, study, _outcome(study, folder), splits)
+    except Interrupted as stop:
+        raise Interrupted(stop.number, str(folder), command) from stop
+    except KeyboardInterrupt as stop:
+        raise Interrupted(signal.SIGINT, str(folder), command) from stop
+    return StudyResult(folder, _outcome(study, folder), None if splits is None else folder / "study.md")
+
+
+def _run_member(study: StudyConfig, member: Member, folder: Path, *, resume: bool) -> None:
+    """Trains a member to its end and evaluates its last weights; a failure is noted in its folder."""
+    config = study.config(member).changed(run={"out": str(folder)})
+    if FIRST_PROCESS and not resume:
+        for name in ("config.yaml", "steps.csv", "epochs.csv"):  # of a run that ended before it saved a state
+            (folder / name).unlink(missing_ok=True)
+    free_unused()  # of the member before
+    try:
+        train(config, resume=resume)
+        evaluate_last(folder, config, study.split())
+    except Interrupted:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, DetrkitError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.split())  # in one line
+        write_atomic(folder / FAILURE, f"{reason}\n\n{traceback.format_exc()}")
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise
+        console.print(f"{member.heading} failed: {reason}", markup=False)
+
+
+def _outcome(study: StudyConfig, folder: Path) -> list[tuple[Member, MemberResult]]:
+    """What is known of every member."""
+    return [(m, read_result(folder / m.name)) for m in study.members]
+
+
+def _chosen(study: StudyConfig, only: Sequence[str]) -> list[Member]:
+    """The members to train.
+
+    Raises:
+        DetrkitError: a name that none of them has.
+    """
+    names = [m.name for m in study.members]
+    for name in only:
+        if name not in names:
+            raise DetrkitError(f"--only {name}: no member of that name (there are {', '.join(names)})")
+    return [m for m in study.members if not only or m.name in only]
+
+
+def _with_data(study: StudyConfig, folder: Path) -> StudyConfig:
+    """The study with a dataset: the one that was given, or the one it makes for itself in its folder.
+
+    Raises:
+        DetrkitError: there is neither.
+    """
+    if study.train.data.path:
+        return study
+    if study.generate is None:
+        raise DetrkitError(f"{study.title}: no dataset: give its path after the recipe")
+    return replace(study, train=study.train.changed(data={"path": str(folder / "shapes")}))
+
+
+def _make_data(study: StudyConfig, folder: Path) -> None:
+    """Generates the study's own dataset, unless another was given or it is there already.
+
+    Raises:
+        DetrkitError: an option that the shapes do not have; names it.
+    """
+    path = folder / "shapes"
+    if study.generate is None or study.train.data.path != str(path) or path.exists():
+        return
+    options, known = study.generate.options, [f.name for f in fields(ShapesOptions)]
+    for name in options:
+        if name not in known:
+            raise DetrkitError(f"generate.options.{name}: unknown field (there are {', '.join(known)})")
+    images = ", ".join(f"{count} {split}" for split, count in study.generate.images.items())
+    console.print(f"generating images in {path}: {images}")
+    write_shapes(path, images=study.generate.images, seed=study.generate.seed, **options)
+
+
+def _check_models(study: StudyConfig) -> None:
+    """Finds out now, not after hours, that a member's model cannot be built.
+
+    Raises:
+        DetrkitError: an unknown model, or an option that it does not take; names the member.
+    """
+    for member in study.members:
+        config = study.config(member)
+        if config.run.init_from is not None:
+            continue  # the options are known when the weights are read
+        name = config.model.name or "detr-r50"
+        try:
+            with torch.device("meta"):  # no memory, no time
+                build_model(name, num_classes=1, **config.model.options())
+                build_criterion(name, num_classes=1, **config.loss.overrides())
+        except (TypeError, ValueError) as error:
+            raise DetrkitError(f"members.{member.name}: {error}") from error

@@ -1,0 +1,166 @@
+"""The tables of a study: figures, classes, measured beside published; as text, as CSV and on a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+from detrkit.evaluation.metrics import markdown_table, percent
+from detrkit.study.config import Member, Published, StudyConfig
+from detrkit.study.results import MemberResult
+
+FIGURES = ("mAP", "mAP50", "mAP75", "small", "medium", "large")
+WIDTH = 100  # columns that a table on a terminal takes at most
+Outcome = Sequence[tuple[Member, MemberResult]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        title: above it.
+        headings: of the columns.
+        rows: of texts, as long as the headings.
+    """
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """As Markdown, without the title."""
+        return markdown_table(self.headings, self.rows)
+
+    def parts(self, width: int) -> list[Table]:
+        """Tables that are no wider than so many characters, as far as may be: each with the first column."""
+        lengths = [max(map(len, column)) for column in zip(self.headings, *self.rows, strict=True)]
+        groups: list[list[int]] = [[]]
+        for i in range(1, len(lengths)):
+            if groups[-1] and sum(2 + lengths[k] for k in [*groups[-1], i]) + lengths[0] > width:
+                groups.append([])
+            groups[-1].append(i)
+        return [
+            Table(self.title, [self.headings[k] for k in [0, *g]], [[row[k] for k in [0, *g]] for row in self.rows])
+            for g in groups
+        ]
+
+
+def study_tables(study: StudyConfig, outcome: Outcome) -> list[Table]:
+    """All tables that there is something for; metrics in percent."""
+    tables = [_figures(study, outcome), _classes(outcome), _compared(outcome)]
+    return [t for t in tables if t.rows]
+
+
+def _figures(study: StudyConfig, outcome: Outcome) -> Table:
+    """A row for each member: metrics, size, time, memory."""
+    rows = []
+    for member, result in outcome:
+        figures = [percent(result.figures.get(name, -1.0)) for name in FIGURES]
+        size = "n/a" if result.parameters is None else f"{result.parameters / 1e6:.2f}"
+        time = "n/a" if result.seconds is None else f"{result.seconds:.1f}"
+        memory = "n/a" if result.memory is None else f"{result.memory:.0f}"
+        rows.append([_named(member, result, study.train.optim.epochs), *figures, size, time, memory])
+    return Table("Result", ["model", *FIGURES, "parameters (M)", "epoch (s)", "memory (MiB)"], rows)
+
+
+def _named(member: Member, result: MemberResult, epochs: int) -> str:
+    """The member's heading, and how far it has come if it is not done."""
+    if result.done:
+        return member.heading
+    if result.failure:
+        return f"{member.heading} (failed)"
+    return f"{member.heading} (not trained)" if not result.epochs else f"{member.heading} ({result.epochs}/{epochs})"
+
+
+def _classes(outcome: Outcome) -> Table:
+    """AP of every class, a column for each member that is done."""
+    done = [(m, r) for m, r in outcome if r.done]
+    names = list(dict.fromkeys(name for _, r in done for name in r.classes))
+    rows = [[name, *(percent(r.classes.get(name, -1.0)) for _, r in done)] for name in names]
+    return Table("AP of each class", ["class", *(m.heading for m, _ in done)], rows)
+
+
+def _compared(outcome: Outcome) -> Table:
+    """Measured (published, difference), a column for each member that is done and has published figures."""
+    done = [(m, r) for m, r in outcome if r.done and not foreign_classes(m, r)]
+    known = [(m, r, m.published) for m, r in done if m.published is not None]
+    published = {name for _, _, p in known for name in p.figures()}
+    names = [n for n in FIGURES if n in published] + sorted(published - set(FIGURES))
+    rows = [[name.removeprefix("class "), *(_beside(r, p, name) for _, r, p in known)] for name in names]
+    title = "Measured (published, difference)"
+    return Table(title, ["", *(m.heading for m, _, _ in known)], rows)
+
+
+def foreign_classes(member: Member, result: MemberResult) -> list[str]:
+    """Classes of a member's published figures that the dataset lacks: then they are of another dataset."""
+    if member.published is None or not result.done:
+        return []
+    return sorted(set(member.published.classes) - set(result.classes))
+
+
+def _beside(result: MemberResult, published: Published, name: str) -> str:
+    """A cell of the comparison."""
+    measured, other = result.all_figures().get(name), published.figures().get(name)
+    said = "n/a" if measured is None else percent(measured)
+    if other is None:
+        return said
+    if measured is None:
+        return f"{said} ({percent(other)})"
+    gap = round((measured - other) * 100, 1) + 0.0  # without the sign of -0.0
+    return f"{said} ({percent(other)}, {gap:+.1f})"
+
+
+def table_csv(outcome: Outcome) -> str:
+    """One line for each member, metrics in [0, 1], cells empty where nothing is known."""
+    rows: list[dict[str, Any]] = []
+    for member, result in outcome:
+        measured = result.all_figures()
+        row: dict[str, Any] = {"model": member.name, "title": member.heading, "epochs": result.epochs, **measured}
+        row |= {"best mAP": result.best, "best epoch": result.best_epoch, "parameters": result.parameters}
+        row |= {"epoch seconds": result.seconds, "peak memory MiB": result.memory}
+        if member.published is not None and not foreign_classes(member, result):
+            for name, value in member.published.figures().items():
+                row[f"published {name}"] = value
+                row[f"difference {name}"] = measured[name] - value if name in measured else None
+        rows.append({**row, "failure": result.failure, "machine": result.machine})
+    last = ("failure", "machine")
+    columns = [n for n in dict.fromkeys(name for row in rows for name in row) if n not in last] + list(last)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def print_tables(console: Console, study: StudyConfig, outcome: Outcome) -> None:
+    """The tables as they fit a terminal, each member in its colour; elsewhere as Markdown."""
+    colors = {m.heading: study.color(m) for m, _ in outcome}
+    width = min(WIDTH, console.width)
+    for table in study_tables(study, outcome):
+        if not console.is_terminal:
+            console.print(f"{table.title}\n\n{table.markdown()}\n", markup=False)
+            continue
+        for part in table.parts(width):
+            console.print(part.title, style="bold", markup=False)
+            shown = TerminalTable(box=None, pad_edge=False)
+            for i, heading in enumerate(part.headings):
+                shown.add_column(_colored(heading, colors), justify="right" if i else "left")
+            for first, *rest in part.rows:
+                shown.add_row(_colored(first, colors), *map(escape, rest))
+            console.print(shown, soft_wrap=False, width=width)
+            console.print()
+
+
+def _colored(text: str, colors: dict[str, str]) -> Text:
+    """A text in the colour of the member that it begins with, if it is one's."""
+    names = [name for name in colors if text == name or text.startswith(f"{name} (")]
+    return Text(text, style=colors[max(names, key=len)] if names else "")
