@@ -1,7 +1,7 @@
 """Operations on tensors that know nothing of models or data."""
 
 from detrkit.ops.boxes import box_area, cxcywh_to_xyxy, generalized_iou, iou, pairwise_generalized_iou, xyxy_to_cxcywh
-from detrkit.ops.ms_deform import ms_deform_attn
+from detrkit.ops.ms_deform import ms_deform_attn, ms_deform_backend
 
 __all__ = [
     "box_area",
@@ -9,6 +9,7 @@ __all__ = [
     "generalized_iou",
     "iou",
     "ms_deform_attn",
+    "ms_deform_backend",
     "pairwise_generalized_iou",
     "xyxy_to_cxcywh",
 ]
