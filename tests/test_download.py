@@ -3,69 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
-import re
 import socket
 import threading
 
 import pytest
 
 from detrkit import download as module
-from detrkit.download import download, home
+from detrkit.download import DownloadError, download, home, md5
 from detrkit.errors import DetrkitError
+from file_server import serving
 
 CONTENT = bytes(range(256)) * 2000  # 512 000 bytes
 PREFIX = hashlib.sha256(CONTENT).hexdigest()[:8]
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT; `cut` holds how many bytes the next connections send before they break off."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.ranges, self.cut, self.status, self.requests = CONTENT, True, [], [], []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/files/model-{PREFIX}.pth"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        server, header = self.server, self.headers.get("Range")
-        server.requests.append(header)
-        if server.status and (status := server.status.pop(0)):
-            return self.send_error(status)
-        start = int(re.fullmatch(r"bytes=(\d+)-", header)[1]) if header and server.ranges else 0
-        size = len(server.content)
-        if start >= size:
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{size}")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if server.cut:
-            body = body[: server.cut.pop(0)]
-        self.wfile.write(body)
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_WR)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def server():
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with serving(CONTENT, f"/files/model-{PREFIX}.pth") as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def get(server, folder):
@@ -112,6 +67,19 @@ def test_wrong_file(server, tmp_path):
     with pytest.raises(DetrkitError, match=rf"not the expected file.*not with {PREFIX}"):
         get(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_md5_where_that_is_what_is_published(server, tmp_path):
+    digest = hashlib.md5(CONTENT).hexdigest()
+    path = download(server.url, md5_digest=digest, folder=tmp_path, name="data.tar.gz", pause=0.0)
+    assert path == tmp_path / "data.tar.gz" and path.read_bytes() == CONTENT and md5(path) == digest
+    server.content = CONTENT[:-1] + b"!"
+    path.unlink()
+    with pytest.raises(DownloadError, match=f"its MD5 starts with .{{8}}, not with {digest[:8]}$") as error:
+        download(server.url, md5_digest=digest, folder=tmp_path, name="data.tar.gz", pause=0.0)
+    assert error.value.reason.startswith("not the expected file") and list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="either"):
+        download(server.url, folder=tmp_path)
 
 
 def test_damaged_cache_is_replaced(server, tmp_path):

@@ -248,7 +248,7 @@ class DataDownload:
         root = download_cppe5(self.to or Path(self.name), archive=self.archive, force=self.force)
         table = Table(title="CPPE-5", title_justify="left")
         table.add_column("split")
-        for name in ("images", "of another size than annotated", "objects in the others"):
+        for name in ("images", "unusable (not of the annotated size)", "objects in the others"):
             table.add_column(name, justify="right")
         for split in ("train", "test"):
             dataset = open_dataset(root, split=split, unusable="skip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 import zlib
 from pathlib import Path
@@ -102,4 +103,4 @@ def _unpack(archive: Path, root: Path) -> None:
     if found != root:
         for entry in found.iterdir():
             entry.rename(root / entry.name)
-        found.rmdir()
+        shutil.rmtree(root / found.relative_to(root).parts[0])

@@ -1,15 +1,16 @@
 """Where the bytes of an image are: in a file of its own, or in a row of a parquet file.
 
-Parquet is compressed and read by row groups, often of a hundred images and more: one image out of a group of 100 costs
-9 ms, out of a group of 1000 110 ms (of 236 kB each). So the images of a parquet file are copied once, when the first of
-them is needed, to an Arrow file in detrkit's cache, which is mapped into memory: an image then costs 0.04 ms, nothing
-stays in memory, and all processes share the pages.
+Parquet is read by row groups, often of a hundred images (24 MB of CPPE-5); to get at one, all are unpacked. So the
+images of a parquet file are copied once, when the first is needed, to an Arrow file in detrkit's cache, which is mapped
+into memory: of it only the image itself is read, and all processes share its pages.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 
 from detrkit.errors import DetrkitError
 
+IMAGE_COLUMN = "image"  # bytes, or a struct with a field `bytes`
 _COPIED_TOGETHER = 16  # images
-_LFS_POINTER = b"version https://git-lfs"
+_POINTER_BYTES = 1024  # a Git LFS pointer is smaller
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,11 @@ class ParquetImage:
         file: the parquet file.
         row: from 0.
         name: what the row calls the image ("17.png").
-        column: the column with the image: bytes, or a struct with a field `bytes`.
     """
 
     file: Path
     row: int
     name: str
-    column: str = "image"
 
     @property
     def stem(self) -> str:
@@ -56,10 +56,10 @@ class ParquetImage:
         Raises:
             DetrkitError: pyarrow is not installed, the file cannot be read, or the row has no image in it.
         """
-        rows = _images_of(self.file, self.column)
+        rows = _images_of(self.file)
         value = rows[self.row] if self.row < len(rows) else None
         if value is None or not value.is_valid:
-            raise DetrkitError(f"{self}: column {self.column} has no image bytes; write the dataset with its images")
+            raise DetrkitError(f"{self}: column {IMAGE_COLUMN} has no image bytes; write the dataset with its images")
         return bytes(value.as_buffer())
 
 
@@ -73,24 +73,31 @@ def open_parquet(file: Path) -> Any:
         DetrkitError: pyarrow is not installed, or the file is missing or not parquet.
     """
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DetrkitError(f"{file}: reading parquet needs pyarrow: pip install 'detrkit[parquet]'") from error
-    try:
+        raise DetrkitError(f"{file}: reading parquet needs pyarrow: pip install pyarrow") from error
+    with parquet_errors(file):
         # neither prebuffered nor in one piece: half of the memory that the default takes
         return pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+
+
+@contextmanager
+def parquet_errors(file: Path) -> Iterator[None]:
+    """Turns what pyarrow raises while `file` is read into a DetrkitError of one line."""
+    import pyarrow
+
+    try:
+        yield
     except FileNotFoundError as error:
         raise DetrkitError(f"{file}: parquet file is missing") from error
     except (pyarrow.ArrowException, OSError) as error:
-        with file.open("rb") as opened:
-            if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise DetrkitError(f"{file}: only a pointer to the file; fetch it with `git lfs pull`") from error
+        if file.is_file() and file.stat().st_size < _POINTER_BYTES and b"git-lfs" in file.read_bytes():
+            raise DetrkitError(f"{file}: only a pointer to the file; fetch it with `git lfs pull`") from error
         raise DetrkitError(f"{file}: not a parquet file that can be read ({_one_line(error)})") from error
 
 
 @lru_cache(maxsize=64)
-def _images_of(file: Path, column: str) -> Any:
+def _images_of(file: Path) -> Any:
     """The images of a parquet file by row: a chunked array of binary values that lies in the mapped copy.
 
     Raises:
@@ -103,17 +110,17 @@ def _images_of(file: Path, column: str) -> Any:
 
     status = file.stat()
     # another content, another copy
-    key = f"{file.resolve()}\n{column}\n{status.st_size}\n{status.st_mtime_ns}"
+    key = f"{file.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
     copy = home() / "parquet" / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.arrow"
     try:
         if not copy.exists():
-            _copy_images(source, file, column, copy)
+            _copy_images(source, file, copy)
         return pyarrow.ipc.open_file(pyarrow.memory_map(str(copy))).read_all()["bytes"]
     except (pyarrow.ArrowException, OSError) as error:
         raise DetrkitError(f"{file}: cannot copy its images to {copy} ({_one_line(error)})") from error
 
 
-def _copy_images(source: Any, file: Path, column: str, copy: Path) -> None:
+def _copy_images(source: Any, file: Path, copy: Path) -> None:
     """Writes the Arrow file; of several processes one does, and the others wait (POSIX)."""
     import pyarrow
     from rich.console import Console
@@ -128,10 +135,10 @@ def _copy_images(source: Any, file: Path, column: str, copy: Path) -> None:
             return
         text = f"copying the images of {file.name} to {copy} ({file.stat().st_size / 1e6:.0f} MB), once"
         Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
-        struct = pyarrow.types.is_struct(source.schema_arrow.field(column).type)
+        struct = pyarrow.types.is_struct(source.schema_arrow.field(IMAGE_COLUMN).type)
         schema = pyarrow.schema([("bytes", pyarrow.large_binary())])
         with pyarrow.OSFile(str(part), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
-            name = f"{column}.bytes" if struct else column
+            name = f"{IMAGE_COLUMN}.bytes" if struct else IMAGE_COLUMN
             for batch in source.iter_batches(_COPIED_TOGETHER, columns=[name], use_threads=False):
                 values = batch.column(0)
                 if struct:

@@ -26,7 +26,7 @@ import yaml
 from detrkit.classes import ClassList
 from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, make_record, read_text, size_or_error
 from detrkit.data.sample import Record
-from detrkit.data.sources import ParquetImage, open_parquet
+from detrkit.data.sources import IMAGE_COLUMN, ParquetImage, open_parquet, parquet_errors
 from detrkit.errors import DetrkitError
 
 # "train-00000-of-00004", with the hash that older uploads have
@@ -119,13 +119,14 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     """
     source = open_parquet(file)
     names = source.schema_arrow.names
-    for needed in ("image", "objects"):
+    for needed in (IMAGE_COLUMN, "objects"):
         if needed not in names:
             raise DetrkitError(f"{file}: no column {needed}; it has {', '.join(names)}")
     columns = [name for name in ("image_id", "width", "height") if name in names]
-    rows: list[dict[str, Any]] = source.read(columns=[*columns, "image.path", "objects"]).to_pylist()
+    with parquet_errors(file):
+        rows: list[dict[str, Any]] = source.read(columns=[*columns, f"{IMAGE_COLUMN}.path", "objects"]).to_pylist()
     for number, row in enumerate(rows):
-        recorded = (row.pop("image", None) or {}).get("path") or str(row.get("image_id", number))
+        recorded = (row.pop(IMAGE_COLUMN, None) or {}).get("path") or str(row.get("image_id", number))
         row["image"] = ParquetImage(file, number, Path(recorded).name)
         for name in ("image_id", "width", "height"):
             row.setdefault(name, None)

@@ -1,0 +1,65 @@
+"""A server on this machine that gives one file and misbehaves as asked."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content` at `url`.
+
+    `cut` holds how many bytes the next connections send before they break off, `status` what the next ones answer
+    instead; `ranges` is whether the server can go on in the middle. `requests` lists the Range headers that came.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, content: bytes, path: str) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.ranges, self.cut, self.status, self.requests = content, True, [], [], []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, header = self.server, self.headers.get("Range")
+        server.requests.append(header)
+        if server.status and (status := server.status.pop(0)):
+            return self.send_error(status)
+        start = int(re.fullmatch(r"bytes=(\d+)-", header)[1]) if header and server.ranges else 0
+        size = len(server.content)
+        if start >= size:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{size}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if server.cut:
+            body = body[: server.cut.pop(0)]
+        self.wfile.write(body)
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_WR)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving(content: bytes, path: str) -> Iterator[Server]:
+    """A server that runs during the block."""
+    with Server(content, path) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
