@@ -53,3 +53,17 @@ def test_peak_of_an_epoch_outlives_an_interruption(shapes, tmp_path, monkeypatch
     train(config, resume=True)
     with (tmp_path / "run" / "epochs.csv").open(newline="") as file:
         assert [float(row["peak_memory_mib"]) for row in csv.DictReader(file)] == [500.0, 100.0]
+
+
+@pytest.mark.gpu
+def test_peak_on_a_gpu_is_what_torch_allocated():
+    device = torch.device("cuda")
+    block = torch.ones(64, 2**20, dtype=torch.uint8, device=device)
+    reset_peak(device)
+    before = peak_mib(device)
+    more = torch.ones(100, 2**20, dtype=torch.uint8, device=device)
+    del more
+    assert peak_mib(device) - before == pytest.approx(100, abs=1)
+    reset_peak(device)
+    assert peak_mib(device) == before
+    del block

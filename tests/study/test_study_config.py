@@ -91,6 +91,12 @@ def test_the_drop_moves_with_the_epochs(tmp_path):
     assert load_study("cppe5-four", shared={"optim": {"epochs": 1}}).train.optim.lr_drop == 1
 
 
+def test_the_tables_are_of_the_test_split_if_there_is_one():
+    assert load_study("bccd-four").split() == "test"
+    assert load_study("bccd-four", shared={"data": {"test_split": "none"}}).split() == "val"
+    assert load_study("cppe5-four").split() == "test"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

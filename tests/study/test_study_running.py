@@ -11,9 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from tiny_study import tiny_study
 
 import detrkit.study.report
@@ -97,6 +98,10 @@ def test_the_folder_explains_itself(whole):
     assert str(result.folder) not in page
     with Image.open(result.folder / "examples.png") as sheet:  # image, truth, two models
         assert sheet.width == 10 + 4 * 330
+        top = np.array(sheet.crop((0, 0, sheet.width, 40)))
+    for i, (member, _) in enumerate(result.outcome):  # a bar in its colour above a member's column, and there alone
+        color = (top == ImageColor.getrgb(load_study(file).color(member))).all(-1)
+        assert color[:, 10 + (2 + i) * 330 : 10 + (2 + i) * 330 + 320].sum() == color.sum() > 320
     assert load_study(result.folder / "study.yaml").members == load_study(file).members
     rows = list(csv.DictReader((result.folder / "table.csv").open(newline="")))
     assert [float(r["mAP"]) for r in rows] == [r.figures["mAP"] for _, r in result.outcome]

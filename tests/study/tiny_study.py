@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
             "num_queries": 8,
             "dropout": 0.1,
         },
-        "optim": {"epochs": 2, "lr": 1e-3, "lr_backbone": 1e-3},
+        "optim": {"epochs": 2, "lr": 1e-3, "lr_backbone": 1e-3, "ema": 0.9},
         "run": {"device": "cpu", "log_every": 1, "tensorboard": False, "seed": 3},
     },
     "members": [

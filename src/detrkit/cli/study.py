@@ -61,7 +61,7 @@ class Study:
     val_split: str | None = None
     """The split to evaluate on, each epoch."""
     test_split: str | None = None
-    """The split of the tables; by default the one that is evaluated each epoch."""
+    """The split of the tables, as the recipe has it; "none" for that which is evaluated each epoch."""
     seed: int | None = None
     """Of weights, order and augmentation, for all members."""
 
