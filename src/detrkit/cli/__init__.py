@@ -75,7 +75,7 @@ def _parse(words: Sequence[str]) -> Any:
         | Annotated[Study, sub("study")]
         | Annotated[Eval, sub("eval")]
         | Annotated[Predict, sub("predict")]
-        | Annotated[DataCommand, sub("data", description="Check, convert, generate and preview datasets.")]
+        | Annotated[DataCommand, sub("data", description="Check, convert, generate, preview and download datasets.")]
         | Annotated[Models, sub("models")]
         | Annotated[Convert, sub("convert")]
     )
