@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.convert import load_official
+from detrkit.convert.keymap import official_names
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
@@ -87,6 +88,17 @@ def _filled(name: str, shape: tuple[int, ...]) -> Tensor:
 def filled(variant: str) -> dict[str, Tensor]:
     """The official state dict of a variant."""
     return {name: _filled(fill, tuple(shape)) for name, shape, fill, _ in entries(variant)}
+
+
+def fill(model: nn.Module, seed: int) -> nn.Module:
+    """Gives any model other weights of the same formula: every seed others, every name and shape always the same."""
+    values: dict[str, Tensor] = {}
+    for theirs, ours in official_names(model):
+        if ours not in values:
+            shape = tuple(model.state_dict()[ours].shape)
+            values[ours] = torch.from_numpy(filler.fill(theirs, shape, salt=f"seed{seed}"))
+    model.load_state_dict(values)
+    return model
 
 
 @lru_cache(maxsize=1)

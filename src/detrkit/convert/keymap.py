@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
+from detrkit.errors import DetrkitError
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
@@ -52,7 +53,15 @@ def demo_rules(model: DETRdemo) -> Iterator[Rule]:
 
 
 def deformable_rules(model: DeformableDETR) -> Iterator[Rule]:
-    """fundamentalvision/Deformable-DETR, models/deformable_detr.py."""
+    """fundamentalvision/Deformable-DETR, models/deformable_detr.py.
+
+    Raises:
+        DetrkitError: two stages without box refinement, which the official code cannot run.
+    """
+    if model.two_stage and not model.with_box_refine:
+        raise DetrkitError(
+            "a model with two_stage and without with_box_refine has no official names: the official code has none"
+        )
     yield "level_embed", "transformer.level_embed"
     yield "encoder.", "transformer.encoder.layers."
     for i in range(len(model.decoder)):
@@ -103,6 +112,7 @@ def official_names(model: nn.Module) -> list[Rule]:
 
     Raises:
         TypeError: a module that has no official counterpart.
+        DetrkitError: options that have none.
         KeyError: an entry of the model that no rule covers (the table is incomplete).
     """
     rules = next((RULES[kind] for kind in RULES if isinstance(model, kind)), None)
