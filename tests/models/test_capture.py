@@ -39,6 +39,74 @@ def test_attention(name):
         assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "strides", "coordinates"),
+    [
+        ("deformable-detr-r50-single-scale", [32], [2, 2, 2]),
+        ("deformable-detr-r50-single-scale-dc5", [16], [2, 2, 2]),
+        ("deformable-detr-r50", [8, 16, 32, 64], [2, 2, 2]),
+        ("deformable-detr-r50-refine", [8, 16, 32, 64], [2, 4, 4]),
+        ("deformable-detr-r50-two-stage", [8, 16, 32, 64], [4, 4, 4]),
+    ],
+)
+def test_sampling_points_and_weights(name, strides, coordinates):
+    """At the published initialisation: equal weights, and points on one ray a head (Deformable DETR, Sec. A.4)."""
+    model = build_model(name, **SMALL, nheads=4, enc_n_points=3, dec_n_points=2).eval()
+    images = [goldens.image("a", 97, 131), goldens.image("b", 70, 90)]
+    with torch.inference_mode():
+        plain, captured = model(images), model(images, capture=True)
+    assert plain.capture is None
+    for a, b in zip([plain, *plain.aux], [captured, *captured.aux], strict=True):
+        assert torch.allclose(a.logits, b.logits, rtol=0, atol=2e-5)
+        assert torch.allclose(a.boxes, b.boxes, rtol=0, atol=5e-6)
+
+    capture = captured.capture
+    shapes, *valid = ([(-(-h // s), -(-w // s)) for s in strides] for h, w in [(97, 131), (97, 131), (70, 90)])
+    assert capture.feature_shapes == shapes
+    tokens, levels = sum(h * w for h, w in shapes), len(shapes)
+    assert capture.padding.shape == (2, tokens)
+    assert len(capture.encoder_locations) == len(capture.encoder_attention) == 2
+    assert len(capture.decoder_locations) == len(capture.decoder_attention) == len(capture.query_attention) == 3
+    for weights in capture.encoder_attention:
+        assert weights.shape == (2, tokens, 4, levels, 3)
+        assert torch.allclose(weights, torch.tensor(1 / (levels * 3)), rtol=1e-6)
+    for weights in capture.decoder_attention:
+        assert weights.shape == (2, 10, 4, levels, 2)
+        assert torch.allclose(weights, torch.tensor(1 / (levels * 2)), rtol=1e-6)
+    for weights in capture.query_attention:
+        assert weights.shape == (2, 4, 10, 10)
+        assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
+
+    references = [capture.stages["init_reference"], *capture.stages["inter_references"][:-1]]  # of each layer
+    assert [reference.shape[-1] for reference in references] == coordinates
+    for i, own in enumerate(valid):
+        cells = torch.cat([_centres(h, w) / torch.tensor(size[::-1]) for (h, w), size in zip(shapes, own, strict=True)])
+        for locations in capture.encoder_locations:
+            torch.testing.assert_close(locations[i], _points(cells, shapes, own, 3), rtol=0, atol=1e-5)
+        for locations, reference in zip(capture.decoder_locations, references, strict=True):
+            torch.testing.assert_close(locations[i], _points(reference[i], shapes, own, 2), rtol=0, atol=1e-5)
+
+
+def _centres(h, w):
+    """(h * w, 2) xy of the cells' centres, in cells."""
+    return torch.tensor([(x + 0.5, y + 0.5) for y in range(h) for x in range(w)])
+
+
+def _points(references, shapes, valid, points):
+    """(N, 4, L, points, 2): around (N, 2) points in steps of a cell, around (N, 4) boxes in shares of half a box."""
+    rays = torch.tensor([(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)])  # of four heads
+    steps = torch.arange(1, points + 1)[:, None] * rays[:, None]  # (4, points, 2)
+    levels = []
+    for (h, w), (valid_h, valid_w) in zip(shapes, valid, strict=True):
+        size, ratio = torch.tensor([w, h]), torch.tensor([valid_w / w, valid_h / h])
+        centre = (references[:, :2] * ratio)[:, None, None]  # (N, 1, 1, 2)
+        if references.shape[1] == 2:
+            levels.append(centre + steps / size)
+        else:
+            levels.append(centre + steps / points * (references[:, 2:] * ratio)[:, None, None] / 2)
+    return torch.stack(levels, 2)
+
+
 def test_capture_and_gradients_agree():
     model = build_model("detr-r50", backbone="resnet18", **SMALL, dropout=0.0).train()
     images = [goldens.image("a", 64, 96)]
