@@ -57,7 +57,8 @@ class Capture:
             deformable models: (B, S, heads, L, P) weights of the sampled points.
         decoder_attention: one (B, heads, Q, S) tensor per decoder layer: cross-attention of queries to tokens;
             deformable models: (B, Q, heads, L, P) weights of the sampled points.
-        encoder_locations: deformable models: per encoder layer (B, S, heads, L, P, 2) xy in [0, 1] of the padded map.
+        encoder_locations: deformable models: per encoder layer (B, S, heads, L, P, 2) xy, the padded map being [0, 1]; a
+            point may lie outside.
         decoder_locations: deformable models: per decoder layer (B, Q, heads, L, P, 2).
         query_attention: one (B, heads, Q, Q) tensor per decoder layer: self-attention among queries.
         feature_shapes: (h, w) of the feature map, or of each level of maps, behind the tokens.
