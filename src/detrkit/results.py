@@ -1,10 +1,12 @@
-"""`Detections`: the objects found in one image."""
+"""What is found in one image: `Detections` (boxes, with masks or without) or a `PanopticResult` (every pixel)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ class Detections:
         )
 
     def draw(self, image: Image.Image | None = None, *, threshold: float = 0.0) -> Image.Image:
-        """A copy of the picture with boxes, names and scores.
+        """A copy of the picture with boxes, masks if there are any, names and scores.
 
         Args:
             image: the RGB picture of the original size; by default the one that was predicted on.
@@ -87,6 +89,8 @@ class Detections:
     def to_coco(self) -> list[dict[str, Any]]:
         """COCO result entries: image_id, category_id (the dataset's own), bbox xywh pixels, score.
 
+        With masks, each has its segmentation too (RLE at the size of the image).
+
         Raises:
             ValueError: the image id is not known (results without it cannot be evaluated).
         """
@@ -96,14 +100,17 @@ class Detections:
         xywh = torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], 1).tolist()
         labels = self.labels.tolist()
         ids = labels if self.classes is None else [self.classes.ids[label] for label in labels]
-        return [
+        entries: list[dict[str, Any]] = [
             {"image_id": self.image_id, "category_id": category, "bbox": box, "score": score}
             for category, box, score in zip(ids, xywh, self.scores.double().cpu().tolist(), strict=True)
         ]
+        if self.masks is not None:
+            for entry, rle in zip(entries, encode_masks(self.masks), strict=True):
+                entry["segmentation"] = rle
+        return entries
 
     def to_supervision(self) -> Any:
         """The same as `supervision.Detections` (extra `supervision`)."""
-        import numpy as np
         import supervision
 
         return supervision.Detections(
@@ -113,3 +120,137 @@ class Detections:
             mask=None if self.masks is None else self.masks.cpu().numpy(),
             data={"class_name": np.array(self.names)},
         )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a panoptic result.
+
+    Attributes:
+        id: its value in the id map.
+        label: into the result's classes.
+        score: in [0, 1].
+        area: in pixels.
+        thing: whether its class is countable; a class of stuff has at most one segment in an image.
+    """
+
+    id: int
+    label: int
+    score: float
+    area: int
+    thing: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PanopticResult:
+    """Every pixel of one image given to a segment, or to none (void).
+
+    Attributes:
+        id_map: (H, W) int32 at the size of the original image: the id of a segment, 0 for void.
+        segments: those of the map, in any order; their ids are unique.
+        classes: names and dataset ids of the labels, or None when unknown.
+        image_id: the dataset's id of the image, or None.
+        image: the picture predicted on, so that `draw()` needs nothing else.
+    """
+
+    id_map: Tensor
+    segments: list[Segment]
+    classes: ClassList | None = None
+    image_id: int | str | None = None
+    image: Image.Image | None = None
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of every segment ("class 7" where no class list is known)."""
+        if self.classes is None:
+            return [f"class {segment.label}" for segment in self.segments]
+        return [self.classes.names[segment.label] for segment in self.segments]
+
+    @property
+    def masks(self) -> Tensor:
+        """(N, H, W) bool, one mask a segment, in the order of `segments`."""
+        ids = torch.tensor([segment.id for segment in self.segments], dtype=torch.int32, device=self.id_map.device)
+        return self.id_map[None] == ids[:, None, None]
+
+    def to(self, device: torch.device | str) -> PanopticResult:
+        """A copy with the map on `device`."""
+        return replace(self, id_map=self.id_map.to(device))
+
+    def draw(self, image: Image.Image | None = None) -> Image.Image:
+        """A copy of the picture with every segment in its colour and its name inside it.
+
+        Args:
+            image: the RGB picture of the original size; by default the one that was predicted on.
+
+        Raises:
+            ValueError: no picture is known and none was given.
+        """
+        from detrkit.visualize import draw_panoptic
+
+        picture = image if image is not None else self.image
+        if picture is None:
+            raise ValueError("this result holds no picture: pass draw(image=...)")
+        return draw_panoptic(picture, self)
+
+    def to_coco(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """COCO's panoptic format: the pixels of a PNG and its `segments_info`.
+
+        Returns:
+            (H, W, 3) uint8 RGB with id = R + 256 G + 65536 B, and for each segment id, category_id (the dataset's
+            own), isthing, area and score.
+        """
+        ids = self.id_map.cpu().numpy().astype(np.uint32)
+        rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
+        return rgb, [
+            {
+                "id": segment.id,
+                "category_id": segment.label if self.classes is None else self.classes.ids[segment.label],
+                "isthing": int(segment.thing),
+                "area": segment.area,
+                "score": segment.score,
+            }
+            for segment in self.segments
+        ]
+
+    @classmethod
+    def from_coco(
+        cls,
+        id_map: np.ndarray | Tensor,
+        segments_info: Iterable[Mapping[str, Any]],
+        classes: ClassList,
+        *,
+        image_id: int | str | None = None,
+        image: Image.Image | None = None,
+    ) -> PanopticResult:
+        """COCO's panoptic ground truth or results of one image, such as to be drawn.
+
+        Args:
+            id_map: (H, W) segment ids, read from the PNG's pixels.
+            segments_info: for each segment id and category_id; score is 1 where there is none.
+            classes: of the dataset.
+            image_id: the dataset's id.
+            image: the picture.
+        """
+        ids = torch.as_tensor(id_map).to(torch.int32)
+        values, counts = ids.unique(return_counts=True)
+        area = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        label_of = classes.label_of
+        segments = []
+        for info in segments_info:
+            label = label_of[info["category_id"]]
+            score, pixels = float(info.get("score", 1.0)), area.get(info["id"], 0)
+            segments.append(Segment(info["id"], label, score, pixels, classes.is_thing(label)))
+        return cls(ids, segments, classes=classes, image_id=image_id, image=image)
+
+
+def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
+    """(N, H, W) bool masks as N compressed RLEs in COCO's format: size [H, W] and counts as text."""
+    import hotcoco
+
+    if not len(masks):
+        return []
+    columns = np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0), np.uint8)  # (H, W, N)
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in hotcoco.mask.encode(columns)]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hotcoco
 import numpy as np
+import torch
 
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.coco import evaluate_detections
@@ -17,7 +17,7 @@ from detrkit.evaluation.files import write_atomic
 from detrkit.evaluation.ground_truth import ClassNames, GroundTruth
 from detrkit.evaluation.metrics import Metrics
 from detrkit.evaluation.result_table import IouType, ResultTable, Unknown
-from detrkit.results import Detections
+from detrkit.results import Detections, encode_masks
 
 
 class ImageResults(NamedTuple):
@@ -125,9 +125,7 @@ class DetectionEvaluator:
         if self.iou_type == "segm":
             if detections.masks is None:
                 raise DetrkitError(f"{where}: no masks; evaluate boxes (iou_type bbox)")
-            masks = detections.masks.cpu().numpy()[keep].transpose(1, 2, 0)
-            rles: Any = hotcoco.mask.encode(np.asfortranarray(masks, np.uint8))
-            segmentations = [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in rles]
+            segmentations = encode_masks(detections.masks.cpu()[torch.from_numpy(keep)])
         return ImageResults(category[keep], boxes[keep], scores[keep], segmentations)
 
     def state(self) -> dict[int | str, ImageResults]:
