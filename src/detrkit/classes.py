@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,42 +14,67 @@ class ClassList:
     Attributes:
         names: the name of label 0, 1, ...
         ids: the dataset's own category id of label 0, 1, ... (COCO's 1..90 with gaps; 0.. for YOLO).
+        things: whether the objects of label 0, 1, ... can be counted (a person), or are stuff (the sky), as the
+            dataset says; None: nothing is said, and all are things.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    things: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids):
             raise ValueError(f"{len(self.names)} class names but {len(self.ids)} category ids")
         if len(set(self.ids)) != len(self.ids):
             raise ValueError("category ids must be unique")
+        if self.things is not None and len(self.things) != len(self.names):
+            raise ValueError(f"{len(self.names)} class names but {len(self.things)} marks of things")
 
     def __len__(self) -> int:
         return len(self.names)
 
     @classmethod
-    def contiguous(cls, categories: Mapping[int, str]) -> ClassList:
-        """Labels 0, 1, ... in the order of the ids of `categories` (id -> name)."""
+    def contiguous(cls, categories: Mapping[int, str], things: Mapping[int, bool] | None = None) -> ClassList:
+        """Labels 0, 1, ... in the order of the ids of `categories` (id -> name).
+
+        Args:
+            categories: id -> name.
+            things: id -> whether it is a thing, for all of them; None: nothing is said.
+        """
         ids = sorted(categories)
-        return cls(tuple(categories[i] for i in ids), tuple(ids))
+        marks = None if things is None else tuple(bool(things[i]) for i in ids)
+        return cls(tuple(categories[i] for i in ids), tuple(ids), marks)
 
     @classmethod
-    def official(cls, categories: Mapping[int, str]) -> ClassList:
-        """The published models' rule: the label IS the category id, unused ids are called "N/A" (COCO: 91 labels)."""
-        count = max(categories) + 1
-        return cls(tuple(categories.get(i, "N/A") for i in range(count)), tuple(range(count)))
+    def official(cls, categories: Mapping[int, str], things: Mapping[int, bool] | None = None) -> ClassList:
+        """The published models' rule: the label IS the category id, unused ids are called "N/A" (COCO: 91 labels).
+
+        Args: as `contiguous`; unused ids are no things.
+        """
+        ids = range(max(categories) + 1)
+        marks = None if things is None else tuple(bool(things.get(i, False)) for i in ids)
+        return cls(tuple(categories.get(i, "N/A") for i in ids), tuple(ids), marks)
 
     @property
     def label_of(self) -> dict[int, int]:
         """Category id -> label."""
         return {category: label for label, category in enumerate(self.ids)}
 
-    def to_json(self) -> dict[str, list[int] | list[str]]:
+    def is_thing(self, label: int) -> bool:
+        """Whether objects of this label can be counted."""
+        return self.things is None or self.things[label]
+
+    def to_json(self) -> dict[str, Any]:
         """Plain lists, as a checkpoint's metadata holds them."""
-        return {"names": list(self.names), "ids": list(self.ids)}
+        plain: dict[str, Any] = {"names": list(self.names), "ids": list(self.ids)}
+        return plain if self.things is None else plain | {"things": list(self.things)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Sequence[int] | Sequence[str]]) -> ClassList:
+    def from_json(cls, value: Mapping[str, Any]) -> ClassList:
         """The inverse of `to_json`."""
-        return cls(tuple(str(n) for n in value["names"]), tuple(int(i) for i in value["ids"]))
+        things = value.get("things")
+        return cls(
+            tuple(str(n) for n in value["names"]),
+            tuple(int(i) for i in value["ids"]),
+            None if things is None else tuple(bool(t) for t in things),
+        )
