@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD, Padding
 from detrkit.build import build_model, build_options, check_declared, declared_options, load_weights, published_weights
 from detrkit.classes import ClassList
-from detrkit.coco_classes import COCO_91
+from detrkit.coco_classes import COCO_91, COCO_250
 from detrkit.convert.files import METADATA_KEY, WeightsFile, read_weights
 from detrkit.convert.official import CLASS_HEADS, bare_state_dict, to_official
 from detrkit.errors import DetrkitError
@@ -216,7 +216,7 @@ def published_spec(name: str) -> ModelSpec:
     return ModelSpec(
         name,
         num_classes=known.num_classes,
-        classes=COCO_91 if known.num_classes == len(COCO_91) else None,
+        classes=next((c for c in (COCO_91, COCO_250) if len(c) == known.num_classes), None),
         max_size=known.max_size,
         training={"published": known.weights, "metrics": dict(known.published)},
     )

@@ -46,12 +46,17 @@ class ClassList:
         return cls(tuple(categories[i] for i in ids), tuple(ids), marks)
 
     @classmethod
-    def official(cls, categories: Mapping[int, str], things: Mapping[int, bool] | None = None) -> ClassList:
+    def official(
+        cls, categories: Mapping[int, str], things: Mapping[int, bool] | None = None, *, count: int = 0
+    ) -> ClassList:
         """The published models' rule: the label IS the category id, unused ids are called "N/A" (COCO: 91 labels).
 
-        Args: as `contiguous`; unused ids are no things.
+        Args:
+            categories: id -> name.
+            things: id -> whether it is a thing; unused ids are none. None: nothing is said.
+            count: number of labels at least.
         """
-        ids = range(max(categories) + 1)
+        ids = range(max(count, *(i + 1 for i in categories)))
         marks = None if things is None else tuple(bool(things.get(i, False)) for i in ids)
         return cls(tuple(categories.get(i, "N/A") for i in ids), tuple(ids), marks)
 

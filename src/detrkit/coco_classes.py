@@ -1,4 +1,8 @@
-"""The 80 classes of COCO detection under their dataset ids: 1 to 90 with gaps (Lin et al. 2014, instances 2017)."""
+"""The classes of COCO under their dataset ids.
+
+80 things, ids 1 to 90 with gaps (Lin et al. 2014, instances 2017), and 53 kinds of stuff, ids 92 to 200 with gaps (the
+panoptic task, Kirillov et al. 2019; "-merged" are several of COCO-Stuff, Caesar et al. 2018).
+"""
 
 from __future__ import annotations
 
@@ -87,5 +91,67 @@ COCO_NAMES: dict[int, str] = {
     90: "toothbrush",
 }
 
+COCO_STUFF_NAMES: dict[int, str] = {
+    92: "banner",
+    93: "blanket",
+    95: "bridge",
+    100: "cardboard",
+    107: "counter",
+    109: "curtain",
+    112: "door-stuff",
+    118: "floor-wood",
+    119: "flower",
+    122: "fruit",
+    125: "gravel",
+    128: "house",
+    130: "light",
+    133: "mirror-stuff",
+    138: "net",
+    141: "pillow",
+    144: "platform",
+    145: "playingfield",
+    147: "railroad",
+    148: "river",
+    149: "road",
+    151: "roof",
+    154: "sand",
+    155: "sea",
+    156: "shelf",
+    159: "snow",
+    161: "stairs",
+    166: "tent",
+    168: "towel",
+    171: "wall-brick",
+    175: "wall-stone",
+    176: "wall-tile",
+    177: "wall-wood",
+    178: "water-other",
+    180: "window-blind",
+    181: "window-other",
+    184: "tree-merged",
+    185: "fence-merged",
+    186: "ceiling-merged",
+    187: "sky-other-merged",
+    188: "cabinet-merged",
+    189: "table-merged",
+    190: "floor-other-merged",
+    191: "pavement-merged",
+    192: "mountain-merged",
+    193: "grass-merged",
+    194: "dirt-merged",
+    195: "paper-merged",
+    196: "food-other-merged",
+    197: "building-other-merged",
+    198: "rock-merged",
+    199: "wall-other-merged",
+    200: "rug-merged",
+}
+
 # label = category id, as the published models count: 91 labels, eleven of them unused
 COCO_91 = ClassList.official(COCO_NAMES)
+# the published panoptic models have 250 labels, of which 133 are used
+COCO_250 = ClassList.official(
+    COCO_NAMES | COCO_STUFF_NAMES,
+    dict.fromkeys(COCO_NAMES, True) | dict.fromkeys(COCO_STUFF_NAMES, False),
+    count=250,
+)

@@ -58,3 +58,73 @@ def make_sample(
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+PANOPTIC_CATEGORIES = {
+    3: ("sea", 0),
+    7: ("sky", 0),
+    40: ("bird", 1),
+    200: ("boat", 1),
+}  # no "things up to 90"
+
+
+def panoptic_map(*, seed: int = 0, height: int = 12, width: int = 16) -> np.ndarray:
+    """(H, W) ids: sky (70001) over sea (300), a boat (5), a bird (9), another of one column (12) and a row of void."""
+    ids = np.full((height, width), 70001, np.int32)
+    ids[height // 2 :] = 300
+    left = 1 + seed % 3
+    ids[height // 2 - 2 : height // 2 + 2, left : left + 5] = 5
+    ids[1:3, width - 6 : width - 3] = 9
+    ids[0:4, width - 1] = 12
+    ids[-1] = 0
+    return ids
+
+
+PANOPTIC_CLASSES = {70001: 7, 300: 3, 5: 200, 9: 40, 12: 40}
+
+
+def segments_info(ids: np.ndarray, **changes: Any) -> list[dict[str, Any]]:
+    """What COCO's panoptic json says about a map of `panoptic_map`; the boats are crowd if `crowd=True`."""
+    segments = []
+    for segment in np.unique(ids[ids > 0]).tolist():
+        rows, columns = np.nonzero(ids == segment)
+        box = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+        category = PANOPTIC_CLASSES[segment]
+        crowd = int(category == 200 and changes.get("crowd", False))
+        segments.append(
+            {
+                "id": segment,
+                "category_id": category,
+                "area": len(rows),
+                "bbox": [int(v) for v in box],
+                "iscrowd": crowd,
+            }
+        )
+    return segments
+
+
+def panoptic_json(maps: dict[int, np.ndarray], **changes: Any) -> dict[str, Any]:
+    """A COCO panoptic json of maps by image id, its images and its annotations in opposite orders."""
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "height": ids.shape[0], "width": ids.shape[1]} for i, ids in maps.items()
+    ]
+    annotations = [
+        {"image_id": i, "file_name": f"{i}.png", "segments_info": segments_info(ids, **changes)}
+        for i, ids in maps.items()
+    ]
+    categories = [{"id": i, "name": name, "isthing": thing} for i, (name, thing) in PANOPTIC_CATEGORIES.items()]
+    return {"images": images, "annotations": annotations[::-1], "categories": categories}
+
+
+def write_panoptic(root: Path, split: str, maps: dict[int, np.ndarray], **changes: Any) -> Path:
+    """annotations/panoptic_{split}.json, panoptic_{split}/*.png and {split}/*.jpg of maps by image id."""
+    from detrkit.data.panoptic import write_id_map
+
+    file = root / "annotations" / f"panoptic_{split}.json"
+    for folder in (file.parent, root / split, root / f"panoptic_{split}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(panoptic_json(maps, **changes)))
+    for image_id, ids in maps.items():
+        write_id_map(root / f"panoptic_{split}" / f"{image_id}.png", ids)
+        picture(*ids.shape, image_id).save(root / split / f"{image_id}.jpg")
+    return file

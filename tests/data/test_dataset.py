@@ -217,16 +217,6 @@ def test_json_files_in_other_places(tmp_path: Path) -> None:
         open_dataset(cppe)
 
 
-def test_panoptic_json_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "annotations").mkdir()
-    value = coco(images((9, 9)), [{"image_id": 1, "file_name": "1.png", "segments_info": []}], CATEGORIES)
-    (tmp_path / "annotations" / "panoptic_val2017.json").write_text(json.dumps(value))
-    with pytest.raises(DetrkitError, match=r"is a COCO panoptic file, .* open the instances_"):
-        open_dataset(tmp_path)
-    write_coco(tmp_path, "val2017", coco(images((9, 9)), [], CATEGORIES))
-    assert open_dataset(tmp_path).split == "val2017"  # instances beside it are what is meant
-
-
 def test_nothing_recognised(tmp_path: Path, pets: Path) -> None:
     with pytest.raises(DetrkitError, match="no such file or folder"):
         open_dataset(tmp_path / "nowhere")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from detrkit.classes import ClassList
+from detrkit.data.check_panoptic import check_panoptic
 from detrkit.data.images import SUFFIXES, image_size, misfit, read_rgb
 from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
 from detrkit.data.readers.yolo import label_file
@@ -31,6 +32,7 @@ class ClassCount:
         objects: their number.
         images: number of images with at least one.
         small, medium, large: objects by area as annotated: below 32 x 32, up to 96 x 96, and more square pixels.
+        thing: whether its objects can be counted; False: stuff.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ClassCount:
     small: int
     medium: int
     large: int
+    thing: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Report:
 
     Attributes:
         path: what was checked.
-        layout: "coco", "voc", "yolo" or "parquet".
+        layout: "coco", "coco-panoptic", "voc", "yolo" or "parquet".
         splits: a summary of each split that could be read.
         faults: what is wrong, each thing once.
     """
@@ -93,27 +96,28 @@ class Report:
         return not self.of("error")
 
 
-def check(path: str | Path, split: str | None = None, *, decode: bool = False) -> Report:
+def check(path: str | Path, split: str | None = None, *, decode: bool = False, layout: str | None = None) -> Report:
     """Looks for every fault in a dataset's files.
 
     Errors: missing or unreadable images, sizes that differ from the annotations, boxes that are not numbers, unknown
     classes, ids used twice, malformed files and lines. Warnings, each handled when the dataset is opened: boxes without
     area, boxes that leave the image, the same box twice, annotations and label files without image, an image in the
     lists of both training and evaluation. Infos: images without objects, crowd, classes without objects, files that
-    nothing refers to.
+    nothing refers to. Of a panoptic dataset every PNG is compared with its json, see `check_panoptic`.
 
     Args:
         path: the dataset's folder or file.
         split: the one to check; by default all.
         decode: decode every image instead of reading its header: finds truncated files, takes some 3 ms per image.
+        layout: which reader to use; by default the one that recognises the files, instances before panoptic.
 
     Raises:
         DetrkitError: no dataset there, or no such split. Everything else is a fault in the report.
     """
     path = Path(path).expanduser().absolute()
-    layout = find_layout(path)
-    reader = READERS[layout]
-    report = Report(path, layout)
+    chosen_layout = find_layout(path, layout)
+    reader = READERS[chosen_layout]
+    report = Report(path, chosen_layout)
     findings = Findings(strict=False)
     try:
         names = reader.splits(path)
@@ -133,10 +137,17 @@ def check(path: str | Path, split: str | None = None, *, decode: bool = False) -
         report.splits.append(summary)
         _note_infos(summary, records, path, findings)
         _check_images(records, decode, findings)
+        if chosen_layout == "coco-panoptic":
+            check_panoptic(records, path, name, findings)
         files[name] = [r.file for r in records]
     _check_overlap(files, path, findings)
     if split is None and path.is_dir() and files:
-        _check_unused(path, layout, [f for listed in files.values() for f in listed if isinstance(f, Path)], findings)
+        _check_unused(
+            path, chosen_layout, [f for listed in files.values() for f in listed if isinstance(f, Path)], findings
+        )
+    if layout is None and find_layout(path, masks=True) != chosen_layout:
+        reason = "panoptic annotations are here too: check them with --layout coco-panoptic"
+        findings.add("info", path, "", reason)
     report.faults = list(dict.fromkeys(findings.faults))  # VOC's trainval repeats what train and val had
     return report
 
@@ -170,6 +181,7 @@ def _summary(name: str, classes: ClassList, records: list[Record], dropped: int,
             int(small[i]),
             int(total[i] - small[i] - large[i]),
             int(large[i]),
+            classes.is_thing(i),
         )
         for i, n in enumerate(classes.names)
     )

@@ -1,7 +1,8 @@
 """`convert`: a dataset of one layout written as another.
 
 What the layouts cannot hold is said in the result or here: VOC and YOLO keep neither image ids nor category ids (the
-order of the classes stays) nor segment areas nor masks; YOLO has no crowd regions. Boxes keep every digit in COCO and
+order of the classes stays) nor segment areas nor masks; YOLO has no crowd regions. The segments of a panoptic dataset
+become objects with masks (RLE) in COCO, what is a thing is not kept. Boxes keep every digit in COCO and
 VOC and ten digits, relative to the image, in YOLO.
 """
 
@@ -96,6 +97,8 @@ def convert(
     split: str | None = None,
     images: Transfer = "copy",
     force: bool = False,
+    layout: str | None = None,
+    things_only: bool = False,
 ) -> list[ConvertedSplit]:
     """Writes `source` at `destination` in the layout `to`, which appears only when it is complete.
 
@@ -109,6 +112,8 @@ def convert(
         split: the one to convert; by default all.
         images: "copy" the image files, or "hardlink" (same disk) or "symlink" them.
         force: replace a dataset that is at `destination` already.
+        layout: of the source; by default the one that its files have, instances before panoptic.
+        things_only: leave out stuff, which a panoptic source has besides things.
 
     Returns:
         What was written, split by split.
@@ -125,7 +130,8 @@ def convert(
     if source.resolve().is_relative_to(destination.resolve()):
         raise DetrkitError(f"{destination} would replace the source {source}; choose another output folder")
     check_writable_name(destination, force=force)
-    reader = READERS[find_layout(source)]
+    source_layout = find_layout(source, layout)
+    reader = READERS[source_layout]
     names = reader.splits(source)
     chosen = names if split is None else [match_split(split, names, source)]
     done: list[ConvertedSplit] = []
@@ -134,12 +140,16 @@ def convert(
         first: ClassList | None = None
         for name in chosen:
             classes, records, findings = reader.read(source, name, masks=None)
+            dataset = Dataset(records, classes, layout=source_layout, with_masks=source_layout == "coco-panoptic")
+            if things_only:
+                dataset = dataset.things()
+                classes, records = dataset.classes, dataset.records
             first = first or classes
             if to != "coco" and classes != first:
                 raise DetrkitError(
                     f"{source}: split {name} has other classes than {chosen[0]}; convert them one by one"
                 )
-            lost = _WRITERS[to](root, name, Dataset(records, classes), placer)
+            lost = _WRITERS[to](root, name, dataset, placer)
             objects = sum(len(r.labels) for r in records)
             done.append(ConvertedSplit(name, len(records), objects - lost, findings.dropped, lost))
         if first is not None and to == "voc":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate
@@ -18,10 +18,12 @@ from torchvision import tv_tensors
 
 from detrkit.classes import ClassList
 from detrkit.data.images import decode, misfit
+from detrkit.data.panoptic import VOID, read_id_map, segment_masks
 from detrkit.data.readers import READERS, find_layout, match_split
 from detrkit.data.sample import Record, Sample
 from detrkit.data.sources import ImageSource
 from detrkit.errors import DetrkitError
+from detrkit.results import encode_masks
 
 
 class Dataset:
@@ -33,7 +35,7 @@ class Dataset:
         name: of the dataset (its folder).
         split: as the dataset names it.
         path: the folder or file that was opened.
-        layout: "coco", "voc", "yolo" or "parquet".
+        layout: "coco", "coco-panoptic", "voc", "yolo" or "parquet".
         with_masks: whether samples have masks.
         dropped: number of boxes that were left out for having no area.
         clamped: number of boxes that were cut at the border of their image.
@@ -79,19 +81,22 @@ class Dataset:
         """The name of label 0, 1, ..."""
         return list(self.classes.names)
 
+    @property
+    def panoptic(self) -> bool:
+        """Whether every pixel belongs to a segment, of things or of stuff, or is void."""
+        return self.layout == "coco-panoptic"
+
     def __getitem__(self, index: int) -> Sample:
         """The decoded image with its objects, crowd left out.
 
         Raises:
             IndexError: no such image.
-            DetrkitError: the image is missing, damaged or not of the size its annotations say.
+            DetrkitError: the image (or its panoptic PNG) is missing, damaged or not of the size its annotations say.
         """
         record = self.records[index]
         size = record.height, record.width
         keep = np.flatnonzero(~record.crowd)
-        masks = None
-        if self.with_masks:
-            masks = tv_tensors.Mask(segmentation_masks([record.segmentations[k] for k in keep], size, record.file))
+        masks = tv_tensors.Mask(object_masks(record, keep)) if self.with_masks else None
         boxes = torch.from_numpy(record.boxes[keep].astype(np.float32)).reshape(-1, 4)
         return Sample(
             image=self.image(index),
@@ -141,9 +146,32 @@ class Dataset:
 
     def subset(self, indices: Sequence[int]) -> Dataset:
         """The dataset with the images at `indices` alone, in that order (to overfit a few, for instance)."""
+        return self._with([self.records[i] for i in indices], self.classes)
+
+    def things(self) -> Dataset:
+        """The dataset without stuff: only the classes of things, labels numbered anew; pixels of stuff become void.
+
+        COCO's AP is a number of things: `dataset.things().ground_truth()`.
+        """
+        marks = np.array([self.classes.is_thing(label) for label in range(len(self.classes))], bool)
+        chosen = np.flatnonzero(marks)
+        classes = ClassList(
+            tuple(self.classes.names[k] for k in chosen),
+            tuple(self.classes.ids[k] for k in chosen),
+            (True,) * len(chosen),
+        )
+        label_of = np.cumsum(marks) - 1
+        records = []
+        for record in self.records:
+            kept = _selected(record, np.flatnonzero(marks[record.labels]))
+            records.append(replace(kept, labels=label_of[kept.labels]))
+        return self._with(records, classes)
+
+    def _with(self, records: Sequence[Record], classes: ClassList) -> Dataset:
+        """A dataset like this one of other records."""
         return Dataset(
-            [self.records[i] for i in indices],
-            self.classes,
+            records,
+            classes,
             name=self.name,
             split=self.split,
             path=self.path,
@@ -159,7 +187,11 @@ class Dataset:
 
         Boxes and areas are those of the files, unclamped as in COCO's own evaluation. A box without area is left out:
         nothing can match it, so that even perfect detections would not reach AP 1. Annotation ids are renumbered
-        from 1 when one of them is 0, which COCO's matching takes for "not matched".
+        from 1 when one of them is 0, which COCO's matching takes for "not matched". Of a panoptic dataset with masks,
+        the PNGs are decoded now.
+
+        Raises:
+            DetrkitError: a panoptic PNG that cannot be read.
         """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -170,6 +202,9 @@ class Dataset:
             xywh = record.annotated
             if not len(xywh):
                 xywh = np.concatenate([record.boxes[:, :2], record.boxes[:, 2:] - record.boxes[:, :2]], 1)
+            segmentations = record.segmentations
+            if self.with_masks and record.panoptic_file is not None:
+                segmentations = encode_masks(object_masks(record, np.arange(len(record.labels))))
             for k, box in enumerate(xywh.tolist()):
                 annotation = {
                     "id": len(annotations) + 1 if renumber else int(record.annotation_ids[k]),
@@ -179,11 +214,87 @@ class Dataset:
                     "area": float(record.areas[k]),
                     "iscrowd": int(record.crowd[k]),
                 }
-                if record.segmentations and record.segmentations[k]:
-                    annotation["segmentation"] = record.segmentations[k]
+                if segmentations and segmentations[k]:
+                    annotation["segmentation"] = segmentations[k]
                 annotations.append(annotation)
         categories = [{"id": i, "name": n} for i, n in zip(self.classes.ids, self.classes.names, strict=True)]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+    def panoptic_ground_truth(self) -> tuple[dict[str, Any], Callable[[int], np.ndarray]]:
+        """The segments for the evaluation of panoptic results; crowd included, with the dataset's own category ids.
+
+        Returns:
+            A COCO panoptic json dict, and a function from an image id to its (H, W) int32 map of segment ids, decoded
+            when called: 0 is void, as is what the PNG has besides the segments of the dict.
+
+        Raises:
+            DetrkitError: the dataset is not panoptic; from the function: a PNG that cannot be read.
+        """
+        if not self.panoptic:
+            raise DetrkitError(f"{self.path} has no panoptic annotations: open a folder with panoptic_*.json and PNGs")
+        by_id = {record.image_id: record for record in self.records}
+
+        def id_map(image_id: int) -> np.ndarray:
+            record = by_id[image_id]
+            ids = read_id_map(panoptic_file(record), (record.height, record.width))
+            return np.where(np.isin(ids, record.segment_ids), ids, np.int32(VOID))
+
+        marks = [self.classes.is_thing(label) for label in range(len(self.classes))]
+        classes = zip(self.classes.ids, self.classes.names, marks, strict=True)
+        truth = {
+            "images": [
+                {"id": r.image_id, "file_name": r.file.name, "height": r.height, "width": r.width} for r in self.records
+            ],
+            "annotations": [self._segments_info(r) for r in self.records],
+            "categories": [{"id": i, "name": name, "isthing": int(thing)} for i, name, thing in classes],
+        }
+        return truth, id_map
+
+    def _segments_info(self, record: Record) -> dict[str, Any]:
+        """The entry of an image in a COCO panoptic json."""
+        columns = (record.segment_ids, record.labels, record.annotated, record.areas, record.crowd)
+        segments = [
+            {"id": i, "category_id": self.classes.ids[label], "bbox": box, "area": int(area), "iscrowd": int(crowd)}
+            for i, label, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+        name = panoptic_file(record).name
+        return {"image_id": record.image_id, "file_name": name, "segments_info": segments}
+
+
+def _selected(record: Record, keep: np.ndarray) -> Record:
+    """The record with its objects at the indices `keep` alone."""
+    columns = ("boxes", "labels", "crowd", "areas", "annotation_ids", "annotated", "segment_ids")
+    values = {name: getattr(record, name) for name in columns}
+    kept: dict[str, Any] = {name: value[keep] if len(value) else value for name, value in values.items()}
+    kept["segmentations"] = [record.segmentations[k] for k in keep] if record.segmentations else []
+    return replace(record, **kept)
+
+
+def panoptic_file(record: Record) -> Path:
+    """The panoptic PNG of a record that has one."""
+    if record.panoptic_file is None:
+        raise ValueError(f"{record.file}: no panoptic PNG belongs to it")
+    return record.panoptic_file
+
+
+def object_masks(record: Record, keep: np.ndarray) -> Tensor:
+    """(N, H, W) bool masks of the objects at the indices `keep` (N,) of a record.
+
+    Raises:
+        DetrkitError: a segmentation that cannot be decoded, a bad panoptic PNG, or a segment that is not in it.
+    """
+    size = record.height, record.width
+    if record.panoptic_file is None:
+        return segmentation_masks([record.segmentations[k] for k in keep], size, record.file)
+    ids = record.segment_ids[keep]
+    masks = segment_masks(read_id_map(record.panoptic_file, size), ids)
+    absent = np.flatnonzero(~masks.flatten(1).any(1).numpy())
+    if len(absent):
+        raise DetrkitError(
+            f"{record.panoptic_file}: no pixel has the id {ids[absent[0]]} of segments_info; "
+            "`detrkit data check` lists every fault"
+        )
+    return masks
 
 
 def segmentation_masks(segmentations: Sequence[Any], size: tuple[int, int], file: ImageSource) -> Tensor:
@@ -209,7 +320,7 @@ def open_dataset(
     path: str | Path,
     *,
     split: str | None = None,
-    layout: Literal["coco", "voc", "yolo", "parquet"] | None = None,
+    layout: Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"] | None = None,
     masks: bool = False,
     ids: Literal["contiguous", "official"] = "contiguous",
     unusable: Literal["error", "skip"] = "error",
@@ -222,8 +333,9 @@ def open_dataset(
     Args:
         path: the dataset's folder, or a COCO json, data.yaml or parquet file.
         split: such as "train"; also finds train2017. May be left out where there is only one.
-        layout: which reader to use; by default the one that recognises the files.
-        masks: whether samples have masks (COCO, or YOLO polygons).
+        layout: which reader to use; by default the one that recognises the files. Of a folder with both instances and
+            panoptic annotations, those are "coco-panoptic" with `masks`, else "coco".
+        masks: whether samples have masks (COCO, COCO panoptic, or YOLO polygons).
         ids: "contiguous": labels 0, 1, ... in the order of the category ids; "official": labels are the category ids
             themselves, as in the published models.
         unusable: images that are missing, unreadable or of another size than their annotations say: "error" when one is
@@ -237,7 +349,7 @@ def open_dataset(
         raise DetrkitError(f'ids={ids!r}: choose "contiguous" or "official"')
     if unusable not in ("error", "skip"):
         raise DetrkitError(f'unusable={unusable!r}: choose "error" or "skip"')
-    layout_name = find_layout(path, layout)
+    layout_name = find_layout(path, layout, masks=masks)
     reader = READERS[layout_name]
     chosen = match_split(split, reader.splits(path), path)
     classes, records, findings = reader.read(path, chosen, masks=masks)
@@ -250,7 +362,8 @@ def open_dataset(
         raise DetrkitError(f"{path}: split {chosen} has no image" + (" that can be used" if listed else ""))
     if ids == "official":
         table = np.array(classes.ids, np.int64)
-        classes = ClassList.official(dict(zip(classes.ids, classes.names, strict=True)))
+        things = None if classes.things is None else dict(zip(classes.ids, classes.things, strict=True))
+        classes = ClassList.official(dict(zip(classes.ids, classes.names, strict=True)), things)
         records = [replace(r, labels=table[r.labels]) for r in records]
     folder = path if path.is_dir() else path.parent
     return Dataset(

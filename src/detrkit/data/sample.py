@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ class Record:
         annotation_ids: (N,) int64, unique in the dataset.
         annotated: (N, 4) float64 xywh pixels exactly as the files have them, before clamping; empty where the files
             hold other numbers (YOLO). COCO's evaluation uses these.
+        panoptic_file: the PNG whose colours say to which segment a pixel belongs, or None: no panoptic dataset.
+        segment_ids: (N,) int64, the objects' ids in that PNG; empty without one.
     """
 
     image_id: int
@@ -41,6 +44,8 @@ class Record:
     segmentations: list[Any] = field(default_factory=list)
     annotation_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     annotated: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+    panoptic_file: Path | None = None
+    segment_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass

@@ -5,20 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from detrkit.data.readers import coco, parquet, voc, yolo
+from detrkit.data.readers import coco, coco_panoptic, parquet, voc, yolo
 from detrkit.data.readers.common import Fault, Findings, match_split
 from detrkit.errors import DetrkitError
 
 # In the order of trial.
-READERS: dict[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo, "parquet": parquet}
+READERS: dict[str, ModuleType] = {
+    "coco": coco,
+    "coco-panoptic": coco_panoptic,
+    "voc": voc,
+    "yolo": yolo,
+    "parquet": parquet,
+}
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 __all__ = ["READERS", "Fault", "Findings", "find_layout", "match_split"]
 
 
-def find_layout(path: Path, layout: str | None = None) -> str:
+def find_layout(path: Path, layout: str | None = None, *, masks: bool = False) -> str:
     """The name of the reader for `path`: `layout` if given, else the one that recognises it.
+
+    A folder may have COCO instances and COCO panoptic: with `masks` it is taken for panoptic, else for instances.
+    Of files, those called panoptic_*.json are panoptic.
 
     Raises:
         DetrkitError: nothing there, an unknown layout, or none that fits.
@@ -30,6 +39,9 @@ def find_layout(path: Path, layout: str | None = None) -> str:
     if path.is_file() and path.name.endswith(_ARCHIVES):
         raise DetrkitError(f"{path} is an archive: unpack it and open its folder (CPPE-5: `detrkit data download`)")
     fits = [name for name in READERS if layout in (None, name) and READERS[name].recognise(path)]
+    if fits[:2] == ["coco", "coco-panoptic"]:
+        panoptic = path.name.startswith("panoptic_") if path.is_file() else masks
+        return fits[panoptic]
     if fits:
         return fits[0]
     if layout is not None:
@@ -39,7 +51,8 @@ def find_layout(path: Path, layout: str | None = None) -> str:
     if found is not None:
         raise DetrkitError(f"{path}: no layout recognised, but {found} has one: open that")
     raise DetrkitError(
-        f"{path}: no layout recognised; expected COCO (annotations/instances_*.json, _annotations.coco.json or a json "
-        "file), Pascal VOC (Annotations/*.xml, JPEGImages/), YOLO (data.yaml, or images/, labels/ and classes.txt) or "
+        f"{path}: no layout recognised; expected COCO (annotations/instances_*.json or panoptic_*.json, "
+        "_annotations.coco.json or a json file), Pascal VOC (Annotations/*.xml, JPEGImages/), YOLO (data.yaml, or "
+        "images/, labels/ and classes.txt) or "
         "parquet (data/train-*.parquet)"
     )

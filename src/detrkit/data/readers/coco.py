@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ def recognise(path: Path) -> bool:
     """Whether `path` is a COCO json file or a folder of the COCO or Roboflow layout."""
     if path.is_file():
         return path.suffix == ".json"
-    return path.is_dir() and bool(_files(path, panoptic=True))
+    return path.is_dir() and bool(_files(path))
 
 
-def _files(path: Path, *, panoptic: bool = False) -> dict[str, Path]:
-    """Split -> annotation file; with `panoptic`, panoptic files if there is nothing else."""
+def _files(path: Path) -> dict[str, Path]:
+    """Split -> annotation file."""
     roboflow = sorted(path.glob(f"*/{_ROBOFLOW}"))
     if roboflow:
         return {file.parent.name: file for file in roboflow}
@@ -41,8 +41,6 @@ def _files(path: Path, *, panoptic: bool = False) -> dict[str, Path]:
     found = sorted(folder.glob("instances_*.json"))
     if not found and folder != path:
         found = [f for f in sorted(folder.glob("*.json")) if not f.name.startswith(_OTHER_TASKS)]
-    if not found and panoptic:
-        found = sorted(folder.glob("panoptic_*.json"))
     return {_split_of(file, path): file for file in found}
 
 
@@ -61,12 +59,12 @@ def splits(path: Path) -> list[str]:
     """The names of the splits."""
     if path.is_file():
         return [_split_of(path, path.parent.parent if path.parent.name == "annotations" else path.parent)]
-    return list(_files(path, panoptic=True))
+    return list(_files(path))
 
 
 def annotation_file(path: Path, split: str) -> Path:
     """The json file of a split."""
-    return path if path.is_file() else _files(path, panoptic=True)[split]
+    return path if path.is_file() else _files(path)[split]
 
 
 def load_json(file: Path) -> dict[str, Any]:
@@ -113,12 +111,12 @@ def read(
         DetrkitError: a file that is no COCO instances json, no image folder, or (strict findings) any error in it.
     """
     findings = findings if findings is not None else Findings()
-    with _no_garbage_collection():
+    with no_garbage_collection():
         return _read(annotation_file(path, split), split, masks, findings)
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Millions of small objects are made and none in a cycle: looking for cycles would take 40 % of the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -135,12 +133,11 @@ def _read(file: Path, split: str, masks: bool | None, findings: Findings) -> tup
     annotations = data.get("annotations", [])  # image_info_test-dev2017.json has none
     if annotations and isinstance(annotations[0], dict) and "segments_info" in annotations[0]:
         raise DetrkitError(
-            f"{file} is a COCO panoptic file, which has no instance annotations; open the instances_*.json of the same "
-            "images, or make one with panopticapi's panoptic2detection_coco_format.py"
+            f'{file} is a COCO panoptic file: name it panoptic_{split}.json, or open it with layout="coco-panoptic"'
         )
-    categories = _categories(data["categories"], file, findings)
+    categories = read_categories(data["categories"], file, findings)
     classes = ClassList.contiguous(categories)
-    images = _images(data["images"], file, findings)
+    images = read_images(data["images"], file, findings)
     folder = image_folder(file, split, [str(i["file_name"]) for i in images.values()])
     per_image = _objects(annotations, classes.label_of, images, file, masks, findings)
     records = []
@@ -152,7 +149,7 @@ def _read(file: Path, split: str, masks: bool | None, findings: Findings) -> tup
     return classes, records, findings
 
 
-def _categories(entries: list[Any], file: Path, findings: Findings) -> dict[int, str]:
+def read_categories(entries: list[Any], file: Path, findings: Findings) -> dict[int, str]:
     """Id -> name."""
     categories: dict[int, str] = {}
     for k, entry in enumerate(entries):
@@ -167,7 +164,7 @@ def _categories(entries: list[Any], file: Path, findings: Findings) -> dict[int,
     return categories
 
 
-def _images(entries: list[Any], file: Path, findings: Findings) -> dict[int, dict[str, Any]]:
+def read_images(entries: list[Any], file: Path, findings: Findings) -> dict[int, dict[str, Any]]:
     """Id -> entry, the entries having file_name, height and width."""
     images: dict[int, dict[str, Any]] = {}
     seen: dict[str, int] = {}
@@ -234,8 +231,14 @@ def _objects(
     return per_image
 
 
-def image_folder(file: Path, split: str, names: list[str]) -> Path:
+def image_folder(file: Path, split: str, names: list[str], also: Sequence[Path] = ()) -> Path:
     """The folder that the json's file names are relative to: the first usual place that holds one of the images.
+
+    Args:
+        file: the json.
+        split: its split.
+        names: file names of the images.
+        also: places to look at after the usual ones.
 
     Raises:
         DetrkitError: none does.
@@ -244,7 +247,7 @@ def image_folder(file: Path, split: str, names: list[str]) -> Path:
     root = here.parent if here.name == "annotations" else here
     usual = [root / split, root / "images" / split, root / split / "images", root / "images", root / "JPEGImages", here]
     usual += [root.parent / split, root.parent / "images" / split, root.parent / "images", root.parent / "JPEGImages"]
-    usual += [root, root.parent]
+    usual += [root, root.parent, *also]
     # The first names suffice: a dataset with more than a few missing images is reported image by image.
     for folder in usual:
         if any((folder / name.replace("\\", "/")).is_file() for name in names[:20]):

@@ -74,6 +74,7 @@ class Objects:
     Attributes:
         boxes: xyxy pixels.
         annotated: xywh pixels exactly as in the file; leave it empty if the file holds something else.
+        segment_ids: ids in the panoptic PNG, where there is one.
         names: how messages call each object ("annotation 12", "line 3").
     """
 
@@ -84,6 +85,7 @@ class Objects:
     segmentations: list[Any] = field(default_factory=list)
     annotation_ids: list[int] = field(default_factory=list)
     annotated: list[Sequence[float]] = field(default_factory=list)
+    segment_ids: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
 
@@ -110,7 +112,14 @@ def size_or_error(file: ImageSource) -> tuple[int, int] | DetrkitError:
 
 
 def make_record(
-    image_id: int, file: ImageSource, size: tuple[int, int], objects: Objects, source: Path, findings: Findings
+    image_id: int,
+    file: ImageSource,
+    size: tuple[int, int],
+    objects: Objects,
+    source: Path,
+    findings: Findings,
+    *,
+    duplicates: bool = True,
 ) -> Record:
     """The record of an image, with its boxes clamped and those without area left out.
 
@@ -121,6 +130,7 @@ def make_record(
         objects: as read.
         source: the annotation file, for messages.
         findings: takes the faults and the counts.
+        duplicates: whether objects with the same box are worth noting.
 
     Raises:
         DetrkitError: a box that is not finite (strict findings only; else it is left out).
@@ -141,7 +151,7 @@ def make_record(
         findings.add("warning", source, objects.names[k], reason)
     findings.dropped += int((finite & ~solid).sum())
     findings.clamped += int((outside & solid).sum())
-    if not findings.strict:
+    if duplicates and not findings.strict:
         _find_duplicates(boxes, objects, solid, source, file, findings)
     keep = np.flatnonzero(solid)
     boxes = boxes[keep]
@@ -161,6 +171,7 @@ def make_record(
         annotated=np.array(objects.annotated, np.float64).reshape(-1, 4)[keep]
         if objects.annotated
         else np.zeros((0, 4)),
+        segment_ids=np.array(objects.segment_ids, np.int64)[keep] if objects.segment_ids else np.zeros(0, np.int64),
     )
 
 

@@ -1,0 +1,199 @@
+"""COCO panoptic: a json of segments_info and a PNG for each image whose colours are the ids of the segments.
+
+- Annotations are found by image_id, never by their position: the official files list images and annotations in
+  different orders. Images come in the order of their ids.
+- Boxes are the `bbox` of segments_info, whose edges enclose the segment's pixels: [x, y, width, height], x + width one
+  past the last column. (The published code takes them from the masks, and the last column for the edge: there a box
+  is a pixel narrower and lower, and a segment of one column has no area.) Areas are those of segments_info.
+- Masks are decoded from the PNG when a sample is asked for; pixels of no segment are void.
+- What is a thing and what is stuff says the `isthing` of the categories.
+- Segment ids are unique within an image only; annotation ids number all segments of the split, from 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from detrkit.classes import ClassList
+from detrkit.data.panoptic import LARGEST_ID
+from detrkit.data.readers.coco import image_folder, load_json, no_garbage_collection, read_categories, read_images
+from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, make_record
+from detrkit.data.sample import Record
+from detrkit.errors import DetrkitError
+
+_PREFIX = "panoptic_"
+
+
+def recognise(path: Path) -> bool:
+    """Whether `path` is a json file or a folder with panoptic_*.json, in it or in its annotations/."""
+    if path.is_file():
+        return path.suffix == ".json"
+    return path.is_dir() and bool(_files(path))
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """Split -> annotation file."""
+    folder = path / "annotations" if next(path.glob(f"annotations/{_PREFIX}*.json"), None) else path
+    # panoptic_coco_categories.json is panopticapi's list of categories
+    found = [f for f in sorted(folder.glob(f"{_PREFIX}*.json")) if not f.stem.endswith("_categories")]
+    return {_split_of(file): file for file in found}
+
+
+def _split_of(file: Path) -> str:
+    return file.stem.removeprefix(_PREFIX)
+
+
+def splits(path: Path) -> list[str]:
+    """The names of the splits."""
+    return [_split_of(path)] if path.is_file() else list(_files(path))
+
+
+def annotation_file(path: Path, split: str) -> Path:
+    """The json file of a split."""
+    return path if path.is_file() else _files(path)[split]
+
+
+def read(
+    path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
+) -> tuple[ClassList, list[Record], Findings]:
+    """Reads one split; see `detrkit.data.readers.coco.read` for arguments and returns.
+
+    The records name the PNGs whatever `masks` is: nothing of these is read yet.
+
+    Raises:
+        DetrkitError: a file that is no COCO panoptic json, no folder of images or PNGs, or (strict findings) any error
+            in it.
+    """
+    findings = findings if findings is not None else Findings()
+    file = annotation_file(path, split)
+    with no_garbage_collection():
+        data = load_json(file)
+        categories = read_categories(data["categories"], file, findings)
+        classes = ClassList.contiguous(categories, _things(data["categories"], categories, file, findings))
+        images = read_images(data["images"], file, findings)
+        annotations = _annotations(data.get("annotations", []), images, file, findings)
+        pngs = _png_folder(file, [a["file_name"] for a in annotations.values()])
+        names = [images[i]["file_name"] for i in annotations]
+        folder = image_folder(file, split, names, also=_more_folders(file, split, pngs))
+        records = []
+        count = 0
+        for image_id in sorted(annotations):
+            image, annotation = images[image_id], annotations[image_id]
+            objects = _objects(annotation["segments_info"], classes.label_of, image_id, count, file, findings)
+            count += len(annotation["segments_info"])
+            size = image["height"], image["width"]
+            name = folder / image["file_name"].replace("\\", "/")
+            # what lies within what may have the same box: no duplicates are looked for
+            record = make_record(image_id, name, size, objects, file, findings, duplicates=False)
+            records.append(replace(record, panoptic_file=pngs / annotation["file_name"]))
+    return classes, records, findings
+
+
+def _things(entries: list[Any], categories: dict[int, str], file: Path, findings: Findings) -> dict[int, bool]:
+    """Category id -> whether it is a thing."""
+    things = {}
+    for entry in entries:
+        if isinstance(entry, dict) and entry.get("id") in categories:
+            if entry.get("isthing") not in (0, 1):
+                findings.add("error", file, f"category {entry['id']}", "needs isthing: 1 for a thing, 0 for stuff")
+            things[entry["id"]] = bool(entry.get("isthing"))
+    return things
+
+
+def _annotations(
+    entries: list[Any], images: dict[int, dict[str, Any]], file: Path, findings: Findings
+) -> dict[int, dict[str, Any]]:
+    """Image id -> its annotation, which has a file_name and a list segments_info.
+
+    Raises:
+        DetrkitError: annotations of objects instead of images.
+    """
+    if entries and isinstance(entries[0], dict) and "segments_info" not in entries[0] and "bbox" in entries[0]:
+        raise DetrkitError(f'{file} is no COCO panoptic file but one of instances: open it with layout="coco"')
+    annotations: dict[int, dict[str, Any]] = {}
+    for k, entry in enumerate(entries):
+        where = f"annotations[{k}]"
+        if not isinstance(entry, dict) or entry.get("image_id") not in images:
+            image_id = entry.get("image_id") if isinstance(entry, dict) else None
+            findings.add("warning", file, where, f"image {image_id} is not in the list of images: left out")
+        elif not isinstance(entry.get("file_name"), str) or not isinstance(entry.get("segments_info"), list):
+            findings.add("error", file, where, "needs a file_name (of the PNG) and a list segments_info")
+        elif entry["image_id"] in annotations:
+            findings.add("error", file, where, f"a second annotation of image {entry['image_id']}")
+        else:
+            annotations[entry["image_id"]] = entry
+    for image_id in images.keys() - annotations.keys():
+        findings.add("warning", file, f"image {image_id}", "has no annotation: left out")
+    if list(annotations) != [image_id for image_id in images if image_id in annotations]:
+        findings.add("info", file, "", "images and annotations are in different orders: paired by image_id")
+    return annotations
+
+
+def _objects(
+    segments: list[Any], label_of: dict[int, int], image_id: int, count: int, file: Path, findings: Findings
+) -> Objects:
+    """The segments of one image; their annotation ids count on from `count`."""
+    objects = Objects()
+    for k, segment in enumerate(segments):
+        name = f"image {image_id}, segments_info[{k}]"
+        if not isinstance(segment, dict) or not is_int(segment.get("id")) or not 1 <= segment["id"] <= LARGEST_ID:
+            findings.add("error", file, name, f"needs an integer id of 1 to {LARGEST_ID} (0 is void)")
+            continue
+        name = f"image {image_id}, segment {segment['id']}"
+        corners = corners_of(segment.get("bbox"))
+        if segment["id"] in objects.segment_ids:
+            findings.add("error", file, name, "id is used twice in the image")
+        elif segment.get("category_id") not in label_of:
+            findings.add("error", file, name, f"category {segment.get('category_id')} is not in the list of categories")
+        elif corners is None:
+            findings.add("error", file, name, f"bbox {segment.get('bbox')} is not [x, y, width, height] in pixels")
+        elif not isinstance(segment.get("area"), int | float):
+            findings.add("error", file, name, f"area {segment.get('area')} is not a number of pixels")
+        else:
+            objects.boxes.append(corners)
+            objects.annotated.append(segment["bbox"])
+            objects.labels.append(label_of[segment["category_id"]])
+            objects.crowd.append(bool(segment.get("iscrowd", 0)))
+            objects.areas.append(segment["area"])
+            objects.annotation_ids.append(count + k + 1)
+            objects.segment_ids.append(segment["id"])
+            objects.names.append(name)
+    return objects
+
+
+def _root(file: Path) -> Path:
+    return file.parent.parent if file.parent.name == "annotations" else file.parent
+
+
+def _png_folder(file: Path, names: list[str]) -> Path:
+    """The folder of the PNGs: named as the json, beside it or beside its folder; else any called panoptic.
+
+    Raises:
+        DetrkitError: none holds one of the first PNGs.
+    """
+    usual = [_root(file) / file.stem, file.parent / file.stem]
+    others = sorted(d for d in _root(file).glob("*panoptic*") if d.is_dir())
+    # The first names suffice: a dataset with more than a few missing PNGs is reported file by file.
+    for folder in dict.fromkeys([*usual, *others]):
+        if any((folder / name).is_file() for name in names[:20]):
+            return folder
+    if not names:
+        return usual[0]
+    archive = next((f.with_suffix(".zip") for f in usual if f.with_suffix(".zip").is_file()), None)
+    if archive is not None:
+        raise DetrkitError(f"{archive} is an archive: unpack it there, it holds the panoptic PNGs")
+    tried = " or ".join(str(folder) for folder in dict.fromkeys(usual))
+    raise DetrkitError(f"{file}: panoptic PNGs such as {names[0]} were not found: put them in {tried}")
+
+
+def _more_folders(file: Path, split: str, pngs: Path) -> list[Path]:
+    """Where images are besides the places that are usual for COCO.
+
+    In a folder beside that of the PNGs, or in the dataset of the same name without "panoptic" (coco/val2017 for
+    coco_panoptic/panoptic_val2017).
+    """
+    root = _root(file)
+    plain = root.name.replace("panoptic", "").strip("_-. ")
+    return [*sorted(d for d in root.iterdir() if d.is_dir() and d != pngs), root.parent / plain / split]
