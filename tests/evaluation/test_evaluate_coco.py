@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from coco_sets import random_set
 from oracle import per_class, run_pycocotools, twelve
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from scipy import ndimage
 
 from detrkit.classes import ClassList
 from detrkit.errors import DetrkitError
-from detrkit.evaluation import evaluate_detections
+from detrkit.evaluation import DetectionEvaluator, evaluate_detections
 from detrkit.evaluation.metrics import NAMES, PER_CLASS
+from detrkit.results import Detections
 
 DATA = Path(os.environ.get("DETRKIT_DATA", ""))
 needs_data = pytest.mark.skipif("DETRKIT_DATA" not in os.environ, reason="set DETRKIT_DATA to the folder of real data")
@@ -100,6 +107,50 @@ def test_perturbed_boxes_of_coco(seed):
     assert metrics.objects == 868
     assert metrics.per_class["hot dog"]["objects"] == 0
     assert metrics.per_class["hot dog"]["AP"] == -1
+
+
+@needs_data
+@pytest.mark.parametrize("seed", range(3))
+def test_perturbed_masks_of_coco(seed):
+    """Eroded, grown, shifted and cut masks, some of another class, and invented ones over the crowd regions."""
+    truth = json.loads((DATA / "coco_mini/annotations/instances_val2017.json").read_text())
+    images = COCO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        images.dataset = truth
+        images.createIndex()
+    rng = np.random.default_rng(seed)
+    found: dict[int, list] = {i["id"]: [] for i in truth["images"]}
+    for a in truth["annotations"]:
+        mask = images.annToMask(a).astype(bool)
+        copies = int(rng.integers(1, 4)) if a["iscrowd"] else int(rng.random() > 0.1)
+        for _ in range(copies):
+            other = np.roll(mask, rng.integers(-3, 4, 2), axis=(0, 1))
+            change = ndimage.binary_erosion if rng.random() < 0.6 else ndimage.binary_dilation
+            other = change(other, iterations=int(rng.integers(1, 4)))
+            if a["iscrowd"] or rng.random() < 0.2:
+                other &= np.arange(mask.shape[1]) < rng.integers(1, mask.shape[1])
+            category = (
+                a["category_id"] if rng.random() < 0.9 else int(rng.choice([c["id"] for c in truth["categories"]]))
+            )
+            if other.any():
+                found[a["image_id"]].append((other, category, float(rng.random())))
+    classes = ClassList.contiguous({c["id"]: c["name"] for c in truth["categories"]})
+    evaluator = DetectionEvaluator(truth, iou_type="segm")
+    for image_id, objects in found.items():
+        size = next((i["height"], i["width"]) for i in truth["images"] if i["id"] == image_id)
+        masks = torch.from_numpy(np.array([o[0] for o in objects]).reshape(-1, *size))
+        scores = torch.tensor([o[2] for o in objects], dtype=torch.float64)
+        labels = torch.tensor([classes.label_of[o[1]] for o in objects], dtype=torch.int64)
+        evaluator.add(Detections(torch.zeros(len(objects), 4), scores, labels, masks, classes, image_id))
+    entries = [{k: v for k, v in entry.items() if k != "bbox"} for entry in evaluator.results()]
+    metrics, _ = compare(truth, entries, kind="segm")
+    assert evaluator.compute().stats == metrics.stats
+    assert 0.1 < metrics.AP < 0.8
+    assert metrics.objects == 868
+    # through a file, with the boxes around the masks beside
+    boxes = evaluate_detections(truth, [e | {"bbox": coco_mask.toBbox(e["segmentation"]).tolist()} for e in entries])
+    merged = DetectionEvaluator(truth, iou_type="segm").merge(entries)
+    assert merged.compute(iou_type="bbox").stats == boxes.stats
 
 
 def test_nothing_found_is_zero_where_there_are_objects():

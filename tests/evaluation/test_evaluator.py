@@ -175,6 +175,29 @@ def test_masks():
         evaluator.add(one(2))
 
 
+def test_boxes_beside_masks():
+    """An evaluator of masks knows the boxes: those given, or those around the masks where entries have none."""
+    masks = torch.zeros(1, 20, 30, dtype=torch.bool)
+    masks[:, 3:11, 2:12] = True
+    evaluator = DetectionEvaluator(TRUTH, iou_type="segm")
+    evaluator.add(one(box=(2.0, 3.0, 7.0, 11.0), masks=masks))
+    assert abs(evaluator.compute().AP - 1) < 1e-6
+    boxes = evaluator.compute(iou_type="bbox")
+    assert abs(boxes.AP - 0.1) < 1e-6  # IoU 0.5
+    assert boxes.iou_type == "bbox"
+    assert boxes == evaluate_detections(TRUTH, evaluator.results())
+    merged = DetectionEvaluator(TRUTH, iou_type="segm").merge(evaluator.results())
+    assert merged.compute(iou_type="bbox") == boxes
+    alone = [{k: v for k, v in entry.items() if k != "bbox"} for entry in evaluator.results()]
+    around = DetectionEvaluator(TRUTH, iou_type="segm").merge(alone)
+    assert around.results()[0]["bbox"] == [2, 3, 10, 8]
+    assert abs(around.compute(iou_type="bbox").AP - 1) < 1e-6
+    with pytest.raises(DetrkitError, match="results without segmentation"):
+        box_evaluator = DetectionEvaluator(TRUTH)
+        box_evaluator.add(one(masks=masks))
+        box_evaluator.compute(iou_type="segm")
+
+
 def test_no_masks_found_is_no_error():
     evaluator = DetectionEvaluator(TRUTH, iou_type="segm")
     none = torch.zeros(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Average precision and recall as COCO defines them, per class, with curves, confusion and a report."""
+"""Average precision as COCO defines it and panoptic quality, per class, with curves, confusion and a report."""
 
 from detrkit.evaluation.coco import evaluate_detections
 from detrkit.evaluation.confusion import Confusion, confusion_matrix
@@ -6,6 +6,9 @@ from detrkit.evaluation.curves import PrecisionRecall
 from detrkit.evaluation.evaluator import DetectionEvaluator
 from detrkit.evaluation.ground_truth import GroundTruth
 from detrkit.evaluation.metrics import Metrics
+from detrkit.evaluation.panoptic import PanopticEvaluator, evaluate_panoptic, read_panoptic, write_panoptic
+from detrkit.evaluation.panoptic_metrics import PanopticMetrics
+from detrkit.evaluation.panoptic_truth import PanopticTruth
 from detrkit.evaluation.report import write_report
 from detrkit.evaluation.result_table import ResultTable
 
@@ -14,9 +17,15 @@ __all__ = [
     "DetectionEvaluator",
     "GroundTruth",
     "Metrics",
+    "PanopticEvaluator",
+    "PanopticMetrics",
+    "PanopticTruth",
     "PrecisionRecall",
     "ResultTable",
     "confusion_matrix",
     "evaluate_detections",
+    "evaluate_panoptic",
+    "read_panoptic",
+    "write_panoptic",
     "write_report",
 ]

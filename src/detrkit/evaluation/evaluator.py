@@ -51,7 +51,7 @@ class DetectionEvaluator:
     Args:
         ground_truth: COCO instances file, its content, or a `GroundTruth`; read once.
         max_dets: see `evaluate_detections`.
-        iou_type: "bbox", or "segm" for detections with masks.
+        iou_type: "bbox", or "segm" for detections with masks, of whose boxes it knows too: see `compute`.
         class_names: other names than the file's, see `GroundTruth.renamed`.
         unknown_categories: what to do with detections of a category that the ground truth does not have: an "error",
             or "ignore" them. The unused ids of the published models (class "N/A") are always left out.
@@ -204,17 +204,21 @@ class DetectionEvaluator:
         """Writes the COCO results file, whole or not at all, and returns its path."""
         return write_atomic(path, json.dumps(self.results()))
 
-    def compute(self, *, only_added: bool = False) -> Metrics:
+    def compute(self, *, only_added: bool = False, iou_type: IouType | None = None) -> Metrics:
         """The COCO numbers over all images of the ground truth, or over those that were added alone.
 
+        Args:
+            only_added: leave the other images out.
+            iou_type: by default the evaluator's; an evaluator of masks knows the boxes too.
+
         Raises:
-            DetrkitError: there is no image to evaluate.
+            DetrkitError: there is no image to evaluate, or there are no masks.
         """
         return evaluate_detections(
             self.truth,
             self.table(),
             max_dets=self.max_dets,
-            iou_type=self.iou_type,
+            iou_type=iou_type or self.iou_type,
             image_ids=list(self._images) if only_added else None,
         )
 

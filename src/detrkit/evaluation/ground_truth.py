@@ -32,7 +32,7 @@ def read_json(path: str | Path) -> Any:
         raise DetrkitError(f"{path}: not valid JSON ({error}); write the file again") from error
 
 
-def _identity_order(value: int | str) -> tuple[bool, int | str]:
+def identity_order(value: int | str) -> tuple[bool, int | str]:
     """Sort key for ids: numbers in their order (as pycocotools evaluates them), then text."""
     return isinstance(value, str), value
 
@@ -151,8 +151,8 @@ class GroundTruth:
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, Mapping) or not isinstance(content.get(key), (list, tuple)):
                 raise DetrkitError(f"{name}: no list {key!r}; COCO ground truth has images, annotations and categories")
-        images = _by_id(content["images"], f"{name}: images")
-        categories = _by_id(content["categories"], f"{name}: categories")
+        images = by_id(content["images"], f"{name}: images")
+        categories = by_id(content["categories"], f"{name}: categories")
         annotations = content["annotations"]
         image, category, boxes = entry_columns(
             annotations,
@@ -174,7 +174,7 @@ class GroundTruth:
             image_ids=tuple(images),
             sizes=tuple((int(i.get("height") or 0), int(i.get("width") or 0)) for i in images.values()),
             category_ids=tuple(categories),
-            names=_unique_names({k: str(c.get("name", f"category {k}")) for k, c in categories.items()}),
+            names=unique_names({k: str(c.get("name", f"category {k}")) for k, c in categories.items()}),
             image=image,
             category=category,
             boxes=boxes,
@@ -200,7 +200,7 @@ class GroundTruth:
                 )
             class_names = dict(zip(self.category_ids, class_names, strict=True))
         known = dict(zip(self.category_ids, self.names, strict=True))
-        return replace(self, names=_unique_names({k: class_names.get(k, name) for k, name in known.items()}))
+        return replace(self, names=unique_names({k: class_names.get(k, name) for k, name in known.items()}))
 
     def only(self, image_ids: Iterable[int | str]) -> GroundTruth:
         """The same for some of the images.
@@ -251,7 +251,7 @@ class GroundTruth:
             raise DetrkitError(f"{self.source}: {error}; write polygons or RLE as COCO does") from error
 
 
-def _by_id(entries: Sequence[Any], where: str) -> dict[Any, Mapping[str, Any]]:
+def by_id(entries: Sequence[Any], where: str) -> dict[Any, Mapping[str, Any]]:
     """The entries by id, ascending.
 
     Raises:
@@ -264,10 +264,10 @@ def _by_id(entries: Sequence[Any], where: str) -> dict[Any, Mapping[str, Any]]:
         if entry["id"] in found:
             raise DetrkitError(f"{where}: id {entry['id']!r} is there twice; ids must be unique")
         found[entry["id"]] = entry
-    return dict(sorted(found.items(), key=lambda item: _identity_order(item[0])))
+    return dict(sorted(found.items(), key=lambda item: identity_order(item[0])))
 
 
-def _unique_names(names: Mapping[int, str]) -> tuple[str, ...]:
+def unique_names(names: Mapping[int, str]) -> tuple[str, ...]:
     """The names, those that are there twice with their id, so that tables can be keyed by name."""
     seen = list(names.values())
     return tuple(name if seen.count(name) == 1 else f"{name} ({k})" for k, name in names.items())

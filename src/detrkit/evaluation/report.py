@@ -16,14 +16,22 @@ from detrkit.evaluation.confusion import Confusion
 from detrkit.evaluation.curves import PrecisionRecall
 from detrkit.evaluation.files import write_atomic
 from detrkit.evaluation.metrics import Metrics, markdown_table
+from detrkit.evaluation.panoptic_metrics import PanopticMetrics
+
+_PANOPTIC_FOOTNOTE = (
+    "In percent. SQ: mean IoU of the matched segments (IoU above 0.5); RQ: TP / (TP + FP / 2 + FN / 2); PQ = SQ * RQ "
+    "of a class, and means over the classes that are annotated or were predicted. n/a: no such classes."
+)
 
 
 def write_report(
     folder: str | Path,
     *,
-    metrics: Metrics,
+    metrics: Metrics | None,
     title: str,
     settings: Mapping[str, Any],
+    masks: Metrics | None = None,
+    panoptic: PanopticMetrics | None = None,
     pr: PrecisionRecall | None = None,
     confusion: Confusion | None = None,
     sheet: Image.Image | None = None,
@@ -36,9 +44,11 @@ def write_report(
 
     Args:
         folder: made if need be; files of an earlier report in it are replaced.
-        metrics: the numbers.
+        metrics: the numbers of the boxes; None where there are none, with `panoptic`.
         title: of the page.
         settings: what was evaluated and how, one row each: model, weights, dataset, batch size, padding, ...
+        masks: the numbers of the same detections' masks (iou_type "segm").
+        panoptic: the numbers of the panoptic results; they come first.
         pr: precision over recall; by default the metrics' own.
         confusion: which class is taken for which.
         sheet: a picture of examples, see `visualize.comparison_sheet`.
@@ -50,14 +60,26 @@ def write_report(
 
     Raises:
         DetrkitError: the folder cannot be written.
+        ValueError: neither metrics nor panoptic are given.
     """
     from detrkit.visualize.curves import confusion_heatmap, png_bytes, precision_recall_curves, training_curves
 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise DetrkitError(f"{folder} is a file; give a folder for the report")
-    parts = [f"# {_plain(title)}", _summary(metrics), metrics.table(), _footnote(metrics)]
-    record = {"title": title, "settings": {k: _json_value(v) for k, v in settings.items()}, **metrics.to_json()}
+    parts = [f"# {_plain(title)}"]
+    record: dict[str, Any] = {"title": title, "settings": {k: _json_value(v) for k, v in settings.items()}}
+    kinds = [m for m in (metrics, masks) if m is not None]
+    if panoptic is not None:
+        parts += [_panoptic_summary(panoptic), panoptic.table(), _PANOPTIC_FOOTNOTE]
+        record["panoptic"] = panoptic.to_json()
+    elif not kinds:
+        raise ValueError("a report needs metrics or panoptic metrics")
+    parts += [text for kind in kinds for text in (_summary(kind), kind.table())]
+    if kinds:
+        parts.append(_footnote(kinds[0]))
+    record |= metrics.to_json() if metrics is not None else {}
+    record |= {"masks": masks.to_json()} if masks is not None else {}
 
     def picture(name: str, content: bytes, heading: str, text: str) -> None:
         write_atomic(folder / name, content)
@@ -67,8 +89,13 @@ def write_report(
         buffer = io.BytesIO()
         sheet.convert("RGB").save(buffer, format="PNG")
         picture("examples.png", buffer.getvalue(), "Examples", "Small images are enlarged.")
-    parts.extend(["## Classes", _classes(metrics)])
-    pr = pr if pr is not None else metrics.curves
+    if panoptic is not None:
+        parts += ["## Classes: segments", _panoptic_classes(panoptic)]
+    if metrics is not None:
+        parts += ["## Classes", _classes(metrics)]
+        pr = pr if pr is not None else metrics.curves
+    if masks is not None:
+        parts += ["## Classes: masks", _classes(masks)]
     if pr is not None:
         text = "Left: the mean over the classes with objects. Right: single classes. The area below a curve is its AP."
         picture("precision_recall.png", png_bytes(precision_recall_curves(pr)), "Precision and recall", text)
@@ -137,6 +164,25 @@ def _summary(metrics: Metrics) -> str:
         f"**AP {number}** ({what}) on {metrics.images:,} images with {metrics.objects:,} objects, "
         f"from {metrics.detections:,} detections."
     )
+
+
+def _panoptic_summary(metrics: PanopticMetrics) -> str:
+    """The first sentence on panoptic results."""
+    number = "undefined (there are no segments)" if metrics.PQ < 0 else f"{metrics.PQ * 100:.1f}"
+    return f"**PQ {number}** on {metrics.images:,} images with {metrics.segments:,} segments."
+
+
+def _panoptic_classes(metrics: PanopticMetrics, count: int = 10) -> str:
+    """The worst classes, if they are not nearly all, and the table of all."""
+    text = (
+        "TP: matched, FP: predicted and not matched, FN: annotated and not matched. A low SQ comes from rough "
+        "outlines, a low RQ from segments missed, invented, cut up, joined or of the wrong class."
+    )
+    parts = [text, metrics.table(per_class=True)]
+    worst = metrics.worst(count)
+    if len(worst) < sum(row["segments"] > 0 for row in metrics.per_class.values()):
+        parts[1:1] = [f"The {count} worst annotated classes:", metrics.class_table(worst), "All:"]
+    return "\n\n".join(parts)
 
 
 def _footnote(metrics: Metrics) -> str:

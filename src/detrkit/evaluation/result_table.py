@@ -25,7 +25,7 @@ class ResultTable:
     Attributes:
         image: (N,) position in the ground truth's `image_ids`.
         category: (N,) position in the ground truth's `category_ids`.
-        boxes: (N, 4) xywh pixels; zeros where masks alone were given.
+        boxes: (N, 4) xywh pixels; those around the masks where masks alone were given.
         scores: (N,) float64, finite.
         segmentations: N RLEs, or None.
     """
@@ -70,8 +70,9 @@ class ResultTable:
         if unknown_categories == "ignore":
             known = truth.category_position
             entries = [e for e in entries if not isinstance(e, Mapping) or e.get("category_id", None) in known]
+        with_boxes = iou_type == "bbox" or all(isinstance(e, Mapping) and "bbox" in e for e in entries)
         image, category, boxes = entry_columns(
-            entries, name, truth.image_position, truth.category_position, boxes=iou_type == "bbox"
+            entries, name, truth.image_position, truth.category_position, boxes=with_boxes
         )
         scores = _scores(entries, name)
         if iou_type == "bbox":
@@ -79,6 +80,8 @@ class ResultTable:
         segmentations = [e.get("segmentation") for e in entries]
         for i, (value, position) in enumerate(zip(segmentations, image.tolist(), strict=True)):
             _check_rle(value, truth.sizes[position], f"{name}: entry {i}")
+        if not with_boxes:
+            boxes = np.asarray(hotcoco.mask.to_bbox(segmentations), np.float64).reshape(-1, 4)
         return cls(image, category, boxes, scores, segmentations)
 
     def to_hotcoco(self, truth: hotcoco.COCO, *, segmentation: bool) -> hotcoco.COCO:

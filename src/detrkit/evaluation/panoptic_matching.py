@@ -1,0 +1,144 @@
+"""Which predicted segments match which annotated ones: the rules of panoptic quality for one image.
+
+As in Kirillov et al. (2019) and panopticapi:
+
+- A predicted segment matches an annotated one of its class if their IoU is above 0.5, which is so of one at most.
+- Pixels that are void in the ground truth are taken off the union.
+- What is annotated and not matched is missed, unless it is crowd.
+- What is predicted and not matched is invented, unless more than half of it lies on void and on crowd of its class.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detrkit.errors import DetrkitError
+from detrkit.evaluation.panoptic_truth import VOID, PanopticTruth, Segments
+
+
+class ImageMatches(NamedTuple):
+    """What one image adds to the sums: small arrays that pickle fast between processes.
+
+    Attributes:
+        matched: (M,) category positions of the matched segments.
+        iou: (M,) of each.
+        invented: (F,) category positions of the false positives.
+        missed: (N,) category positions of the false negatives.
+        segments_info: what was predicted, in COCO's format.
+    """
+
+    matched: np.ndarray
+    iou: np.ndarray
+    invented: np.ndarray
+    missed: np.ndarray
+    segments_info: list[dict[str, Any]]
+
+
+def score_image(
+    truth: PanopticTruth, image_id: int | str, found_map: np.ndarray, segments_info: list[dict[str, Any]]
+) -> ImageMatches:
+    """Matches what was predicted in one image with its ground truth.
+
+    Args:
+        truth: of the dataset.
+        image_id: one of its ids.
+        found_map: (H, W) ids of the predicted segments.
+        segments_info: these, in COCO's format.
+
+    Raises:
+        DetrkitError: see `match_segments`.
+    """
+    where = f"image {image_id!r}"
+    found = Segments.from_info(segments_info, truth.category_position, f"{where}: prediction")
+    segments = truth.segments[truth.image_position[image_id]]
+    return ImageMatches(*match_segments(truth.id_map(image_id), segments, found_map, found, where), segments_info)
+
+
+def match_segments(
+    truth_map: np.ndarray, truth: Segments, found_map: np.ndarray, found: Segments, where: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Matches the segments of one image.
+
+    Args:
+        truth_map: (H, W) ids of the annotated segments.
+        truth: these G segments.
+        found_map: (H, W) ids of the predicted ones.
+        found: these N segments.
+        where: names the image in messages.
+
+    Returns:
+        (M,) category positions of the matched segments, (M,) their IoU, and the category positions of what was invented
+        and what was missed.
+
+    Raises:
+        DetrkitError: the maps differ in size, or one has other ids than its segments.
+    """
+    if truth_map.shape != found_map.shape:
+        raise DetrkitError(
+            f"{where}: the prediction has {_size(found_map)} pixels, the ground truth {_size(truth_map)}; predict at "
+            "the size of the original image"
+        )
+    truth_ids, found_ids, counts = shared_pixels(truth_map, found_map)
+    common = np.zeros((len(truth.ids) + 1, len(found.ids) + 1), np.int64)  # void last
+    rows = _rows(truth_ids, truth.ids, f"{where}: ground truth")
+    columns = _rows(found_ids, found.ids, f"{where}: prediction")
+    np.add.at(common, (rows, columns), counts)
+    absent = np.flatnonzero(common[:, :-1].sum(0) == 0)
+    if len(absent):
+        raise DetrkitError(
+            f"{where}: prediction: segment {found.ids[absent[0]]} is in segments_info and has no pixel; leave it out"
+        )
+
+    inside, on_void = common[:-1, :-1], common[-1, :-1]  # (G, N), (N,)
+    area = common[:, :-1].sum(0)
+    union = common[:-1].sum(1)[:, None] + (area - on_void)[None] - inside  # (G, N)
+    iou = np.divide(inside, union, out=np.zeros(union.shape), where=union > 0)
+    same = truth.category[:, None] == found.category[None]
+    match = (iou > 0.5) & same & ~truth.crowd[:, None]
+    g, n = np.nonzero(match)
+
+    # A class has one crowd region in an image; if it has more, panopticapi looks at the last.
+    crowd_of = {k: row for row, k in enumerate(truth.category.tolist()) if truth.crowd[row]}
+    on_crowd = [inside[crowd_of[k], i] if k in crowd_of else 0 for i, k in enumerate(found.category.tolist())]
+    invented = ~match.any(0) & ((on_void + np.array(on_crowd, np.int64)) / area <= 0.5)
+    missed = ~match.any(1) & ~truth.crowd
+    return truth.category[g], iou[g, n], found.category[invented], truth.category[missed]
+
+
+def shared_pixels(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many pixels each pair of ids shares: (P,) ids in `truth`, (P,) ids in `found`, (P,) counts.
+
+    Args:
+        truth: (H, W) ids below 2**31.
+        found: (H, W) ids.
+    """
+    a, b = truth.ravel(), found.ravel()
+    # Maps consist of runs of equal pixels, some 10,000 in one of COCO's: these are sorted quickly, pixels are not.
+    starts = np.flatnonzero(np.concatenate([[True], (a[1:] != a[:-1]) | (b[1:] != b[:-1])]))
+    keys = a[starts].astype(np.int64) << 32 | b[starts].astype(np.int64)
+    pairs, inverse = np.unique(keys, return_inverse=True)
+    counts = np.bincount(inverse, np.diff(starts, append=a.size), len(pairs)).astype(np.int64)
+    return pairs >> 32, pairs & 0xFFFFFFFF, counts
+
+
+def _rows(values: np.ndarray, ids: np.ndarray, where: str) -> np.ndarray:
+    """The position in `ids` of each of the map's values, the number of ids for void.
+
+    Raises:
+        DetrkitError: a value that is neither void nor among the ids.
+    """
+    position = {int(i): row for row, i in enumerate(ids)}
+    position.setdefault(VOID, len(ids))
+    for value in values.tolist():
+        if value not in position:
+            raise DetrkitError(
+                f"{where}: id {value} is in the map and not in segments_info; write both from one result"
+            )
+    return np.array([position[value] for value in values.tolist()], np.int64)
+
+
+def _size(id_map: np.ndarray) -> str:
+    """A map's size as pictures are described: width x height."""
+    return " x ".join(str(side) for side in id_map.shape[::-1])

@@ -1,0 +1,150 @@
+"""`PanopticMetrics`: panoptic quality, over all classes, things and stuff, and per class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detrkit.evaluation.metrics import markdown_table, percent
+
+NAMES = ("PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st")
+_GROUPS = {"all": "", "things": "_th", "stuff": "_st"}
+
+
+@dataclass(frozen=True)
+class PanopticMetrics(Mapping[str, Any]):
+    """Panoptic quality as Kirillov et al. (2019) define it, in [0, 1], -1 where there is nothing to define it.
+
+    Of one class, SQ (segmentation quality) is the mean IoU of the matched segments, RQ (recognition quality) is
+    TP / (TP + FP / 2 + FN / 2), and PQ = SQ * RQ. The others are means over classes that are annotated or were
+    predicted; so PQ is not SQ * RQ there.
+
+    `metrics.PQ` and `metrics["PQ"]` are the same; as a mapping it holds the 9 numbers and `per_class`.
+
+    Attributes:
+        PQ: panoptic quality of all classes.
+        SQ: segmentation quality.
+        RQ: recognition quality.
+        PQ_th: of the things (countable objects).
+        SQ_th: of the things.
+        RQ_th: of the things.
+        PQ_st: of the stuff (sky, grass, ...).
+        SQ_st: of the stuff.
+        RQ_st: of the stuff.
+        per_class: name -> PQ, SQ, RQ, `thing`, and the counts `segments` (annotated, crowd left out), `TP` (matched),
+            `FP` (predicted and not matched) and `FN` (annotated and not matched).
+        images: how many were evaluated.
+    """
+
+    PQ: float
+    SQ: float
+    RQ: float
+    PQ_th: float
+    SQ_th: float
+    RQ_th: float
+    PQ_st: float
+    SQ_st: float
+    RQ_st: float
+    per_class: dict[str, dict[str, Any]]
+    images: int = 0
+
+    @classmethod
+    def from_counts(
+        cls,
+        names: tuple[str, ...],
+        things: tuple[bool, ...],
+        *,
+        iou: np.ndarray,
+        matched: np.ndarray,
+        invented: np.ndarray,
+        missed: np.ndarray,
+        images: int,
+    ) -> PanopticMetrics:
+        """The numbers from sums over images, one row a class.
+
+        Args:
+            names: of the K classes.
+            things: (K,) whether each is a thing.
+            iou: (K,) sum of the matched segments' IoU.
+            matched: (K,) true positives.
+            invented: (K,) false positives.
+            missed: (K,) false negatives.
+            images: how many there were.
+        """
+        counted = matched + invented / 2 + missed / 2
+        present = counted > 0
+        divisor = np.maximum(counted, 0.5)  # what counts at all counts at least a half
+        rows = np.where(present, [iou / divisor, iou / np.maximum(matched, 1), matched / divisor], -1.0)  # PQ, SQ, RQ
+        thing = np.array(things, bool)
+        numbers = {
+            name + suffix: float(row[some].mean()) if some.any() else -1.0
+            for suffix, some in (("", present), ("_th", present & thing), ("_st", present & ~thing))
+            for name, row in zip(("PQ", "SQ", "RQ"), rows, strict=True)
+        }
+        per_class = {
+            name: {
+                **dict(zip(("PQ", "SQ", "RQ"), rows[:, k].tolist(), strict=True)),
+                "thing": things[k],
+                "segments": int(matched[k] + missed[k]),
+                "TP": int(matched[k]),
+                "FP": int(invented[k]),
+                "FN": int(missed[k]),
+            }
+            for k, name in enumerate(names)
+        }
+        return cls(**numbers, per_class=per_class, images=images)
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in (*NAMES, "per_class"):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*NAMES, "per_class"))
+
+    def __len__(self) -> int:
+        return len(NAMES) + 1
+
+    @property
+    def segments(self) -> int:
+        """How many segments are annotated, crowd left out."""
+        return sum(row["segments"] for row in self.per_class.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers and counts as plain JSON values."""
+        return {**{n: self[n] for n in NAMES}, "images": self.images, "segments": self.segments} | {
+            "per_class": self.per_class
+        }
+
+    def worst(self, count: int = 10) -> list[str]:
+        """The annotated classes with the lowest PQ, the lowest first; of equal ones those with most segments."""
+        annotated = [name for name, row in self.per_class.items() if row["segments"]]
+        return sorted(annotated, key=lambda n: (self.per_class[n]["PQ"], -self.per_class[n]["segments"], n))[:count]
+
+    def table(self, *, per_class: bool = False) -> str:
+        """A Markdown table in percent: all, things and stuff, or one row per class that counts, best PQ first."""
+        if per_class:
+            counted = {n: row for n, row in self.per_class.items() if row["PQ"] >= 0}
+            return self.class_table(sorted(counted, key=lambda n: (-counted[n]["PQ"], n)))
+        rows = []
+        for group, suffix in _GROUPS.items():
+            some = [r for r in self.per_class.values() if group == "all" or r["thing"] == (group == "things")]
+            count = sum(row["PQ"] >= 0 for row in some)
+            rows.append([group, *(percent(self[name + suffix]) for name in ("PQ", "SQ", "RQ")), str(count)])
+        return markdown_table(["", "PQ", "SQ", "RQ", "classes"], rows)
+
+    def class_table(self, names: list[str]) -> str:
+        """A Markdown table in percent with a row for each of these classes, in this order."""
+        rows = []
+        for name in names:
+            row = self.per_class[name]
+            kind = "thing" if row["thing"] else "stuff"
+            numbers = [percent(row[k]) for k in ("PQ", "SQ", "RQ")]
+            rows.append([name, kind, *numbers, *(str(row[k]) for k in ("segments", "TP", "FP", "FN"))])
+        return markdown_table(["class", "", "PQ", "SQ", "RQ", "segments", "TP", "FP", "FN"], rows)
+
+    def __str__(self) -> str:
+        return self.table()

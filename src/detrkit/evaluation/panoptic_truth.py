@@ -1,0 +1,203 @@
+"""COCO panoptic ground truth and results: the json checked once on the way in, PNGs read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detrkit.classes import ClassList
+from detrkit.errors import DetrkitError
+from detrkit.evaluation.ground_truth import by_id, identity_order, read_json, unique_names
+
+VOID = 0  # of an id map's pixels, of no segment
+IdMaps = Callable[[Any], np.ndarray]
+
+
+class Segments(NamedTuple):
+    """The segments of one image as columns.
+
+    Attributes:
+        ids: (N,) int64 values in the id map.
+        category: (N,) int64 position in the ground truth's categories.
+        crowd: (N,) bool: regions of many objects, neither to be found nor wrong to be found.
+    """
+
+    ids: np.ndarray
+    category: np.ndarray
+    crowd: np.ndarray
+
+    @classmethod
+    def from_info(cls, segments_info: Any, categories: Mapping[Any, int], where: str) -> Segments:
+        """The columns of a `segments_info`.
+
+        Raises:
+            DetrkitError: an entry without id, with one that is there twice, or with an unknown category.
+        """
+        if not isinstance(segments_info, (list, tuple)):
+            raise DetrkitError(f"{where}: no list segments_info; give an object with id and category_id a segment")
+        seen: set[int] = set()
+        for i, info in enumerate(segments_info):
+            if not isinstance(info, Mapping) or not _is_id(info.get("id")):
+                raise DetrkitError(f"{where}: segments_info[{i}]: id is no whole number; give the value in the PNG")
+            if info["id"] in seen:
+                raise DetrkitError(f"{where}: segment id {info['id']} is there twice; ids are unique in an image")
+            seen.add(info["id"])
+            if not _is_id(info.get("category_id")) or info["category_id"] not in categories:
+                raise DetrkitError(
+                    f"{where}: segment {info['id']}: category_id {info.get('category_id')!r} is no category of the "
+                    "ground truth; check that both belong to the same dataset"
+                )
+        return cls(
+            np.array([info["id"] for info in segments_info], np.int64),
+            np.array([categories[info["category_id"]] for info in segments_info], np.int64),
+            np.array([bool(info.get("iscrowd", 0)) for info in segments_info], bool),
+        )
+
+
+@dataclass(frozen=True)
+class PanopticTruth:
+    """The segments to be found. Images and categories are numbered by their position.
+
+    Attributes:
+        source: the file, to name it in messages.
+        image_ids: the dataset's ids of the images that are annotated, ascending.
+        files: names of their PNGs.
+        category_ids: the dataset's ids, ascending.
+        names: of the categories, unique.
+        things: whether each is a thing.
+        segments: of each image.
+        id_map: gives the (H, W) ids of an image by its id.
+    """
+
+    source: str
+    image_ids: tuple[int | str, ...]
+    files: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    names: tuple[str, ...]
+    things: tuple[bool, ...]
+    segments: tuple[Segments, ...]
+    id_map: IdMaps
+
+    @cached_property
+    def image_position(self) -> dict[int | str, int]:
+        """Image id -> position."""
+        return {value: i for i, value in enumerate(self.image_ids)}
+
+    @cached_property
+    def category_position(self) -> dict[int, int]:
+        """Category id -> position."""
+        return {value: i for i, value in enumerate(self.category_ids)}
+
+    @property
+    def classes(self) -> ClassList:
+        """Names, ids and things; a label is a position."""
+        return ClassList(self.names, self.category_ids, self.things)
+
+    @classmethod
+    def load(
+        cls, source: PanopticTruth | str | Path | Mapping[str, Any], maps: str | Path | IdMaps | None = None
+    ) -> PanopticTruth:
+        """Reads a COCO panoptic file or takes its content; a PanopticTruth passes through.
+
+        Args:
+            source: the file, its content, or ground truth loaded before.
+            maps: the folder of the PNGs, or a function that gives the (H, W) ids of an image by its id. By default,
+                for a file, the folder of its name beside it or beside its folder, as COCO's archives lie.
+
+        Raises:
+            DetrkitError: with the file, the entry and the fix.
+        """
+        if isinstance(source, PanopticTruth):
+            return source
+        name = "panoptic ground truth" if isinstance(source, Mapping) else str(source)
+        content = source if isinstance(source, Mapping) else read_json(source)
+        categories = by_id(_entries(content, "categories", name), f"{name}: categories")
+        for k, category in categories.items():
+            if category.get("isthing") not in (0, 1):
+                raise DetrkitError(f"{name}: category {k}: field isthing is missing; write 1 for a thing, 0 for stuff")
+        position = {k: i for i, k in enumerate(categories)}
+        files: dict[Any, str] = {}
+        segments: dict[Any, Segments] = {}
+        for image_id, entry in image_entries(content, name).items():
+            files[image_id] = entry["file_name"]
+            where = f"{name}: image {image_id!r}"
+            segments[image_id] = Segments.from_info(entry["segments_info"], position, where)
+            if (segments[image_id].ids == VOID).any():
+                raise DetrkitError(f"{where}: a segment has the id 0, which is void; count ids from 1")
+        if maps is None:
+            if isinstance(source, Mapping):
+                raise DetrkitError(f"{name}: no PNGs; give their folder, or a function that gives the ids of an image")
+            maps = png_folder(Path(source), list(files.values()))
+        return cls(
+            source=name,
+            image_ids=tuple(segments),
+            files=tuple(files.values()),
+            category_ids=tuple(categories),
+            names=unique_names({k: str(c.get("name", f"category {k}")) for k, c in categories.items()}),
+            things=tuple(bool(c["isthing"]) for c in categories.values()),
+            segments=tuple(segments.values()),
+            id_map=maps if callable(maps) else png_reader(Path(maps), files),
+        )
+
+
+def image_entries(content: Any, name: str) -> dict[Any, Mapping[str, Any]]:
+    """Image id -> its entry of `annotations`, which has segments_info and file_name, in ascending order of the ids.
+
+    Raises:
+        DetrkitError: no such list, an entry without these, or two of one image.
+    """
+    found: dict[Any, Mapping[str, Any]] = {}
+    for i, entry in enumerate(_entries(content, "annotations", name)):
+        where = f"{name}: annotations: entry {i}"
+        for field, kind in (("image_id", (int, str)), ("file_name", str), ("segments_info", list)):
+            if not isinstance(entry, Mapping) or not isinstance(entry.get(field), kind):
+                raise DetrkitError(f"{where}: field {field} is missing or wrong; see COCO's panoptic format")
+        if entry["image_id"] in found:
+            raise DetrkitError(f"{where}: image {entry['image_id']!r} is there twice; give one entry an image")
+        found[entry["image_id"]] = entry
+    return dict(sorted(found.items(), key=lambda item: identity_order(item[0])))
+
+
+def png_folder(file: Path, names: Sequence[str]) -> Path:
+    """Where the PNGs of a panoptic json are: in the folder of its name, beside it or beside its folder.
+
+    Raises:
+        DetrkitError: neither is there.
+    """
+    beside, above = file.with_suffix(""), file.parent.parent / file.stem
+    for folder in (beside, above, file.parent):
+        if folder.is_dir() and any((folder / name).is_file() for name in names[:20]):
+            return folder
+    if not names:
+        return beside
+    raise DetrkitError(f"{file}: its PNGs, such as {names[0]}, are not in {beside} or {above}; name their folder")
+
+
+def png_reader(folder: Path, files: Mapping[Any, str]) -> IdMaps:
+    """The function that reads the PNG of an image."""
+    # Evaluation needs nothing else of the data package, which loads torchvision.
+    from detrkit.data.panoptic import read_id_map
+
+    return lambda image_id: read_id_map(folder / files[image_id])
+
+
+def _entries(content: Any, key: str, name: str) -> Sequence[Any]:
+    """A list of the json.
+
+    Raises:
+        DetrkitError: it is not there.
+    """
+    if not isinstance(content, Mapping) or not isinstance(content.get(key), (list, tuple)):
+        raise DetrkitError(f"{name}: no list {key!r}; this is not COCO's panoptic format")
+    entries: Sequence[Any] = content[key]
+    return entries
+
+
+def _is_id(value: Any) -> bool:
+    """Whether it is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
