@@ -9,7 +9,7 @@ from PIL import Image
 
 from detrkit.classes import ClassList
 from detrkit.results import Detections
-from detrkit.visualize import color_of, draw_boxes, draw_detections, draw_masks, palette
+from detrkit.visualize import color_of, draw_boxes, draw_detections, draw_masks, instance_color, palette
 from detrkit.visualize.colors import PALETTE_SIZE, contrast, text_color
 from detrkit.visualize.draw import automatic_scale, place_tag
 
@@ -194,3 +194,25 @@ def test_masks_are_tinted():
         draw_masks(image, masks.transpose(1, 2), [(0, 0, 0)])
     with_mask = detections(masks=torch.ones(2, 120, 120, dtype=torch.bool))
     assert draw_detections(Image.new("RGB", (120, 120)), with_mask).getpixel((118, 118)) != (0, 0, 0)
+    with pytest.raises(ValueError, match="masks of shape"):
+        draw_detections(Image.new("RGB", (120, 100)), with_mask)
+
+
+def test_masks_are_outlined_and_scale_with_the_picture():
+    image = Image.new("RGB", (40, 30), (100, 100, 100))
+    masks = torch.zeros(2, 30, 40, dtype=torch.bool)
+    masks[0, 10:20, 5:15] = masks[1, 10:20, 25:40] = True
+    red = (200, 0, 0)
+    drawn = np.array(draw_masks(image, masks, [red, red], opacity=0.5, outline=2))
+    opaque = (drawn == red).all(-1)
+    assert opaque[10:20, 5:15].sum() == 100 - 36
+    assert opaque[12:18, 39].sum() == 0  # none along the picture's border
+    found = Detections(
+        torch.tensor([[5.0, 10, 15, 20], [25, 10, 40, 20]]), torch.tensor([0.6, 0.9]), torch.tensor([3, 3]), masks
+    )
+    large = np.array(draw_detections(image, found, scale=4))
+    assert large.shape == (120, 160, 3)
+    for box, color in (((40, 80, 100, 160), color_of(3)), ((40, 80, 20, 60), instance_color(3, 1))):
+        middle = large[(box[0] + box[1]) // 2, (box[2] + box[3]) // 2]
+        np.testing.assert_allclose(middle, np.array(color) * 0.45 + 55, atol=1)  # the best has the class's own colour
+    assert (large[100, 80] == 100).all()

@@ -1,12 +1,13 @@
-"""Pictures: boxes and masks on images, contact and comparison sheets, curves."""
+"""Pictures: boxes, masks and panoptic segments on images, contact and comparison sheets, curves."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from detrkit.visualize.colors import color_of, palette
+from detrkit.visualize.colors import color_of, instance_color, palette
 from detrkit.visualize.draw import draw_boxes, draw_detections, draw_masks
-from detrkit.visualize.sheet import SheetRow, as_detections, comparison_sheet, grid, models_sheet
+from detrkit.visualize.panoptic import draw_panoptic
+from detrkit.visualize.sheet import SheetRow, as_detections, comparison_sheet, grid, models_sheet, panoptic_sheet
 
 if TYPE_CHECKING:
     from detrkit.visualize.curves import (
@@ -26,9 +27,12 @@ __all__ = [
     "draw_boxes",
     "draw_detections",
     "draw_masks",
+    "draw_panoptic",
     "grid",
+    "instance_color",
     "models_sheet",
     "palette",
+    "panoptic_sheet",
     "precision_recall_curves",
     "save_figure",
     "study_curves",

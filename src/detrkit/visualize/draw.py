@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from detrkit.results import Detections
-from detrkit.visualize.colors import Color, color_of, text_color
+from detrkit.visualize.colors import Color, color_of, instance_colors, text_color
 
 # Pictures whose longer side is below this are enlarged with `scale=None`: at 96 pixels a readable tag hides the object.
 READABLE_SIDE = 384
@@ -126,7 +127,7 @@ def as_boxes(boxes: Any) -> np.ndarray:
     return array
 
 
-def _enlarged(image: Image.Image, scale: float | None) -> tuple[Image.Image, float]:
+def enlarged(image: Image.Image, scale: float | None) -> tuple[Image.Image, float]:
     """An RGB copy of the picture and the factor it was enlarged by."""
     factor = automatic_scale(image.size) if scale is None else scale
     rgb = image.convert("RGB")
@@ -162,7 +163,7 @@ def draw_boxes(
     Raises:
         ValueError: the lengths differ, or a box has not four finite numbers.
     """
-    canvas, factor = _enlarged(image, scale)
+    canvas, factor = enlarged(image, scale)
     array = as_boxes(boxes)
     count = len(array)
     if labels is not None and len(labels) != count:
@@ -207,14 +208,17 @@ def draw_boxes(
     return canvas
 
 
-def draw_masks(image: Image.Image, masks: Any, colors: Sequence[Color], *, opacity: float = 0.45) -> Image.Image:
-    """A copy of the picture with each mask tinted; later masks lie on top.
+def draw_masks(
+    image: Image.Image, masks: Any, colors: Sequence[Color], *, opacity: float = 0.45, outline: int = 0
+) -> Image.Image:
+    """A copy of the picture with each mask tinted and outlined; later masks lie on top.
 
     Args:
         image: any PIL picture of H x W pixels.
         masks: (N, H, W) bool: tensor or array.
         colors: N RGB colours (0..255).
         opacity: of the tint, 0 (invisible) .. 1 (opaque).
+        outline: pixels within a mask's edge that are opaque; none along the picture's border.
 
     Raises:
         ValueError: the masks have not the picture's size, or the lengths differ.
@@ -227,6 +231,8 @@ def draw_masks(image: Image.Image, masks: Any, colors: Sequence[Color], *, opaci
         )
     for mask, color in zip(array, colors, strict=True):
         pixels[mask] = (pixels[mask] * (1 - opacity) + np.array(color) * opacity).round().astype(np.uint8)
+        if outline:
+            pixels[mask & ~ndimage.binary_erosion(mask, iterations=outline, border_value=1)] = color
     return Image.fromarray(pixels)
 
 
@@ -248,12 +254,31 @@ def draw_detections(
         width: of the lines, pixels of the copy; by default scaled to the picture's size.
         font_size: pixels of the copy; by default scaled to the picture's size.
         scale: factor to enlarge the picture by; None makes small pictures readable (see `draw_boxes`).
+
+    Raises:
+        ValueError: a box is not finite, or the masks have not the picture's size.
     """
+    size = image.height, image.width
+    if detections.masks is not None and detections.masks.shape[1:] != size:
+        raise ValueError(f"masks of shape {tuple(detections.masks.shape)} on a picture of {size} (height, width)")
     order = detections.scores.argsort(stable=True)
     ranked = detections.select(order)
     colors = [color_of(label) for label in ranked.labels.tolist()]
     values = ranked.scores.tolist()
     labels = [f"{name} {value:.2f}" if scores else name for name, value in zip(ranked.names, values, strict=True)]
+    canvas, factor = enlarged(image, scale)
     if ranked.masks is not None and len(ranked):
-        image = draw_masks(image, ranked.masks, colors)
-    return draw_boxes(image, ranked.boxes, labels, colors, width=width, font_size=font_size, scale=scale)
+        colors = instance_colors(ranked.labels.tolist()[::-1])[::-1]  # the best of a class has its colour
+        thin = max(1, round(np.sqrt(canvas.width * canvas.height) / 500))
+        canvas = draw_masks(canvas, _resized(ranked.masks, canvas.size), colors, outline=thin)
+    boxes = as_boxes(ranked.boxes) * factor
+    return draw_boxes(canvas, boxes, labels, colors, width=width, font_size=font_size)
+
+
+def _resized(masks: Any, size: tuple[int, int]) -> np.ndarray:
+    """(N, H, W) masks at a picture's (width, height), each pixel taken from the nearest one."""
+    array = np.asarray(masks.cpu(), bool)
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size[::-1], array.shape[1:], strict=True)
+    )
+    return array[:, rows][:, :, columns]

@@ -10,9 +10,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from detrkit.classes import ClassList
-from detrkit.results import Detections
+from detrkit.results import Detections, PanopticResult
 from detrkit.visualize.colors import Color
 from detrkit.visualize.draw import as_boxes, draw_detections, font_for, shortened
+from detrkit.visualize.panoptic import draw_panoptic
+
+Found = Detections | PanopticResult
 
 _PAPER, _INK, _QUIET, _MAT = (255, 255, 255), (28, 28, 30), (105, 105, 112), (238, 238, 241)
 
@@ -23,14 +26,14 @@ class SheetRow:
 
     Attributes:
         image: the picture.
-        truth: the annotated objects (see `as_detections`), or None to leave the column's place empty.
+        truth: the annotated objects (see `as_detections`) or segments, or None to leave the column's place empty.
         prediction: what a model found, or None.
         caption: a line below the image, usually the file's name.
     """
 
     image: Image.Image
-    truth: Detections | None = None
-    prediction: Detections | None = None
+    truth: Found | None = None
+    prediction: Found | None = None
     caption: str = ""
 
 
@@ -64,11 +67,13 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return tile
 
 
-def _drawn(image: Image.Image, detections: Detections, width: int, height: int, *, scores: bool) -> Image.Image:
+def _drawn(image: Image.Image, found: Found, width: int, height: int, *, scores: bool) -> Image.Image:
     """The objects drawn at the size the tile will have, so that lines and letters are alike on every tile."""
     factor = min(width / image.width, height / image.height)
     line, letters = max(2, round(width / 200)), max(12, round(width / 32))
-    return draw_detections(image, detections, scores=scores, scale=factor, width=line, font_size=letters)
+    if isinstance(found, PanopticResult):
+        return draw_panoptic(image, found, scale=factor, font_size=letters)
+    return draw_detections(image, found, scores=scores, scale=factor, width=line, font_size=letters)
 
 
 def grid(
@@ -139,7 +144,7 @@ def comparison_sheet(
 
     Args:
         rows: what to show.
-        threshold: predictions with a greater score are drawn and counted.
+        threshold: detections with a greater score are drawn and counted; panoptic results are drawn whole.
         tile: (width, height) of a picture's place in pixels; by default 480 wide, with the rows' median shape.
         headings: of the three columns.
 
@@ -149,15 +154,15 @@ def comparison_sheet(
     if not rows:
         raise ValueError("a comparison needs at least one image")
     tile = tile or _common_tile(rows, 480)
-    found = [None if row.prediction is None else row.prediction.above(threshold) for row in rows]
-    if threshold > 0:
+    found = [r.prediction.above(threshold) if isinstance(r.prediction, Detections) else r.prediction for r in rows]
+    if threshold > 0 and not any(isinstance(one, PanopticResult) for one in found):
         headings = (*headings[:2], f"{headings[2]} (score > {threshold:g})")
     return grid(*_tiles(rows, [found], tile), tile=tile, headings=headings)
 
 
 def models_sheet(
     rows: Sequence[SheetRow],
-    found: Mapping[str, Sequence[Detections]],
+    found: Mapping[str, Sequence[Found]],
     colors: Sequence[Color],
     *,
     tile: tuple[int, int] | None = None,
@@ -180,6 +185,34 @@ def models_sheet(
     return grid(*_tiles(rows, list(found.values()), tile), tile=tile, headings=headings, bars=[None, None, *colors])
 
 
+def panoptic_sheet(
+    rows: Sequence[tuple[Image.Image, PanopticResult, str]], *, tile: tuple[int, int] | None = None
+) -> Image.Image:
+    """One row per image: the image, the masks of its segments over it, and the map with their names.
+
+    Args:
+        rows: picture, result and caption.
+        tile: (width, height) of a picture's place in pixels; by default 480 wide, with the rows' median shape.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("a sheet needs at least one image")
+    tile = tile or _common_tile([SheetRow(image) for image, _, _ in rows], 480)
+    tiles: list[Image.Image] = []
+    titles: list[str] = []
+    for image, result, caption in rows:
+        factor = min(tile[0] / image.width, tile[1] / image.height)
+        tiles.append(image)
+        tiles.append(draw_panoptic(image, result, names=False, opacity=0.5, scale=factor))
+        letters = max(12, round(tile[0] / 32))
+        tiles.append(draw_panoptic(image, result, opacity=0.9, scale=factor, font_size=letters))
+        things = sum(segment.thing for segment in result.segments)
+        titles += [caption, f"{things} things, {len(result) - things} stuff", ""]
+    return grid(tiles, 3, titles, tile=tile, headings=["image", "masks", "panoptic"])
+
+
 def _common_tile(rows: Sequence[SheetRow], width: int) -> tuple[int, int]:
     """(width, height) of a tile with the rows' median shape."""
     shapes = sorted(r.image.height / r.image.width for r in rows)
@@ -187,7 +220,7 @@ def _common_tile(rows: Sequence[SheetRow], width: int) -> tuple[int, int]:
 
 
 def _tiles(
-    rows: Sequence[SheetRow], found: Sequence[Sequence[Detections | None]], tile: tuple[int, int]
+    rows: Sequence[SheetRow], found: Sequence[Sequence[Found | None]], tile: tuple[int, int]
 ) -> tuple[list[Image.Image], int, list[str]]:
     """Pictures row by row, their number in a row, and the line below each: its caption, or how many objects."""
     tiles: list[Image.Image] = []
@@ -201,5 +234,6 @@ def _tiles(
                 titles.append("")
                 continue
             tiles.append(_drawn(row.image, objects, *tile, scores=what == "detection"))
-            titles.append(f"{len(objects)} {what}{'' if len(objects) == 1 else 's'}")
+            noun = "segment" if isinstance(objects, PanopticResult) else what
+            titles.append(f"{len(objects)} {noun}{'' if len(objects) == 1 else 's'}")
     return tiles, 2 + len(found), titles

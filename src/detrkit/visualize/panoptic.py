@@ -1,0 +1,176 @@
+"""Panoptic results as pictures: every segment in its colour with its name inside it, void hatched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from detrkit.results import PanopticResult
+from detrkit.visualize.colors import Color, color_of, instance_colors
+from detrkit.visualize.draw import enlarged, font_for
+
+_BORDER = (255, 255, 255)
+_VOID, _STRIPE = (74, 74, 80), (104, 104, 112)
+_SMALLEST = 11  # pixels of the letters: below, they cannot be read
+_SEARCHED = 400  # pixels of the longer side on which the places of names are looked for
+
+
+class Name(NamedTuple):
+    """Where a name goes: the middle of the text `x`, `y` and the size of its letters, in pixels."""
+
+    text: str
+    x: float
+    y: float
+    size: int
+
+
+def segment_colors(result: PanopticResult) -> list[Color]:
+    """A colour (0..255) for each segment: that of its class, and shades of it for the further things of a class."""
+    shades = instance_colors([segment.label for segment in result.segments])
+    return [s if one.thing else color_of(one.label) for s, one in zip(shades, result.segments, strict=True)]
+
+
+def draw_panoptic(
+    image: Image.Image,
+    result: PanopticResult,
+    *,
+    opacity: float = 0.6,
+    names: bool = True,
+    scores: bool = False,
+    font_size: int | None = None,
+    scale: float | None = 1.0,
+) -> Image.Image:
+    """A copy of the picture with every segment in its colour, thin borders, and names where they have room.
+
+    Args:
+        image: any PIL picture of the size of the result.
+        result: what is drawn.
+        opacity: of the colours, 0 (invisible) .. 1 (a map without the picture).
+        names: whether to write the classes.
+        scores: whether to write the scores beside them ("cat 0.93").
+        font_size: of the names, pixels of the copy, smaller in narrow segments; by default scaled to the picture.
+        scale: factor to enlarge the picture by; None makes small pictures readable (see `draw_boxes`).
+
+    Raises:
+        ValueError: the result is of another size than the picture.
+    """
+    height, width = result.id_map.shape
+    if image.size != (width, height):
+        raise ValueError(f"a result of {width} x {height} pixels on a picture of {image.width} x {image.height}")
+    canvas, _ = enlarged(image, scale)
+    index = index_map(result, canvas.size)
+    colors = segment_colors(result)
+    extent = float(np.sqrt(canvas.width * canvas.height))
+
+    tint = np.array([_VOID, *colors], np.float64)[index]  # (H, W, 3)
+    period = max(8, round(extent / 50))
+    y, x = np.indices(index.shape, sparse=True)
+    tint[(index == 0) & ((x + y) % period < period / 3)] = _STRIPE
+    pixels = np.asarray(canvas, np.float64)
+    if opacity < 1:
+        # What is below the tint loses half of its own colour, or a green car on red looks brown.
+        grey = pixels @ np.array([0.2126, 0.7152, 0.0722])
+        pixels = (pixels + grey[..., None]) / 2
+    pixels = pixels * (1 - opacity) + tint * opacity
+    border = borders(index, max(1, round(extent / 500)))
+    pixels[border] = pixels[border] * 0.25 + np.array(_BORDER) * 0.75
+    canvas = Image.fromarray(pixels.round().astype(np.uint8))
+    if not names:
+        return canvas
+
+    texts = result.names
+    if scores:
+        texts = [f"{text} {segment.score:.2f}" for text, segment in zip(texts, result.segments, strict=True)]
+    letters = font_size if font_size is not None else max(_SMALLEST + 1, round(extent / 30))
+    draw = ImageDraw.Draw(canvas)
+    for position, name in enumerate(place_names(index, texts, letters)):
+        if name is not None:
+            red, green, blue = (round(c * 0.3) for c in colors[position])
+            draw.text(
+                (name.x, name.y),
+                name.text,
+                fill=(255, 255, 255),
+                font=font_for(name.text, name.size),
+                anchor="mm",
+                stroke_width=max(1, round(name.size / 9)),
+                stroke_fill=(red, green, blue),
+            )
+    return canvas
+
+
+def index_map(result: PanopticResult, size: tuple[int, int]) -> np.ndarray:
+    """(height, width) the position of each pixel's segment, from 1; 0 for void.
+
+    Args:
+        result: of any size.
+        size: (width, height) in pixels to which its map is brought, each pixel taking the id of the nearest one.
+    """
+    ids = Image.fromarray(result.id_map.cpu().numpy().astype(np.int32))
+    pixels = np.asarray(ids.resize(size, Image.Resampling.NEAREST))
+    index = np.zeros(pixels.shape, np.int32)
+    if not result.segments:
+        return index
+    known = np.array([segment.id for segment in result.segments])
+    order = np.argsort(known)
+    place = order[np.minimum(np.searchsorted(known[order], pixels), len(known) - 1)]
+    found = known[place] == pixels
+    index[found] = place[found] + 1
+    return index
+
+
+def borders(index: np.ndarray, width: int) -> np.ndarray:
+    """(H, W) bool: the pixels of lines between segments, `width` pixels wide."""
+    line = np.zeros(index.shape, bool)
+    line[:, 1:] |= index[:, 1:] != index[:, :-1]
+    line[1:] |= index[1:] != index[:-1]
+    return ndimage.binary_dilation(line, iterations=1, structure=np.ones((width, width))) if width > 1 else line
+
+
+def place_names(index: np.ndarray, names: Sequence[str], letters: int) -> list[Name | None]:
+    """Where the names of segments go: at the place deepest inside of each, where a text of its shape has most room.
+
+    Args:
+        index: (H, W) position of each pixel's segment, from 1; 0 for void.
+        names: N texts.
+        letters: pixels of the font; smaller where the segment is narrow.
+
+    Returns:
+        N places, None for a segment that is too small or whose place another name has.
+    """
+    step = max(1, round(max(index.shape) / _SEARCHED))
+    coarse = index[::step, ::step]
+    candidates: list[tuple[float, int, Name]] = []
+    for position, box in enumerate(ndimage.find_objects(coarse, max_label=len(names))):
+        if box is None:
+            continue
+        inside = np.pad(coarse[box] == position + 1, 1)  # the picture's edge is an edge too
+        width, height = _extent(names[position], letters)
+        # Distances count less across than down, as the text is wider than high: the largest ellipse of its shape.
+        depth = ndimage.distance_transform_edt(inside, sampling=(1.0, height / width))
+        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+        room = float(depth[row, column]) * step
+        size = int(np.clip(letters * 1.5 * room / height, _SMALLEST, letters))
+        if room > 0.3 * _extent(names[position], size)[1]:
+            x, y = (box[1].start + column - 0.5) * step, (box[0].start + row - 0.5) * step
+            candidates.append((room, position, Name(names[position], float(x), float(y), size)))
+
+    placed: list[Name | None] = [None] * len(names)
+    taken: list[tuple[float, float, float, float]] = []
+    for _, position, name in sorted(candidates, key=lambda c: (-c[0], c[1])):
+        width, height = _extent(name.text, name.size)
+        x = min(max(name.x, width / 2), index.shape[1] - width / 2)
+        y = min(max(name.y, height / 2), index.shape[0] - height / 2)
+        box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        if all(box[0] >= t[2] or t[0] >= box[2] or box[1] >= t[3] or t[1] >= box[3] for t in taken):
+            taken.append(box)
+            placed[position] = name._replace(x=x, y=y)
+    return placed
+
+
+def _extent(text: str, size: int) -> tuple[float, float]:
+    """Width and height of a text in pixels, with its outline."""
+    return font_for(text, size).getlength(text) + size / 4, size * 1.1
