@@ -2,6 +2,7 @@
 
     python benchmarks/ms_deform.py                        encoder and decoder at 800 x 1333, batch 1 and 8
     python benchmarks/ms_deform.py --batch 1 --queries 300 --dtype bfloat16
+    python benchmarks/ms_deform.py --model deformable-detr-r50      a whole model, forward, with each way
     python benchmarks/ms_deform.py --other my_package.ops:my_attention
     python benchmarks/ms_deform.py --official functions.ms_deform_attn_func:MSDeformAttnFunction.apply
 
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detrkit import build_model
 from detrkit.ops import ms_deform_attn, ms_deform_backend
 
 Operator = Callable[[Tensor, list[tuple[int, int]], Tensor, Tensor], Tensor]
@@ -177,6 +179,26 @@ def measure(args: argparse.Namespace, operators: dict[str, Operator], batch: int
     return rows
 
 
+def measure_model(args: argparse.Namespace, names: list[str]) -> None:
+    """Prints the time of a whole model's forward pass on one image, random weights."""
+    torch.manual_seed(0)
+    model = build_model(args.model).eval().to(args.device)
+    image = [torch.randn(3, *args.size, device=args.device)]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    found = {}
+    for turn in range(args.repeats + 1):  # the first warms up
+        for name in names:
+            with ms_deform_backend(name), torch.inference_mode():  # type: ignore[arg-type]
+                taken = seconds(lambda n=name: found.__setitem__(n, model(image)), args.device)
+            times[name] += [taken] if turn else []
+    print(f"{args.model}, batch 1, forward")
+    slowest = statistics.median(times["reference"])
+    for name in names:
+        off = float((found[name].logits - found["reference"].logits).abs().max())
+        median = statistics.median(times[name])
+        print(f"{name:12} {median:8.3f} s {slowest / median:7.2f}x   logits differ by {off:.1e}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"), help="image, in pixels")
@@ -189,6 +211,7 @@ def main() -> None:
     parser.add_argument(
         "--official", action="append", default=[], metavar="MODULE:FUNCTION", help="with the original's"
     )
+    parser.add_argument("--model", help="time this model instead of the operator alone")
     parser.add_argument("--json", type=Path, help="also write the rows there")
     args = parser.parse_args()
 
@@ -200,6 +223,8 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{machine}, torch {torch.__version__}, {args.dtype}, {args.size[0]} x {args.size[1]} pixels")
     print(f"copying moves {args.bandwidth / 1e9:.1f} GB/s\n")
+    if args.model is not None:
+        return measure_model(args, ["reference", fast])
     titles = f"{'queries':12} {'batch':>5} {'pass':19} {'operator':20}"
     print(f"{titles} {'time':>13} {'ratio':>8} {'bytes':>12} {'share':>7}")
     rows = []
