@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from coco_sets import random_set
+from panoptic_sets import random_set as random_panoptic
 from PIL import Image
 
 from detrkit.errors import DetrkitError
-from detrkit.evaluation import confusion_matrix, evaluate_detections, write_report
+from detrkit.evaluation import PanopticEvaluator, confusion_matrix, evaluate_detections, write_report
+from detrkit.evaluation.report import _panoptic_classes
+from detrkit.results import PanopticResult
 
 ROWS = [{"epoch": e, "train/loss": 9 - e, "val/AP": e / 10, "lr": 1e-4} for e in range(4)]
 
@@ -66,6 +70,60 @@ def test_metrics_alone(evaluation, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "precision_recall.png", "report.md"]
     assert all((tmp_path / name).exists() for name in links(path.read_text()))
     assert "## Settings" not in path.read_text()
+
+
+def panoptic_numbers(seed, images):
+    truth, maps, predictions = random_panoptic(seed, images)
+    evaluator = PanopticEvaluator(truth, maps.__getitem__)
+    for image_id, found in predictions.items():
+        evaluator.add(image_id, PanopticResult.from_coco(*found, evaluator.truth.classes))
+    return evaluator.compute()
+
+
+def test_panoptic_alone(tmp_path):
+    metrics = panoptic_numbers(0, 12)
+    path = write_report(
+        tmp_path, metrics=None, panoptic=metrics, title="x", settings={}, sheet=Image.new("RGB", (60, 40), "red")
+    )
+    page = path.read_text()
+    assert f"**PQ {metrics.PQ * 100:.1f}** on 12 images with {metrics.segments} segments." in page
+    assert metrics.table() in page
+    assert metrics.table(per_class=True) in page
+    assert "worst" not in page  # 9 classes: the table of all shows them
+    assert "void" in page
+    assert "AP" not in page
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["panoptic"]["per_class"] == metrics.per_class
+    assert set(links(page)) == {"examples.png", "metrics.json"}
+    with pytest.raises(ValueError, match="needs metrics or panoptic metrics"):
+        write_report(tmp_path, metrics=None, title="x", settings={})
+
+
+def test_worst_classes_are_named_apart():
+    metrics = panoptic_numbers(0, 12)
+    worst = metrics.worst(3)
+    qualities = sorted(row["PQ"] for row in metrics.per_class.values() if row["segments"])
+    assert [metrics.per_class[name]["PQ"] for name in worst] == qualities[:3]
+    text = _panoptic_classes(metrics, 3)
+    assert "The 3 worst annotated classes:" in text
+    assert metrics.class_table(worst) in text
+
+
+def test_boxes_masks_and_segments_together(evaluation, tmp_path):
+    boxes, confusion = evaluation
+    masks = replace(boxes, iou_type="segm", AP=0.123)
+    panoptic = panoptic_numbers(1, 3)
+    page = write_report(
+        tmp_path, metrics=boxes, masks=masks, panoptic=panoptic, title="x", settings={}, confusion=confusion
+    ).read_text()
+    order = [
+        page.index(text)
+        for text in ("**PQ ", f"**AP {boxes.AP * 100:.1f}** (boxes)", "**AP 12.3** (masks)", "## Classes: segments")
+    ]
+    assert order == sorted(order)
+    assert page.count(boxes.table(per_class=True)) == 2  # of boxes and, here the same, of masks
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert (record["AP"], record["masks"]["AP"], record["panoptic"]["PQ"]) == (boxes.AP, 0.123, panoptic.PQ)
 
 
 def test_nothing_to_find(tmp_path):

@@ -88,7 +88,8 @@ def write_report(
     if sheet is not None:
         buffer = io.BytesIO()
         sheet.convert("RGB").save(buffer, format="PNG")
-        picture("examples.png", buffer.getvalue(), "Examples", "Small images are enlarged.")
+        void = "" if panoptic is None else " Pixels of no segment (void) are hatched."
+        picture("examples.png", buffer.getvalue(), "Examples", f"Small images are enlarged.{void}")
     if panoptic is not None:
         parts += ["## Classes: segments", _panoptic_classes(panoptic)]
     if metrics is not None:
