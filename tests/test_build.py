@@ -63,6 +63,19 @@ def test_published_counts_and_dilation(name):
     assert model.backbone.padding == "exact"
 
 
+@pytest.mark.parametrize("name", ["detr-r50-panoptic", "detr-r50-dc5-panoptic", "detr-r101-panoptic"])
+def test_published_count_of_the_mask_head(name):
+    with torch.device("meta"):
+        model = build_model(name)
+        boxes = build_model(name, masks=False)
+    trainable = sum(p.numel() for p in model.segmentation.parameters() if p.requires_grad)
+    assert trainable == 1_333_657
+    assert sum(p.numel() for p in model.parameters()) == trainable + sum(p.numel() for p in boxes.parameters())
+    assert model.class_head.out_features == boxes.class_head.out_features == 251
+    assert model.backbone.strides == [4, 8, 16, 16 if "dc5" in name else 32]
+    assert boxes.segmentation is None and boxes.backbone.strides == model.backbone.strides[-1:]
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [

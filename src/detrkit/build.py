@@ -25,7 +25,7 @@ CLASS_HEAD = ("class_head.", "class_heads.")  # names of the modules, DETR's and
 # what may differ from the file's declared options: these change neither names nor the meaning of the weights
 _FREE = {"num_classes", "padding", "dropout", "aux_loss", "train_backbone", "backbone_weights"}
 # arguments of the official main.py that tell the variants apart, and those that are the model's
-_VARIANT = ("backbone", "dilation", "num_feature_levels", "with_box_refine", "two_stage")
+_VARIANT = ("backbone", "dilation", "masks", "num_feature_levels", "with_box_refine", "two_stage")
 _OFFICIAL = (
     *_VARIANT,
     *("pre_norm", "position_embedding", "num_queries", "hidden_dim", "nheads"),
@@ -46,14 +46,14 @@ def build_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: labels, counted as the official code does; by default those of the published weights (91). When
-            it is given and the weights have another number, the class head starts anew (fine-tuning).
+        num_classes: labels, counted as the official code does; by default those of the published weights (91, panoptic
+            250). When it is given and the weights have another number, the class head starts anew (fine-tuning).
         weights: None for random ones, "published" for the published file (downloaded once, verified), or a path:
             an official .pth file, a detrkit .safetensors file, a training state or a run directory.
         padding: "exact": an image's outputs do not depend on its batch; "official": as published, they do.
         backbone_weights: "imagenet" (ImageNet V1, where the published training starts from), or a path to a torchvision
             state dict. Not together with `weights`.
-        overrides: official argument names: backbone, dilation, num_queries, enc_layers, dec_layers, hidden_dim,
+        overrides: official argument names: backbone, dilation, masks, num_queries, enc_layers, dec_layers, hidden_dim,
             nheads, dim_feedforward, dropout, pre_norm, position_embedding; and those of the model's class.
 
     Raises:
@@ -127,7 +127,7 @@ def _named_by(arguments: Mapping[str, Any]) -> str | None:
     for known in ARCHITECTURES.values():
         parameters = inspect.signature(known.build).parameters
         built = {key: known.options.get(key, parameters[key].default) for key in _VARIANT if key in parameters}
-        if built == told and not arguments.get("masks"):
+        if built == told:
             return known.name
     return None
 

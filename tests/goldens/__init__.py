@@ -2,7 +2,8 @@
 
 All weights and inputs come from the formula in `filler.py`; the files hold outputs of the official DETR code
 (commit 29901c51) for them. Tolerances separate float noise from mistakes: the official code differs from itself by at
-most 2.6e-5 in logits and 5.6e-6 in boxes (thread counts, oneDNN, float64), a wrong epsilon by 1e-4.
+most 2.6e-5 in logits, 5.6e-6 in boxes and 2.9e-4 in mask logits (thread counts, oneDNN, float64), a wrong epsilon by
+1e-4 in logits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ ATOL = {
     "pred_logits": 6e-5,
     "aux_logits": 6e-5,
     "pred_boxes": 1e-5,
+    "pred_masks": 6e-4,
+    "pred_masks_mean_hw": 1e-5,
     "aux_boxes": 1e-5,
     "hs": 1.5e-4,
     "memory": 1e-4,
@@ -49,6 +52,9 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "detr_resnet50_dc5": (DETR, {"dilation": True}),
     "detr_resnet101": (DETR, {"backbone": "resnet101"}),
     "detr_resnet101_dc5": (DETR, {"backbone": "resnet101", "dilation": True}),
+    "detr_resnet50_panoptic": (DETR, {"masks": True, "num_classes": 250}),
+    "detr_resnet50_dc5_panoptic": (DETR, {"masks": True, "num_classes": 250, "dilation": True}),
+    "detr_resnet101_panoptic": (DETR, {"masks": True, "num_classes": 250, "backbone": "resnet101"}),
     "detr_resnet50_prenorm": (DETR, {"pre_norm": True, "enc_layers": 3, "dec_layers": 3}),
     "detr_demo": (DETRdemo, {}),
     "deformable_single_scale": (DeformableDETR, {"num_feature_levels": 1}),
@@ -85,9 +91,14 @@ def _filled(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(filler.fill(name, shape))
 
 
-def filled(variant: str) -> dict[str, Tensor]:
-    """The official state dict of a variant."""
-    return {name: _filled(fill, tuple(shape)) for name, shape, fill, _ in entries(variant)}
+def filled(variant: str, *, num_queries: int | None = None) -> dict[str, Tensor]:
+    """The official state dict of a variant, or of one with another number of queries."""
+    state = {}
+    for name, shape, fill, _ in entries(variant):
+        if num_queries is not None and name.endswith("query_embed.weight"):
+            shape = [num_queries, *shape[1:]]
+        state[name] = _filled(fill, tuple(shape))
+    return state
 
 
 def fill(model: nn.Module, seed: int) -> nn.Module:
@@ -133,9 +144,17 @@ def targets(data: dict[str, np.ndarray]) -> list[Target]:
         Target(
             torch.from_numpy(data[f"target{b}_labels"]).long(),
             torch.from_numpy(data[f"target{b}_boxes"]).reshape(-1, 4),
+            unpacked(data, f"target{b}_masks") if f"target{b}_masks_packed" in data else None,
         )
         for b in range(len(data["target_counts"]))
     ]
+
+
+def unpacked(data: dict[str, np.ndarray], name: str) -> Tensor:
+    """Masks that are stored as packed bits."""
+    shape = data[f"{name}_shape"]
+    bits = np.unpackbits(data[f"{name}_packed"], count=int(np.prod(shape)))
+    return torch.from_numpy(bits.reshape(shape).astype(bool))
 
 
 def difference(file: str, name: str, value: Tensor) -> float:

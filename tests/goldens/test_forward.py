@@ -19,6 +19,8 @@ def test_outputs_and_stages(case):
         out = model(goldens.images(case), capture=True)
     stages = out.capture.stages
     got = {"pred_logits": out.logits, "pred_boxes": out.boxes}
+    if out.masks is not None:
+        got |= {"pred_masks": out.masks, "pred_masks_mean_hw": out.masks.double().mean((2, 3))}
     if case["variant"].startswith("deformable"):
         got |= _deformable(out)
     elif demo:

@@ -27,6 +27,10 @@ def test_box_ops():
     _close(union, data["union"], 1e-6)
     _close(ops.pairwise_generalized_iou(a, b), data["giou"], 1e-6)
     _close(torch.stack([ops.generalized_iou(a[i], b[i]) for i in range(18)]), data["giou"].diagonal(), 1e-6)
+    masks = data["masks"]
+    _close(ops.masks_to_boxes(masks), data["masks_to_boxes"], 0)
+    assert ops.masks_to_boxes(torch.zeros_like(masks[:2])).tolist() == [[0, 0, 0, 0]] * 2
+    assert ops.masks_to_boxes(masks[:0]).shape == (0, 4)
 
 
 @pytest.mark.parametrize(("family", "offset"), [("detr", 0.0), ("deformable", 0.5)])

@@ -25,7 +25,7 @@ def relative(a, b):
 
 
 def worst_difference(model, images):
-    """The largest difference relative to the largest value, over logits and boxes of all layers."""
+    """The largest difference relative to the largest value, over logits and boxes of all layers, and masks."""
     with torch.inference_mode():
         together = model(images)
         worst = 0.0
@@ -36,6 +36,10 @@ def worst_difference(model, images):
                 count = b.logits.shape[1]
                 assert (a.logits[i, count:] < -1e3).all()
                 worst = max(worst, relative(a.logits[i, :count], b.logits[0]), relative(a.boxes[i, :count], b.boxes[0]))
+            if alone.masks is not None:
+                h, w = alone.masks.shape[2:]
+                assert (h, w) == (-(-image.shape[1] // 4), -(-image.shape[2] // 4))
+                worst = max(worst, relative(together.masks[i, :count, :h, :w], alone.masks[0]))
     return worst
 
 
@@ -66,6 +70,8 @@ def test_official_weights(variant):
         {"backbone": "resnet34", "backbone_norm": "batch", "backbone_stage": 3},
         {"backbone": "resnet50", "backbone_norm": "group", "dilation": True},
         {"backbone": "resnet18", "position_embedding": "learned", "pre_norm": True},
+        {"backbone": "resnet10", "backbone_norm": "group", "backbone_width": 16, "backbone_stage": 4, "masks": True},
+        {"backbone": "resnet50", "backbone_norm": "group", "dilation": True, "masks": True},
     ],
     ids=lambda o: "-".join(str(v) for v in o.values()),
 )
@@ -76,11 +82,18 @@ def test_random_weights(options):
     assert difference <= 1e-4
 
 
+@pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize(
-    "name", ["deformable-detr-r50", "deformable-detr-r50-single-scale-dc5", "deformable-detr-r50-refine"]
+    "name",
+    [
+        "deformable-detr-r50",
+        "deformable-detr-r50-single-scale-dc5",
+        "deformable-detr-r50-refine",
+        "deformable-detr-r50-two-stage",
+    ],
 )
-def test_deformable(name):
-    options = {"backbone_norm": "group", "backbone_width": 16, "backbone": "resnet50"}
+def test_deformable(name, masks):
+    options = {"backbone_norm": "group", "backbone_width": 16, "backbone": "resnet50", "masks": masks}
     model = build_model(name, **SMALL, **options).eval()
     for parameter in model.parameters():  # published initialisation attends to everything alike
         if parameter.ndim > 1:

@@ -15,6 +15,7 @@ from detrkit.errors import DetrkitError
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
+from detrkit.models.panoptic import MaskPredictor
 
 Rule = tuple[str, str]
 
@@ -25,6 +26,19 @@ PARTS: tuple[Rule, ...] = (
     ("feed_forward.linear1", "linear1"),
     ("feed_forward.linear2", "linear2"),
 )
+
+
+def segmentation_rules(predictor: MaskPredictor) -> Iterator[Rule]:
+    """facebookresearch/detr, models/segmentation.py, whose `DETRsegm` holds the detector as `detr`."""
+    yield "segmentation.attention.query.", "bbox_attention.q_linear."
+    yield "segmentation.attention.key.", "bbox_attention.k_linear."
+    for i in range(len(predictor.head.norms)):
+        ours = f"convolutions.{i - 1}." if i else "first."
+        yield f"segmentation.head.{ours}", f"mask_head.lay{i + 1}."
+        yield f"segmentation.head.norms.{i}.", f"mask_head.gn{i + 1}."
+    yield "segmentation.head.out.", "mask_head.out_lay."
+    for i in range(len(predictor.head.adapters)):
+        yield f"segmentation.head.adapters.{i}.", f"mask_head.adapter{i + 1}."
 
 
 def detr_rules(model: DETR) -> Iterator[Rule]:
@@ -120,9 +134,12 @@ def official_names(model: nn.Module) -> list[Rule]:
         known = ", ".join(kind.__name__ for kind in RULES)
         raise TypeError(f"{type(model).__name__} has no official names: expected one of {known}")
     own = list(model.state_dict())
+    table = list(rules(model))
+    if (predictor := getattr(model, "segmentation", None)) is not None:
+        table = [(ours, f"detr.{theirs}") for ours, theirs in table] + list(segmentation_rules(predictor))
     names = [
         (theirs + _renamed(name[len(ours) :]), name)
-        for ours, theirs in rules(model)
+        for ours, theirs in table
         for name in own
         if name.startswith(ours)
     ]

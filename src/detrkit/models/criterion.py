@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detrkit.errors import DetrkitError
 from detrkit.models.matcher import FocalMatcher, HungarianMatcher, Matches
 from detrkit.models.outputs import Outputs, Target
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
+
+MASK_ALPHA, MASK_GAMMA = 0.25, 2.0  # of the focal loss of masks, as published
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Normalizers:
     processes and over the parts of an accumulated batch, and the gradient does not depend on how a batch was split.
 
     Attributes:
-        objects: number of objects, by which the box terms are divided; not 0 (published: at least 1).
+        objects: number of objects, by which the box and mask terms are divided; not 0 (published: at least 1).
         class_weight: summed weight of all queries in the class term: 1 a matched query, `eos_coef` any other.
     """
 
@@ -31,7 +35,7 @@ class Normalizers:
 
 
 class SetCriterion(nn.Module):
-    """Matches, then sums class, L1 and GIoU terms over the layers, with the official names.
+    """Matches, then sums class, L1 and GIoU terms over the layers, and mask terms of the last; official names.
 
     Args:
         num_classes: labels of the model; its logits have one more column, "no object".
@@ -72,15 +76,17 @@ class SetCriterion(nn.Module):
 
         Args:
             outputs: what the model gave; `aux` layers get their own terms.
-            targets: one per image, boxes cxcywh in [0, 1].
+            targets: one per image, boxes cxcywh in [0, 1]; with masks if the model has them.
             normalizers: divisors of the whole global batch; by default those of this one.
 
         Returns:
             Scalars: loss_ce, loss_bbox, loss_giou, class_error (percent of matched queries whose best class is wrong),
             cardinality_error (mean difference between objects and queries whose best class is not the last); for
-            auxiliary layer i the same without class_error, with suffix _i. Unweighted: see `total`.
+            auxiliary layer i the same without class_error, with suffix _i. With masks, loss_mask and loss_dice of the
+            last layer. Unweighted: see `total`.
 
         Raises:
+            DetrkitError: the model has masks, a target has none.
             NonFiniteError: an output is NaN or infinite.
             ValueError: targets and outputs are not of one batch, or a label is out of range (CPU only; a device is
                 not asked, which would wait for it).
@@ -106,6 +112,8 @@ class SetCriterion(nn.Module):
         losses["class_error"] = _class_error(logits[last], matches, labels)
         for i in range(last):
             losses |= {f"{name}_{i}": value[i] for name, value in terms.items()}
+        if outputs.has_masks:
+            losses |= self._mask_terms(outputs, targets, matches, normalizers)
         if outputs.encoder is not None:
             losses |= self._encoder_terms(outputs.encoder, targets, normalizers)
         return losses
@@ -166,6 +174,34 @@ class SetCriterion(nn.Module):
             "loss_giou": (1 - giou).sum(1) / count,
         }
 
+    def _mask_terms(
+        self, outputs: Outputs, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
+    ) -> dict[str, Tensor]:
+        """Focal and dice loss of the masks of the last layer's matched queries (Sec. 4.4).
+
+        They are enlarged to the image, whose pixels count alike. Outputs that do not tell an image's part from the
+        padding are compared as published: over all of the batch, the padding counting as background.
+        """
+        counts = [min(len(t), outputs.logits.shape[1]) for t in targets]
+        found = outputs.masks_of(matches.query[-1].split(counts))
+        objects = matches.target[-1].split(counts)
+        starts = accumulate((len(t) for t in targets), initial=0)
+        shapes = [_mask_shape(t) for t in targets]
+        if outputs.mask_sizes is None:
+            shapes = [(max(h for h, _ in shapes), max(w for _, w in shapes))] * len(shapes)
+        focal, dice = [], []
+        for masks, chosen, start, target, (height, width) in zip(found, objects, starts, targets, shapes, strict=False):
+            assert target.masks is not None
+            wanted = target.masks[chosen - start]  # (M, H, W)
+            wanted = F.pad(wanted, (0, width - wanted.shape[2], 0, height - wanted.shape[1]))
+            masks = F.interpolate(masks[:, None].float(), size=(height, width), mode="bilinear")[:, 0]
+            focal.append(focal_loss(masks, wanted, alpha=MASK_ALPHA, gamma=MASK_GAMMA).mean((1, 2)).sum())
+            dice.append(dice_loss(masks, wanted).sum())
+        return {
+            "loss_mask": torch.stack(focal).sum() / normalizers.objects,
+            "loss_dice": torch.stack(dice).sum() / normalizers.objects,
+        }
+
 
 class FocalCriterion(SetCriterion):
     """The loss of Deformable DETR: a sigmoid focal class term (Lin et al. 2017, Eq. 5) over the number of objects.
@@ -192,14 +228,48 @@ class FocalCriterion(SetCriterion):
         self, logits: Tensor, pairs: tuple[Tensor, Tensor, Tensor], labels: Tensor, normalizers: Normalizers
     ) -> dict[str, Tensor]:
         """Focal loss, (L,): summed over queries and classes, divided by the number of objects."""
-        wanted = torch.zeros_like(logits)
-        wanted[(*pairs, labels)] = 1.0
-        entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        p = logits.sigmoid()
-        missed = p * (1 - wanted) + (1 - p) * wanted  # 1 - probability given to the truth
-        alpha = self.alpha * wanted + (1 - self.alpha) * (1 - wanted)
-        focal = alpha * missed**self.gamma * entropy
+        wanted = torch.zeros_like(logits, dtype=torch.bool)
+        wanted[(*pairs, labels)] = True
+        focal = focal_loss(logits, wanted, alpha=self.alpha, gamma=self.gamma)
         return {"loss_ce": focal.sum((1, 2, 3)) / normalizers.objects}
+
+
+def focal_loss(logits: Tensor, wanted: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss of every element (Lin et al. 2017, Eq. 5).
+
+    Args:
+        logits: (...) of the truth being "yes".
+        wanted: (...) bool, the truth.
+        alpha: weight of "yes"; 1 - alpha is that of "no".
+        gamma: how little what is right already counts.
+    """
+    against = torch.where(wanted, -logits, logits)  # log-odds of the wrong answer
+    weight = torch.where(wanted, alpha, 1 - alpha)
+    return weight * against.sigmoid() ** gamma * F.softplus(against)
+
+
+def dice_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """1 - the overlap of masks, 2 |A and B| / (|A| + |B|), from (N, H, W) logits and bool masks: (N,).
+
+    As published with 1 added above and below the line (Milletari et al. 2016, V-Net, without squares).
+    """
+    p, wanted = logits.sigmoid().flatten(1), wanted.flatten(1)
+    return 1 - (2 * (p * wanted).sum(1) + 1) / (p.sum(1) + wanted.sum(1) + 1)
+
+
+def _mask_shape(target: Target) -> tuple[int, int]:
+    """(height, width) of a target's masks.
+
+    Raises:
+        DetrkitError: it has none, or not one for every object.
+    """
+    if target.masks is None or len(target.masks) != len(target):
+        have = 0 if target.masks is None else len(target.masks)
+        raise DetrkitError(
+            f"image {target.image_id}: {have} masks for {len(target)} objects, but the model learns masks: open the "
+            "dataset with masks=True"
+        )
+    return int(target.masks.shape[1]), int(target.masks.shape[2])
 
 
 def _base(name: str) -> str:
@@ -224,7 +294,10 @@ def _cardinality_error(logits: Tensor, targets: Sequence[Target]) -> Tensor:
     return (found - found.new_tensor([len(t) for t in targets])).abs().mean(1)
 
 
-_COMMON = {"set_cost_bbox": 5.0, "set_cost_giou": 2.0, "bbox_loss_coef": 5.0, "giou_loss_coef": 2.0}
+_COMMON = {
+    **{"set_cost_bbox": 5.0, "set_cost_giou": 2.0, "bbox_loss_coef": 5.0, "giou_loss_coef": 2.0},
+    **{"mask_loss_coef": 1.0, "dice_loss_coef": 1.0},
+}
 # published settings by the kind of scores a model gives
 SETTINGS: dict[str, dict[str, float]] = {
     "softmax": {"set_cost_class": 1.0, "cls_loss_coef": 1.0, "eos_coef": 0.1, **_COMMON},
@@ -239,8 +312,9 @@ def build_criterion(name: str, *, num_classes: int | None = None, **overrides: f
         name: as `build_model`.
         num_classes: labels of the model; by default those of the published weights.
         overrides: official names with their published values: set_cost_class, set_cost_bbox, set_cost_giou (1, 5, 2;
-            deformable 2, 5, 2), cls_loss_coef, bbox_loss_coef, giou_loss_coef (1, 5, 2; deformable 2, 5, 2), eos_coef
-            (DETR: 0.1), focal_alpha and focal_gamma (deformable: 0.25, 2).
+            deformable 2, 5, 2), cls_loss_coef, bbox_loss_coef, giou_loss_coef (1, 5, 2; deformable 2, 5, 2),
+            mask_loss_coef and dice_loss_coef (1, 1), eos_coef (DETR: 0.1), focal_alpha and focal_gamma (deformable:
+            0.25, 2).
 
     Raises:
         ValueError: an unknown model.
@@ -259,6 +333,8 @@ def build_criterion(name: str, *, num_classes: int | None = None, **overrides: f
         "loss_ce": settings["cls_loss_coef"],
         "loss_bbox": settings["bbox_loss_coef"],
         "loss_giou": settings["giou_loss_coef"],
+        "loss_mask": settings["mask_loss_coef"],
+        "loss_dice": settings["dice_loss_coef"],
     }
     costs = {f"cost_{part}": settings[f"set_cost_{part}"] for part in ("class", "bbox", "giou")}
     if known.scores == "softmax":

@@ -16,6 +16,7 @@ from detrkit.layers.deformable import DeformableDecoderLayer, DeformableEncoderL
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
+from detrkit.models.panoptic import MaskPredictor, Segmenter
 
 NEVER = -1e4  # a logit whose probability is 0 and whose loss is 0, in every precision
 
@@ -26,7 +27,7 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
 
-class DeformableDETR(nn.Module):
+class DeformableDETR(Segmenter):
     """Multi-scale features, deformable encoder and decoder, a class and a box per query.
 
     Args:
@@ -40,6 +41,7 @@ class DeformableDETR(nn.Module):
         enc_n_points, dec_n_points: sampled points per head and level.
         with_box_refine: every decoder layer corrects the boxes of the one before (Sec. 4.2).
         two_stage: the queries are the best proposals of the encoder (Sec. 4.2).
+        masks: predict a mask for every query, too: as in `DETR`, from the level of the last backbone stage.
         aux_loss: return the outputs of every decoder layer.
         padding: as in `DETR`.
     """
@@ -65,6 +67,7 @@ class DeformableDETR(nn.Module):
         dropout: float = 0.1,
         with_box_refine: bool = False,
         two_stage: bool = False,
+        masks: bool = False,
         aux_loss: bool = True,
         padding: Padding = "exact",
         train_backbone: bool = True,
@@ -77,13 +80,13 @@ class DeformableDETR(nn.Module):
         self.aux_loss = aux_loss
         self.padding = padding
         freeze = ("conv1", "bn1", "layer1") if backbone_norm == "frozen" else ()
-        stages = tuple(backbone_stages)[:num_feature_levels] if num_feature_levels > 1 else (5,)
+        self.stages = tuple(backbone_stages)[:num_feature_levels] if num_feature_levels > 1 else (5,)
         self.backbone = build_backbone(
             backbone,
             dilation=dilation,
             norm=backbone_norm,
             width=backbone_width,
-            stages=stages,
+            stages=range(2, max(self.stages) + 1) if masks else self.stages,
             padding=padding,
             freeze=freeze,
         )
@@ -91,7 +94,7 @@ class DeformableDETR(nn.Module):
             self.backbone.requires_grad_(False)
 
         # every level to hidden_dim: 1x1 on backbone maps, 3x3 of stride 2 below them
-        channels = self.backbone.channels
+        channels = [c for s, c in zip(self.backbone.stages, self.backbone.channels, strict=True) if s in self.stages]
         convolutions = [nn.Conv2d(c, hidden_dim, 1) for c in channels]
         width_in = channels[-1]
         for _ in range(num_feature_levels - len(channels)):
@@ -131,6 +134,7 @@ class DeformableDETR(nn.Module):
         self.class_heads = nn.ModuleList(nn.Linear(hidden_dim, num_classes) for _ in range(count))
         self.box_heads = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, layers=3) for _ in range(count))
         self._reset_parameters()
+        self.segmentation = MaskPredictor(hidden_dim, nheads, self.backbone) if masks else None
 
     def _reset_parameters(self) -> None:
         """Published initialisation: Xavier transformer, rays of sampling points, rare objects, small first boxes."""
@@ -157,7 +161,11 @@ class DeformableDETR(nn.Module):
                 nn.init.constant_(last.bias[2:], -2.0)
 
     def forward(
-        self, images: Sequence[Tensor] | Batch, targets: Sequence[Target] | None = None, capture: bool = False
+        self,
+        images: Sequence[Tensor] | Batch,
+        targets: Sequence[Target] | None = None,
+        capture: bool = False,
+        defer_masks: bool | None = None,
     ) -> Outputs:
         """Predicts a set of objects for every image.
 
@@ -165,13 +173,16 @@ class DeformableDETR(nn.Module):
             images: normalised (3, H, W) float tensors of any sizes, or a Batch.
             targets: not used; part of the interface the models share.
             capture: also return sampling locations, attention weights and intermediate tensors.
+            defer_masks: as in `DETR.forward`.
 
         Returns:
-            Outputs with logits (B, Q, num_classes) and boxes (B, Q, 4) cxcywh in [0, 1]; `encoder` in two-stage models:
-            column 0 of its logits is an objectness in all but name (its targets all have label 0).
+            Outputs with logits (B, Q, num_classes), boxes (B, Q, 4) cxcywh in [0, 1], and masks (B, Q, H / 4, W / 4) of
+            models that have them; `encoder` in two-stage models: column 0 of its logits is an objectness in all but
+            name (its targets all have label 0).
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
-        maps, masks, feature = self._pyramid(batch)
+        features = self.backbone(batch)
+        maps, masks = self._pyramid(batch, features)
         shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)  # (B, S, D)
         position = torch.cat(
@@ -233,7 +244,7 @@ class DeformableDETR(nn.Module):
             record.feature_shapes = shapes
             record.padding = padded
             record.stages = {
-                "feature": feature,
+                "feature": features[-1][0],
                 "memory": memory,
                 "queries": torch.stack(all_states),
                 "init_reference": all_references[0],
@@ -242,11 +253,15 @@ class DeformableDETR(nn.Module):
             if chosen is not None:
                 record.stages["proposal_index"] = chosen
             outputs.capture = record
+        level = len(self.stages) - 1  # of the backbone's last stage; finer levels come before it, coarser ones after
+        source, first = maps[level], sum(h * w for h, w in shapes[:level])
+        cells = memory[:, first : first + source[0, 0].numel()]  # (B, h * w, D)
+        self._add_masks(outputs, states, cells, source, features, batch, defer=defer_masks)
         return outputs
 
-    def _pyramid(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Maps of all levels (B, D, h, w), their (B, h, w) padding masks, and the last stage (B, C, h, w)."""
-        features = self.backbone(batch)
+    def _pyramid(self, batch: Batch, features: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps of all levels (B, D, h, w) and their (B, h, w) padding masks, from those of the backbone's stages."""
+        features = [f for stage, f in zip(self.backbone.stages, features, strict=True) if stage in self.stages]
         strides = list(self.backbone.strides)
         maps, masks = [], []
         last = features[-1][0]
@@ -264,7 +279,7 @@ class DeformableDETR(nn.Module):
                 last = x if keep is None else x.masked_fill(~keep, 0.0)
             maps.append(x)
             masks.append(mask)
-        return maps, masks, features[-1][0]
+        return maps, masks
 
     def _boxes(self, correction: Tensor, reference: Tensor) -> Tensor:
         """The box head's correction (B, Q, 4), added to the reference (B, Q, 2 or 4) in log-odds: (B, Q, 4) cxcywh."""

@@ -64,9 +64,13 @@ class DETRdemo(nn.Module):
         self.box_head = nn.Linear(hidden_dim, 4)
 
     def forward(
-        self, images: Sequence[Tensor] | Batch, targets: Sequence[Target] | None = None, capture: bool = False
+        self,
+        images: Sequence[Tensor] | Batch,
+        targets: Sequence[Target] | None = None,
+        capture: bool = False,
+        defer_masks: bool | None = None,
     ) -> Outputs:
-        """As `DETR.forward`; the published model was run on one image at a time.
+        """As `DETR.forward`, without masks; the published model was run on one image at a time.
 
         Raises:
             ImageSizeError: an image too large for the learned encoding (more than 32 * position_entries pixels a side).

@@ -14,9 +14,10 @@ from detrkit.layers import MLP, Decoder, Encoder, LearnedPositionEncoding, SineP
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
+from detrkit.models.panoptic import MaskPredictor, Segmenter
 
 
-class DETR(nn.Module):
+class DETR(Segmenter):
     """Backbone, transformer encoder-decoder, and a class and a box for each of N object queries (Sec. 3.2, Fig. 2).
 
     Args:
@@ -30,6 +31,7 @@ class DETR(nn.Module):
         position_entries: rows and columns a learned encoding can hold.
         num_queries: the most objects an image can have.
         hidden_dim, nheads, dim_feedforward, enc_layers, dec_layers, dropout, pre_norm: the transformer (Sec. A.3).
+        masks: predict a mask for every query, too (Sec. 4.4).
         aux_loss: return the outputs of every decoder layer (Sec. 3.2, "auxiliary decoding losses").
         padding: "exact": an image's outputs do not depend on the batch it is in; "official": they do, as published.
         train_backbone: False freezes the whole backbone (official `--lr_backbone 0`).
@@ -54,6 +56,7 @@ class DETR(nn.Module):
         dec_layers: int = 6,
         dropout: float = 0.1,
         pre_norm: bool = False,
+        masks: bool = False,
         aux_loss: bool = True,
         padding: Padding = "exact",
         train_backbone: bool = True,
@@ -69,7 +72,7 @@ class DETR(nn.Module):
             dilation=dilation,
             norm=backbone_norm,
             width=backbone_width,
-            stages=(backbone_stage,),
+            stages=range(2, backbone_stage + 1) if masks else (backbone_stage,),
             padding=padding,
             freeze=freeze,
         )
@@ -91,9 +94,14 @@ class DETR(nn.Module):
         self.queries = nn.Embedding(num_queries, hidden_dim)
         self.class_head = nn.Linear(hidden_dim, num_classes + 1)
         self.box_head = MLP(hidden_dim, hidden_dim, 4, layers=3)
+        self.segmentation = MaskPredictor(hidden_dim, nheads, self.backbone) if masks else None
 
     def forward(
-        self, images: Sequence[Tensor] | Batch, targets: Sequence[Target] | None = None, capture: bool = False
+        self,
+        images: Sequence[Tensor] | Batch,
+        targets: Sequence[Target] | None = None,
+        capture: bool = False,
+        defer_masks: bool | None = None,
     ) -> Outputs:
         """Predicts a set of objects for every image.
 
@@ -101,12 +109,16 @@ class DETR(nn.Module):
             images: normalised (3, H, W) float tensors of any sizes, or a Batch.
             targets: not used by DETR; part of the interface the models share.
             capture: also return attention weights and intermediate tensors.
+            defer_masks: leave the masks to `Outputs.masks_of`, which makes those of chosen queries; by default in
+                training.
 
         Returns:
-            Outputs with logits (B, Q, num_classes + 1) and boxes (B, Q, 4) cxcywh in [0, 1].
+            Outputs with logits (B, Q, num_classes + 1), boxes (B, Q, 4) cxcywh in [0, 1], and masks (B, Q, H / 4,
+            W / 4) of models that have them.
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
-        feature, padding = self.backbone(batch)[-1]  # (B, C, h, w), (B, h, w)
+        features = self.backbone(batch)
+        feature, padding = features[-1]  # (B, C, h, w), (B, h, w)
         source = self.input_projection(feature)  # (B, D, h, w)
         position = self.position_encoding(padding).to(source.dtype)  # (B, h, w, D)
 
@@ -142,4 +154,5 @@ class DETR(nn.Module):
                 memory=memory,
                 queries=states,
             )
+        self._add_masks(outputs, states[-1], memory, source, features, batch, defer=defer_masks)
         return outputs

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from detrkit.models.panoptic import DeferredMasks
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
@@ -57,8 +61,8 @@ class Capture:
             deformable models: (B, S, heads, L, P) weights of the sampled points.
         decoder_attention: one (B, heads, Q, S) tensor per decoder layer: cross-attention of queries to tokens;
             deformable models: (B, Q, heads, L, P) weights of the sampled points.
-        encoder_locations: deformable models: per encoder layer (B, S, heads, L, P, 2) xy, the padded map being [0, 1]; a
-            point may lie outside.
+        encoder_locations: deformable models: per encoder layer (B, S, heads, L, P, 2) xy, the padded map being [0, 1];
+            a point may lie outside.
         decoder_locations: deformable models: per decoder layer (B, Q, heads, L, P, 2).
         query_attention: one (B, heads, Q, Q) tensor per decoder layer: self-attention among queries.
         feature_shapes: (h, w) of the feature map, or of each level of maps, behind the tokens.
@@ -66,7 +70,7 @@ class Capture:
         stages: intermediate tensors by name, for checks of fidelity. DETR: `feature` (B, C, h, w), `input_projection`,
             `position` and `memory` (B, D, h, w), `queries` (L, B, Q, D). Deformable DETR: `feature`,
             `memory` (B, S, D), `queries`, `init_reference` (B, Q, 2 or 4), `inter_references` (L, B, Q, 2 or 4),
-            `proposal_index` (B, Q).
+            `proposal_index` (B, Q). With masks: `mask_attention` (B, Q, heads, h, w).
     """
 
     encoder_attention: list[Tensor] = field(default_factory=list)
@@ -131,10 +135,14 @@ class Outputs:
     Attributes:
         logits: (B, Q, C) class logits. DETR: softmax logits, the last class is "no object".
         boxes: (B, Q, 4) cxcywh in [0, 1], relative to each image without padding.
-        masks: (B, Q, h, w) mask logits, or None.
+        masks: (B, Q, h, w) mask logits at stride 4 of the padded batch, zero where padded; None without masks, or where
+            they are deferred.
         aux: Outputs of the earlier decoder layers, first to last but one; empty without auxiliary outputs.
         encoder: Outputs of the two-stage proposal head over all tokens, or None.
         capture: attention and intermediate tensors when the model was called with `capture=True`, else None.
+        mask_sizes: (h, w) of the part of `masks` that is each image's own; None: all of it, padding included, as
+            published.
+        deferred_masks: makes the masks of chosen queries: see `masks_of`.
     """
 
     logits: Tensor
@@ -143,7 +151,35 @@ class Outputs:
     aux: list[Outputs] = field(default_factory=list)
     encoder: Outputs | None = None
     capture: Capture | None = None
+    mask_sizes: list[tuple[int, int]] | None = None
+    deferred_masks: DeferredMasks | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model predicts masks."""
+        return self.masks is not None or self.deferred_masks is not None
+
+    def masks_of(self, queries: Sequence[Tensor]) -> list[Tensor]:
+        """The masks of chosen queries, which are computed now if they were deferred.
+
+        Args:
+            queries: per image (N,) int64.
+
+        Returns:
+            Per image (N, h, w) logits at stride 4: its own part of the batch if that is known (`mask_sizes`), or all.
+
+        Raises:
+            ValueError: a model without masks.
+        """
+        if self.deferred_masks is not None:
+            return self.deferred_masks.of(queries)
+        if self.masks is None:
+            raise ValueError("these outputs have no masks: build the model with masks=True")
+        sizes = self.mask_sizes or [(int(self.masks.shape[2]), int(self.masks.shape[3]))] * len(self.masks)
+        return [m[:, :h, :w][chosen] for m, (h, w), chosen in zip(self.masks, sizes, queries, strict=True)]
 
     def to(self, device: torch.device | str) -> Outputs:
-        """A copy with all tensors on `device`."""
+        """A copy with all tensors on `device`; deferred masks are all computed."""
+        if self.deferred_masks is not None:
+            return replace(self, masks=self.deferred_masks.all(), deferred_masks=None).to(device)
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})

@@ -7,21 +7,29 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from detrkit.classes import ClassList
 from detrkit.models.outputs import Outputs
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.results import Detections
 
+MASK_STRIDE = 4  # pixels of the network's input between two cells of a mask
+TOGETHER = 16  # masks that are enlarged at once: at 800 x 1333 pixels they take 68 MB
+
+Size = tuple[int, int]
+
 
 @torch.no_grad()
 def postprocess(
     outputs: Outputs,
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Size],
     *,
     scores: Literal["softmax", "sigmoid"] = "softmax",
     top_k: int = 100,
     classes: ClassList | None = None,
+    image_sizes: Sequence[Size] | None = None,
+    official: bool = False,
 ) -> list[Detections]:
     """Turns outputs into one Detections per image; boxes are not clipped and nothing is suppressed.
 
@@ -32,6 +40,9 @@ def postprocess(
             "no object"; "sigmoid" (Deformable DETR): the best of all queries x classes, in descending order.
         top_k: how many of them, sigmoid only (fewer when there are fewer).
         classes: names and ids to attach.
+        image_sizes: (height, width) in pixels of the B images as the model got them, without padding: with them, and a
+            model that has masks, every detection has its mask.
+        official: enlarge masks together with the padding of their batch, as published, instead of without it.
 
     Returns:
         B Detections, on the device of the outputs.
@@ -39,22 +50,73 @@ def postprocess(
     Raises:
         ValueError: the number of sizes is not the batch size, or an unknown kind of scores.
     """
-    if len(sizes) != len(outputs.logits):
-        raise ValueError(f"{len(sizes)} image sizes for a batch of {len(outputs.logits)}")
+    check_sizes(outputs, sizes, image_sizes)
     logits, boxes = outputs.logits.float(), outputs.boxes.float()
     if scores == "softmax":
         values, labels = logits.softmax(-1)[..., :-1].max(-1)  # (B, Q)
+        query = torch.arange(logits.shape[1], device=logits.device).expand_as(labels)  # (B, Q)
     elif scores == "sigmoid":
         values, index = logits.sigmoid().flatten(1).topk(min(top_k, logits[0].numel()), dim=1)  # (B, K)
         labels = index % logits.shape[-1]
-        query = (index // logits.shape[-1])[..., None].expand(-1, -1, 4)
-        boxes = boxes.gather(1, query)  # (B, K, 4)
+        query = index // logits.shape[-1]  # (B, K)
+        boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))  # (B, K, 4)
     else:
         raise ValueError(f"scores is {scores!r}: choose softmax or sigmoid")
     pixels = cxcywh_to_xyxy(boxes) * _scales(sizes, boxes)[:, None]
-    return [Detections(b, s, label, classes=classes) for b, s, label in zip(pixels, values, labels, strict=True)]
+    found = [Detections(b, s, label, classes=classes) for b, s, label in zip(pixels, values, labels, strict=True)]
+    if outputs.has_masks and image_sizes is not None:
+        # a query can be found as several classes: its mask is made once
+        unique = [q.unique(return_inverse=True) for q in query]
+        padded = official and outputs.mask_sizes is None
+        cells_of = outputs.masks_of([q for q, _ in unique])
+        for i, detections in enumerate(found):
+            cells = cells_of[i] if padded else without_padding(cells_of[i], image_sizes[i])
+            covered = largest(image_sizes) if padded else image_sizes[i]
+            masks = instance_masks(cells, covered=covered, image_size=image_sizes[i], size=sizes[i])
+            detections.masks = masks[unique[i][1]]
+    return found
 
 
-def _scales(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+@torch.no_grad()
+def instance_masks(logits: Tensor, *, image_size: Size, size: Size, covered: Size | None = None) -> Tensor:
+    """Masks of one image at its original size, from their logits: bilinear, above 0.5, nearest, as published.
+
+    Args:
+        logits: (N, h, w) at stride 4.
+        image_size: (height, width) in pixels of the image as the model got it, without padding.
+        size: (height, width) in pixels of the original image.
+        covered: (height, width) in pixels of what the logits cover, from the top left corner; by default the image.
+
+    Returns:
+        (N, *size) bool.
+    """
+    height, width = image_size
+    masks = [logits.new_zeros(0, *size, dtype=torch.bool)]
+    for some in logits.float().split(TOGETHER):
+        enlarged = F.interpolate(some[:, None], size=covered or image_size, mode="bilinear")[..., :height, :width]
+        inside = (enlarged > 0).to(torch.uint8)  # the sigmoid is above 0.5
+        masks.append(F.interpolate(inside, size=size)[:, 0].bool())
+    return torch.cat(masks)
+
+
+def without_padding(masks: Tensor, image_size: Size) -> Tensor:
+    """The part of (N, h, w) masks at stride 4 that is the image's own, from its (height, width) in pixels."""
+    height, width = image_size
+    return masks[:, : -(-height // MASK_STRIDE), : -(-width // MASK_STRIDE)]
+
+
+def largest(sizes: Sequence[Size]) -> Size:
+    """(height, width) that holds all of them."""
+    return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+
+def check_sizes(outputs: Outputs, *sizes: Sequence[Size] | None) -> None:
+    """Raises: ValueError: not one size for every image of the batch."""
+    for given in sizes:
+        if given is not None and len(given) != len(outputs.logits):
+            raise ValueError(f"{len(given)} image sizes for a batch of {len(outputs.logits)}")
+
+
+def _scales(sizes: Sequence[Size], like: Tensor) -> Tensor:
     """(B, 4) width, height, width, height of every image."""
     return torch.tensor([(w, h, w, h) for h, w in sizes], dtype=like.dtype, device=like.device)

@@ -28,6 +28,20 @@ def box_area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def masks_to_boxes(masks: Tensor) -> Tensor:
+    """(N, H, W) bool masks to the (N, 4) xyxy of their outermost pixels; zeros for an empty mask.
+
+    As published, an edge is the index of the last pixel, so that the box of one pixel has no area: add 1 to the second
+    corner for boxes that enclose their pixels.
+    """
+    edges = []
+    for filled in (masks.any(1), masks.any(2)):  # columns (N, W), rows (N, H)
+        first = filled.int().argmax(1)
+        last = filled.shape[1] - 1 - filled.flip(1).int().argmax(1)
+        edges.append(torch.stack([first, last], 1) * filled.any(1, keepdim=True))  # (N, 2)
+    return torch.stack(edges, 2).flatten(1).to(torch.get_default_dtype())
+
+
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection and union areas of xyxy boxes that broadcast against each other."""
     low = torch.maximum(a[..., :2], b[..., :2])
