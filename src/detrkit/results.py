@@ -253,4 +253,5 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     if not len(masks):
         return []
     columns = np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0), np.uint8)  # (H, W, N)
-    return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in hotcoco.mask.encode(columns)]
+    rles: Any = hotcoco.mask.encode(columns)
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in rles]

@@ -86,6 +86,19 @@ def test_detections_with_masks(folder, capsys):
     assert "100.0" in capsys.readouterr().out
 
 
+def test_detections_on_a_dataset_are_of_things(folder, capsys):
+    entries = [
+        {"image_id": i, "category_id": 3, "score": 0.5, "bbox": [10, 8, 12, 12],
+         "segmentation": {"size": [24, 32], "counts": [10 * 24 + 8, *[12, 12] * 11, 12, 10 * 24 + 4]}}
+        for i in (1, 2)
+    ]  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(entries))
+    assert main(["eval", "results.json", "set", "--out", "report"]) == 0
+    record = json.loads((folder / "report/metrics.json").read_text())
+    assert list(record["per_class"]) == list(record["masks"]["per_class"]) == ["cat"]
+    assert record["AP"] == record["masks"]["AP"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

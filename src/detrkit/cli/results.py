@@ -73,7 +73,7 @@ def _detections(results: Path, entries: list[Any], data: Path, split: str | None
         truth = GroundTruth.load(data)
     else:
         dataset = open_dataset(data, split=split, masks="segm" in kinds)
-        truth = GroundTruth.load(dataset.ground_truth(things_only=True))
+        truth = GroundTruth.load(dataset.things().ground_truth())
     metrics, *masks = [evaluate_detections(truth, results, max_dets=max_dets, iou_type=kind) for kind in kinds]
     return {
         "metrics": metrics,

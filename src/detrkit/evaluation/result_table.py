@@ -77,7 +77,7 @@ class ResultTable:
         scores = _scores(entries, name)
         if iou_type == "bbox":
             return cls(image, category, boxes, scores)
-        segmentations = [e.get("segmentation") for e in entries]
+        segmentations: list[Any] = [e.get("segmentation") for e in entries]
         for i, (value, position) in enumerate(zip(segmentations, image.tolist(), strict=True)):
             _check_rle(value, truth.sizes[position], f"{name}: entry {i}")
         if not with_boxes:

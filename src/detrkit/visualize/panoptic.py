@@ -68,8 +68,8 @@ def draw_panoptic(
 
     tint = np.array([_VOID, *colors], np.float64)[index]  # (H, W, 3)
     period = max(8, round(extent / 50))
-    y, x = np.indices(index.shape, sparse=True)
-    tint[(index == 0) & ((x + y) % period < period / 3)] = _STRIPE
+    diagonal = np.add.outer(np.arange(canvas.height), np.arange(canvas.width))
+    tint[(index == 0) & (diagonal % period < period / 3)] = _STRIPE
     pixels = np.asarray(canvas, np.float64)
     if opacity < 1:
         # What is below the tint loses half of its own colour, or a green car on red looks brown.
