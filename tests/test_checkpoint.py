@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,8 @@ def same(a, b):
 def test_spec_there_and_back():
     assert ModelSpec.from_json(SPEC.to_json()) == SPEC
     assert ModelSpec.from_json(json.loads(SPEC.to_json())) == SPEC
+    panoptic = replace(SPEC, classes=ClassList(("sky", "dog"), (3, 18), (False, True)))
+    assert ModelSpec.from_json(panoptic.to_json()) == panoptic != SPEC
     assert ModelSpec.from_json(ModelSpec("detr-r50").to_json()) == ModelSpec("detr-r50")
     with pytest.raises(DetrkitError, match="later detrkit"):
         ModelSpec.from_json(json.loads(SPEC.to_json()) | {"version": 99})

@@ -42,6 +42,31 @@ def test_shapes_check_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(open_dataset(tmp_path / "y")) == 3
 
 
+def test_panoptic_shapes_check_preview_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "s"
+    arguments = ["--train", "3", "--val", "0", "--sides", "32", "40", "--classes", "2", "--panoptic"]
+    assert run("shapes", root, *arguments) == 0
+    assert open_dataset(root, masks=True).class_names == ["circle", "square", "sky", "grass", "sand"]
+    capsys.readouterr()
+    assert run("check", root) == 0
+    assert "panoptic annotations are here too: check them with --layout coco-panoptic" in capsys.readouterr().out
+    assert run("check", root, "--layout", "coco-panoptic") == 0
+    out = capsys.readouterr().out
+    assert "stuff" in out and "no pixel is void" in out and "(coco-panoptic): 0 errors, 0 warnings, " in out
+    options = ["--count", "2", "--variants", "1", "--size", "32"]
+    sheets = []
+    for words in ([], ["--masks"], ["--masks", "--layout", "coco"]):  # boxes; segments; boxes and masks
+        assert run("preview", root, "--out", tmp_path / "sheet.png", *options, *words) == 0
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            sheets.append(sheet.tobytes())
+    assert len(set(sheets)) == 3
+    words = ["--to", "coco", "--layout", "coco-panoptic"]
+    assert run("convert", root, tmp_path / "all", *words) == 0
+    assert run("convert", root, tmp_path / "things", *words, "--things-only") == 0
+    assert len(open_dataset(tmp_path / "all").classes) == 5
+    assert open_dataset(tmp_path / "things").class_names == ["circle", "square"]
+
+
 def test_check_exits_with_1_and_names_the_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_shapes(tmp_path / "s", images={"train": 3}, sides=(32, 40))
     first, second, _ = sorted((root / "train2017").glob("*.jpg"))

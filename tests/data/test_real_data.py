@@ -106,15 +106,77 @@ def test_coco_mini_masks_equal_pycocotools(real: Path) -> None:
             assert np.array_equal(ours.numpy(), theirs.astype(bool))
 
 
-def test_panoptic_sample(real: Path) -> None:
-    with pytest.raises(DetrkitError, match="is a COCO panoptic file"):
-        open_dataset(real / "panoptic_sample/annotations/panoptic_val2017.json")
+def test_derived_detection_of_the_panoptic_sample(real: Path) -> None:
+    """Without masks the folder is taken for what its instances file says."""
     dataset = open_dataset(real / "panoptic_sample", split="val")
     (summary,) = check(real / "panoptic_sample", "val").splits
     assert (len(dataset), summary.objects, summary.crowd) == (42, 394, 7)
     gray = next(i for i, r in enumerate(dataset.records) if r.image_id == 7888)
     image = dataset[gray].image
     assert image.shape[0] == 3 and torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
+
+
+@pytest.mark.parametrize(
+    ("split", "images", "things", "stuff", "crowd"), [("train", 16, 216, 97, 2), ("val", 42, 401, 190, 7)]
+)
+def test_panoptic_sample(real: Path, split: str, images: int, things: int, stuff: int, crowd: int) -> None:
+    dataset = open_dataset(real / "panoptic_sample", split=split, masks=True)
+    assert dataset.layout == "coco-panoptic" and len(dataset) == images and len(dataset.classes) == 133
+    assert dataset.classes.things is not None and dataset.classes.things.count(True) == 80
+    original = json.loads((real / "panoptic_sample/annotations" / f"panoptic_{split}2017.json").read_text())
+    names = {image["id"]: image["file_name"] for image in original["images"]}
+    segments = {a["image_id"]: a["segments_info"] for a in original["annotations"]}
+    kinds = {c["id"]: c["isthing"] for c in original["categories"]}
+    counts = [0, 0]
+    for index in range(images):
+        sample = dataset[index]
+        assert sample.file is not None and sample.file.name == names[sample.image_id]
+        expected = [s for s in segments[sample.image_id] if not s["iscrowd"]]
+        assert sample.masks is not None and len(sample.masks) == len(sample.labels) == len(expected)
+        for s, mask, label, box in zip(expected, sample.masks, sample.labels, sample.boxes.tolist(), strict=True):
+            assert dataset.classes.ids[label] == s["category_id"]
+            counts[kinds[s["category_id"]]] += 1
+            rows, columns = mask.nonzero().unbind(1)
+            assert len(rows) == s["area"]
+            assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert counts == [stuff, things - crowd]  # all crowd is of things
+    truth, id_map = dataset.panoptic_ground_truth()
+    for annotation in truth["annotations"]:
+        assert annotation["segments_info"] == segments[annotation["image_id"]]
+        ids, areas = np.unique(id_map(annotation["image_id"]), return_counts=True)
+        known = {s["id"]: s["area"] for s in annotation["segments_info"]}
+        assert {i: a for i, a in zip(ids.tolist(), areas.tolist(), strict=True) if i} == known
+
+
+def test_check_of_the_panoptic_sample(real: Path) -> None:
+    report = check(real / "panoptic_sample", layout="coco-panoptic")
+    assert report.ok and not report.of("warning")
+    reasons = [f.reason for f in report.faults]
+    assert reasons.count("images and annotations are in different orders: paired by image_id") == 2
+    assert sum("of the pixels are void" in r for r in reasons) == 2
+    assert any("--layout" in f.reason for f in check(real / "panoptic_sample", "val").faults)
+
+
+def test_derived_detection_is_what_convert_makes_of_things(real: Path, tmp_path: Path) -> None:
+    """The sample's detection_from_panoptic_*.json were made from the same PNGs by another program."""
+    options = {"layout": "coco-panoptic", "split": "train", "things_only": True, "images": "symlink"}
+    convert(real / "panoptic_sample", tmp_path / "things", to="coco", **options)  # type: ignore[arg-type]
+    ours = open_dataset(tmp_path / "things", masks=True)
+    theirs = open_dataset(real / "panoptic_sample", split="train", layout="coco", masks=True)
+    assert ours.class_names == theirs.class_names
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.image_id == b.image_id and a.masks is not None and b.masks is not None
+        assert torch.equal(a.masks, b.masks) and torch.equal(a.boxes, b.boxes) and torch.equal(a.labels, b.labels)
+
+
+def test_other_panoptic_files(real: Path) -> None:
+    sample = real / "panoptic_sample"
+    fixture = open_dataset(sample / "transformers_fixtures/panoptic_39769.json", masks=True)[0]
+    assert fixture.masks is not None and int((~fixture.masks.any(0)).sum()) == 10752  # void
+    examples = open_dataset(sample / "panopticapi_sample", split="examples", masks=True)
+    assert [len(s.labels) for s in examples] == [17, 30]
+    with pytest.raises(DetrkitError, match="is no COCO panoptic file but one of instances"):
+        open_dataset(sample / "panopticapi_sample/panoptic_coco_detection_format.json")
 
 
 def test_box_ending_at_the_border_is_not_clamped(real: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from detrkit.data._outlines import SHAPES, coverage
+from detrkit.data.check import check
 from detrkit.data.dataset import open_dataset
 from detrkit.data.shapes import ShapesOptions, shapes_image, write_shapes
 from detrkit.errors import DetrkitError
@@ -22,7 +23,7 @@ def digest(root: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shapes") / "shapes"
-    return write_shapes(root, images={"train": 12, "val": 4}, classes=10, sides=(64, 90), objects=(2, 8))
+    return write_shapes(root, images={"train": 12, "val": 4}, panoptic=True, classes=10, sides=(64, 90), objects=(2, 8))
 
 
 def test_layout_is_that_of_coco(shapes: Path) -> None:
@@ -44,7 +45,7 @@ def test_layout_is_that_of_coco(shapes: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(shapes: Path, tmp_path: Path) -> None:
-    options = {"classes": 10, "sides": (64, 90), "objects": (2, 8)}
+    options = {"panoptic": True, "classes": 10, "sides": (64, 90), "objects": (2, 8)}
     again = write_shapes(tmp_path / "a", images={"train": 12, "val": 4}, **options)
     assert digest(again) == digest(shapes)
     # An image does not depend on how many there are, nor on the other splits.
@@ -55,6 +56,9 @@ def test_the_same_seed_gives_the_same_bytes(shapes: Path, tmp_path: Path) -> Non
     assert not set(digest(other).values()) & set(whole.values())
     train, val = (sorted((shapes / s).glob("*.jpg"))[0].read_bytes() for s in ("train2017", "val2017"))
     assert train != val
+    # Panoptic truth is of the same pictures, beside the same instances.
+    without = write_shapes(tmp_path / "d", images={"train": 12, "val": 4}, **options | {"panoptic": False})
+    assert digest(without) == {name: value for name, value in whole.items() if "panoptic" not in name}
 
 
 def test_instances_are_the_visible_parts(shapes: Path) -> None:
@@ -172,12 +176,22 @@ def test_class_colours() -> None:
 
 
 def test_it_opens(shapes: Path) -> None:
-    dataset = open_dataset(shapes, split="train", masks=True)
-    assert len(dataset) == 12 and dataset.class_names[:3] == ["circle", "square", "triangle"]
-    for index in range(12):
-        sample = dataset[index]
-        assert sample.masks is not None
-        assert sample.masks.flatten(1).sum(1).tolist() == dataset.records[index].areas.tolist()
+    instances = open_dataset(shapes, split="train", layout="coco", masks=True)
+    panoptic = open_dataset(shapes, split="train", masks=True)
+    assert (instances.layout, panoptic.layout) == ("coco", "coco-panoptic")
+    for dataset in (instances, panoptic):
+        assert len(dataset) == 12 and dataset.class_names[:3] == ["circle", "square", "triangle"]
+        for index in range(12):
+            sample = dataset[index]
+            assert sample.masks is not None
+            assert sample.masks.flatten(1).sum(1).tolist() == dataset.records[index].areas.tolist()
+    assert panoptic.class_names[10:] == ["sky", "grass", "sand"]
+    assert panoptic.classes.things == (True,) * 10 + (False,) * 3
+    for record, other in zip(panoptic.things().records, instances.records, strict=True):
+        assert sorted(map(tuple, record.boxes.tolist())) == sorted(map(tuple, other.boxes.tolist()))
+    report = check(shapes, layout="coco-panoptic")
+    assert report.ok and not report.of("warning")
+    assert sum(f.reason == "no pixel is void" for f in report.faults) == 2
 
 
 def test_existing_folders_are_safe(tmp_path: Path) -> None:

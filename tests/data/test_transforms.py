@@ -66,10 +66,11 @@ def test_resize_boxes_and_masks() -> None:
     assert out.boxes.canvas_size == (8, 18)
     assert out.masks is not None and out.masks.dtype == torch.bool
     assert torch.equal(out.masks[0], masks[0].repeat_interleave(2, 0).repeat_interleave(3, 1))
-    # Nearest as the published code: source row floor(i * 4 / 3), so rows 0, 1, 2.
-    down = resize(make_sample(4, 6, [[2, 1, 5, 3]], masks=masks), (3, 6))
+    # The middles of the new rows are at 0.8, 2.4 and 4: of five rows, the first, third and fifth.
+    tall = torch.arange(5)[:, None].expand(5, 6) != 2
+    down = resize(make_sample(5, 6, [[2, 1, 5, 3]], masks=tall[None]), (3, 6))
     assert down.masks is not None
-    assert torch.equal(down.masks[0], masks[0, [0, 1, 2]])
+    assert torch.equal(down.masks[0], tall[[0, 2, 4]])
     empty = resize(make_sample(4, 6, [], masks=torch.zeros(0, 4, 6, dtype=torch.bool)), (8, 12))
     assert empty.masks is not None and empty.masks.shape == (0, 8, 12) and empty.boxes.shape == (0, 4)
 
@@ -93,15 +94,66 @@ def test_crop_shifts_clamps_and_drops() -> None:
         [6, 5, 10, 10],  # cut at right and bottom
         [7, 0, 9, 9],  # starts exactly at the right edge: goes
     ]
-    masks = torch.stack([torch.full((10, 10), k % 2 == 0) for k in range(5)])
-    sample = make_sample(10, 10, boxes, masks=masks)
+    sample = make_sample(10, 10, boxes)
     out = crop(sample, 3, 2, 6, 5)  # rows 3..9, columns 2..7
     assert out.boxes.tolist() == [[0, 0, 2, 1], [1, 1, 4, 4], [4, 2, 5, 6]]
     assert out.labels.tolist() == [0, 2, 3]
-    assert out.masks is not None and out.masks.shape == (3, 6, 5)
-    assert out.masks.flatten(1).any(1).tolist() == [True, True, False]
     assert torch.equal(out.image, sample.image[:, 3:9, 2:7])
     assert len(sample.boxes) == 5 and sample.image.shape == (3, 10, 10)  # the original is untouched
+
+
+def test_crop_of_masks_drops_what_is_not_seen() -> None:
+    masks = torch.zeros(4, 10, 10, dtype=torch.bool)
+    masks[0, :, :2] = masks[0, :2] = True  # an L around the crop, whose box encloses it
+    masks[1, 2:, 2:] = True
+    masks[2, 0:4, 3:5] = True  # two of its four rows are seen
+    masks[3, 9, 9] = True  # wholly outside
+    sample = make_sample(10, 10, [[0, 0, 10, 10], [2, 2, 10, 10], [3, 0, 5, 4], [9, 9, 10, 10]], masks=masks)
+    out = crop(sample, 2, 2, 6, 7)
+    assert out.labels.tolist() == [1, 2] and out.boxes.tolist() == [[0, 0, 7, 6], [1, 0, 3, 2]]
+    assert out.masks is not None and torch.equal(out.masks, masks[1:3, 2:8, 2:9])
+    nothing = crop(make_sample(10, 10, [], masks=masks[:0]), 2, 2, 6, 7)
+    assert nothing.masks is not None and nothing.masks.shape == (0, 6, 7)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_resized_masks_equal_pil(seed: int) -> None:
+    """Where a new pixel's middle is on the edge of two old ones, either may be taken."""
+    height, width, new_height, new_width = torch.randint(5, 90, (4,), generator=generator(seed)).tolist()
+    masks = torch.rand(3, height, width, generator=generator(seed)) < 0.4
+    out = resize(make_sample(height, width, [[0, 0, 2, 2]] * 3, masks=masks), (new_height, new_width)).masks
+    assert out is not None and out.dtype == torch.bool
+    rows, columns = (
+        np.flatnonzero((2 * np.arange(new) + 1) * old % (2 * new) != 0)
+        for new, old in ((new_height, height), (new_width, width))
+    )
+    assert len(rows) > new_height / 2 and len(columns) > new_width / 2
+    for ours, mask in zip(out, masks, strict=True):
+        pil = Image.fromarray(mask.numpy()).resize((new_width, new_height), Image.Resampling.NEAREST)
+        assert np.array_equal(ours.numpy()[np.ix_(rows, columns)], np.asarray(pil)[np.ix_(rows, columns)])
+
+
+def test_masks_stay_on_their_objects() -> None:
+    """Through the whole augmentation: a mask is where the picture is white, and its box encloses it."""
+    y, x = torch.meshgrid(torch.arange(90), torch.arange(120), indexing="ij")
+    masks = torch.stack([(x - 40) ** 2 + (y - 50) ** 2 < 30**2, (x > 85) & (y < 60)])
+    sample = make_sample(90, 120, [[11, 21, 70, 80], [86, 0, 120, 60]], masks=masks)
+    sample.image = tv_tensors.Image(masks.any(0).expand(3, -1, -1).to(torch.uint8) * 255)
+    shown = 0
+    for seed in range(20):
+        out = train_transform(80)(sample, generator(seed))
+        assert out.masks is not None and len(out.masks) == len(out.boxes)
+        white = out.image[0] > 127
+        union = out.masks.any(0)
+        assert (white ^ union).float().mean() < 0.02  # pixels along the edges
+        for mask, box in zip(out.masks, out.boxes.tolist(), strict=True):
+            rows, columns = mask.nonzero().unbind(1)
+            bounds = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
+            # to a pixel of the coarser size between; a crop may cut a circle where its box is wider
+            assert all(b >= a - 1.5 for a, b in zip(box[:2], bounds[:2], strict=True))
+            assert all(b <= a + 1.5 for a, b in zip(box[2:], bounds[2:], strict=True))
+            shown += 1
+    assert shown >= 30
 
 
 def test_random_crop_draws_width_first_inclusive_and_capped() -> None:
@@ -245,7 +297,10 @@ def test_to_target() -> None:
     torch.testing.assert_close(target.boxes, torch.tensor([[0.2, 0.6, 0.2, 0.4], [0.5, 0.5, 1.0, 1.0]]))
     assert (target.size, target.orig_size, target.image_id) == ((50, 100), (50, 100), 7)
     assert type(target.boxes) is torch.Tensor
-    assert to_target(make_sample(5, 5, [])).boxes.shape == (0, 4)
+    assert to_target(make_sample(5, 5, [])).boxes.shape == (0, 4) and target.masks is None
+    masks = torch.rand(1, 5, 6, generator=generator(0)) < 0.5
+    with_masks = to_target(make_sample(5, 6, [[0, 0, 6, 5]], masks=masks)).masks
+    assert type(with_masks) is torch.Tensor and torch.equal(with_masks, masks)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tyro.conf import Positional
 if TYPE_CHECKING:
     from detrkit.data.check import Report
 
+Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
@@ -41,6 +42,8 @@ class DataCheck:
     """The dataset's folder, COCO json, data.yaml or parquet file; the layout is recognised."""
     split: str | None = None
     """The split to check, such as train. By default all of them."""
+    layout: Layout | None = None
+    """Which annotations to check. By default those that are recognised, of COCO instances before panoptic."""
     decode: bool = False
     """Decode every image instead of reading its header: finds truncated files, at some 3 ms per image."""
     limit: int = 50
@@ -50,7 +53,7 @@ class DataCheck:
         """Checks and prints; 1 if errors were found."""
         from detrkit.data.check import check
 
-        report = check(self.path, self.split, decode=self.decode)
+        report = check(self.path, self.split, decode=self.decode, layout=self.layout)
         console = _console()
         _print_summary(report, console)
         for severity in ("error", "warning", "info"):
@@ -83,8 +86,13 @@ def _print_summary(report: Report, console: Console) -> None:
         classes.add_column("class")
         for name in ("objects", "images", "small <32²", "medium", "large ≥96²"):
             classes.add_column(name, justify="right")
+        stuff = any(not c.thing for c in s.classes)
+        if stuff:
+            classes.add_column("kind")
         for c in s.classes:
-            classes.add_row(str(c.id), escape(c.name), *map(str, (c.objects, c.images, c.small, c.medium, c.large)))
+            kind = ["thing" if c.thing else "stuff"] if stuff else []
+            numbers = map(str, (c.objects, c.images, c.small, c.medium, c.large))
+            classes.add_row(str(c.id), escape(c.name), *numbers, *kind)
         console.print(classes)
 
 
@@ -93,7 +101,7 @@ class DataConvert:
     """Convert a dataset between COCO, Pascal VOC and YOLO.
 
     The result appears only when it is complete. VOC and YOLO keep the order of the classes but no ids, segment areas
-    or masks; YOLO has no crowd regions.
+    or masks; YOLO has no crowd regions. A panoptic dataset is read too: in COCO its segments are objects with masks.
     """
 
     source: Positional[Path]
@@ -104,6 +112,10 @@ class DataConvert:
     """The layout to write."""
     split: str | None = None
     """The split to convert. By default all of them."""
+    layout: Layout | None = None
+    """Which annotations to read. By default those that are recognised, of COCO instances before panoptic."""
+    things_only: bool = False
+    """Leave out stuff, which a panoptic dataset has besides things."""
     images: Literal["copy", "hardlink", "symlink"] = "copy"
     """What to do with the image files."""
     force: bool = False
@@ -114,7 +126,14 @@ class DataConvert:
         from detrkit.data.convert import convert
 
         done = convert(
-            self.source, self.destination, to=self.to, split=self.split, images=self.images, force=self.force
+            self.source,
+            self.destination,
+            to=self.to,
+            split=self.split,
+            images=self.images,
+            force=self.force,
+            layout=self.layout,
+            things_only=self.things_only,
         )
         table = Table(title=f"Written as {self.to}", title_justify="left")
         table.add_column("split")
@@ -130,7 +149,7 @@ class DataConvert:
 
 @dataclass(frozen=True)
 class DataShapes:
-    """Make a synthetic dataset in the layout of COCO 2017: boxes, instance masks and panoptic truth.
+    """Make a synthetic dataset in the layout of COCO 2017: boxes and instance masks, with --panoptic every pixel.
 
     The same arguments give the same bytes. About 2.5 ms per image of 128 pixels.
     """
@@ -155,6 +174,8 @@ class DataShapes:
     """An object of which more than this share is hidden is left out."""
     colours: Literal["random", "class"] = "random"
     """random: colour says nothing about the class; class: every class has its hue, which is easier to learn."""
+    panoptic: bool = False
+    """Write panoptic truth too: the shapes are things; sky, grass and sand behind them are stuff."""
     seed: int = 0
     """Another seed, other images."""
     force: bool = False
@@ -169,6 +190,7 @@ class DataShapes:
             self.path,
             images=images,
             seed=self.seed,
+            panoptic=self.panoptic,
             force=self.force,
             sides=self.sides,
             classes=self.classes,
@@ -190,7 +212,7 @@ class DataShapes:
 
 @dataclass(frozen=True)
 class DataPreview:
-    """Draw images as the model will see them: originals beside augmented versions, with boxes."""
+    """Draw images as the model will see them: originals beside augmented versions, with boxes or masks."""
 
     path: Positional[Path]
     """The dataset; the layout is recognised."""
@@ -206,6 +228,10 @@ class DataPreview:
     """Largest short side, pixels; at 800 the augmentation is the published one, else it is scaled."""
     augment: Literal["detr", "flip", "none"] = "detr"
     """detr: the published augmentation; flip: mirror only; none: resize only."""
+    masks: bool = False
+    """Draw masks too; of a panoptic dataset the segments of things and stuff."""
+    layout: Layout | None = None
+    """Which annotations to show. By default those recognised, of COCO panoptic with --masks, else instances."""
     seed: int = 0
     """Of the augmentation."""
 
@@ -215,7 +241,7 @@ class DataPreview:
         from detrkit.data.preview import preview
         from detrkit.data.transforms import train_transform
 
-        dataset = open_dataset(self.path, split=self.split)
+        dataset = open_dataset(self.path, split=self.split, layout=self.layout, masks=self.masks)
         transform = train_transform(self.size, augment=self.augment)
         out = preview(dataset, transform, count=self.count, out=self.out, seed=self.seed, variants=self.variants)
         _console().print(escape(str(out)), soft_wrap=True, highlight=False)

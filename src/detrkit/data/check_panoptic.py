@@ -44,7 +44,7 @@ def check_panoptic(records: Sequence[Record], path: Path, split: str, findings: 
         share = float(pixels @ np.array([v for v, _ in void]) / pixels.sum())
         most, where = max(void, key=lambda item: item[0])
         text = f"{share:.1%} of the pixels are void, at most {most:.1%} of an image ({where.file.name})"
-        findings.add("info", path, f"split {split}", text)
+        findings.add("info", path, f"split {split}", text if most else "no pixel is void")
     files = {record.panoptic_file for record in records if record.panoptic_file is not None}
     for folder in sorted({file.parent for file in files}):
         unused = sorted(file.name for file in folder.glob("*.png") if file not in files)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
+from detrkit.classes import ClassList
 from detrkit.data.dataset import Dataset
 from detrkit.data.loader import derived_seed
 from detrkit.data.sample import Sample
 from detrkit.data.transforms import Transform
 from detrkit.errors import DetrkitError
+from detrkit.results import PanopticResult, Segment
 
 
 def preview(
     dataset: Dataset, transform: Transform, *, count: int = 6, out: str | Path, seed: int = 0, variants: int = 3
 ) -> Path:
     """Writes a PNG with a row per image: the original, then augmented versions of it, all with their boxes.
+
+    Of a dataset opened with masks, these are drawn too; of a panoptic one they are drawn instead of boxes.
 
     Args:
         dataset: where the images come from, evenly spread over it.
@@ -69,10 +75,25 @@ def _size(sample: Sample) -> str:
 
 
 def _drawn(sample: Sample, dataset: Dataset) -> Image.Image:
-    """The picture of a sample with boxes, in the colours of their classes."""
-    from detrkit.visualize import color_of, draw_boxes
+    """The picture of a sample with its objects, in the colours of their classes."""
+    from detrkit.visualize import as_detections, draw_detections, draw_panoptic
 
     picture = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
-    labels = sample.labels.tolist()
-    names = [dataset.classes.names[label] for label in labels]
-    return draw_boxes(picture, sample.boxes, names, [color_of(label) for label in labels], scale=None)
+    if dataset.panoptic and sample.masks is not None:
+        return draw_panoptic(picture, segments_of(sample, dataset.classes), scale=None)
+    found = as_detections(sample.boxes, sample.labels, dataset.classes)
+    return draw_detections(picture, replace(found, masks=sample.masks), scores=False, scale=None)
+
+
+def segments_of(sample: Sample, classes: ClassList) -> PanopticResult:
+    """The masks of a sample of a panoptic dataset as a map of segments 1, 2, ... in their order; crowd is void."""
+    if sample.masks is None:
+        raise ValueError(f"{sample.file}: opened without masks")
+    segments: list[Segment] = []
+    ids = torch.zeros(sample.masks.shape[1:], dtype=torch.int32)
+    for number, (mask, label) in enumerate(
+        zip(sample.masks.as_subclass(Tensor), sample.labels.tolist(), strict=True), 1
+    ):
+        ids[mask] = number
+        segments.append(Segment(number, label, 1.0, int(mask.sum()), classes.is_thing(label)))
+    return PanopticResult(ids, segments, classes=classes, image_id=sample.image_id)

@@ -70,6 +70,7 @@ def read(
     file = annotation_file(path, split)
     with no_garbage_collection():
         data = load_json(file)
+        _refuse_instances(data, file)
         categories = read_categories(data["categories"], file, findings)
         classes = ClassList.contiguous(categories, _things(data["categories"], categories, file, findings))
         images = read_images(data["images"], file, findings)
@@ -91,6 +92,13 @@ def read(
     return classes, records, findings
 
 
+def _refuse_instances(data: dict[str, Any], file: Path) -> None:
+    """Raises DetrkitError if the annotations are of objects instead of images."""
+    first = next(iter(data.get("annotations", [])), None)
+    if isinstance(first, dict) and "bbox" in first and "segments_info" not in first:
+        raise DetrkitError(f'{file} is no COCO panoptic file but one of instances: open it with layout="coco"')
+
+
 def _things(entries: list[Any], categories: dict[int, str], file: Path, findings: Findings) -> dict[int, bool]:
     """Category id -> whether it is a thing."""
     things = {}
@@ -105,13 +113,7 @@ def _things(entries: list[Any], categories: dict[int, str], file: Path, findings
 def _annotations(
     entries: list[Any], images: dict[int, dict[str, Any]], file: Path, findings: Findings
 ) -> dict[int, dict[str, Any]]:
-    """Image id -> its annotation, which has a file_name and a list segments_info.
-
-    Raises:
-        DetrkitError: annotations of objects instead of images.
-    """
-    if entries and isinstance(entries[0], dict) and "segments_info" not in entries[0] and "bbox" in entries[0]:
-        raise DetrkitError(f'{file} is no COCO panoptic file but one of instances: open it with layout="coco"')
+    """Image id -> its annotation, which has a file_name and a list segments_info."""
     annotations: dict[int, dict[str, Any]] = {}
     for k, entry in enumerate(entries):
         where = f"annotations[{k}]"
