@@ -16,9 +16,9 @@ from torch import nn
 
 from detrkit import registry
 from detrkit.build import build_model
-from detrkit.checkpoint import ModelSpec, load_model, save_model, save_official
+from detrkit.checkpoint import ModelSpec, load_model, published_spec, save_model, save_official
 from detrkit.classes import ClassList
-from detrkit.coco_classes import COCO_91
+from detrkit.coco_classes import COCO_91, COCO_250
 from detrkit.convert import to_official
 from detrkit.convert.files import STATE_FORMAT
 from detrkit.errors import DetrkitError
@@ -169,6 +169,11 @@ def test_published_file_is_recognised(tmp_path, monkeypatch):
     assert torch.equal(loaded.class_head.weight, model.class_head.weight.half().float())
     with pytest.raises(DetrkitError, match="published weights of detr-demo, not of detr-r50"):
         load_model(tmp_path / "x.pth", name="detr-r50")
+
+
+def test_published_classes():
+    assert published_spec("detr-r50").classes == COCO_91
+    assert published_spec("detr-r50-dc5-panoptic").classes == COCO_250
 
 
 def test_coco_names():

@@ -126,5 +126,6 @@ def write_panoptic(root: Path, split: str, maps: dict[int, np.ndarray], **change
     file.write_text(json.dumps(panoptic_json(maps, **changes)))
     for image_id, ids in maps.items():
         write_id_map(root / f"panoptic_{split}" / f"{image_id}.png", ids)
-        picture(*ids.shape, image_id).save(root / split / f"{image_id}.jpg")
+        height, width = ids.shape
+        picture(height, width, image_id).save(root / split / f"{image_id}.jpg")
     return file

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from PIL import Image
 from detrkit.data._outlines import SHAPES, coverage
 from detrkit.data.check import check
 from detrkit.data.dataset import open_dataset
+from detrkit.data.preview import segments_of
 from detrkit.data.shapes import ShapesOptions, shapes_image, write_shapes
 from detrkit.errors import DetrkitError
+from detrkit.evaluation import PanopticEvaluator, evaluate_panoptic
 
 
 def digest(root: Path) -> dict[str, str]:
@@ -192,6 +195,21 @@ def test_it_opens(shapes: Path) -> None:
     report = check(shapes, layout="coco-panoptic")
     assert report.ok and not report.of("warning")
     assert sum(f.reason == "no pixel is void" for f in report.faults) == 2
+
+
+def test_panoptic_quality_of_the_truth_is_one(shapes: Path) -> None:
+    """From the files, and from the segments that a training sees; of a shifted truth it is less."""
+    dataset = open_dataset(shapes, split="train", masks=True)
+    file = shapes / "annotations" / "panoptic_train2017.json"
+    metrics = evaluate_panoptic(file, shapes / "panoptic_train2017", file, shapes / "panoptic_train2017")
+    evaluator, shifted = (PanopticEvaluator(*dataset.panoptic_ground_truth()) for _ in range(2))
+    for sample in dataset:
+        result = segments_of(sample, dataset.classes)
+        evaluator.add(sample.image_id, result)
+        shifted.add(sample.image_id, replace(result, id_map=result.id_map.roll(4, 0)))
+    for found in (metrics, evaluator.compute()):
+        assert found.PQ == found.PQ_th == found.PQ_st == 1 and found.images == 12
+    assert 0.2 < shifted.compute().PQ < 0.9
 
 
 def test_existing_folders_are_safe(tmp_path: Path) -> None:
