@@ -21,6 +21,7 @@ KINDS = {
     "detr": (DETR, {}),
     "learned": (DETR, {"position_embedding": "learned"}),
     "resnet50": (DETR, {"backbone": "resnet50", "dilation": True}),
+    "masks": (DETR, {"masks": True}),
     "single-scale": (DeformableDETR, {"num_feature_levels": 1}),
     "multi-scale": (DeformableDETR, {}),
     "refine": (DeformableDETR, {"with_box_refine": True}),
@@ -56,6 +57,16 @@ def test_there_and_back_through_a_file(name, backbone, tmp_path):
 def test_names_of_the_published_files():
     """As facebook/detr-resnet-50 and SenseTime/deformable-detr-with-box-refine-two-stage have them."""
     detr, deformable = to_huggingface(build("detr")), to_huggingface(build("two-stage"))
+    masks = to_huggingface(build("masks"))
+    assert {f"detr.{name}" for name in detr} < set(masks)
+    assert {
+        "bbox_attention.q_linear.weight",
+        "bbox_attention.k_linear.bias",
+        "mask_head.lay1.weight",
+        "mask_head.gn5.bias",
+        "mask_head.out_lay.bias",
+        "mask_head.adapter3.weight",
+    } <= set(masks)
     assert {
         "model.backbone.conv_encoder.model.conv1.weight",
         "model.backbone.conv_encoder.model.layer4.1.bn2.running_var",
@@ -107,7 +118,8 @@ def test_names_inside_transformers(name):
         key.replace("backbone.conv_encoder", "backbone").replace(".fc", ".mlp.fc").replace("out_proj", "o_proj"): value
         for key, value in to_huggingface(source).items()
     }
-    assert "model.backbone.model.conv1.weight" in state and "model.encoder.layers.0.mlp.fc1.weight" in state
+    for key in ("model.backbone.model.conv1.weight", "model.encoder.layers.0.mlp.fc1.weight"):
+        assert ("detr." if name == "masks" else "") + key in state
     load_huggingface(target, state)
     assert_same(source, target)
 
@@ -166,6 +178,8 @@ def test_models_that_transformers_does_not_have():
         load_huggingface(build("refine", hidden_dim=64), {})
     with pytest.raises(DetrkitError, match="two_stage and without with_box_refine"):
         to_huggingface(build("multi-scale", two_stage=True))
+    with pytest.raises(DetrkitError, match="no Deformable DETR with masks"):
+        to_huggingface(build("multi-scale", masks=True))
     with pytest.raises(TypeError, match="DETRdemo has no Hugging Face names"):
         to_huggingface(DETRdemo())
     with pytest.raises(ValueError, match="backbone is 'torchvision': choose timm or resnet"):

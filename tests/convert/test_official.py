@@ -81,6 +81,38 @@ def test_hints(options, hint):
         load_official(DETR(**SMALL), to_official(DETR(**SMALL | options)))
 
 
+def test_weights_with_and_without_masks():
+    """Hints look behind the official prefix, which moves every name of a detector with masks."""
+    boxes, masks = DETR(**SMALL), DETR(**SMALL, masks=True)
+    with pytest.raises(WeightsError, match=r"panoptic .* build the model with masks=True"):
+        load_official(boxes, to_official(masks))
+    with pytest.raises(WeightsError, match="the weights have no masks: build the model with masks=False"):
+        load_official(masks, to_official(boxes))
+    with pytest.raises(WeightsError) as error:
+        load_official(
+            masks, to_official(DETR(**SMALL | {"num_queries": 7, "enc_layers": 2}, masks=True, num_classes=250))
+        )
+    for hint in ("num_queries=7", "enc_layers=2", "251 rows (COCO panoptic): build the model with num_classes=250"):
+        assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "adapters"),
+    [
+        (DETR, {"backbone_stage": 4}, {"mask_head.adapter1.weight": (16, 128), "mask_head.adapter2.weight": (8, 64)}),
+        (DeformableDETR, {"hidden_dim": 64}, {"mask_head.adapter1.weight": (32, 256), "mask_head.lay5.weight": (4, 8)}),
+    ],
+)
+def test_masks_of_other_models_have_official_names(kind, options, adapters):
+    source, target = (kind(**SMALL | options, masks=True) for _ in range(2))
+    state = to_official(source)
+    assert {name.split(".")[0] for name in state} == {"detr", "bbox_attention", "mask_head"}
+    assert all(state[name].shape[:2] == shape for name, shape in adapters.items())
+    assert ("mask_head.adapter3.weight" in state) == (kind is DeformableDETR)
+    load_official(target, state)
+    assert all(torch.equal(v, target.state_dict()[k]) for k, v in source.state_dict().items())
+
+
 def test_resnet101_weights_in_a_resnet50():
     meta = {"hidden_dim": 32, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
     with torch.device("meta"):

@@ -13,7 +13,13 @@ from detrkit.models.detr import DETR
 
 transformers = pytest.importorskip("transformers")
 
-VARIANTS = ["detr_resnet50", "deformable_multi_scale", "deformable_refine", "deformable_two_stage"]
+VARIANTS = [
+    "detr_resnet50",
+    "detr_resnet50_panoptic",
+    "deformable_multi_scale",
+    "deformable_refine",
+    "deformable_two_stage",
+]
 # width 128: transformers normalises projections in 32 groups whatever the width
 SMALL = {"hidden_dim": 128, "dim_feedforward": 128, "enc_layers": 2, "dec_layers": 3, "num_queries": 12}
 PUBLISHED = {"hidden_dim": 256, "enc_layers": 6, "dec_layers": 6}
@@ -52,7 +58,8 @@ def peer(ours, sizes, folder, backbone="resnet"):
         )
         options |= {"use_timm_backbone": False, "backbone": None, "backbone_config": config}
     if isinstance(ours, DETR):
-        kind = transformers.DetrForObjectDetection
+        segmentation = ours.segmentation is not None
+        kind = transformers.DetrForSegmentation if segmentation else transformers.DetrForObjectDetection
         # with auxiliary losses every decoder layer would be given normed states
         config = transformers.DetrConfig(**options, auxiliary_loss=False)
     else:
@@ -74,7 +81,7 @@ def peer(ours, sizes, folder, backbone="resnet"):
 
 
 def differences(ours, theirs, images):
-    """The largest of the logits' and of the boxes' differences, by what they are outputs of."""
+    """The largest differences of logits, boxes and, of models that have them, masks, by what they are outputs of."""
     batch = Batch.from_images(images)
     # auxiliary outputs come with a loss alone, and a loss with objects
     objects = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])} for _ in images]
@@ -84,6 +91,8 @@ def differences(ours, theirs, images):
         b = theirs(batch.images, pixel_mask=(~batch.mask()).long(), labels=objects if auxiliary else None)
     assert float(a.logits.std(1).mean()) > 0.1  # queries differ, so equality says something
     pairs = {"last": ((a.logits, b.logits), (a.boxes, b.pred_boxes))}
+    if a.masks is not None:
+        pairs["last"] += ((a.masks, b.pred_masks),)
     if auxiliary:
         for i, (layer, other) in enumerate(zip(a.aux, b.auxiliary_outputs, strict=True)):
             pairs[f"layer {i}"] = (layer.logits, other["logits"]), (layer.boxes, other["pred_boxes"])
@@ -95,16 +104,20 @@ def differences(ours, theirs, images):
     return found
 
 
+def assert_small(found, *, logits, boxes, masks):
+    for name, worst in found.items():
+        assert all(d <= most for d, most in zip(worst, (logits, boxes, masks), strict=False)), (name, worst)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("variant", [*VARIANTS, "deformable_single_scale"])
 def test_same_outputs(variant, seed, tmp_path):
     kind, options = goldens.VARIANTS[variant]
-    ours = goldens.fill(kind(**SMALL, **options, num_classes=7, padding="official"), seed).eval()
+    ours = goldens.fill(kind(**SMALL, **options | {"num_classes": 7}, padding="official"), seed).eval()
     theirs = peer(ours, SMALL, tmp_path)
     for sizes in SIZES:
         images = [goldens.image(f"peer{seed}-{i}", *size) for i, size in enumerate(sizes)]
-        for name, (logits, boxes) in differences(ours, theirs, images).items():
-            assert logits <= 2e-5 and boxes <= 5e-6, (sizes, name)
+        assert_small(differences(ours, theirs, images), logits=2e-5, boxes=5e-6, masks=2e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -115,20 +128,18 @@ def test_same_outputs_at_the_published_size(variant, tmp_path):
     hidden = 2048 if isinstance(ours, DETR) else 1024
     theirs = peer(ours, PUBLISHED | {"dim_feedforward": hidden}, tmp_path)
     (case,) = (c for c in goldens.cases("model_forward") if c["file"] == f"{variant}__batch.npz")
-    for name, (logits, boxes) in differences(ours, theirs, goldens.images(case)).items():
-        assert logits <= 6e-5 and boxes <= 1e-5, name
+    assert_small(differences(ours, theirs, goldens.images(case)), logits=6e-5, boxes=1e-5, masks=6e-4)
 
 
-@pytest.mark.parametrize("variant", ["detr_resnet50_dc5", "deformable_single_scale_dc5"])
+@pytest.mark.parametrize("variant", ["detr_resnet50_dc5", "detr_resnet50_dc5_panoptic", "deformable_single_scale_dc5"])
 def test_dc5(variant, tmp_path):
     """Which transformers has with timm's ResNet alone."""
     pytest.importorskip("timm")
     kind, options = goldens.VARIANTS[variant]
-    ours = goldens.fill(kind(**SMALL, **options, num_classes=7, padding="official"), 4).eval()
+    ours = goldens.fill(kind(**SMALL, **options | {"num_classes": 7}, padding="official"), 4).eval()
     theirs = peer(ours, SMALL, tmp_path, backbone="timm")
     images = [goldens.image(f"dc5-{i}", *size) for i, size in enumerate(SIZES[-1])]
-    for name, (logits, boxes) in differences(ours, theirs, images).items():
-        assert logits <= 2e-5 and boxes <= 5e-6, name
+    assert_small(differences(ours, theirs, images), logits=2e-5, boxes=5e-6, masks=2e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -136,7 +147,7 @@ def test_what_transformers_writes(variant, tmp_path):
     kind, options = goldens.VARIANTS[variant]
     if transformers.__version__ < "5" and "with_box_refine" in options:
         pytest.skip("transformers 4 takes its shared heads for a mistake and saves nothing")
-    ours, again = (kind(**SMALL, **options, num_classes=7) for _ in range(2))
+    ours, again = (kind(**SMALL, **options | {"num_classes": 7}) for _ in range(2))
     theirs = peer(goldens.fill(ours, 5), SMALL, tmp_path / "read")
     theirs.save_pretrained(tmp_path / "written")
     for state in (load_file(tmp_path / "written" / "model.safetensors"), theirs.state_dict()):
@@ -149,7 +160,7 @@ def test_what_transformers_writes(variant, tmp_path):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_captured_attention(variant, tmp_path):
     kind, options = goldens.VARIANTS[variant]
-    ours = goldens.fill(kind(**SMALL, **options, num_classes=7, padding="official"), 3).eval()
+    ours = goldens.fill(kind(**SMALL, **options | {"num_classes": 7}, padding="official"), 3).eval()
     theirs = peer(ours, SMALL, tmp_path)
     theirs.set_attn_implementation("eager")  # which alone returns weights
     batch = Batch.from_images([goldens.image(f"attention{i}", *size) for i, size in enumerate(SIZES[-1])])

@@ -91,11 +91,18 @@ _IN_MEMORY = (
     ("model.backbone.position_embedding.", "model.position_embedding."),
     (".mlp.fc", ".fc"),
     (".o_proj.", ".out_proj."),
+    *((f"bbox_attention.{x}_proj.", f"bbox_attention.{x}_linear.") for x in "qk"),
+    *((f"mask_head.conv{i}.conv.", f"mask_head.lay{i}.") for i in (1, 2)),
+    *((f"mask_head.conv{i}.norm.", f"mask_head.gn{i}.") for i in (1, 2)),
+    *((f"mask_head.fpn_stages.{i}.refine.conv.", f"mask_head.lay{i + 3}.") for i in range(3)),
+    *((f"mask_head.fpn_stages.{i}.refine.norm.", f"mask_head.gn{i + 3}.") for i in range(3)),
+    *((f"mask_head.fpn_stages.{i}.fpn_adapter.", f"mask_head.adapter{i + 1}.") for i in range(3)),
+    ("mask_head.output_conv.", "mask_head.out_lay."),
 )
 
 
 def load_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Loads weights of transformers' `DetrForObjectDetection` or `DeformableDetrForObjectDetection`, strictly.
+    """Loads weights of transformers' DETR (`...ForObjectDetection`, `...ForSegmentation`) or Deformable DETR, strictly.
 
     Args:
         model: a DETR or a Deformable DETR with the sizes of the weights.
@@ -110,8 +117,7 @@ def load_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         TypeError: neither a DETR nor a Deformable DETR.
     """
     rules = [
-        (theirs, official, [(b, a) for a, b in parts])
-        for official, theirs, parts in (*_rules(model), *BACKBONE_RULES["timm"], *BACKBONE_RULES["resnet"])
+        (theirs, official, [(b, a) for a, b in parts]) for official, theirs, parts in _rules(model, "timm", "resnet")
     ]
     given: dict[str, Tensor] = {}
     for name, tensor in bare_state_dict(state_dict).items():
@@ -141,7 +147,7 @@ def to_huggingface(model: nn.Module, *, backbone: Literal["timm", "resnet"] = "t
     """
     if backbone not in BACKBONE_RULES:
         raise ValueError(f"backbone is {backbone!r}: choose timm or resnet")
-    rules = [*_rules(model), *BACKBONE_RULES[backbone]]
+    rules = _rules(model, backbone)
     body: Any = model.backbone
     if backbone == "resnet" and body.strides[-1] < 2 ** body.stages[-1]:
         raise DetrkitError("transformers' own ResNet has no dilation (DC5): use backbone='timm'")
@@ -160,11 +166,11 @@ def to_huggingface(model: nn.Module, *, backbone: Literal["timm", "resnet"] = "t
     return state
 
 
-def _rules(model: nn.Module) -> tuple[PrefixRule, ...]:
-    """The rules of a model's kind, but for its backbone.
+def _rules(model: nn.Module, *backbones: str) -> list[PrefixRule]:
+    """The rules of a model's kind, and of the backbones that go by these names.
 
     Raises:
-        DetrkitError: the model computes what transformers' does not, with parameters of the same names.
+        DetrkitError: transformers has no such model, or one that computes something else with the same names.
         TypeError: neither a DETR nor a Deformable DETR.
     """
     kind = next((kind for kind in RULES if isinstance(model, kind)), None)
@@ -176,7 +182,13 @@ def _rules(model: nn.Module) -> tuple[PrefixRule, ...]:
         raise DetrkitError(
             f"transformers normalises projections in 32 groups, this model in {groups}: hidden_dim >= 128"
         )
-    return RULES[kind]
+    rules = [*RULES[kind], *(rule for name in backbones for rule in BACKBONE_RULES[name])]
+    if model.segmentation is None:
+        return rules
+    if kind is DeformableDETR:
+        raise DetrkitError("transformers has no Deformable DETR with masks")
+    same = ("bbox_attention.", "mask_head.")
+    return [(f"detr.{a}", f"detr.{b}", parts) for a, b, parts in rules] + [(name, name, ()) for name in same]
 
 
 def _renamed(name: str, rules: Sequence[PrefixRule]) -> str | None:

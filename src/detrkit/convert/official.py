@@ -138,12 +138,17 @@ def _depth(names: Mapping[str, Tensor]) -> str | None:
 def _hints(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """What a mismatch probably means, in terms of `build_model`'s arguments."""
     hints = []
+    theirs, ours = (any("mask_head" in n or n.startswith("segmentation.") for n in names) for names in (given, own))
+    if theirs and not ours:
+        hints.append("the weights are of a panoptic (segmentation) model: build the model with masks=True")
+    elif ours and not theirs:
+        hints.append("the weights have no masks: build the model with masks=False, or train masks on this detector")
+    # a panoptic model holds the detector as `detr`
+    given, own = ({n.removeprefix("detr."): tensor for n, tensor in names.items()} for names in (given, own))
     theirs, ours = _depth(given), _depth(own)
     if theirs and ours and theirs != ours:
         hints.append(f"the weights are of a {theirs}, the model has a {ours}: build the model the file is for")
-    if any("mask_head" in n for n in given) and not any("mask_head" in n for n in own):
-        hints.append("the weights are of a panoptic (segmentation) model")
-    elif any(n.startswith("class_embed.0.") for n in given):
+    if any(n.startswith("class_embed.0.") for n in given):
         hints.append("the weights are of a Deformable DETR")
     elif ("linear_class.weight" in given) != ("linear_class.weight" in own):
         hints.append("one of the two is the notebook's demo model: its weights fit detr-demo only")
