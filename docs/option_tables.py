@@ -88,9 +88,9 @@ def model_table() -> str:
     rows = []
     for a in ARCHITECTURES.values():
         options = ", ".join(f"{k}={v}" for k, v in a.options.items()) or "-"
-        figures = [f"{100 * a.published[m]:.1f}" if m in a.published else "-" for m in ("AP", "AP50")]
+        figures = [f"{100 * a.published[m]:.1f}" if m in a.published else "-" for m in ("AP", "AP50", "AP_segm", "PQ")]
         rows.append([f"`{a.name}`", options, a.scores, *figures, f"`{a.weights}`" if a.weights else "-"])
-    return table(["name", "differs in", "scores", "AP", "AP50", "published weights"], rows)
+    return table(["name", "differs in", "scores", "AP", "AP50", "mask AP", "PQ", "published weights"], rows)
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:
