@@ -21,8 +21,7 @@ from detrkit.backbones.resnet import ResNetBackbone
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Outputs
 
-# of masks that are computed together: 4 at 800 x 1066 pixels. 16 took a processor twice as long: maps of 100 MB do not
-# stay in its caches
+# of masks that are computed together: 4 at 800 x 1066 pixels; 16 at a time took twice as long on a processor core
 CELLS = 2**18
 GROUPS = 8  # of the norms, as published; fewer where 8 do not divide the channels
 
