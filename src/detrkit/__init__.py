@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from detrkit.engine import train as train
     from detrkit.errors import DetrkitError as DetrkitError
     from detrkit.evaluation import evaluate_detections as evaluate_detections
+    from detrkit.evaluation import evaluate_panoptic as evaluate_panoptic
     from detrkit.models.batch import Batch as Batch
     from detrkit.models.criterion import build_criterion as build_criterion
     from detrkit.models.outputs import Outputs as Outputs
     from detrkit.models.outputs import Target as Target
     from detrkit.registry import list_models as list_models
     from detrkit.results import Detections as Detections
+    from detrkit.results import PanopticResult as PanopticResult
 
 __version__ = "0.1.0"
 
@@ -36,11 +38,13 @@ _HOMES = {
     "Detector": "detrkit.detector",
     "DetrkitError": "detrkit.errors",
     "Outputs": "detrkit.models.outputs",
+    "PanopticResult": "detrkit.results",
     "Target": "detrkit.models.outputs",
     "build_criterion": "detrkit.models.criterion",
     "build_model": "detrkit.build",
     "evaluate": "detrkit.engine",
     "evaluate_detections": "detrkit.evaluation",
+    "evaluate_panoptic": "detrkit.evaluation",
     "list_models": "detrkit.registry",
     "load": "detrkit.detector",
     "open_dataset": "detrkit.data",
@@ -54,6 +58,7 @@ __all__ = [
     "Detector",
     "DetrkitError",
     "Outputs",
+    "PanopticResult",
     "Target",
     "__version__",
     "build_criterion",
@@ -61,6 +66,7 @@ __all__ = [
     "convert",
     "evaluate",
     "evaluate_detections",
+    "evaluate_panoptic",
     "list_models",
     "load",
     "open_dataset",
