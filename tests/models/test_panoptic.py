@@ -331,3 +331,24 @@ def test_official_divisors_of_masks():
     own = loss(out, targets)
     doubled = loss(out, targets, normalizers=Normalizers(2 * sum(COUNTS), 1.0))
     assert doubled["loss_dice"].item() == pytest.approx(own["loss_dice"].item() / 2)
+
+
+def test_boxes_draw_attention_in_closed_form():
+    """Where states and memory say nothing: a Gaussian around the box's centre, over the image without its padding."""
+    heads, stride, image, shape = 3, 16, (70, 150), (7, 12)
+    prior = module.BoxPrior(heads)
+    boxes = torch.tensor([[[0.3, 0.6, 0.2, 0.4], [0.8, 0.2, 0.001, 0.5]]])
+    found = prior(boxes, [image], shape, stride)
+    assert found.shape == (1, 2, heads, 7 * 12)
+    sharpness = prior.sharpness.detach().exp()
+    for query, (x, y, w, h) in enumerate(boxes[0].tolist()):
+        for row, column in ((0, 0), (2, 3), (6, 11)):
+            dx = ((column + 0.5) * stride / image[1] - x) / max(w, module.SMALLEST_SIDE)
+            dy = ((row + 0.5) * stride / image[0] - y) / h
+            expected = -2 * sharpness * (dx**2 + dy**2)
+            torch.testing.assert_close(found[0, query, :, row * 12 + column].detach(), expected)
+
+
+def test_published_masks_have_no_prior():
+    assert build("detr").segmentation.prior is None
+    assert build("deformable").segmentation.prior.sharpness.shape == (SMALL["nheads"],)

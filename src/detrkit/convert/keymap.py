@@ -32,6 +32,8 @@ def segmentation_rules(predictor: MaskPredictor) -> Iterator[Rule]:
     """facebookresearch/detr, models/segmentation.py, whose `DETRsegm` holds the detector as `detr`."""
     yield "segmentation.attention.query.", "bbox_attention.q_linear."
     yield "segmentation.attention.key.", "bbox_attention.k_linear."
+    if predictor.prior is not None:  # of our own: the original's masks are for DETR alone
+        yield "segmentation.prior.", "bbox_attention."
     for i in range(len(predictor.head.norms)):
         ours = f"convolutions.{i - 1}." if i else "first."
         yield f"segmentation.head.{ours}", f"mask_head.lay{i + 1}."

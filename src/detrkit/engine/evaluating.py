@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from detrkit.checkpoint import ModelSpec, load_any
-from detrkit.coco_classes import COCO_91
+from detrkit.coco_classes import COCO_91, COCO_250
 from detrkit.console import track
 from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, order_by_aspect
 from detrkit.data.loader import Loader
@@ -66,7 +66,7 @@ def evaluate(
 
     Args:
         model: a model name (its published weights), a checkpoint, a run directory, a Detector, a model with its spec,
-            or a bare model, whose labels are then taken for the dataset's (or COCO's, if it has 91).
+            or a bare model, whose labels are then taken for the dataset's (or COCO's, if it has 91 or 250).
         data: a dataset's path, or an open dataset. Classes are matched by name.
         split: of the dataset, when a path is given.
         layout: likewise: "coco-panoptic" or "coco" of a folder with both. By default models with masks are evaluated
@@ -163,7 +163,7 @@ def _resolved(
     if isinstance(model, nn.Module):
         name = "deformable-detr-r50" if isinstance(model, DeformableDETR) else "detr-r50"
         count = int(model.num_classes)  # type: ignore[arg-type]
-        classes = COCO_91 if count == len(COCO_91) else None
+        classes = next((c for c in (COCO_91, COCO_250) if len(c) == count), None)
         return model, ModelSpec(name, num_classes=count, classes=classes), type(model).__name__
     return *load_any(model), str(model)
 

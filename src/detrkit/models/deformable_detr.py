@@ -134,7 +134,7 @@ class DeformableDETR(Segmenter):
         self.class_heads = nn.ModuleList(nn.Linear(hidden_dim, num_classes) for _ in range(count))
         self.box_heads = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, layers=3) for _ in range(count))
         self._reset_parameters()
-        self.segmentation = MaskPredictor(hidden_dim, nheads, self.backbone) if masks else None
+        self.segmentation = MaskPredictor(hidden_dim, nheads, self.backbone, prior=True) if masks else None
 
     def _reset_parameters(self) -> None:
         """Published initialisation: Xavier transformer, rays of sampling points, rare objects, small first boxes."""
