@@ -25,20 +25,20 @@ def test_outputs_and_stages(case):
         got |= _deformable(out)
     elif demo:
         got |= {
-            "conv": stages["input_projection"],
+            "conv": stages["projection.0"],
             "memory": stages["memory"].flatten(2).permute(2, 0, 1),
         }
     else:
         got |= {
             "aux_logits": torch.stack([a.logits for a in out.aux]),
             "aux_boxes": torch.stack([a.boxes for a in out.aux]),
-            "input_proj": stages["input_projection"],
-            "pos": stages["position"],
+            "input_proj": stages["projection.0"],
+            "pos": stages["position.0"],
             "memory": stages["memory"],
             "hs": stages["queries"],
             "mask": out.capture.padding.unflatten(1, out.capture.feature_shapes[0]),
         }
-    got["feature"] = stages["feature"]
+    got["feature"] = stages["backbone.5"]
     known = {name.split("__")[0] for name in goldens.arrays(case["file"])}
     measured = {name: goldens.difference(case["file"], name, value) for name, value in got.items() if name in known}
     print(case["file"], {k: f"{v:.1e}" for k, v in measured.items()})
