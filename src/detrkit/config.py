@@ -71,6 +71,9 @@ class ModelConfig:
     """Deformable DETR: every decoder layer corrects the boxes of the one before."""
     two_stage: bool | None = None
     """Deformable DETR: the queries are the encoder's best proposals."""
+    masks: bool | None = None
+    """Predict a mask for every query, too: instances or, of a COCO panoptic dataset, things and stuff. The *-panoptic
+    models do; --masks alone means yes."""
     aux_loss: bool | None = None
     """Train on the outputs of every decoder layer (yes)."""
 
@@ -92,6 +95,9 @@ class DataConfig:
     """The split to train on."""
     val_data: str | None = None
     """Another dataset to evaluate on; by default the same one."""
+    layout: Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"] | None = None
+    """The kind of files to read; by default it is recognised. Of a folder with COCO instances and COCO panoptic files a
+    model with masks reads the panoptic ones, another one the instances."""
     val_split: str | None = "val"
     """The split to evaluate on, each epoch; "none" for no evaluation."""
     test_split: str | None = None
@@ -146,6 +152,11 @@ class OptimConfig:
     """Batches per step: the gradient equals that of one batch of all their images."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights, which is then what is evaluated and kept; 0 for none."""
+    mask_epochs: int = 0
+    """Train masks in a second step of so many epochs, as published: first the detector alone, for `epochs`, in the
+    folder detector/ of the run; then the masks, with the detector frozen. 0: one step."""
+    mask_lr_drop: int | None = None
+    """Epochs of the second step before its drop; by default lr_drop in proportion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +183,10 @@ class LossConfig:
     """Deformable DETR: alpha of the focal loss (0.25)."""
     focal_gamma: float | None = None
     """Deformable DETR: gamma of the focal loss (2)."""
+    mask_loss_coef: float | None = None
+    """With masks: weight of the focal loss of the pixels (1)."""
+    dice_loss_coef: float | None = None
+    """With masks: weight of the dice loss (1)."""
 
     def overrides(self) -> dict[str, float]:
         """The settings of `build_criterion` that were set."""
@@ -199,14 +214,21 @@ class RunConfig:
     init_from: str | None = None
     """Fine-tune: start from these weights (a model name for the published ones, a checkpoint, or a run). Heads are
     adapted by class name and what was kept is printed."""
+    freeze_detector: str | None = None
+    """Train masks alone, on this detector (a model name for the published weights, a checkpoint, or a run), which stays
+    as it is. It has to know every class of the dataset."""
     overfit: int = 0
     """Train and evaluate on this many training images, without augmentation, to see whether the pipeline can learn."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     max_dets: int = 100
     """Detections counted per image in AP."""
+    threshold: float | None = None
+    """Panoptic evaluation: score above which a query becomes a segment; by default 0.85 as published, 0.4 for
+    Deformable DETR, whose scores are lower."""
     patience: int = 0
-    """Stop when AP has not risen for this many evaluations; 0 for never."""
+    """Stop when the figure that decides which epoch is best (AP; with masks, the masks' AP; on panoptic data, PQ) has
+    not risen for this many evaluations; 0 for never."""
     log_every: int = 10
     """Steps between lines of steps.csv."""
     save_every: int = 0

@@ -1,4 +1,4 @@
-"""`Detector`: from pictures to detections in their own pixels."""
+"""`Detector`: from pictures to detections, or segments, in their own pixels."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from detrkit.data.sample import Sample
 from detrkit.data.transforms import EvalTransform, normalise
 from detrkit.errors import DetrkitError
 from detrkit.models.batch import Batch
+from detrkit.models.panoptic_postprocess import panoptic
 from detrkit.models.postprocess import postprocess
 from detrkit.registry import architecture
-from detrkit.results import Detections
+from detrkit.results import Detections, PanopticResult
 
+Found = Detections | PanopticResult
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -53,6 +55,16 @@ class Detector:
         """Names and dataset ids of the labels, or None when the checkpoint does not tell."""
         return self.spec.classes
 
+    @property
+    def panoptic(self) -> bool:
+        """Whether it gives every pixel to a segment of a thing or of stuff, instead of finding objects."""
+        return is_panoptic(self.model, self.classes)
+
+    @property
+    def threshold(self) -> float:
+        """The score above which something is found, unless another is asked for: 0.5, panoptic see `segments_above`."""
+        return segments_above(self.spec) if self.panoptic else 0.5
+
     def to(self, device: torch.device | str) -> Detector:
         """Moves the model; returns the detector itself."""
         self.device = as_device(device)
@@ -72,21 +84,22 @@ class Detector:
         return Detector(self.model, replace(self.spec, size=size, max_size=limit), device=self.device)
 
     def predict(
-        self, images: Picture | Sequence[Picture], *, threshold: float = 0.5, batch_size: int = 8
-    ) -> Detections | list[Detections]:
-        """Finds the objects in one picture or in several.
+        self, images: Picture | Sequence[Picture], *, threshold: float | None = None, batch_size: int = 8
+    ) -> Found | list[Found]:
+        """Finds the objects in one picture or in several, or with a panoptic model the segments.
 
         Args:
             images: a picture, or a list of them, or a folder. A picture is a path to an image file, a PIL image, a
                 (H, W, 3) uint8 RGB array, or a (3, H, W) uint8 RGB tensor. EXIF orientation of files and PIL images is
                 followed, so boxes fit the picture as one sees it.
-            threshold: detections with a greater score are kept. 0.5 shows most objects; the DETR notebooks use 0.7.
-                For evaluation use 0.
+            threshold: what has a greater score is kept; by default `Detector.threshold`. 0.5 shows most objects; the
+                DETR notebooks use 0.7, and 0.85 for segments. For evaluation use 0.
             batch_size: pictures a forward pass; the result does not depend on it (but see `padding="official"`).
 
         Returns:
-            Detections for one picture, a list of them for a list or a folder, each sorted by descending score, boxes
-            xyxy in pixels of the picture.
+            For one picture Detections, or the PanopticResult of a panoptic model; a list of them for a list or a
+            folder. Detections are sorted by descending score, boxes xyxy in pixels of the picture, and have masks if
+            the model does.
 
         Raises:
             DetrkitError: a file is missing, not an image or damaged, or a folder has no images.
@@ -98,32 +111,39 @@ class Detector:
             return list(self.stream(images, threshold=threshold, batch_size=batch_size))
         return next(self.stream([images], threshold=threshold))  # type: ignore[list-item]
 
-    def stream(self, images: Iterable[Picture], *, threshold: float = 0.5, batch_size: int = 8) -> Iterator[Detections]:
+    def stream(
+        self, images: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 8
+    ) -> Iterator[Found]:
         """As `predict`, one result after the other, so that memory holds no more than a batch.
 
         Args and errors: as `predict`.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: at least 1")
+        threshold = self.threshold if threshold is None else threshold
         source = iter(images)
         while pictures := [as_rgb(image) for image in islice(source, batch_size)]:
-            for found, picture in zip(self._detect(pictures), pictures, strict=True):
-                best = found.above(threshold)
-                yield replace(best.select(best.scores.argsort(descending=True, stable=True)), image=picture)
+            for found, picture in zip(self._detect(pictures, threshold), pictures, strict=True):
+                yield replace(found, image=picture)
 
     @torch.inference_mode()
-    def _detect(self, pictures: Sequence[Image.Image]) -> list[Detections]:
-        """All detections of one batch, on the CPU."""
-        batch = Batch.from_images([self._prepared(picture) for picture in pictures])
-        outputs = self.model(batch.to(self.device))
-        found = postprocess(
-            outputs,
-            [(picture.height, picture.width) for picture in pictures],
-            scores=architecture(self.spec.name).scores,
-            top_k=max(100, outputs.logits.shape[1]),  # a model with more queries is meant to find more objects
-            classes=self.classes,
-        )
-        return [detections.to("cpu") for detections in found]
+    def _detect(self, pictures: Sequence[Image.Image], threshold: float) -> list[Found]:
+        """What is found in one batch, on the CPU."""
+        batch = Batch.from_images([self._prepared(picture) for picture in pictures]).to(self.device)
+        # masks are made for those queries alone that are above the threshold
+        outputs = self.model(batch, defer_masks=True)
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        options: dict[str, Any] = {
+            "image_sizes": batch.sizes,
+            "threshold": threshold,
+            "scores": architecture(self.spec.name).scores,
+            "classes": self.classes,
+        }
+        if self.panoptic:
+            return [result.to("cpu") for result in panoptic(outputs, sizes=sizes, **options)]
+        # a model with more queries is meant to find more objects
+        found = postprocess(outputs, sizes, top_k=max(100, outputs.logits.shape[1]), **options)
+        return [one.select(one.scores.argsort(descending=True, stable=True)).to("cpu") for one in found]
 
     def _prepared(self, picture: Image.Image) -> Tensor:
         """(3, h, w) float: resized by the published rule and normalised."""
@@ -156,6 +176,22 @@ def load(name_or_path: str | Path, *, name: str | None = None, device: torch.dev
     """
     model, spec = load_any(name_or_path, name=name)
     return Detector(model, spec, device=device)
+
+
+def has_masks(model: nn.Module) -> bool:
+    """Whether a model predicts masks."""
+    return getattr(model, "segmentation", None) is not None
+
+
+def is_panoptic(model: nn.Module, classes: ClassList | None) -> bool:
+    """Whether a model is panoptic: with masks, for classes of which some are stuff, which cannot be counted."""
+    things = None if classes is None else classes.things
+    return has_masks(model) and things is not None and not all(things)
+
+
+def segments_above(spec: ModelSpec) -> float:
+    """The score above which a query becomes a segment: 0.85 as published; 0.4 after focal loss, which lowers scores."""
+    return 0.85 if architecture(spec.name).scores == "softmax" else 0.4
 
 
 def default_device() -> torch.device:

@@ -191,8 +191,20 @@ def _edit(root: Path, edit: Any) -> None:
         (lambda v: v["annotations"][0]["segments_info"][1].update(id=5), "image 6, segment 5: id is used twice"),
         (lambda v: v["annotations"][0]["segments_info"][1].update(category_id=1), "segment 9: category 1 is not in"),
         (lambda v: v["annotations"][0]["segments_info"][1].pop("bbox"), "segment 9: bbox None is not"),
-        (lambda v: v["annotations"][0]["segments_info"][1].pop("area"), "segment 9: area None is not a number"),
+        (
+            lambda v: v["annotations"][0]["segments_info"][1].pop("area"),
+            "segment 9: area None is not a positive number",
+        ),
+        (
+            lambda v: v["annotations"][0]["segments_info"][1].update(area=float("nan")),
+            "segment 9: area nan is not a positive",
+        ),
+        (
+            lambda v: v["annotations"][0]["segments_info"][1].update(category_id=[3]),
+            r"segment 9: category \[3\] is not in",
+        ),
         (lambda v: v["annotations"].__setitem__(0, 5), None),
+        (lambda v: v["annotations"][0].update(image_id={}), None),
         (lambda v: v["annotations"].pop(), None),
     ],
 )

@@ -153,6 +153,21 @@ def test_batches_are_padded_and_targets_fit(dataset: Dataset) -> None:
             assert (image[:, size[0] :] == 0).all() and (image[:, :, size[1] :] == 0).all()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmented_segments_partition_the_image(tmp_path: Path, workers: int) -> None:
+    """No void in the shapes, so none after crops and resizes; and a batch holds masks of several sizes."""
+    write_shapes(tmp_path / "shapes", images={"train": 12}, panoptic=True, sides=(32, 64), objects=(2, 6))
+    panoptic = open_dataset(tmp_path / "shapes", masks=True)
+    sizes = set()
+    for _, targets in run(panoptic, workers=workers, epochs=(0, 1)):
+        for target in targets:
+            assert target.masks is not None and target.masks.dtype == torch.bool
+            assert (target.masks.sum(0) == 1).all() and target.masks.flatten(1).any(1).all()
+            assert len(target.masks) == len(target.labels) and target.masks.shape[1:] == target.size
+            sizes.add(target.size)
+    assert len(sizes) > 5
+
+
 def test_resume_gives_the_same_pixels(dataset: Dataset) -> None:
     loader = make_loader(dataset, transform=train_transform(48), batch_size=2, training=True, seed=4, workers=0)
     loader.set_epoch(3)

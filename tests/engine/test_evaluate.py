@@ -16,7 +16,8 @@ import detrkit
 from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec, save_model
 from detrkit.classes import ClassList
-from detrkit.engine.evaluating import dataset_labels, evaluate
+from detrkit.engine.evaluating import evaluate
+from detrkit.engine.gathering import dataset_labels
 from detrkit.errors import DetrkitError
 
 OPTIONS = {**MODEL.options(), "backbone_norm": "group"}

@@ -18,7 +18,7 @@ from detrkit.cli.models import Models
 from detrkit.cli.predict import Predict
 from detrkit.cli.quickstart import Quickstart
 from detrkit.cli.study import Study
-from detrkit.cli.train import Train, with_defaults
+from detrkit.cli.train import Train, with_defaults, with_values
 from detrkit.errors import DetrkitError, Interrupted
 
 _ABOUT = "The toolkit for the DETR family: train, evaluate and use detection transformers on any data, on any machine."
@@ -68,7 +68,9 @@ def _say_warning(message: Warning | str, category: type[Warning], filename: str,
 
 def _parse(words: Sequence[str]) -> Any:
     sub = tyro.conf.subcommand
-    defaults = with_defaults(words) if words[:1] == ["train"] else Train()
+    defaults = Train()
+    if words[:1] == ["train"]:
+        defaults, words = with_defaults(words), with_values(words)
     commands = (
         Annotated[Quickstart, sub("quickstart")]
         | Annotated[Train, sub("train", default=defaults)]

@@ -21,7 +21,11 @@ from rich.table import Table
 from detrkit.errors import DetrkitError
 
 if TYPE_CHECKING:
-    from detrkit.results import Detections
+    from PIL import Image
+
+    from detrkit.results import Detections, PanopticResult
+
+MAPS = "panoptic"  # the folder of the id maps in that of the pictures
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,11 @@ class Predict:
     """Find the objects in pictures; write them drawn, and as JSON.
 
     Every picture is written under its own name into OUT, with boxes, names and scores; predictions.json lists for every
-    file the label, name, score and box (x0, y0, x1, y1 in pixels of the picture). A picture that cannot be read is
-    reported and left out; the exit status is then 1.
+    file the label, name, score and box (x0, y0, x1, y1 in pixels of the picture), of models with masks also the
+    segmentation (COCO's RLE). A panoptic model gives every pixel to a segment: these are drawn, predictions.json lists
+    the id, label, name, score, area in pixels and kind of each, and OUT/panoptic has the ids of the pixels as PNGs
+    (id = R + 256 G + 65536 B, 0 is void). A picture that cannot be read is reported and left out; the exit status is
+    then 1.
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -39,8 +46,9 @@ class Predict:
     """Pictures: files, folders (searched one level deep) and quoted patterns such as 'photos/**/*.jpg'."""
     out: Path = Path("predictions")
     """Folder to write into; it is made."""
-    threshold: float = 0.5
-    """Keep detections with a greater score, 0 to 1. The DETR notebooks use 0.7."""
+    threshold: float | None = None
+    """Keep what has a greater score, 0 to 1; by default 0.5, of panoptic models 0.85 as published (Deformable DETR,
+    whose scores are lower: 0.4). The DETR notebooks use 0.7 for objects."""
     size: int | None = None
     """Short side in pixels to resize pictures to; by default the checkpoint's (800 for published weights)."""
     batch_size: int = 4
@@ -52,37 +60,44 @@ class Predict:
 
     def run(self) -> int:
         """Predicts, draws, writes and prints; 1 if a picture could not be read."""
-        from detrkit.detector import load
+        from PIL import Image
 
-        if not 0 <= self.threshold <= 1:
+        from detrkit.detector import load
+        from detrkit.results import PanopticResult
+
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise DetrkitError(f"--threshold {self.threshold}: a score from 0 to 1")
         if self.size is not None and self.size < 1:
             raise DetrkitError(f"--size {self.size}: at least 1 pixel")
         if self.batch_size < 1:
             raise DetrkitError(f"--batch-size {self.batch_size}: at least 1")
         files = find_images(self.inputs)
-        names = output_names(files)
+        names, maps = output_names(files), output_names(files, suffix=".png")
         detector = load(self.checkpoint, name=self.model, device=self.device)
         if self.size is not None:
             detector = detector.resized(self.size)
 
         console, errors = Console(), Console(stderr=True)
         found: dict[str, list[dict[str, Any]]] = {}
+        written: dict[str, Any] = {}
         failed: list[Path] = []
-        make_folder(self.out)
+        make_folder(self.out / MAPS if detector.panoptic else self.out)
         with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
             bar = progress.add_task("predicting", total=len(files))
             readable = _Readable(files, failed, errors)
-            for detections in detector.stream(readable, threshold=self.threshold, batch_size=self.batch_size):
+            for result in detector.stream(readable, threshold=self.threshold, batch_size=self.batch_size):
                 file = readable.yielded.pop(0)
-                write_picture(detections, self.out / names[file])
-                found[str(file)] = entries(detections)
+                write_picture(result.draw(), self.out / names[file])
+                found[str(file)] = written[str(file)] = entries(result)
+                if isinstance(result, PanopticResult):
+                    write_picture(Image.fromarray(result.to_coco()[0]), self.out / MAPS / maps[file])
+                    written[str(file)] = {"ids": f"{MAPS}/{maps[file]}", "segments": entries(result)}
                 progress.advance(bar)
         if not found:
             raise DetrkitError(f"none of the {len(files)} pictures could be read")
         target = self.out / "predictions.json"
-        write_text(target, json.dumps(found, indent=1) + "\n")
-        _print(found, console)
+        write_text(target, json.dumps(written, indent=1) + "\n")
+        _print(found, console, panoptic=detector.panoptic)
         console.print(f"{len(found)} pictures in {escape(str(self.out))}", soft_wrap=True, highlight=False)
         console.print(escape(str(target)), soft_wrap=True, highlight=False)
         return 1 if failed else 0
@@ -140,40 +155,59 @@ def find_images(inputs: tuple[str, ...]) -> list[Path]:
     return list(files)
 
 
-def output_names(files: list[Path]) -> dict[Path, str]:
-    """A file name for every picture, as JPEG or PNG; equal names from different folders are numbered."""
+def output_names(files: list[Path], *, suffix: str | None = None) -> dict[Path, str]:
+    """A file name for every picture; equal names from different folders are numbered.
+
+    Args:
+        files: the pictures.
+        suffix: of all names; by default .png of PNG files, else .jpg.
+    """
     taken: Counter[str] = Counter()
     names = {}
     for file in files:
-        suffix = ".png" if file.suffix.lower() == ".png" else ".jpg"
-        name = file.stem + suffix
+        ending = suffix or (".png" if file.suffix.lower() == ".png" else ".jpg")
+        name = file.stem + ending
         while taken[name]:
-            name = f"{file.stem}-{taken[file.stem + suffix]}{suffix}"
-            taken[file.stem + suffix] += 1
+            name = f"{file.stem}-{taken[file.stem + ending]}{ending}"
+            taken[file.stem + ending] += 1
         taken[name] += 1
         names[file] = name
     return names
 
 
-def entries(detections: Detections) -> list[dict[str, Any]]:
-    """The detections of one picture as plain values."""
-    return [
+def entries(found: Detections | PanopticResult) -> list[dict[str, Any]]:
+    """The detections or segments of one picture as plain values."""
+    from detrkit.results import PanopticResult, encode_masks
+
+    if isinstance(found, PanopticResult):
+        return [
+            {
+                "id": segment.id,
+                "label": segment.label,
+                "name": name,
+                "score": round(segment.score, 4),
+                "area": segment.area,
+                "kind": "thing" if segment.thing else "stuff",
+            }
+            for segment, name in zip(found.segments, found.names, strict=True)
+        ]
+    rows: list[dict[str, Any]] = [
         {"label": label, "name": name, "score": round(score, 4), "box": [round(v, 2) for v in box]}
         for label, name, score, box in zip(
-            detections.labels.tolist(),
-            detections.names,
-            detections.scores.tolist(),
-            detections.boxes.tolist(),
-            strict=True,
+            found.labels.tolist(), found.names, found.scores.tolist(), found.boxes.tolist(), strict=True
         )
     ]
+    if found.masks is not None:
+        for row, rle in zip(rows, encode_masks(found.masks), strict=True):
+            row["segmentation"] = rle
+    return rows
 
 
-def write_picture(detections: Detections, path: Path) -> None:
-    """Draws and writes a picture under its name only when it is whole."""
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a picture under its name only when it is whole."""
     part = path.with_name(f".{os.getpid()}-{path.name}")  # the suffix tells PIL the format
     try:
-        detections.draw().save(part, quality=92)
+        picture.save(part, quality=92)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -203,11 +237,11 @@ def make_folder(path: Path) -> None:
         raise DetrkitError(f"cannot make the folder {path}: {error.strerror or error}") from error
 
 
-def _print(found: dict[str, list[dict[str, Any]]], console: Console, most: int = 20) -> None:
+def _print(found: dict[str, list[dict[str, Any]]], console: Console, most: int = 20, *, panoptic: bool = False) -> None:
     """A table of the pictures; on a pipe all of them, on a terminal the first."""
-    table = Table(title="Detections", title_justify="left")
+    table = Table(title="Segments" if panoptic else "Detections", title_justify="left")
     table.add_column("picture", overflow="fold")
-    table.add_column("objects", justify="right")
+    table.add_column("segments" if panoptic else "objects", justify="right")
     table.add_column("what", overflow="fold")
     shown = list(found.items())[: most if sys.stdout.isatty() else None]
     for file, objects in shown:

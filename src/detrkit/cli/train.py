@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from detrkit.config import TrainConfig, load_config
+from detrkit.config import ModelConfig, TrainConfig, load_config
 from detrkit.console import console
 from detrkit.errors import DetrkitError
 
@@ -29,6 +29,8 @@ class Train:
 
     detrkit train my_data --recipe finetune --init-from detr-r50
 
+    detrkit train my_data --masks --freeze-detector runs/first
+
     detrkit train --resume runs/first
 
     torchrun --nproc-per-node 8 -m detrkit train coco --recipe detr-150
@@ -38,13 +40,14 @@ class Train:
     """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml; the layout is recognised."""
     recipe: str | None = None
     """A YAML file with settings, or the name of one that comes with detrkit: small, finetune, detr-150, detr-500,
-    quickstart."""
+    panoptic-coco, cppe5, quickstart, shapes-panoptic."""
     resume: str | None = None
     """The folder of a run: continue it exactly where it stopped."""
     config: TrainConfig = field(default_factory=TrainConfig)
 
     def run(self) -> int:
         """Trains; 0 when the run ended, 1 when --overfit could not learn."""
+        from detrkit.engine.figures import heading, in_words, learned, parts
         from detrkit.engine.training import train
 
         config = self.config if self.dataset is None else self.config.changed(data={"path": self.dataset})
@@ -54,13 +57,15 @@ class Train:
         if result.metrics is None:
             console.print(f"weights: {result.best}")
             return 0
-        console.print(result.metrics.table())
+        for part in parts(result.metrics):
+            console.print(f"{heading(part)}:\n{part.table()}")
         if result.test_metrics is not None:
-            console.print(f"test: AP {result.test_metrics.AP * 100:.1f}, AP50 {result.test_metrics.AP50 * 100:.1f}")
+            console.print(f"test: {in_words(result.test_metrics)}")
         console.print(f"report:  {result.report}\nweights: {result.best}")
         if result.can_learn is not None:
             verdict = "the pipeline can learn" if result.can_learn else "the pipeline did NOT learn them: train longer?"
-            console.print(f"overfit: AP50 {result.metrics.AP50 * 100:.1f} on {config.run.overfit} images: {verdict}")
+            name, value = learned(result.metrics)
+            console.print(f"overfit: {name} {value * 100:.1f} on {config.run.overfit} images: {verdict}")
             return 0 if result.can_learn else 1
         return 0
 
@@ -88,3 +93,17 @@ def with_defaults(argv: Sequence[str]) -> Train:
             raise DetrkitError(f"{saved}: not there, so {given['--resume']} is no run to resume")
         return Train(config=load_config(saved).changed(run={"out": given["--resume"]}))
     return Train()
+
+
+def with_values(argv: Sequence[str]) -> list[str]:
+    """A command line in which the model's switches have a value: `--masks` alone is `--masks True`.
+
+    Unset, they are as the model was published, so there are three values, and tyro wants one of them.
+    """
+    switches = {"--" + f.name.replace("_", "-") for f in fields(ModelConfig) if f.type == "bool | None"}
+    words: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        words.append(word)
+        if word in switches and following not in ("True", "False", "None"):
+            words.append("True")
+    return words

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.dataset import Dataset
-from detrkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, normalise, to_target
+from detrkit.data.transforms import Transform, normalise, to_target
 from detrkit.errors import DetrkitError
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -10,8 +11,10 @@ from torch import nn
 
 from detrkit.checkpoint import ModelSpec
 from detrkit.data import Dataset
-from detrkit.detector import Detector
+from detrkit.data.sample import Sample
+from detrkit.detector import Detector, Found
 from detrkit.registry import architecture
+from detrkit.results import PanopticResult, Segment
 from detrkit.visualize import SheetRow, as_detections, comparison_sheet
 
 
@@ -43,21 +46,35 @@ def example_sheet(
         dataset: images with objects.
         count: how many images, spread evenly over the dataset.
         indices: these images instead.
-        threshold: score above which a detection is drawn; by default `shown_above(spec)`.
+        threshold: score above which something is drawn; by default `shown_above(spec)`, and for segments
+            `segments_above(spec)`.
     """
     if indices is None:
         indices = spread(len(dataset), count)
-    if threshold is None:
-        threshold = shown_above(spec)
     training = model.training
     detector = Detector(model, spec)
+    if threshold is None:
+        threshold = detector.threshold if detector.panoptic else shown_above(spec)
     rows = []
     for index in indices:
         sample = dataset[index]
         picture = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
-        truth = as_detections(sample.boxes, sample.labels, dataset.classes)
         found = detector.predict(picture, threshold=threshold)
+        assert not isinstance(found, list)
         name = sample.file.name if sample.file is not None else str(sample.image_id)
-        rows.append(SheetRow(picture, truth, found, name))
+        rows.append(SheetRow(picture, _annotated(sample, dataset), found, name))
     model.train(training)
     return comparison_sheet(rows, threshold=threshold)
+
+
+def _annotated(sample: Sample, dataset: Dataset) -> Found:
+    """The truth of an image in the form in which it is drawn: segments, or objects with masks if there are any."""
+    masks = None if sample.masks is None else sample.masks.as_subclass(torch.Tensor)
+    if masks is None or not dataset.panoptic:
+        return replace(as_detections(sample.boxes, sample.labels, dataset.classes), masks=masks)
+    id_map = torch.zeros(sample.orig_size, dtype=torch.int32)
+    segments = []
+    for number, (mask, label) in enumerate(zip(masks, sample.labels.tolist(), strict=True), 1):
+        id_map[mask] = number
+        segments.append(Segment(number, label, 1.0, int(mask.sum()), dataset.classes.is_thing(label)))
+    return PanopticResult(id_map, segments, classes=dataset.classes)

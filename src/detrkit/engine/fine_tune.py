@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detrkit.checkpoint import ModelSpec
 from detrkit.classes import ClassList
 
-_CLASS_HEADS = ("class_head.", "class_heads.")
+CLASS_HEADS = ("class_head.", "class_heads.")
 _QUERIES = ("queries", "queries.weight")
 
 
@@ -85,7 +85,7 @@ def init_from(
         given = source.get(name)
         if given is None:
             report.new.append(name)
-        elif name.startswith(_CLASS_HEADS) and not same and given.shape[1:] == tensor.shape[1:]:
+        elif name.startswith(CLASS_HEADS) and not same and given.shape[1:] == tensor.shape[1:]:
             if proposals is not None and name.startswith(proposals):
                 tensor[0] = given[0]
                 report.adapted[name] = "objectness of the proposals"

@@ -30,24 +30,34 @@ A training run of detrkit. `detrkit train --resume {folder}` continues it exactl
 | environment.txt | command, versions, machine, git state |
 | epochs.csv | losses, metrics, rates, times and peak memory of every epoch |
 | steps.csv | losses and rates of logged steps |
-| init.txt | what a fine-tuning kept of the weights it started from |
+| init.txt | what was kept of the weights that the run started from |
+| detector/ | of a run in two steps: the first one, the detector that the masks belong to |
 | tensorboard/ | the same for TensorBoard |
 """
 
 
-def prepare(config: TrainConfig, *, resume: bool) -> Path:
-    """The folder of a run, made if need be.
+def refuse_another(config: TrainConfig) -> None:
+    """Refuses to write over another run.
 
     Raises:
-        DetrkitError: it holds another run, or cannot be written.
+        DetrkitError: the folder holds one, or is a file.
     """
     folder = Path(config.run.out)
     if folder.exists() and not folder.is_dir():
         raise DetrkitError(f"{folder} is a file: choose another --out")
-    if not resume and (folder / "config.yaml").exists():
+    if (folder / "config.yaml").exists():
         raise DetrkitError(
             f"{folder} holds a run already: continue it with `detrkit train --resume {folder}`, or choose another --out"
         )
+
+
+def prepare(config: TrainConfig) -> Path:
+    """The folder of a run, made if need be.
+
+    Raises:
+        DetrkitError: it cannot be written.
+    """
+    folder = Path(config.run.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,8 +65,13 @@ def prepare(config: TrainConfig, *, resume: bool) -> Path:
     return folder
 
 
-def describe(folder: Path, config: TrainConfig, spec: ModelSpec, train: Dataset) -> None:
-    """Writes the files that say what the run is."""
+def write_config(config: TrainConfig) -> None:
+    """Writes config.yaml, which --resume and --recipe read."""
+    (Path(config.run.out) / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+
+
+def describe(folder: Path, spec: ModelSpec, train: Dataset) -> None:
+    """Writes the files that say what the run is, but for its settings."""
     (folder / "README.md").write_text(_README.format(name=folder.name, folder=folder), encoding="utf-8")
     (folder / "classes.txt").write_text(
         "".join(
@@ -65,7 +80,8 @@ def describe(folder: Path, config: TrainConfig, spec: ModelSpec, train: Dataset)
         encoding="utf-8",
     )
     (folder / "environment.txt").write_text(_environment(spec), encoding="utf-8")
-    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    for log in ("steps.csv", "epochs.csv"):  # of a run that ended before it saved a state
+        (folder / log).unlink(missing_ok=True)
 
 
 def _environment(spec: ModelSpec) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -17,7 +19,7 @@ from detrkit.checkpoint import ModelSpec, load_any
 from detrkit.config import TrainConfig
 from detrkit.console import console
 from detrkit.data import Dataset, open_dataset
-from detrkit.engine.fine_tune import InitReport, init_from
+from detrkit.engine.fine_tune import CLASS_HEADS, InitReport, init_from
 from detrkit.errors import DetrkitError
 from detrkit.registry import architecture
 
@@ -56,6 +58,50 @@ def make_fabric(config: TrainConfig) -> Fabric:
 
 
 @dataclass(frozen=True)
+class Source:
+    """The trained weights that a run starts from.
+
+    Attributes:
+        name: as the config has it.
+        model: with the weights.
+        spec: of the model.
+    """
+
+    name: str
+    model: nn.Module
+    spec: ModelSpec
+
+
+def load_source(config: TrainConfig) -> Source | None:
+    """What --init-from or --freeze-detector names, or None.
+
+    Raises:
+        DetrkitError: weights that are not there.
+    """
+    name = config.run.freeze_detector or config.run.init_from
+    return None if name is None else Source(name, *load_any(name))
+
+
+def chosen_model(config: TrainConfig, source: Source | None) -> tuple[str, dict[str, Any]]:
+    """Name and options of the model that a config asks for: its own, and the rest as in the source."""
+    wanted = config.model.options()
+    if source is None:
+        return config.model.name or "detr-r50", wanted
+    spec = source.spec
+    name = config.model.name or spec.name
+    # of another model, as far as this one knows them
+    inherited = spec.options if name == spec.name else {k: v for k, v in spec.options.items() if "backbone" in k}
+    if config.run.freeze_detector is not None:
+        wanted["masks"] = True
+    return name, {**inherited, **wanted}
+
+
+def predicts_masks(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a model of this name, built with these options, has masks."""
+    return bool({**architecture(name).options, **options}.get("masks", False))
+
+
+@dataclass(frozen=True)
 class Splits:
     """The datasets of a run; `val` and `test` may be absent."""
 
@@ -64,14 +110,22 @@ class Splits:
     test: Dataset | None
 
 
-def open_splits(config: TrainConfig) -> Splits:
+def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
     """Opens what the config names; with overfit, the same few images for training and evaluation.
+
+    Args:
+        config: of the run.
+        masks: whether samples have masks, as a model that predicts them needs.
 
     Raises:
         DetrkitError: a path or split that is not there, or classes that differ between the splits.
     """
     data = config.data
-    train = open_dataset(data.path, split=data.train_split, ids=data.ids, unusable=data.unusable)
+
+    def opened(path: str, split: str | None, unusable: Literal["error", "skip"] = "error") -> Dataset:
+        return open_dataset(path, split=split, layout=data.layout, masks=masks, ids=data.ids, unusable=unusable)
+
+    train = opened(data.path, data.train_split, data.unusable)
     if train.skipped:
         console.print(f"{train.skipped} images of {train.split} are left out; `detrkit data check` says why")
     if len(train) == 0:
@@ -86,9 +140,9 @@ def open_splits(config: TrainConfig) -> Splits:
         return Splits(train.subset(with_objects * times), few, None)
     val = test = None
     if data.val_split not in (None, "none"):
-        val = open_dataset(data.val_data or data.path, split=data.val_split, ids=data.ids)
+        val = opened(data.val_data or data.path, data.val_split)
     if data.test_split is not None:
-        test = open_dataset(data.val_data or data.path, split=data.test_split, ids=data.ids)
+        test = opened(data.val_data or data.path, data.test_split)
     for other in (val, test):
         if other is not None and set(other.class_names) - set(train.class_names):
             extra = sorted(set(other.class_names) - set(train.class_names))
@@ -99,35 +153,34 @@ def open_splits(config: TrainConfig) -> Splits:
     return Splits(train, val, test)
 
 
-def make_model(config: TrainConfig, train: Dataset) -> tuple[nn.Module, ModelSpec, InitReport | None]:
+def make_model(
+    config: TrainConfig, train: Dataset, source: Source | None = None
+) -> tuple[nn.Module, ModelSpec, InitReport | None]:
     """The model with its first weights, and the spec its checkpoints will carry.
 
+    Args:
+        config: of the run.
+        train: whose classes it learns.
+        source: from `load_source`.
+
     Raises:
-        DetrkitError: options that the model does not take, weights that are not there.
+        DetrkitError: options that the model does not take, weights that are not there, a detector that is to be frozen
+            and does not fit.
     """
-    wanted = config.model.options()
-    source = spec = None
-    if config.run.init_from is not None:
-        source, spec = load_any(config.run.init_from)
-    name = config.model.name or (spec.name if spec is not None else "detr-r50")
-    options = dict(wanted)
+    name, options = chosen_model(config, source)
     backbone_weights: str | None = None
-    if spec is not None:
-        # the rest as in the source, as far as this model knows it
-        inherited = spec.options if name == spec.name else {k: v for k, v in spec.options.items() if "backbone" in k}
-        options = {**inherited, **wanted}
-        if "backbone_norm" not in options and source is not None:
-            options["backbone_norm"] = source.backbone.norm
+    if source is not None:
+        options.setdefault("backbone_norm", source.model.backbone.norm)  # type: ignore[union-attr]
     elif config.model.backbone_weights == "random":
         # frozen statistics of random weights would be a network without norm
         options.setdefault("backbone_norm", "group")
     else:
         backbone_weights = config.model.backbone_weights
     size, max_size = config.data.size, config.data.max_size
-    if size is None and spec is not None:
-        size, max_size = spec.size, max_size or spec.max_size
+    if size is None and source is not None:
+        size, max_size = source.spec.size, max_size or source.spec.max_size
     size = size or 800
-    own = ModelSpec(
+    spec = ModelSpec(
         name=name,
         options=options,
         num_classes=len(train.classes),
@@ -138,13 +191,38 @@ def make_model(config: TrainConfig, train: Dataset) -> tuple[nn.Module, ModelSpe
     )
     try:
         model = build_model(
-            name, num_classes=own.num_classes, padding=own.padding, backbone_weights=backbone_weights, **options
+            name, num_classes=spec.num_classes, padding=spec.padding, backbone_weights=backbone_weights, **options
         )
     except (TypeError, ValueError) as error:
         raise DetrkitError(str(error)) from error
-    report = None
-    if source is not None and spec is not None:
-        softmax = architecture(name).scores == "softmax"
-        report = init_from(model, own.classes, source.state_dict(), spec, background=softmax)
-        own = replace(own, training={**own.training, "init_from": str(config.run.init_from)})
-    return model, own, report
+    if source is None:
+        return model, spec, None
+    softmax = architecture(name).scores == "softmax"
+    report = init_from(model, spec.classes, source.model.state_dict(), source.spec, background=softmax)
+    started = "init_from"
+    if config.run.freeze_detector is not None:
+        _check_whole(report, source, train)
+        started = "freeze_detector"
+    return model, replace(spec, training={**spec.training, started: source.name}), report
+
+
+def _check_whole(report: InitReport, source: Source, train: Dataset) -> None:
+    """Refuses to freeze a detector of which a part would have to be trained first.
+
+    Raises:
+        DetrkitError: a class it does not know, or weights it does not have.
+    """
+    unknown = [name for name in report.classes_new if name != "N/A"]
+    if unknown:
+        raise DetrkitError(
+            f"run.freeze_detector: {source.name} does not know {len(unknown)} of the classes of {train.path}, such as "
+            f"{unknown[0]}: train the detector on them first (optim.mask_epochs does both), or all of it with "
+            "run.init_from"
+        )
+    random = [name for name in report.new if not name.startswith("segmentation.")]
+    random += [name for name in report.adapted if not name.startswith(CLASS_HEADS)]
+    if random:
+        raise DetrkitError(
+            f"run.freeze_detector: {source.name} has another {random[0]} than this model: leave the model's options as "
+            "they are there"
+        )

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from detrkit.checkpoint import ModelSpec, load_model, save_model
 from detrkit.config import TrainConfig
 from detrkit.console import console, meter, track
-from detrkit.data import Dataset, make_loader, train_transform
+from detrkit.data import make_loader, train_transform
 from detrkit.data.loader import derived_seed
-from detrkit.engine.evaluating import collect, dataset_labels, eval_loader
+from detrkit.engine.evaluating import eval_loader
+from detrkit.engine.figures import deciding, known, learned, row_of, shown
+from detrkit.engine.gathering import Evaluation, Truth, collect
 from detrkit.engine.logs import CsvLog, TensorBoardLog
 from detrkit.engine.memory import peak_mib, reset_peak
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
@@ -27,14 +29,13 @@ from detrkit.engine.processes import StopSignals, global_normalizers
 from detrkit.engine.setup import Splits
 from detrkit.engine.state import rng_state, save_state, set_rng_state
 from detrkit.errors import DetrkitError, Interrupted
-from detrkit.evaluation import DetectionEvaluator, Metrics
+from detrkit.evaluation import Metrics
 from detrkit.models.batch import Batch
 from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import NonFiniteError
 from detrkit.models.outputs import Target
-from detrkit.registry import architecture
 
-OVERFITTED = 0.95  # AP50 on the few images at which there is nothing more to show
+OVERFITTED = 0.95  # AP50 or PQ on the few images at which there is nothing more to show
 
 
 @dataclass
@@ -45,8 +46,9 @@ class Progress:
         epoch: the epoch under way, from 0.
         batch: steps done in it.
         step: steps done in all.
-        best: AP of the best evaluation, -1 before the first.
+        best: the deciding figure (PQ, the masks' AP or AP) of the best evaluation, -1 before the first.
         best_epoch: its epoch.
+        figure: the deciding figure's name.
         stale: evaluations since then.
         sums: sums of the logged terms over the steps of this epoch.
         seconds: time spent on the steps of this epoch.
@@ -58,6 +60,7 @@ class Progress:
     step: int = 0
     best: float = -1.0
     best_epoch: int = -1
+    figure: str = "AP"
     stale: int = 0
     sums: dict[str, float] | None = None
     seconds: float = 0.0
@@ -82,7 +85,6 @@ class Trainer:
         self.config, self.fabric, self.splits, self.spec, self.folder = config, fabric, splits, spec, folder
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.main = self.rank == 0
-        self.scores = architecture(spec.name).scores
         self.criterion = build_criterion(spec.name, num_classes=spec.num_classes, **config.loss.overrides())
         self.criterion.to(fabric.device)
         self.model = model  # plain: for evaluation and checkpoints
@@ -106,6 +108,7 @@ class Trainer:
         )
         self.steps_per_epoch = max(1, len(self.loader) // config.optim.accumulate)
         self.progress = Progress()
+        self.truths: dict[str, Truth] = {}
         self.steps_log = CsvLog(folder / "steps.csv", key="step")
         self.epochs_log = CsvLog(folder / "epochs.csv", key="epoch")
         self.stop = StopSignals(self.world)
@@ -136,11 +139,13 @@ class Trainer:
     def _enough(self, metrics: Metrics | None) -> bool:
         """Whether to end before the last epoch."""
         run = self.config.run
-        if run.overfit and metrics is not None and metrics.AP50 >= OVERFITTED:
-            self._say(f"AP50 {metrics.AP50 * 100:.1f} on the {run.overfit} images: enough")
-            return True
+        if run.overfit and metrics is not None:
+            name, value = learned(metrics)
+            if value >= OVERFITTED:
+                self._say(f"{name} {value * 100:.1f} on the {run.overfit} images: enough")
+                return True
         if run.patience and self.progress.stale >= run.patience:
-            self._say(f"AP has not risen for {run.patience} evaluations: stopping early")
+            self._say(f"{self.progress.figure} has not risen for {run.patience} evaluations: stopping early")
             return True
         return False
 
@@ -232,14 +237,16 @@ class Trainer:
         metrics = None
         if self.splits.val is not None and (last or (progress.epoch + 1) % config.run.eval_every == 0):
             began = time.perf_counter()
-            metrics = self.detections(self.splits.val).compute()
-            row |= {f"val/{k}": metrics[k] for k in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+            metrics = self.evaluation("val").compute()
+            row |= row_of(metrics)
             row["val/seconds"] = time.perf_counter() - began
-        improved = metrics is not None and progress.best < metrics.AP
-        if improved and metrics is not None:
-            progress.best, progress.best_epoch, progress.stale = metrics.AP, progress.epoch + 1, 0
-        elif metrics is not None:
+        improved = False
+        if metrics is not None:
+            progress.figure, value = deciding(metrics)
+            improved = progress.best < value
             progress.stale += 1
+        if improved:
+            progress.best, progress.best_epoch, progress.stale = value, progress.epoch + 1, 0
         if self.main:
             if improved or self.splits.val is None:
                 self._save_best(metrics)
@@ -251,13 +258,12 @@ class Trainer:
         self.save()
         return metrics
 
-    def best_detections(self) -> dict[str, DetectionEvaluator]:
+    def best_evaluations(self) -> dict[str, Evaluation]:
         """What the best checkpoint finds on the splits "val" and "test", those that there are.
 
         Only the main process needs to see the run's folder: it sends the weights to the others.
         """
-        splits = {"val": self.splits.val, "test": self.splits.test}
-        splits = {name: dataset for name, dataset in splits.items() if dataset is not None}
+        splits = [name for name in ("val", "test") if getattr(self.splits, name) is not None]
         if not splits:
             return {}
         if self.main and not (self.folder / "best.safetensors").exists():
@@ -267,11 +273,15 @@ class Trainer:
             dist.broadcast_object_list(weights)
         if weights[0] is not None:
             self.current.load_state_dict(weights[0])
-        return {name: self.detections(dataset) for name, dataset in splits.items()}
+        return {name: self.evaluation(name) for name in splits}
 
-    def detections(self, dataset: Dataset) -> DetectionEvaluator:
-        """What the current weights (their moving average, if there is one) find in a dataset, in every process."""
-        data = self.config.data
+    def evaluation(self, split: str) -> Evaluation:
+        """What the current weights (their moving average, if there is one) find in a split, in every process.
+
+        Args:
+            split: "val" or "test".
+        """
+        dataset, data = getattr(self.splits, split), self.config.data
         loader = eval_loader(
             dataset,
             self.spec,
@@ -280,18 +290,18 @@ class Trainer:
             rank=self.rank,
             world_size=self.world,
         )
-        evaluator = DetectionEvaluator(dataset.ground_truth(), max_dets=self.config.run.max_dets)
+        if split not in self.truths:  # of masks it takes a while
+            self.truths[split] = Truth.of(dataset, self.spec, self.current)
+        run = self.config.run
+        evaluation = Evaluation(self.truths[split], self.spec, max_dets=run.max_dets, threshold=run.threshold)
         collect(
             self.current,
             track(loader, "evaluate", len(loader), quiet=not self.main),
-            evaluator,
-            dataset_labels(self.spec, dataset),
-            scores=self.scores,
+            evaluation,
             device=self.fabric.device,
-            top_k=max(100, self.config.run.max_dets),
             autocast=self.fabric.autocast,
         )
-        return evaluator
+        return evaluation
 
     @property
     def current(self) -> nn.Module:
@@ -352,8 +362,8 @@ class Trainer:
         self._say(f"resumed {path} at epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _save_best(self, metrics: Metrics | None) -> None:
-        known = {} if metrics is None else {k: metrics[k] for k in ("AP", "AP50", "AP75")}
-        training = {**self.spec.training, "epoch": self.progress.epoch + 1, "metrics": known}
+        figures = {} if metrics is None else known(metrics)
+        training = {**self.spec.training, "epoch": self.progress.epoch + 1, "metrics": figures}
         save_model(self.folder / "best.safetensors", self.current, replace(self.spec, training=training))
 
     # saying
@@ -379,7 +389,5 @@ class Trainer:
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, improved: bool) -> str:
-    line = f"epoch {row['epoch']}/{epochs}  loss {row.get('train/loss', math.nan):.3f}"
-    if "val/AP" in row:
-        line += f"  AP {row['val/AP'] * 100:.1f}  AP50 {row['val/AP50'] * 100:.1f}{'  best' if improved else ''}"
-    return line + f"  {row['images_per_second']:.1f} images/s  {row['seconds']:.0f} s"
+    line = f"epoch {row['epoch']}/{epochs}  loss {row.get('train/loss', math.nan):.3f}{shown(row)}"
+    return line + f"{'  best' if improved else ''}  {row['images_per_second']:.1f} images/s  {row['seconds']:.0f} s"

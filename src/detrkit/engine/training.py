@@ -8,26 +8,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric import Fabric
+from torch import nn
+
 from detrkit.checkpoint import ModelSpec, load_model
 from detrkit.config import TrainConfig, load_config
-from detrkit.console import console
+from detrkit.console import FIRST_PROCESS, console
 from detrkit.data import Dataset
 from detrkit.engine import run_folder
 from detrkit.engine.examples import example_sheet, shown_above
+from detrkit.engine.figures import deciding, in_words, learned
+from detrkit.engine.fine_tune import InitReport
+from detrkit.engine.gathering import Evaluation
 from detrkit.engine.logs import CsvLog
-from detrkit.engine.setup import Splits, make_fabric, make_model, open_splits
+from detrkit.engine.setup import (
+    Splits,
+    chosen_model,
+    load_source,
+    make_fabric,
+    make_model,
+    open_splits,
+    predicts_masks,
+)
 from detrkit.engine.state import load_state
+from detrkit.engine.steps import detector_step, mask_step
 from detrkit.engine.trainer import Trainer
-from detrkit.errors import DetrkitError
-from detrkit.evaluation import DetectionEvaluator, Metrics, write_report
+from detrkit.errors import DetrkitError, Interrupted
+from detrkit.evaluation import Metrics, write_report
 
 # what may differ between a run and its continuation without changing a number of it
 _FREE = {
     "data": {"path", "val_data", "workers", "cache", "eval_batch_size"},
-    "optim": {"epochs"},
+    "optim": {"epochs", "mask_epochs"},
     "run": {"out", "device", "devices", "nodes", "eval_every", "patience", "log_every", "save_every", "tensorboard"},
 }
-OVERFIT_AP50 = 0.9
+LEARNED = 0.9  # AP50 or PQ on the few images of --overfit
 FEW_STEPS = 2000
 
 
@@ -37,11 +52,12 @@ class RunResult:
 
     Attributes:
         folder: the run's folder.
-        metrics: of the best checkpoint on the validation split (with overfit: on the few images), or None.
+        metrics: of the best checkpoint on the validation split (with overfit: on the few images), or None. Boxes; with
+            `masks` and `panoptic` of models that have them.
         test_metrics: of the same on the test split, or None.
         best: best.safetensors.
         report: report.md, or None without a validation split.
-        can_learn: with overfit: whether AP50 reached 0.9; otherwise None.
+        can_learn: with overfit: whether AP50 (on panoptic data, PQ) reached 0.9; otherwise None.
     """
 
     folder: Path
@@ -67,26 +83,57 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
         Interrupted: the run was asked to stop; its state is saved.
     """
     config = _normal(config)
-    folder = Path(config.run.out)
-    state = None
     if resume:
-        _check_same(config, folder)
-        state = load_state(folder / "last.pt")
+        _check_same(config, Path(config.run.out))
+    elif FIRST_PROCESS:
+        run_folder.refuse_another(config)
+    if config.optim.mask_epochs:
+        return _run_in_two_steps(config, resume=resume)
+    return _run(config, resume=resume)
+
+
+def _run_in_two_steps(config: TrainConfig, *, resume: bool) -> RunResult:
+    """First the detector, then its masks; goes on in the step in which the run was interrupted.
+
+    Args and errors: as `train`.
+    """
+    folder, first, second = Path(config.run.out), detector_step(config), mask_step(config)
+    # every process looks before one of them writes
+    begun = resume and (Path(first.run.out) / "last.pt").exists()
+    masks_begun = resume and (folder / "last.pt").exists()
+    try:
+        if not masks_begun:
+            console.print("step 1 of 2: the detector")
+            detector = _run(first, resume=begun, whole=config)
+            if detector.can_learn is False:
+                return detector
+            console.print("step 2 of 2: the masks")
+        return _run(second, resume=masks_begun, whole=config)
+    except Interrupted as stop:
+        raise Interrupted(stop.number, str(folder)) from stop
+
+
+def _run(config: TrainConfig, *, resume: bool, whole: TrainConfig | None = None) -> RunResult:
+    """A run, or a step of a longer one.
+
+    Args:
+        config: of this step.
+        resume: whether to go on from its last.pt.
+        whole: the longer run's.
+    """
+    folder = Path(config.run.out)
+    state = load_state(folder / "last.pt") if resume else None
     fabric = make_fabric(config)
     main = fabric.global_rank == 0
-    splits = open_splits(config)
-    with fabric.rank_zero_first(local=True):  # one process downloads, the others find the file
-        # the same first weights in every process
-        fabric.seed_everything(config.run.seed, verbose=False)
-        if state is None:
-            model, spec, kept = make_model(config, splits.train)
-        else:  # what the run started from need not be there any more
-            spec = ModelSpec.from_json(state["spec"])
-            model, kept = spec.build(), None
+    splits, model, spec, kept = _materials(config, fabric, state)
     if main:
-        run_folder.prepare(config, resume=resume)
+        run_folder.prepare(config)
         if not resume:
-            run_folder.describe(folder, config, spec, splits.train)
+            run_folder.describe(folder, spec, splits.train)
+            if whole is None or whole.run.out != config.run.out:
+                run_folder.write_config(config)
+            if whole is not None:
+                run_folder.write_config(whole)
             if kept is not None:
                 (folder / "init.txt").write_text("\n".join(kept.lines()) + "\n", encoding="utf-8")
     fabric.barrier()
@@ -98,10 +145,37 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
     began = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - began
-    detections = trainer.best_detections()
+    evaluations = trainer.best_evaluations()
     if not main:
         return RunResult(folder, None, None, folder / "best.safetensors", None)
-    return _finish(config, splits, detections, folder, seconds)
+    return _finish(config, splits, evaluations, folder, seconds)
+
+
+def _materials(
+    config: TrainConfig, fabric: Fabric, state: dict[str, Any] | None
+) -> tuple[Splits, nn.Module, ModelSpec, InitReport | None]:
+    """Datasets, the model with its first weights, its spec, and what it kept of the weights that it started from.
+
+    Args:
+        config: of the run.
+        fabric: launched.
+        state: of the run that goes on: what it started from need not be there any more.
+    """
+    if state is not None:
+        spec = ModelSpec.from_json(state["spec"])
+        splits = open_splits(config, masks=predicts_masks(spec.name, spec.options))
+        model, kept = spec.build(), None
+    else:
+        with fabric.rank_zero_first(local=True):  # one process downloads, the others find the file
+            source = load_source(config)
+        splits = open_splits(config, masks=predicts_masks(*chosen_model(config, source)))
+        with fabric.rank_zero_first(local=True):
+            # the same first weights in every process
+            fabric.seed_everything(config.run.seed, verbose=False)
+            model, spec, kept = make_model(config, splits.train, source)
+    if config.run.freeze_detector is not None:
+        model.freeze_detector()  # type: ignore[operator]
+    return splits, model, spec, kept
 
 
 def _normal(config: TrainConfig) -> TrainConfig:
@@ -118,6 +192,8 @@ def _normal(config: TrainConfig) -> TrainConfig:
         "optim.accumulate": config.optim.accumulate >= 1,
         "optim.ema": 0 <= config.optim.ema < 1,
         "optim.warmup_steps": config.optim.warmup_steps >= 0,
+        "optim.mask_epochs": config.optim.mask_epochs >= 0,
+        "optim.mask_lr_drop": config.optim.mask_lr_drop is None or config.optim.mask_lr_drop >= 1,
         "run.eval_every": config.run.eval_every >= 1,
         "run.log_every": config.run.log_every >= 1,
         "run.overfit": config.run.overfit >= 0,
@@ -126,6 +202,15 @@ def _normal(config: TrainConfig) -> TrainConfig:
         if not fine:
             section, key = name.split(".")
             raise DetrkitError(f"{name} is {getattr(getattr(config, section), key)}: out of range")
+    frozen = config.run.freeze_detector
+    if frozen is not None and config.run.init_from is not None:
+        raise DetrkitError("run.freeze_detector and run.init_from: the detector is taken from one place, give one")
+    if frozen is not None and config.optim.mask_epochs:
+        raise DetrkitError(
+            "run.freeze_detector and optim.mask_epochs: a frozen detector needs no step of its own; give optim.epochs"
+        )
+    if config.model.masks is False and (frozen is not None or config.optim.mask_epochs):
+        raise DetrkitError("model.masks is false: leave it out to train masks on a frozen detector")
     if config.run.overfit:
         # as many images as there are, all of them in every step if they fit
         size = min(config.data.batch_size, config.run.overfit)
@@ -158,7 +243,7 @@ def first_difference(before: TrainConfig, now: TrainConfig, *, epochs: bool = Fa
         for key, value in values.items():
             old = first[section][key]
             old, value = (list(v) if isinstance(v, tuple | list) else v for v in (old, value))
-            free = key in _FREE.get(section, set()) and not (epochs and key == "epochs")
+            free = key in _FREE.get(section, set()) and not (epochs and key.endswith("epochs"))
             if old != value and not free:
                 return f"{section}.{key} was {old!r}, now it is {value!r}"
     return None
@@ -183,7 +268,8 @@ def _announce(
     )
     for line in kept:
         console.print(line)
-    if steps < FEW_STEPS and config.run.init_from is None and not config.run.overfit:
+    trained = config.run.init_from or config.run.freeze_detector
+    if steps < FEW_STEPS and trained is None and not config.run.overfit:
         console.print(
             f"warning: {steps} steps are few for a detection transformer from such a start: expect a low AP, "
             "train longer or start from trained weights (--init-from)"
@@ -196,37 +282,38 @@ def _announce(
 
 
 def _finish(
-    config: TrainConfig, splits: Splits, detections: dict[str, DetectionEvaluator], folder: Path, seconds: float
+    config: TrainConfig, splits: Splits, evaluations: dict[str, Evaluation], folder: Path, seconds: float
 ) -> RunResult:
     """Writes the report of the best checkpoint."""
     best = folder / "best.safetensors"
     if splits.val is None:
         return RunResult(folder, None, None, best, None)
     model, spec = load_model(best)
-    metrics = {split: evaluator.compute() for split, evaluator in detections.items()}
+    metrics = {split: evaluation.compute() for split, evaluation in evaluations.items()}
     rows: list[dict[str, Any]] = CsvLog(folder / "epochs.csv", key="epoch").rows()
     settings: dict[str, Any] = {
         "model": " ".join([spec.name, *(f"{k}={v}" for k, v in spec.options.items())]),
         "dataset": f"{Path(config.data.path).name}, split {splits.val.split}, {len(splits.val)} images",
         "input": f"short side {spec.size}, longest side {spec.max_size} pixels",
-        "best epoch": f"{spec.training.get('epoch')} of {len(rows)}",
+        "best epoch": f"{spec.training.get('epoch')} of {len(rows)}, by its {deciding(metrics['val'])[0]}",
         "images per step": config.data.batch_size * config.optim.accumulate,
         "seed": config.run.seed,
     }
+    if config.run.freeze_detector is not None:
+        settings["frozen detector"] = Path(config.run.freeze_detector).name
     if "test" in metrics and splits.test is not None:
-        test = metrics["test"]
-        settings[f"test: split {splits.test.split}, {len(splits.test)} images"] = (
-            f"AP {test.AP * 100:.1f}, AP50 {test.AP50 * 100:.1f}, AP75 {test.AP75 * 100:.1f}"
-        )
+        settings[f"test: split {splits.test.split}, {len(splits.test)} images"] = in_words(metrics["test"])
     report = write_report(
         folder,
         metrics=metrics["val"],
+        masks=metrics["val"].masks,
+        panoptic=metrics["val"].panoptic,
         title=f"{spec.name} on {Path(config.data.path).name}",
         settings=settings,
-        confusion=detections["val"].confusion(score=shown_above(spec)),
+        confusion=evaluations["val"].objects.confusion(score=shown_above(spec)),
         sheet=example_sheet(model, spec, splits.val),
         curves=rows,
         timing={"training, minutes": round(seconds / 60, 1)},
     )
-    can_learn = metrics["val"].AP50 >= OVERFIT_AP50 if config.run.overfit else None
+    can_learn = learned(metrics["val"])[1] >= LEARNED if config.run.overfit else None
     return RunResult(folder, metrics["val"], metrics.get("test"), best, report, can_learn)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detrkit.evaluation.curves import PrecisionRecall
+
+if TYPE_CHECKING:
+    from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 
 # The order of pycocotools' `stats`.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -45,6 +48,8 @@ class Metrics(Mapping[str, Any]):
         objects: how many they hold, crowd left out.
         detections: how many were given.
         curves: precision over recall.
+        masks: the same of the objects' masks, where they were evaluated beside the boxes.
+        panoptic: panoptic quality, where it was evaluated beside the boxes, which are those of things then.
     """
 
     AP: float
@@ -66,6 +71,8 @@ class Metrics(Mapping[str, Any]):
     objects: int = 0
     detections: int = 0
     curves: PrecisionRecall | None = field(default=None, repr=False, compare=False)
+    masks: Metrics | None = None
+    panoptic: PanopticMetrics | None = None
 
     def __getitem__(self, key: str) -> Any:
         if key not in (*NAMES, "per_class"):

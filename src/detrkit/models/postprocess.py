@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ def postprocess(
     top_k: int = 100,
     classes: ClassList | None = None,
     image_sizes: Sequence[Size] | None = None,
+    threshold: float | None = None,
     official: bool = False,
 ) -> list[Detections]:
     """Turns outputs into one Detections per image; boxes are not clipped and nothing is suppressed.
@@ -42,6 +44,7 @@ def postprocess(
         classes: names and ids to attach.
         image_sizes: (height, width) in pixels of the B images as the model got them, without padding: with them, and a
             model that has masks, every detection has its mask.
+        threshold: leave out detections whose score is not greater; no mask is made for them.
         official: enlarge masks together with the padding of their batch, as published, instead of without it.
 
     Returns:
@@ -50,6 +53,23 @@ def postprocess(
     Raises:
         ValueError: the number of sizes is not the batch size, or an unknown kind of scores.
     """
+    options = {"scores": scores, "top_k": top_k, "classes": classes, "image_sizes": image_sizes}
+    return list(each_image(outputs, sizes, **options, threshold=threshold, official=official))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def each_image(
+    outputs: Outputs,
+    sizes: Sequence[Size],
+    *,
+    scores: Literal["softmax", "sigmoid"] = "softmax",
+    top_k: int = 100,
+    classes: ClassList | None = None,
+    image_sizes: Sequence[Size] | None = None,
+    threshold: float | None = None,
+    official: bool = False,
+) -> Iterator[Detections]:
+    """As `postprocess`, one image after the other: the masks of a hundred queries on a photograph take a gigabyte."""
     check_sizes(outputs, sizes, image_sizes)
     logits, boxes = outputs.logits.float(), outputs.boxes.float()
     if scores == "softmax":
@@ -64,17 +84,22 @@ def postprocess(
         raise ValueError(f"scores is {scores!r}: choose softmax or sigmoid")
     pixels = cxcywh_to_xyxy(boxes) * _scales(sizes, boxes)[:, None]
     found = [Detections(b, s, label, classes=classes) for b, s, label in zip(pixels, values, labels, strict=True)]
-    if outputs.has_masks and image_sizes is not None:
-        # a query can be found as several classes: its mask is made once
-        unique = [q.unique(return_inverse=True) for q in query]
-        padded = official and outputs.mask_sizes is None
-        cells_of = outputs.masks_of([q for q, _ in unique])
-        for i, detections in enumerate(found):
-            cells = cells_of[i] if padded else without_padding(cells_of[i], image_sizes[i])
-            covered = largest(image_sizes) if padded else image_sizes[i]
-            masks = instance_masks(cells, covered=covered, image_size=image_sizes[i], size=sizes[i])
-            detections.masks = masks[unique[i][1]]
-    return found
+    queries = list(query)
+    if threshold is not None:
+        queries = [q[one.scores > threshold] for q, one in zip(queries, found, strict=True)]
+        found = [one.above(threshold) for one in found]
+    if not outputs.has_masks or image_sizes is None:
+        yield from found
+        return
+    # a query can be found as several classes: its mask is made once
+    unique = [q.unique(return_inverse=True) for q in queries]
+    padded = official and outputs.mask_sizes is None
+    cells_of = outputs.masks_of([q for q, _ in unique])
+    for i, detections in enumerate(found):
+        cells = cells_of[i] if padded else without_padding(cells_of[i], image_sizes[i])
+        covered = largest(image_sizes) if padded else image_sizes[i]
+        masks = instance_masks(cells, covered=covered, image_size=image_sizes[i], size=sizes[i])
+        yield replace(detections, masks=masks[unique[i][1]])
 
 
 @torch.no_grad()

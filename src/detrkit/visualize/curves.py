@@ -74,12 +74,12 @@ def _smoothed(y: np.ndarray, points: int) -> np.ndarray:
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Losses, validation AP and learning rate of a run.
+    """Losses, validation PQ and AP, and learning rate of a run.
 
     Args:
         rows: one mapping per logged line, as from a CSV file: `epoch` and/or `step`, `train/loss`, `train/loss_ce`,
-            `train/loss_bbox`, ..., `val/AP`, `val/AP50`, `val/AP75` in [0, 1], `lr` (or `lr/<group>`). Empty or absent
-            cells are skipped; losses of single decoder layers (`..._0`) are left out.
+            `train/loss_bbox`, ..., `val/AP`, `val/AP50`, `val/AP75`, `val/segm_AP`, `val/PQ`, ... in [0, 1], `lr` (or
+            `lr/<group>`). Empty or absent cells are skipped; losses of single decoder layers (`..._0`) are left out.
 
     Raises:
         ValueError: no row has anything to plot.
@@ -87,7 +87,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     keys = list(dict.fromkeys(k for r in rows for k in r))
     losses = [k for k in keys if k == "train/loss" or (k.startswith("train/loss_") and not k[-1].isdigit())]
     losses = [k for k in losses if not k.endswith("_enc")]
-    metrics = [k for k in ("val/AP50", "val/AP", "val/AP75") if k in keys]
+    metrics = [k for k in ("val/AP50", "val/AP", "val/AP75", "val/segm_AP") if k in keys]
+    quality = [k for k in ("val/PQ", "val/PQ_things", "val/PQ_stuff") if k in keys]
     rates = [k for k in keys if k == "lr" or k.startswith(("lr/", "train/lr"))]
 
     def axis(names: Iterable[str]) -> str:
@@ -97,7 +98,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         per_epoch = len(epochs) == len(having) and all(np.isfinite(list(epochs)))
         return "epoch" if per_epoch or "step" not in keys else "step"
 
-    panels = [(kind, names) for kind, names in (("loss", losses), ("AP", metrics), ("rate", rates)) if names]
+    kinds = {"loss": losses, "PQ": quality, "AP": metrics, "rate": rates}
+    panels = [(kind, names) for kind, names in kinds.items() if names]
     if not any(len(_series(rows, n, axis(names))[0]) for _, names in panels for n in names):
         raise ValueError("no row has a train/loss, val/AP or lr with its epoch or step")
     figure, axes = _figure(4.6 * len(panels), 3.5, len(panels))
@@ -107,7 +109,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             x, y = _series(rows, name, x_name)
             if not len(x):
                 continue
-            total = name in ("train/loss", "val/AP")
+            total = name in ("train/loss", "val/PQ", "val/AP")
             style: dict[str, Any] = {"color": LINE_COLORS[i % len(LINE_COLORS)], "linewidth": 2.0 if total else 1.3}
             if kind == "loss":
                 label = "total" if total else _TERMS.get(name.removeprefix("train/loss_"), name.removeprefix("train/"))
@@ -115,13 +117,13 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
                     ax.plot(x, y, color=style["color"], linewidth=0.6, alpha=0.25)
                     y = _smoothed(y, max(5, len(x) // 40))
                 ax.plot(x, y, label=label, **style)
-            elif kind == "AP":
+            elif kind in ("PQ", "AP"):
                 best = int(np.argmax(y))
                 label = f"{name.removeprefix('val/')}, best {y[best] * 100:.1f} at {x_name} {x[best]:g}"
                 ax.plot(x, y * 100, label=label, marker="o", markersize=3, **style)
             else:
                 ax.plot(x, y, label=name.removeprefix("train/").removeprefix("lr/"), **style)
-        title = {"loss": "training loss", "AP": "validation AP (percent)", "rate": "learning rate"}[kind]
+        title = {"loss": "training loss", "rate": "learning rate"}.get(kind, f"validation {kind} (percent)")
         _titled(ax, title, x_name)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if kind == "rate" and all((_series(rows, n, x_name)[1] > 0).all() for n in names):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.classes import ClassList
-from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, make_record
+from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, is_one_of, make_record
 from detrkit.data.sample import Record
 from detrkit.errors import DetrkitError
 
@@ -208,9 +208,9 @@ def _objects(
         corners = corners_of(a.get("bbox"))
         if not is_int(annotation_id) or annotation_id in seen:
             findings.add("error", file, name, "annotation id must be an integer that is used once")
-        elif a.get("image_id") not in images:
+        elif not is_one_of(a.get("image_id"), images):
             findings.add("warning", file, name, f"image {a.get('image_id')} is not in the list of images: left out")
-        elif a.get("category_id") not in label_of:
+        elif not is_one_of(a.get("category_id"), label_of):
             findings.add("error", file, name, f"category {a.get('category_id')} is not in the list of categories")
         elif corners is None:
             findings.add("error", file, name, f"bbox {a.get('bbox')} is not [x, y, width, height] in pixels")

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from detrkit.classes import ClassList
 from detrkit.data.panoptic import LARGEST_ID
 from detrkit.data.readers.coco import image_folder, load_json, no_garbage_collection, read_categories, read_images
-from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, make_record
+from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, is_one_of, make_record
 from detrkit.data.sample import Record
 from detrkit.errors import DetrkitError
 
@@ -88,7 +89,7 @@ def read(
             name = folder / image["file_name"].replace("\\", "/")
             # what lies within what may have the same box: no duplicates are looked for
             record = make_record(image_id, name, size, objects, file, findings, duplicates=False)
-            records.append(replace(record, panoptic_file=pngs / annotation["file_name"]))
+            records.append(replace(record, panoptic_file=pngs / annotation["file_name"].replace("\\", "/")))
     return classes, records, findings
 
 
@@ -103,7 +104,7 @@ def _things(entries: list[Any], categories: dict[int, str], file: Path, findings
     """Category id -> whether it is a thing."""
     things = {}
     for entry in entries:
-        if isinstance(entry, dict) and entry.get("id") in categories:
+        if isinstance(entry, dict) and is_one_of(entry.get("id"), categories):
             if entry.get("isthing") not in (0, 1):
                 findings.add("error", file, f"category {entry['id']}", "needs isthing: 1 for a thing, 0 for stuff")
             things[entry["id"]] = bool(entry.get("isthing"))
@@ -117,15 +118,15 @@ def _annotations(
     annotations: dict[int, dict[str, Any]] = {}
     for k, entry in enumerate(entries):
         where = f"annotations[{k}]"
-        if not isinstance(entry, dict) or entry.get("image_id") not in images:
-            image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        image_id: Any = entry.get("image_id") if isinstance(entry, dict) else None
+        if not is_one_of(image_id, images):
             findings.add("warning", file, where, f"image {image_id} is not in the list of images: left out")
         elif not isinstance(entry.get("file_name"), str) or not isinstance(entry.get("segments_info"), list):
             findings.add("error", file, where, "needs a file_name (of the PNG) and a list segments_info")
-        elif entry["image_id"] in annotations:
-            findings.add("error", file, where, f"a second annotation of image {entry['image_id']}")
+        elif image_id in annotations:
+            findings.add("error", file, where, f"a second annotation of image {image_id}")
         else:
-            annotations[entry["image_id"]] = entry
+            annotations[image_id] = entry
     for image_id in images.keys() - annotations.keys():
         findings.add("warning", file, f"image {image_id}", "has no annotation: left out")
     if list(annotations) != [image_id for image_id in images if image_id in annotations]:
@@ -147,12 +148,12 @@ def _objects(
         corners = corners_of(segment.get("bbox"))
         if segment["id"] in objects.segment_ids:
             findings.add("error", file, name, "id is used twice in the image")
-        elif segment.get("category_id") not in label_of:
+        elif not is_one_of(segment.get("category_id"), label_of):
             findings.add("error", file, name, f"category {segment.get('category_id')} is not in the list of categories")
         elif corners is None:
             findings.add("error", file, name, f"bbox {segment.get('bbox')} is not [x, y, width, height] in pixels")
-        elif not isinstance(segment.get("area"), int | float):
-            findings.add("error", file, name, f"area {segment.get('area')} is not a number of pixels")
+        elif not (isinstance(segment.get("area"), int | float) and 0 < segment["area"] < math.inf):
+            findings.add("error", file, name, f"area {segment.get('area')} is not a positive number of pixels")
         else:
             objects.boxes.append(corners)
             objects.annotated.append(segment["bbox"])

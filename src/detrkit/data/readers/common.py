@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -101,6 +101,11 @@ def corners_of(bbox: Any) -> tuple[float, float, float, float] | None:
 def is_int(value: Any) -> TypeGuard[int]:
     """Whether a value is a whole number (Python's bools are not)."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_one_of(value: Any, known: Container[Any]) -> bool:
+    """Whether a value from a file is a key that is known; a list or an object is none."""
+    return isinstance(value, Hashable) and value in known
 
 
 def size_or_error(file: ImageSource) -> tuple[int, int] | DetrkitError:

@@ -1,0 +1,71 @@
+"""Which figures a run shows of an evaluation, and which of them says what epoch is best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detrkit.evaluation import Metrics, PanopticMetrics
+from detrkit.evaluation.metrics import percent
+
+_BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_MASKS = ("AP", "AP50", "AP75")
+_PANOPTIC = {"PQ": "PQ", "PQ_th": "PQ_things", "PQ_st": "PQ_stuff", "SQ": "SQ", "RQ": "RQ"}
+# epochs.csv -> the epoch's line on the terminal
+_LINE = {"val/PQ": "PQ", "val/PQ_things": "things", "val/PQ_stuff": "stuff", "val/segm_AP": "mask AP"}
+_LINE |= {"val/AP": "AP", "val/AP50": "AP50"}
+
+
+def deciding(metrics: Metrics) -> tuple[str, float]:
+    """Name and value in [0, 1] of the figure that says which of two epochs is better: what is most of the task."""
+    if metrics.panoptic is not None:
+        return "PQ", metrics.panoptic.PQ
+    if metrics.masks is not None:
+        return "mask AP", metrics.masks.AP
+    return "AP", metrics.AP
+
+
+def learned(metrics: Metrics) -> tuple[str, float]:
+    """Name and value in [0, 1] of the figure that says whether a few images have been learned by heart."""
+    if metrics.panoptic is not None:
+        return "PQ", metrics.panoptic.PQ
+    if metrics.masks is not None:
+        return "mask AP50", metrics.masks.AP50
+    return "AP50", metrics.AP50
+
+
+def known(metrics: Metrics) -> dict[str, float]:
+    """What a checkpoint says of its evaluation."""
+    figures = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
+    if metrics.masks is not None:
+        figures |= {f"segm_{name}": metrics.masks[name] for name in _MASKS}
+    if metrics.panoptic is not None:
+        figures |= {_PANOPTIC[name]: metrics.panoptic[name] for name in _PANOPTIC}
+    return figures
+
+
+def row_of(metrics: Metrics) -> dict[str, float]:
+    """Columns of epochs.csv, in [0, 1], -1 where there is nothing that defines them."""
+    return {f"val/{name}": value for name, value in ({n: metrics[n] for n in _BOXES} | known(metrics)).items()}
+
+
+def shown(values: Mapping[str, Any]) -> str:
+    """The figures of a row on the line of its epoch, in percent."""
+    return "".join(f"  {name} {percent(values[key])}" for key, name in _LINE.items() if key in values)
+
+
+def in_words(metrics: Metrics) -> str:
+    """The figures of a split in one line, in percent."""
+    return shown(row_of(metrics)).strip().replace("  ", ", ")
+
+
+def parts(metrics: Metrics) -> list[Metrics | PanopticMetrics]:
+    """All that was evaluated and has tables of its own."""
+    return [part for part in (metrics.panoptic, metrics, metrics.masks) if part is not None]
+
+
+def heading(part: Metrics | PanopticMetrics) -> str:
+    """What the numbers are of."""
+    if isinstance(part, PanopticMetrics):
+        return "segments"
+    return "boxes" if part.iou_type == "bbox" else "masks"

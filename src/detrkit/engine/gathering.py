@@ -1,0 +1,217 @@
+"""What a model finds in a dataset beside what there is to be found: gathered batch by batch, in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from detrkit.checkpoint import ModelSpec
+from detrkit.classes import ClassList
+from detrkit.data import Dataset
+from detrkit.detector import has_masks, is_panoptic, segments_above
+from detrkit.errors import DetrkitError
+from detrkit.evaluation import DetectionEvaluator, GroundTruth, Metrics, PanopticEvaluator, PanopticTruth
+from detrkit.models.batch import Batch
+from detrkit.models.outputs import Outputs, Target
+from detrkit.models.panoptic_postprocess import panoptic
+from detrkit.models.postprocess import each_image
+from detrkit.registry import architecture
+
+
+def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
+    """The model's labels with the dataset's category ids, matched by class name.
+
+    Labels of classes that the dataset does not annotate are called "N/A": the evaluation leaves them out, as it must,
+    since nothing is known of them.
+
+    Raises:
+        DetrkitError: not one class in common, or no class list and another number of classes.
+    """
+    if spec.classes is None:
+        if spec.num_classes != len(dataset.classes):
+            raise DetrkitError(
+                f"the checkpoint has no class list and {spec.num_classes} classes, {dataset.path} has "
+                f"{len(dataset.classes)}: they cannot be matched"
+            )
+        return dataset.classes
+    ids = {n: i for n, i in zip(dataset.classes.names, dataset.classes.ids, strict=True) if n != "N/A"}
+    common = [n for n in spec.classes.names if n in ids]
+    if not common:
+        raise DetrkitError(
+            f"the model knows none of the classes of {dataset.path} ({', '.join(list(ids)[:5])}, ...): it knows "
+            f"{', '.join([n for n in spec.classes.names if n != 'N/A'][:5])}, ..."
+        )
+    unused = iter(range(max(ids.values()) + 1, max(ids.values()) + 1 + len(spec.classes)))
+    names = tuple(n if n in ids else "N/A" for n in spec.classes.names)
+    return ClassList(names, tuple(ids[n] if n in ids else next(unused) for n in names), spec.classes.things)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What there is to be found in a dataset, as far as a model can be asked for it.
+
+    Attributes:
+        labels: the model's labels as the dataset's categories.
+        objects: boxes, and masks if they are evaluated; of panoptic data those of things.
+        panoptic: segments, if the model is panoptic and the dataset too.
+        masks: whether masks of objects are evaluated. For a panoptic model on panoptic data they are not: a mask for
+            each of a hundred queries takes several times the work of those few that become segments.
+    """
+
+    labels: ClassList
+    objects: GroundTruth
+    panoptic: PanopticTruth | None = None
+    masks: bool = False
+
+    @classmethod
+    def of(cls, dataset: Dataset, spec: ModelSpec, model: nn.Module) -> Truth:
+        """The truth of a dataset that was opened with masks if they are to be evaluated.
+
+        Raises:
+            DetrkitError: not one class in common with the model, or annotations that cannot be read.
+        """
+        labels = dataset_labels(spec, dataset)
+        masks = dataset.with_masks and has_masks(model)
+        segments = None
+        if masks and dataset.panoptic and is_panoptic(model, labels):
+            segments, masks = PanopticTruth.load(*dataset.panoptic_ground_truth()), False
+        source = dataset.things() if dataset.panoptic else dataset  # AP is not meant for stuff
+        if not masks:
+            source = without_masks(source)
+        objects = GroundTruth.load(source.ground_truth())
+        return cls(labels, objects, segments, masks)
+
+
+class Evaluation:
+    """Gathers what a model finds, batch by batch, in one process or several: see `collect`.
+
+    Args:
+        truth: what there is to be found.
+        spec: of the model.
+        max_dets: detections counted per image.
+        threshold: score above which a query becomes a segment; by default `segments_above(spec)`.
+        panoptic_out: a json for the panoptic results; their PNGs are written as they come.
+
+    Attributes:
+        objects: the boxes, with masks if they are evaluated.
+        segments: the panoptic results, or None.
+    """
+
+    def __init__(
+        self,
+        truth: Truth,
+        spec: ModelSpec,
+        *,
+        max_dets: int = 100,
+        threshold: float | None = None,
+        panoptic_out: Path | None = None,
+    ) -> None:
+        self.truth = truth
+        self.scores = architecture(spec.name).scores
+        self.top_k = max(100, max_dets)
+        self.threshold = segments_above(spec) if threshold is None else threshold
+        kind: Literal["bbox", "segm"] = "segm" if truth.masks else "bbox"
+        # unknown is stuff: all other labels are classes of the dataset, or "N/A"
+        self.objects = DetectionEvaluator(truth.objects, max_dets=max_dets, iou_type=kind, unknown_categories="ignore")
+        self.segments = None
+        if truth.panoptic is not None:
+            self.segments = PanopticEvaluator(truth.panoptic, out=panoptic_out)
+
+    def add(self, outputs: Outputs, batch: Batch, targets: Sequence[Target]) -> None:
+        """Takes the outputs of a batch.
+
+        Args:
+            outputs: of the model, whose masks may be deferred.
+            batch: the images.
+            targets: know image_id and orig_size.
+        """
+        sizes = [t.orig_size for t in targets if t.orig_size is not None]
+        labels = self.truth.labels
+        found = each_image(
+            outputs,
+            sizes,
+            scores=self.scores,
+            top_k=self.top_k,
+            classes=labels,
+            image_sizes=batch.sizes if self.truth.masks else None,
+        )
+        # one image after the other: the evaluator keeps its masks as runs of pixels, which take little
+        for detections, target in zip(found, targets, strict=True):
+            self.objects.add(replace(detections.to("cpu"), image_id=target.image_id))
+        if self.segments is not None:
+            results = panoptic(
+                outputs,
+                image_sizes=batch.sizes,
+                sizes=sizes,
+                classes=labels,
+                threshold=self.threshold,
+                scores=self.scores,
+            )
+            for result, target in zip(results, targets, strict=True):
+                assert target.image_id is not None
+                self.segments.add(target.image_id, result.to("cpu"))
+
+    def gather(self) -> None:
+        """Brings what all processes have found into every one."""
+        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        states: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(states, (self.objects.state(), self.segments and self.segments.state()))
+        for objects, segments in states:
+            self.objects.merge(objects)
+            if self.segments is not None:
+                self.segments.merge(segments)
+
+    def compute(self) -> Metrics:
+        """The numbers of the boxes, with those of the masks and of the segments that were evaluated."""
+        masks = self.objects.compute() if self.truth.masks else None
+        segments = None if self.segments is None else self.segments.compute()
+        return replace(self.objects.compute(iou_type="bbox"), masks=masks, panoptic=segments)
+
+
+@torch.no_grad()
+def collect(
+    model: nn.Module,
+    loader: Iterable[tuple[Batch, list[Target]]],
+    evaluation: Evaluation,
+    *,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """Runs the model over this process's images and gathers what all processes found in every one.
+
+    No process waits for another before the end, so they may have different numbers of images.
+
+    Args:
+        model: in any mode; it is evaluated in eval mode and left as it was.
+        loader: batches with targets that know image_id and orig_size.
+        evaluation: takes the outputs.
+        device: where the model is.
+        autocast: context of the forward pass.
+    """
+    training = model.training
+    model.eval()
+    try:
+        for batch, targets in loader:
+            batch = batch.to(device)
+            with autocast():
+                outputs = model(batch, defer_masks=True)
+            evaluation.add(outputs, batch, targets)
+    finally:
+        model.train(training)
+    evaluation.gather()
+
+
+def without_masks(dataset: Dataset) -> Dataset:
+    """The same images without the masks of their objects, which take time to decode."""
+    other = copy(dataset)
+    other.with_masks = False
+    return other

@@ -1,0 +1,37 @@
+"""The two steps in which the published panoptic models were trained, as configs made of one (`optim.mask_epochs`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detrkit.config import TrainConfig
+from detrkit.data.readers import find_layout
+
+DETECTOR = "detector"  # the first step's folder in that of the run
+
+
+def detector_step(config: TrainConfig) -> TrainConfig:
+    """The first step: the detector alone, on the boxes of the same objects (on panoptic data, of things and stuff).
+
+    Raises:
+        DetrkitError: the dataset is not there or not recognised.
+    """
+    layout = find_layout(Path(config.data.path).expanduser().absolute(), config.data.layout, masks=True)
+    return config.changed(
+        # a detector would read the instances of a folder that has both
+        data={"layout": layout if layout == "coco-panoptic" else config.data.layout},
+        model={"masks": False},
+        optim={"mask_epochs": 0, "mask_lr_drop": None},
+        run={"out": str(Path(config.run.out) / DETECTOR)},
+    )
+
+
+def mask_step(config: TrainConfig) -> TrainConfig:
+    """The second step: masks for the best detector of the first one, which stays as it is."""
+    optim = config.optim
+    drop = optim.mask_lr_drop or max(1, round(optim.lr_drop * optim.mask_epochs / optim.epochs))
+    return config.changed(
+        model={"masks": True},
+        optim={"epochs": optim.mask_epochs, "lr_drop": drop, "mask_epochs": 0, "mask_lr_drop": None},
+        run={"freeze_detector": str(Path(config.run.out) / DETECTOR), "init_from": None},
+    )
