@@ -16,6 +16,7 @@ from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec, save_model
 from detrkit.convert import WeightsError, to_official
 from detrkit.errors import DetrkitError
+from detrkit.published import PUBLISHED
 
 TINY = {
     "backbone": "resnet18",
@@ -42,7 +43,11 @@ def published(monkeypatch, tmp_path):
         prefix = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
         file = file.rename(tmp_path / f"{name}-{prefix}.pth")
         known = dict(registry.ARCHITECTURES)
-        known[name] = replace(known[name], options={**options, **known[name].options}, weights=file.name)
+        known[name] = replace(known[name], options={**options, **known[name].options})
+        row = replace(
+            known[name].row, file=file.name, url=f"https://dl.fbaipublicfiles.com/detr/{file.name}", sha256=prefix
+        )
+        monkeypatch.setitem(PUBLISHED, name, row)
         for place in (registry, module):
             monkeypatch.setattr(place, "ARCHITECTURES", known)
         return file

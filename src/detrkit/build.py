@@ -17,7 +17,7 @@ from detrkit.convert.keymap import official_names
 from detrkit.convert.official import COUNTER, bare_state_dict, check_fit, load_official
 from detrkit.download import download
 from detrkit.errors import DetrkitError
-from detrkit.registry import ARCHITECTURES, OFFICIAL_URL, Architecture, architecture
+from detrkit.registry import ARCHITECTURES, Architecture, architecture
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +98,13 @@ def published_weights(name: str) -> Path:
         DetrkitError: none were published, or they cannot be had.
     """
     known = architecture(name)
-    if known.weights is None or known.sha256_prefix is None:
-        having = ", ".join(a.name for a in ARCHITECTURES.values() if a.weights is not None)
-        raise DetrkitError(f"{name} has no published weights for download; these have: {having}")
-    return download(OFFICIAL_URL + known.weights, sha256_prefix=known.sha256_prefix)
+    row = known.row
+    if row.url is None or row.sha256 is None:
+        raise DetrkitError(
+            f"{name}: its published weights have no address to download them from; get the file from {row.page} and "
+            "give its path"
+        )
+    return download(row.url, sha256_prefix=row.sha256)
 
 
 def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
