@@ -99,7 +99,7 @@ class Encoder(nn.Module):
     def forward(
         self, x: Tensor, *, position: Tensor | None, padding: Tensor | None, capture: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """(B, S, D) tokens to the memory, alike; if captured, also tokens and (B, heads, S, S) weights of every layer."""
+        """(B, S, D) tokens to the memory, alike; if captured, each layer's tokens and (B, heads, S, S) weights, too."""
         states, attention = [], []
         for layer in self.layers:
             x, weights = layer(x, position=position, padding=padding, capture=capture)
