@@ -138,10 +138,7 @@ def official_names(model: nn.Module) -> list[Rule]:
     if (predictor := getattr(model, "segmentation", None)) is not None:
         table = [(ours, f"detr.{theirs}") for ours, theirs in table] + list(segmentation_rules(predictor))
     names = [
-        (theirs + _renamed(name[len(ours) :]), name)
-        for ours, theirs in table
-        for name in own
-        if name.startswith(ours)
+        (theirs + _renamed(name[len(ours) :]), name) for ours, theirs in table for name in own if name.startswith(ours)
     ]
     uncovered = sorted(set(own) - {ours for _, ours in names})
     if uncovered:
