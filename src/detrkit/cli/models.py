@@ -40,10 +40,8 @@ class Models:
             console = Console(width=150)  # a pipe has no width to fit
         console.print(table)
         say = Console(highlight=False, soft_wrap=True).print
-        say(
-            "Weights with a file name are downloaded at the first use, and verified. Of the others the published file has"
-        )
-        say("no fixed address: give its path. `detrkit reproduce --weights FOLDER` looks for them under these names:")
+        say("Weights with a file name are downloaded at the first use, and verified. Of the others give the path:")
+        say("they have no fixed address. `detrkit reproduce --weights FOLDER` looks for them under these names:")
         for name, file in by_hand.items():
             say(f"  {name}: {file}")
         return 0
