@@ -315,7 +315,7 @@ def test_code_hidden_in_the_arguments_of_a_training_checkpoint(tmp_path, monkeyp
     hidden = argparse.Namespace(**TINY, dilation=False, device=Evil())
     for content in ({"model": state, "args": hidden}, {"model": state, "args": Evil()}, {"model": {"a": Evil()}}):
         torch.save(content, "evil.pth")
-        with pytest.raises(DetrkitError, match=r"^evil\.pth: holds more than tensors and plain values") as error:
+        with pytest.raises(DetrkitError, match=r"^evil\.pth: holds more than .* \(posix\.mkdir\)") as error:
             load_model("evil.pth")
         assert "\n" not in str(error.value) and not (tmp_path / "evil").exists()
 

@@ -17,6 +17,7 @@ from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec, load_model, save_huggingface
 from detrkit.classes import ClassList
 from detrkit.coco_classes import COCO_91, COCO_250
+from detrkit.convert import load_huggingface
 from detrkit.convert.told import accepted
 from detrkit.detector import load
 from detrkit.errors import DetrkitError
@@ -110,6 +111,8 @@ def test_both_ways(kind, tmp_path, monkeypatch, caplog):
     assert theirs.config.id2label == {0: "cat", 1: "dog", 2: "sky"}
     for i, sizes in enumerate(SIZES):
         assert_same_outputs(ours, theirs, [goldens.image(f"folder{i}-{j}", *size) for j, size in enumerate(sizes)])
+    load_huggingface(back, theirs.state_dict())  # whose names in memory are others
+    assert same(back, ours)
     theirs.save_pretrained(tmp_path / "theirs")
     again, read = load_model(tmp_path / "theirs")
     assert same(again, ours) and (read.name, read.classes) == (name, CLASSES)
@@ -216,8 +219,10 @@ def test_names_that_somebody_changed(tmp_path):
         ("config.json", {"backbone_config": {"model_type": "swin"}}, "the backbone is swin: detrkit has resnet10"),
         ("config.json", {"backbone_config": {"model_type": "resnet", "depths": [9, 9, 9, 9]}}, "the backbone is .*9"),
         ("config.json", {"backbone_config": None, "backbone": "resnet50d"}, "the backbone is resnet50d"),
+        ("config.json", {"backbone_config": [1]}, r"backbone_config is \[1\]: an object expected"),
         ("config.json", {"num_queries": 7}, r"these weights do not fit(.|\n)*num_queries=100"),
         ("preprocessor_config.json", {"size": {"height": 8, "width": 8}}, "detrkit resizes by the short side"),
+        ("preprocessor_config.json", {"rescale_factor": "a"}, "its configuration has a field of another type"),
         ("preprocessor_config.json", {"do_normalize": False}, "do_normalize is false"),
         ("preprocessor_config.json", {"rescale_factor": 1.0}, "rescale_factor is 1.0: detrkit has 1/255"),
     ],

@@ -17,13 +17,9 @@ from detrkit.errors import DetrkitError
 class Convert:
     """Convert weights between detrkit, the official code, Hugging Face and, one way, PaddleDetection.
 
-    The name of TARGET decides what is written:
-
-    .safetensors: detrkit's form, which also holds the model's name, its options, classes and input size.
-
-    .pth: the official form, which the official code reads.
-
-    no suffix: a directory that Hugging Face's from_pretrained reads; class names become id2label.
+    The name of TARGET decides what is written. With the suffix .safetensors it is detrkit's form, which also holds the
+    model's name, its options, classes and input size. With .pth it is the official form, which the official code reads.
+    Without a suffix it is a directory that Hugging Face's from_pretrained reads, with class names as id2label.
 
     SOURCE may be any of these, a training state or run directory, or a .pdparams file of PaddleDetection. No file is
     unpickled with code in it. Published .pth files are recognised by their hash, other .pth files by the arguments and
@@ -49,8 +45,8 @@ class Convert:
     nheads: int | None = None
     """Attention heads, for files that do not say it; by default 8."""
     backbone_names: Literal["resnet", "timm"] | None = None
-    """For Hugging Face: the names of the backbone's weights, those of transformers' own ResNet or timm's, which loading
-    them then needs. By default transformers' own, but timm's for DC5, which transformers' own has not."""
+    """For Hugging Face: whose names the backbone's weights have, those of transformers' own ResNet or timm's, which
+    loading them then needs. By default transformers' own; for DC5 timm's, because transformers' own has none."""
 
     def run(self) -> int:
         """Reads, writes and prints the path."""

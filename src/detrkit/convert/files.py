@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,8 +136,10 @@ def load_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" ({found[1]})" if found else ""
             raise DetrkitError(
-                f"{path}: holds more than tensors and plain values, or is no PyTorch file; it was not loaded"
+                f"{path}: holds more than tensors and plain values{what}, or is no PyTorch file; it was not loaded"
             ) from error
         raise DetrkitError(f"{path}: damaged, or not a PyTorch file") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -186,4 +189,8 @@ def _read_safetensors(path: Path) -> WeightsFile:
 
 def _read_huggingface(path: Path, state: Mapping[str, Tensor]) -> WeightsFile:
     """Raises: DetrkitError: a configuration that detrkit does not have."""
-    return WeightsFile(path, "huggingface", state, spec=spec_of_folder(path.parent, state))
+    try:
+        spec = spec_of_folder(path.parent, state)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise DetrkitError(f"{path.parent}: its configuration has a field of another type ({error})") from error
+    return WeightsFile(path, "huggingface", state, spec=spec)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.coco_classes import COCO_91, COCO_250
 from detrkit.convert.huggingface import BackboneNames
 from detrkit.convert.told import UNDILATED, Told, accepted
 from detrkit.errors import DetrkitError
@@ -44,9 +45,12 @@ _DEFORMABLE = (
     ("with_box_refine", "with_box_refine"),
     ("two_stage", "two_stage"),
 )
-# what transformers takes where the file says nothing, if that is not the default here; and what detrkit cannot change
+# what transformers can change and detrkit cannot; what has two fields there and one option here
 _ONLY = (("activation_function", "relu"), ("num_channels", 3))
-_TWINS = (("decoder_attention_heads", "encoder_attention_heads"), ("decoder_ffn_dim", "encoder_ffn_dim"))
+_TWINS = (
+    ("decoder_attention_heads", "encoder_attention_heads", "nheads"),
+    ("decoder_ffn_dim", "encoder_ffn_dim", "dim_feedforward"),
+)
 _CLASS_HEAD = re.compile(r"(?:.*\.)?class_(?:labels_classifier|embed\.\d+)\.weight")
 _UNNAMED = re.compile(r"LABEL_\d+")  # transformers' own names for labels that have none
 _LAST_MAP = 4  # stage 5: the stem is 0, with timm and with transformers' own
@@ -79,10 +83,11 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     for field, only in _ONLY:
         if config.get(field, only) != only:
             raise DetrkitError(f"{path}: {field} is {config[field]!r}: detrkit has {only!r}")
-    for field, twin in _TWINS:
-        if field in config and config[field] != config.get(twin, config[field]):
-            raise DetrkitError(f"{path}: {field} is {config[field]!r}, {twin} {config[twin]!r}: detrkit has them equal")
-    defaults = accepted(kind)
+    defaults = accepted(kind)  # a field that is not there has the same default in transformers
+    for *fields, option in _TWINS:
+        one, two = (config.get(field, defaults[option]) for field in fields)
+        if one != two:
+            raise DetrkitError(f"{path}: {fields[0]} is {one!r}, {fields[1]} {two!r}: detrkit has them equal")
     options = {ours: config.get(theirs, defaults[ours]) for theirs, ours in _SIZES}
     options["masks"] = any(name.startswith("mask_head.") for name in state)
     positions = config.get("position_embedding_type", "sine")
@@ -110,7 +115,7 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
         "classes": _classes(path, config, classes),
         **_input(folder),
         "padding": "exact",
-        "training": {"huggingface": config.get("_name_or_path") or folder.resolve().name},
+        "training": {"huggingface": folder.resolve().name},
     }
 
 
@@ -210,9 +215,6 @@ def _classes(path: Path, config: Mapping[str, Any], count: int) -> dict[str, Any
     own = (config.get("detrkit") or {}).get("classes")
     if own is not None and list(own.get("names", ())) == names:  # or somebody has given the labels other names
         return dict(own)
-    # imported here: the published lists are of interest to nobody else
-    from detrkit.coco_classes import COCO_91, COCO_250
-
     known = next((known for known in (COCO_91, COCO_250) if list(known.names) == names), None)
     return known.to_json() if known is not None else {"names": names, "ids": list(range(count))}
 
@@ -256,6 +258,8 @@ def _backbone_options(
         DetrkitError: no ResNet that detrkit has.
     """
     described = config.get("backbone_config") or {}
+    if not isinstance(described, dict):
+        raise DetrkitError(f"{path}: backbone_config is {described!r}: an object expected")
     model_type = described.get("model_type", "timm_backbone")
     found: dict[str, Any]
     if model_type == "resnet":
