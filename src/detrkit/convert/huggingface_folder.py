@@ -1,7 +1,7 @@
 """The configuration files of a Hugging Face directory, read as a description of the model and written from one.
 
-`config.json` says what the model is, `preprocessor_config.json` how its input is prepared. Those of transformers 4 and
-5 are read; what is written, both read.
+`config.json` says what the model is, `preprocessor_config.json` how its input is prepared. The fields
+of transformers 4 and 5 are read, and what is written has fields that both know (run with 5 alone).
 """
 
 from __future__ import annotations
