@@ -63,10 +63,13 @@ class TransformersSide:
         """
         try:
             import transformers
+            from transformers.utils import logging
         except ImportError as error:
             raise DetrkitError("--framework transformers needs transformers: pip install transformers") from error
         if not (Path(folder) / "config.json").is_file():
             raise DetrkitError(f"{folder}: no config.json there; transformers reads a model's folder")
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             kind = (config.architectures or ["nothing"])[0]
@@ -76,6 +79,9 @@ class TransformersSide:
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise DetrkitError(f"{folder}: transformers cannot load it ({reason})") from error
+        finally:
+            if bars:
+                logging.enable_progress_bar()
         return cls(str(folder), model, device=device)
 
     @property
