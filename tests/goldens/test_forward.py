@@ -10,6 +10,13 @@ import goldens
 FORWARD = sorted(goldens.cases("model_forward"), key=lambda c: c["variant"])
 
 
+def test_every_model_has_a_case_alone_and_in_a_padded_batch():
+    """But for the demo, which its notebook runs on single images alone."""
+    sizes = {(c["variant"], len({tuple(row[1:]) for row in c["images"]})) for c in FORWARD}
+    wanted = {(variant, count) for variant in goldens.VARIANTS for count in (1, 2)} - {("detr_demo", 2)}
+    assert wanted <= sizes
+
+
 @pytest.mark.parametrize("case", FORWARD, ids=lambda c: c["file"].removesuffix(".npz"))
 def test_outputs_and_stages(case):
     model = goldens.model(case["variant"])
