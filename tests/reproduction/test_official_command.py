@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from layout import publish, write_checkpoint
 from PIL import Image
 
+from detrkit.build import build_model
 from detrkit.cli import _parse
+from detrkit.convert import to_official
 from detrkit.errors import DetrkitError
 from detrkit.published import PUBLISHED
 from detrkit.reproduction import official_command
@@ -117,6 +121,20 @@ def test_the_seven_commands(name, weights, data, tmp_path, monkeypatch, capsys):
     assert settings["batch size"] == (2 if name in ("detr-r50", "detr-r101") else 1) and settings["size"] == 800
 
 
+def test_masks_of_instances(data, tmp_path, capsys):
+    """`--masks` on instances, with as many classes: a checkpoint of one's own, that nothing was published of."""
+    sizes = {"hidden_dim": 32, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
+    model = build_model("detr-r50-panoptic", num_classes=91, backbone="resnet18", **sizes)
+    file = tmp_path / "own.pth"
+    torch.save({"model": to_official(model)}, file)
+    extra = "--masks --backbone resnet18 --hidden_dim 32 --dim_feedforward 64 --enc_layers 1 --dec_layers 1"
+    places = ["--coco_path", str(data[0]), "--resume", str(file), "--output_dir", str(tmp_path / "out")]
+    assert main(["--eval", *extra.split(), *places, "--device", "cpu", "--num_workers", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "boxes:" in printed and "masks:" in printed and "segments:" not in printed
+    assert re.search(r"mask AP +\| - +\| - +\|", printed) and "(published" not in printed
+
+
 def test_from_an_address(weights, data, tmp_path, monkeypatch):
     """As in the README of the official code, the checkpoint is downloaded; here from a server on this machine."""
     file = weights / PUBLISHED["detr-r50"].file
@@ -188,6 +206,13 @@ def test_training_is_another_command(capsys):
         "--aux-loss False"
     )
     assert callable(_parse(line.split()[1:]).run)
+
+
+def test_the_page_has_commands_that_parse():
+    page = (ROOT / "docs" / "reproduce.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^python reproduce\.py (.*)$", page, re.MULTILINE)
+    models = [model_name(parser().parse_args(line.split())) for line in lines]
+    assert models == [("detr-r101-dc5", {}), ("detr-r50-panoptic", {})]
 
 
 def test_the_script_runs_where_nothing_is_installed(tmp_path):

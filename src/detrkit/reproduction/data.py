@@ -49,12 +49,13 @@ class EvaluationData:
     note: str = ""
 
     @classmethod
-    def open(cls, places: Places, *, panoptic: bool, limit: int | None = None) -> EvaluationData:
+    def open(cls, places: Places, *, panoptic: bool, masks: bool = False, limit: int | None = None) -> EvaluationData:
         """Opens what an evaluation needs.
 
         Args:
             places: where it is.
             panoptic: boxes, masks and segments of the panoptic images, or boxes of the instances.
+            masks: of these, too.
             limit: the first so many images only.
 
         Raises:
@@ -63,7 +64,7 @@ class EvaluationData:
         if not panoptic:
             if places.coco is None:
                 raise DetrkitError("boxes are evaluated on COCO: give its folder with --coco")
-            images = open_dataset(places.coco, split=places.split, layout="coco")
+            images = open_dataset(places.coco, split=places.split, layout="coco", masks=masks)
             images = images if limit is None else images.subset(range(min(limit, len(images))))
             return cls(images, images)
         if places.panoptic is None:

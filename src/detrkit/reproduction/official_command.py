@@ -114,7 +114,7 @@ def evaluate(given: argparse.Namespace) -> None:
         raise DetrkitError("--coco_panoptic_path is missing: give the folder with panoptic_val2017/ and annotations/")
     model, spec, file, row = asked_model(given)
     places = Places(*(None if p is None else Path(p).expanduser() for p in (given.coco_path, given.coco_panoptic_path)))
-    data = EvaluationData.open(places, panoptic=panoptic and given.masks)
+    data = EvaluationData.open(places, panoptic=panoptic and given.masks, masks=given.masks)
     folder = Path(given.output_dir or Path("reproduction") / spec.name)
     result = run(
         model,
