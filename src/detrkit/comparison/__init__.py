@@ -1,8 +1,7 @@
 """Two models on one input, stage by stage: where do they begin to differ?
 
-    with torch.inference_mode():
-        a = record(DetrkitSide.load("mine.safetensors"), pixels)
-        b = load_recording("theirs.npz")
+    b = load_recording("theirs.npz")
+    a = record(DetrkitSide.load("mine.safetensors"), b.pixels, b.target)
     print(compare(a, b).first)
 
 A side is whatever runs a model and can say what it computed: `DetrkitSide`, `TransformersSide`, later an export. What a
