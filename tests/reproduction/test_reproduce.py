@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from layout import coco_2017, instances_of_panoptic, needs_data, panoptic_2017, publish, write_checkpoint
 from PIL import Image
 
@@ -184,10 +185,10 @@ def test_interrupted_and_resumed(whole, data, weights, published, tmp_path, monk
 
 @needs_data
 def test_two_processes_equal_one(whole, data, weights, tmp_path):
-    """Under torchrun, 5 images in batches of 2: the same detections, segments and figures to the last digit."""
-    out, _ = whole
-    places = [word for name, place in data.items() for word in (f"--{name}", str(place))]
-    words = ["reproduce", *MODELS, *places, "--weights", str(weights), "--out", str(tmp_path / "two"), "--size", "96"]
+    """Under torchrun, 5 images in batches of 2: the same detections, masks, segments and figures."""
+    name, (out, _) = "detr-r50-panoptic", whole
+    places = [word for place, folder in data.items() for word in (f"--{place}", str(folder))]
+    words = ["reproduce", name, *places, "--weights", str(weights), "--out", str(tmp_path / "two"), "--size", "96"]
     words += ["--device", "cpu", "--workers", "0", "--batch-size", "2"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
@@ -198,21 +199,19 @@ def test_two_processes_equal_one(whole, data, weights, tmp_path):
         timeout=240,
     )
     assert (tmp_path / "two" / "figures.json").is_file(), done.stdout + done.stderr
-    for name in MODELS:
-        shares = [
-            len(f.read_text().splitlines()) for f in (tmp_path / "two" / name / "journal").glob("process-*.jsonl")
-        ]
-        assert sorted(shares) == [1, 2]  # of three batches
-        one, two = results(out / name), results(tmp_path / "two" / name)
-        assert one.keys() == two.keys()
-        if one != two:  # another number of threads adds up in another order
-            mine, theirs = (json.loads(r["results.json"]) for r in (one, two))
-            assert [r["category_id"] for r in mine] == [r["category_id"] for r in theirs]
-            values = [[v for r in rows for v in (*r["bbox"], r["score"])] for rows in (mine, theirs)]
-            np.testing.assert_allclose(*values, rtol=1e-3, atol=1e-3)
+    shares = [len(f.read_text().splitlines()) for f in (tmp_path / "two" / name / "journal").glob("process-*.jsonl")]
+    assert sorted(shares) == [1, 2]  # of three batches
+    one, two = results(out / name), results(tmp_path / "two" / name)
+    assert one.keys() == two.keys() and len(one) == 7
+    if torch.get_num_threads() == 1:  # more threads add up in another order
+        assert one == two
+    mine, theirs = (json.loads(r["results.json"]) for r in (one, two))
+    assert [r["category_id"] for r in mine] == [r["category_id"] for r in theirs]
+    values = [[v for r in rows for v in (*r["bbox"], r["score"])] for rows in (mine, theirs)]
+    np.testing.assert_allclose(*values, rtol=1e-3, atol=1e-3)
     figures = [json.loads((folder / "figures.json").read_text()) for folder in (out, tmp_path / "two")]
-    for mine, theirs in zip(*figures, strict=True):
-        assert mine["figures"] == theirs["figures"] and mine["differences"] == theirs["differences"]
+    first, [second] = next(row for row in figures[0] if row["model"] == name), figures[1]
+    assert first["figures"] == second["figures"] and first["differences"] == second["differences"]
 
 
 @needs_data
