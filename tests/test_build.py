@@ -13,9 +13,10 @@ import torchvision
 from detrkit import build as module
 from detrkit import registry
 from detrkit.build import build_model
-from detrkit.checkpoint import ModelSpec, save_model
+from detrkit.checkpoint import ModelSpec, load_model, save_model
 from detrkit.convert import WeightsError, to_official
 from detrkit.errors import DetrkitError
+from detrkit.published import PUBLISHED
 
 TINY = {
     "backbone": "resnet18",
@@ -42,9 +43,12 @@ def published(monkeypatch, tmp_path):
         prefix = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
         file = file.rename(tmp_path / f"{name}-{prefix}.pth")
         known = dict(registry.ARCHITECTURES)
-        known[name] = replace(known[name], options={**options, **known[name].options}, weights=file.name)
-        for place in (registry, module):
-            monkeypatch.setattr(place, "ARCHITECTURES", known)
+        known[name] = replace(known[name], options={**options, **known[name].options})
+        row = replace(
+            known[name].row, file=file.name, url=f"https://dl.fbaipublicfiles.com/detr/{file.name}", sha256=prefix
+        )
+        monkeypatch.setitem(PUBLISHED, name, row)
+        monkeypatch.setattr(registry, "ARCHITECTURES", known)
         return file
 
     return publish
@@ -146,6 +150,31 @@ def test_dc5_file_in_a_plain_model_is_an_error(published):
         build_model("detr-r50", weights=file, **options)
     assert same(build_model("detr-r50", weights=file, **options, dilation=True), source)
     assert same(build_model("detr-r50-dc5", weights=file), source)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "reason"),
+    [
+        ("detr-r50-panoptic", "detr-r50", "with masks=True, but the model is detr-r50 with masks=False"),
+        ("detr-r50", "detr-r50-panoptic", "with masks=False, but the model is detr-r50-panoptic with masks=True"),
+        ("detr-r50-dc5-panoptic", "detr-r50-panoptic", "dilation=True, but the model is detr-r50-panoptic"),
+        ("detr-r101", "detr-r50", "with backbone='resnet101', but the model is detr-r50 with backbone='resnet50'"),
+        ("detr-r101-panoptic", "detr-r50-panoptic", "with backbone='resnet101', but"),
+        ("detr-demo", "detr-r50", "weights of detr-demo, not of detr-r50"),
+    ],
+)
+def test_published_files_of_other_models(published, name, other, reason):
+    options = {k: v for k, v in TINY.items() if k != "backbone"}
+    file = published(name, build_model(name, **options), options)
+    with pytest.raises(DetrkitError, match=reason) as error:
+        build_model(other, weights=file, **options)
+    assert "\n" not in str(error.value)
+    with pytest.raises(DetrkitError, match=f"these are the published weights of {name}, not of {other}"):
+        load_model(file, name=other)
+    if name != "detr-demo":
+        dilation = "dc5" not in name
+        with pytest.raises(DetrkitError, match=f"the file says dilation={not dilation}, not dilation={dilation}"):
+            load_model(file, options={"dilation": dilation})
 
 
 def test_own_checkpoint_declares_its_options(tmp_path):

@@ -21,6 +21,7 @@ from detrkit.classes import ClassList
 from detrkit.coco_classes import COCO_91, COCO_250
 from detrkit.convert import to_official
 from detrkit.convert.files import STATE_FORMAT
+from detrkit.convert.told import accepted, tell
 from detrkit.errors import DetrkitError
 
 TINY = {"backbone": "resnet18", "hidden_dim": 32, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
@@ -123,17 +124,75 @@ def test_training_state(model, tmp_path, averaged):
     assert same(loaded, average if averaged else model) and spec == SPEC
 
 
-def test_official_file_needs_a_name(model, tmp_path):
-    model = build_model("detr-r50", num_classes=5)
-    torch.save({"model": to_official(model)}, tmp_path / "a.pth")
-    with pytest.raises(DetrkitError, match="name it, one of detr-r50, "):
-        load_model(tmp_path / "a.pth")
-    loaded, spec = load_model(tmp_path / "a.pth", name="detr-r50")
-    assert same(loaded, model) and spec.num_classes == 5 and spec.classes is None
-    with pytest.raises(DetrkitError, match=r"a\.pth: these weights do not fit"):
-        load_model(tmp_path / "a.pth", name="detr-r101")
-    with pytest.raises(DetrkitError, match="unknown model 'x'"):
-        load_model(tmp_path / "a.pth", name="x")
+def test_official_file_asks_for_what_its_tensors_do_not_tell(tmp_path, caplog):
+    path = tmp_path / "a.pth"
+    model = build_model("detr-r50", num_classes=5, num_queries=7, enc_layers=2)
+    torch.save({"model": to_official(model)}, path)
+    asks = "dilation.* does not show in its weights: name the model, detr-r50 or detr-r50-dc5 .*--dilation"
+    with pytest.raises(DetrkitError, match=asks):
+        load_model(path)
+    plain = {"num_queries": 7, "enc_layers": 2}
+    for given, name, options in (
+        ({"name": "detr-r50"}, "detr-r50", plain),
+        ({"name": "detr-r50-dc5"}, "detr-r50-dc5", plain),
+        ({"options": {"dilation": False}}, "detr-r50", plain),
+        ({"options": {"dilation": True, "nheads": 4}}, "detr-r50-dc5", plain | {"nheads": 4}),
+        ({"name": "detr-r50", "options": {"dilation": False}}, "detr-r50", plain),
+    ):
+        caplog.clear()
+        loaded, spec = load_model(path, **given)
+        assert same(loaded, model) and (spec.name, spec.options) == (name, options)
+        assert spec.num_classes == 5 and spec.classes is None
+        assert loaded.backbone.strides == [16 if "dc5" in name else 32]
+        assert ("does not say nheads: taken as 8" in caplog.text) == ("nheads" not in options)
+    for given, message in (
+        ({"name": "detr-r101"}, r"a\.pth: weights of detr-r50, not of detr-r101"),
+        ({"name": "detr-r50", "options": {"dilation": True}}, "weights of detr-r50-dc5, not of detr-r50"),
+        ({"name": "deformable-detr-r50"}, "weights of detr-r50, not of deformable-detr-r50"),
+        ({"name": "x"}, "unknown model 'x'"),
+        ({"options": {"num_queries": 8, "dilation": False}}, r"the file says num_queries=7, not num_queries=8"),
+        ({"options": {"widthh": 8, "dilation": False}}, "takes no argument widthh"),
+    ):
+        with pytest.raises(DetrkitError, match=message):
+            load_model(path, **given)
+    torch.save({"some.weight": torch.zeros(2)}, path)
+    with pytest.raises(DetrkitError, match="the tensors are of none of the models detr-r50, "):
+        load_model(path)
+
+
+VARIANTS = [
+    ("detr-r50", {}),
+    ("detr-r50", {"pre_norm": True, "position_embedding": "learned", "position_entries": 20, "backbone_width": 16}),
+    ("detr-r50", {"backbone_norm": "group", "num_queries": 9, "dec_layers": 2}),
+    ("detr-r50-panoptic", {"nheads": 4}),
+    ("detr-demo", {}),
+    ("deformable-detr-r50-single-scale", {"hidden_dim": 64}),
+    ("deformable-detr-r50", {"num_feature_levels": 3}),
+    ("deformable-detr-r50-refine", {"dec_layers": 2}),
+    ("deformable-detr-r50-two-stage", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_tensors_tell_everything_else(tmp_path, name, options):
+    model = build_model(name, num_classes=3, **TINY | options)
+    torch.save(to_official(model), tmp_path / "a.pth")
+    loaded, spec = load_model(tmp_path / "a.pth")  # a ResNet-18 has no DC5 form
+    assert spec.name == name and spec.num_classes == 3 and same(loaded, model)
+    assert {option: spec.options.get(option) for option in options} == options
+
+
+def test_every_published_model_is_told_from_its_tensors():
+    for name, known in registry.ARCHITECTURES.items():
+        with torch.device("meta"):
+            state = to_official(build_model(name))
+        told = tell(state)
+        assert told.needs_dilation == (name != "detr-demo")
+        if told.needs_dilation:
+            told.options["dilation"] = known.options.get("dilation", False)
+        assert told.name == name
+        defaults = accepted(known.build) | dict(known.options)
+        assert all(defaults[option] == value for option, value in told.options.items()), name
 
 
 @pytest.mark.parametrize("dilation", [False, True])
@@ -148,6 +207,35 @@ def test_official_training_checkpoint_says_what_it_is(tmp_path, dilation):
     other = "detr-r50" if dilation else "detr-r50-dc5"
     with pytest.raises(DetrkitError, match="dilation"):
         load_model(tmp_path / "checkpoint.pth", name=other)
+
+
+@pytest.mark.parametrize("kind", ["Namespace", "dict"])
+def test_arguments_of_the_deformable_main(tmp_path, kind):
+    """Which has a position_embedding, that its model cannot change, and no pre_norm."""
+    given = {**TINY, "hidden_dim": 64, "dilation": False, "masks": False, "num_feature_levels": 4}
+    given |= {"with_box_refine": True, "two_stage": True, "num_queries": 40, "nheads": 4}
+    given |= {"enc_n_points": 2, "dec_n_points": 3, "dropout": 0.1}
+    model = build_model("deformable-detr-r50", num_classes=5, **given)
+    arguments = {**given, "position_embedding": "sine", "lr": 2e-4, "frozen_weights": None, "resume": ""}
+    arguments = argparse.Namespace(**arguments) if kind == "Namespace" else arguments
+    torch.save({"model": to_official(model), "args": arguments}, tmp_path / "checkpoint.pth")
+    loaded, spec = load_model(tmp_path / "checkpoint.pth")
+    assert spec.name == "deformable-detr-r50-two-stage" and same(loaded, model)
+    assert loaded.num_queries == 40 and loaded.encoder[0].self_attention.points == 2
+    with pytest.raises(DetrkitError, match="the file says dilation=False, not dilation=True"):
+        load_model(tmp_path / "checkpoint.pth", options={"dilation": True})
+    with pytest.raises(DetrkitError, match="two-stage, not of deformable-detr-r50-refine"):
+        load_model(tmp_path / "checkpoint.pth", name="deformable-detr-r50-refine")
+
+
+def test_arguments_of_a_panoptic_training(tmp_path):
+    model = build_model("detr-r50", num_classes=5, masks=True, **TINY)
+    arguments = argparse.Namespace(**TINY, masks=True, dilation=False, num_queries=100, frozen_weights="a.pth")
+    torch.save({"model": to_official(model), "args": arguments}, tmp_path / "a.pth")
+    loaded, spec = load_model(tmp_path / "a.pth")
+    assert spec.name == "detr-r50-panoptic" and spec.num_classes == 5 and same(loaded, model)
+    with pytest.raises(DetrkitError, match="detr-r50-panoptic with masks=True, but the model is detr-r50 with masks=F"):
+        build_model("detr-r50", num_classes=5, weights=tmp_path / "a.pth", **TINY)
 
 
 def test_official_file_of_our_own_comes_back_whole(model, tmp_path):
@@ -218,6 +306,18 @@ def test_foreign_and_damaged_files(model, tmp_path, monkeypatch):
         with pytest.raises(DetrkitError, match=f"^{name}: "):
             load_model(name)
     assert not (tmp_path / "evil").exists()
+
+
+def test_code_hidden_in_the_arguments_of_a_training_checkpoint(tmp_path, monkeypatch):
+    """A Namespace may be in a file, and nothing that it could smuggle in."""
+    monkeypatch.chdir(tmp_path)
+    state = to_official(build_model("detr-r50", **TINY))
+    hidden = argparse.Namespace(**TINY, dilation=False, device=Evil())
+    for content in ({"model": state, "args": hidden}, {"model": state, "args": Evil()}, {"model": {"a": Evil()}}):
+        torch.save(content, "evil.pth")
+        with pytest.raises(DetrkitError, match=r"^evil\.pth: holds more than .* \(posix\.mkdir\)") as error:
+            load_model("evil.pth")
+        assert "\n" not in str(error.value) and not (tmp_path / "evil").exists()
 
 
 def test_spec_that_contradicts_its_weights(model, tmp_path):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from detrkit.models.outputs import Outputs as Outputs
     from detrkit.models.outputs import Target as Target
     from detrkit.registry import list_models as list_models
+    from detrkit.reproduction import reproduce as reproduce
     from detrkit.results import Detections as Detections
     from detrkit.results import PanopticResult as PanopticResult
 
@@ -48,6 +49,7 @@ _HOMES = {
     "list_models": "detrkit.registry",
     "load": "detrkit.detector",
     "open_dataset": "detrkit.data",
+    "reproduce": "detrkit.reproduction",
     "train": "detrkit.engine",
 }
 _PACKAGES = ("convert", "ops")
@@ -71,6 +73,7 @@ __all__ = [
     "load",
     "open_dataset",
     "ops",
+    "reproduce",
     "train",
 ]
 

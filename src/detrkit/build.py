@@ -13,24 +13,19 @@ from torch import Tensor, nn
 
 from detrkit.backbones.resnet import Padding
 from detrkit.convert.files import WeightsFile, find_weights, load_pickle, read_weights
+from detrkit.convert.huggingface import from_huggingface
 from detrkit.convert.keymap import official_names
 from detrkit.convert.official import COUNTER, bare_state_dict, check_fit, load_official
+from detrkit.convert.told import tell
 from detrkit.download import download
 from detrkit.errors import DetrkitError
-from detrkit.registry import ARCHITECTURES, OFFICIAL_URL, Architecture, architecture
+from detrkit.registry import Architecture, architecture
 
 log = logging.getLogger(__name__)
 
 CLASS_HEAD = ("class_head.", "class_heads.")  # names of the modules, DETR's and Deformable DETR's
 # what may differ from the file's declared options: these change neither names nor the meaning of the weights
 _FREE = {"num_classes", "padding", "dropout", "aux_loss", "train_backbone", "backbone_weights"}
-# arguments of the official main.py that tell the variants apart, and those that are the model's
-_VARIANT = ("backbone", "dilation", "masks", "num_feature_levels", "with_box_refine", "two_stage")
-_OFFICIAL = (
-    *_VARIANT,
-    *("pre_norm", "position_embedding", "num_queries", "hidden_dim", "nheads"),
-    *("dim_feedforward", "enc_layers", "dec_layers"),
-)
 
 
 def build_model(
@@ -49,7 +44,8 @@ def build_model(
         num_classes: labels, counted as the official code does; by default those of the published weights (91, panoptic
             250). When it is given and the weights have another number, the class head starts anew (fine-tuning).
         weights: None for random ones, "published" for the published file (downloaded once, verified), or a path:
-            an official .pth file, a detrkit .safetensors file, a training state or a run directory.
+            an official .pth file, a detrkit .safetensors file, a training state, a run directory, a Hugging Face
+            directory, or a .pdparams file of PaddleDetection.
         padding: "exact": an image's outputs do not depend on its batch; "official": as published, they do.
         backbone_weights: "imagenet" (ImageNet V1, where the published training starts from), or a path to a torchvision
             state dict. Not together with `weights`.
@@ -98,10 +94,13 @@ def published_weights(name: str) -> Path:
         DetrkitError: none were published, or they cannot be had.
     """
     known = architecture(name)
-    if known.weights is None or known.sha256_prefix is None:
-        having = ", ".join(a.name for a in ARCHITECTURES.values() if a.weights is not None)
-        raise DetrkitError(f"{name} has no published weights for download; these have: {having}")
-    return download(OFFICIAL_URL + known.weights, sha256_prefix=known.sha256_prefix)
+    row = known.row
+    if row.url is None or row.sha256 is None:
+        raise DetrkitError(
+            f"{name}: its published weights have no address to download them from; get the file from {row.page} and "
+            "give its path"
+        )
+    return download(row.url, sha256_prefix=row.sha256)
 
 
 def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
@@ -116,20 +115,10 @@ def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
     if file.published is not None:
         return file.published, dict(architecture(file.published).options)
     if file.arguments is not None:
-        given = file.arguments
-        return _named_by(given), {name: given[name] for name in _OFFICIAL if name in given}
+        told = tell(bare_state_dict(file.state), file.arguments)
+        if told is not None:
+            return told.name, {name: told.options[name] for name in told.options if name in file.arguments}
     return None, {}
-
-
-def _named_by(arguments: Mapping[str, Any]) -> str | None:
-    """The architecture that official arguments build, or None where they fit none."""
-    told = {key: arguments[key] for key in _VARIANT if key in arguments}
-    for known in ARCHITECTURES.values():
-        parameters = inspect.signature(known.build).parameters
-        built = {key: known.options.get(key, parameters[key].default) for key in _VARIANT if key in parameters}
-        if built == told:
-            return known.name
-    return None
 
 
 def check_declared(known: Architecture, options: Mapping[str, Any], file: WeightsFile) -> None:
@@ -171,12 +160,12 @@ def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = 
         WeightsError: the weights do not fit; the message lists what is missing, left over or of another shape.
     """
     own = model.state_dict()
-    if file.names == "official":
-        names = official_names(model)
-        given = bare_state_dict(file.state)
-    else:
+    if file.names == "detrkit":
         names = [(name, name) for name in own]
         given = dict(file.state)
+    else:
+        names = official_names(model)
+        given = from_huggingface(model, file.state) if file.names == "huggingface" else bare_state_dict(file.state)
     if new_class_head:
         for theirs, ours in names:
             tensor = own[ours]
@@ -184,11 +173,11 @@ def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = 
                 rows = len(given[theirs]), len(tensor)
                 log.warning("%s: %s starts anew: %d rows in the file, %d here", file.path.name, theirs, *rows)
                 given[theirs] = tensor
-    if file.names == "official":
-        load_official(model, given)
-    else:
+    if file.names == "detrkit":
         check_fit(own, given, model)
         model.load_state_dict(given)
+    else:
+        load_official(model, given)
 
 
 def load_backbone(model: nn.Module, weights: str | Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +16,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD, Padding
-from detrkit.build import build_model, build_options, check_declared, declared_options, load_weights, published_weights
+from detrkit.build import build_model, build_options, check_declared, load_weights, published_weights
 from detrkit.classes import ClassList
 from detrkit.coco_classes import COCO_91, COCO_250
 from detrkit.convert.files import METADATA_KEY, WeightsFile, read_weights
-from detrkit.convert.official import CLASS_HEADS, bare_state_dict, to_official
+from detrkit.convert.huggingface import BackboneNames, to_huggingface
+from detrkit.convert.huggingface_folder import CONFIG, PREPROCESSOR, WEIGHTS, config_of, preprocessor_of
+from detrkit.convert.official import bare_state_dict, to_official
+from detrkit.convert.told import Told, accepted, classes_told, tell
 from detrkit.errors import DetrkitError
 from detrkit.registry import ARCHITECTURES, architecture
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of the spec's JSON
 
@@ -132,13 +139,63 @@ def save_official(path: str | Path, model: nn.Module, spec: ModelSpec) -> Path:
     return path
 
 
-def load_model(path: str | Path, *, name: str | None = None) -> tuple[nn.Module, ModelSpec]:
+def save_huggingface(
+    path: str | Path, model: nn.Module, spec: ModelSpec, *, backbone: BackboneNames | None = None
+) -> Path:
+    """Writes a directory that transformers' `from_pretrained` reads: weights, config.json, preprocessor_config.json.
+
+    Args:
+        path: the directory, new or empty; it appears when it is complete.
+        model: a DETR, with or without masks, or a Deformable DETR.
+        spec: what the weights are of; class names become `id2label`.
+        backbone: names of the ResNet's weights: "timm" as the published ones (loading them needs timm), or "resnet",
+            transformers' own; by default this, but timm's for DC5, which transformers' own has not.
+
+    Returns:
+        The path.
+
+    Raises:
+        DetrkitError: a model that transformers does not have, or a directory that cannot be written.
+    """
+    path = Path(path)
+    known = architecture(spec.name)
+    options = {**accepted(known.build), **build_options(known, _options(spec))}
+    names: BackboneNames = backbone or ("timm" if options.get("dilation") else "resnet")
+    try:
+        state = to_huggingface(model, backbone=names)
+    except TypeError as error:
+        raise DetrkitError(str(error)) from error
+    config = config_of(spec, options, model, names)
+    preprocessor = preprocessor_of(spec, deformable=config["model_type"] == "deformable_detr")
+    if path.is_dir() and any(path.iterdir()):
+        raise DetrkitError(f"{path}: there is something in this directory: name a new one")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        save_file(state, part / WEIGHTS[0], metadata={"format": "pt"})
+        (part / WEIGHTS[0]).chmod(0o666 & ~_umask())
+        for file, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
+            (part / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def load_model(
+    path: str | Path, *, name: str | None = None, options: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, ModelSpec]:
     """Reads any weights file into the model it is of, on the CPU and in eval mode.
 
     Args:
-        path: a detrkit .safetensors file, training state (averaged weights if it has them) or run directory, or an
-            official .pth file: the published ones are recognised by their hash, others need `name`.
+        path: a detrkit .safetensors file, training state (averaged weights if it has them) or run directory; a
+            Hugging Face directory; a .pdparams file of PaddleDetection; or an official .pth file. Of those the
+            published are recognised by their hash, others by their tensors and arguments.
         name: the architecture, for files that do not say it; checked against those that do.
+        options: what a file does not say, as `build_model` takes it: dilation (or give a `name`), nheads. Checked
+            against files that do.
 
     Returns:
         The model and its spec.
@@ -150,7 +207,7 @@ def load_model(path: str | Path, *, name: str | None = None) -> tuple[nn.Module,
     if name is not None and name not in ARCHITECTURES:
         raise DetrkitError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
     try:
-        spec = _spec_of(file, name)
+        spec = _spec_of(file, name, dict(options or {}))
         check_declared(architecture(spec.name), build_options(architecture(spec.name), _options(spec)), file)
         model = spec.build()
     except (ValueError, TypeError) as error:
@@ -179,35 +236,69 @@ def _options(spec: ModelSpec) -> dict[str, Any]:
     return {k: v for k, v in spec.options.items() if k != "backbone_weights"}
 
 
-def _spec_of(file: WeightsFile, name: str | None) -> ModelSpec:
-    """The file's own spec, or one for an official file.
+def _spec_of(file: WeightsFile, name: str | None, asked: dict[str, Any]) -> ModelSpec:
+    """The file's own spec, or one for a file without.
 
     Raises:
-        DetrkitError: the file does not say what it is, or says something else than `name`.
+        DetrkitError: the file does not say what it is, or says something else than `name` or `asked`.
     """
     if file.spec is not None:
         spec = ModelSpec.from_json(file.spec)
         if name not in (None, spec.name):
             raise DetrkitError(f"{file.path}: weights of {spec.name}, not of {name}")
-        return spec
-    if file.published is not None:
+    elif file.published is not None:
         if name not in (None, file.published):
             raise DetrkitError(f"{file.path}: these are the published weights of {file.published}, not of {name}")
-        return published_spec(file.published)
-    told, declared = declared_options(file)
-    if told is not None and name not in (None, told):
-        raise DetrkitError(f"{file.path}: weights of {told}, not of {name} (dilation and backbone say so)")
-    name = told if name is None else name
-    if name is None:
-        raise DetrkitError(
-            f"{file.path}: the file does not say which model it is of: name it, one of {', '.join(ARCHITECTURES)}"
-        )
-    known = architecture(name)
-    own = {k: v for k, v in declared.items() if k not in known.options}
+        spec = published_spec(file.published)
+    else:
+        return _spec_told(file, name, asked)
+    known = architecture(spec.name)
+    _check_asked(file, {**accepted(known.build), **build_options(known, _options(spec))}, asked)
+    return spec
+
+
+def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any]) -> ModelSpec:
+    """A spec from what the tensors of a file tell, the arguments in it, and what was asked for.
+
+    Raises:
+        DetrkitError: they do not tell enough, or contradict each other.
+    """
     state = bare_state_dict(file.state)
-    rows = next((len(state[head]) for head in CLASS_HEADS if head in state), None)
-    classes = known.num_classes if rows is None else rows - (known.scores == "softmax")
-    return ModelSpec(name, own, num_classes=classes, max_size=known.max_size)
+    told = tell(state, file.arguments)
+    if told is None:
+        raise DetrkitError(f"{file.path}: the tensors are of none of the models {', '.join(ARCHITECTURES)}")
+    _check_asked(file, told.options, asked)
+    told.options.update(asked)
+    if told.needs_dilation:
+        if name is None:
+            dilated = Told(told.kind, {**told.options, "dilation": True})
+            raise DetrkitError(
+                f"{file.path}: whether this is a DC5 model (dilation) does not show in its weights: name the model, "
+                f"{told.name} or {dilated.name} (--model), or use detrkit convert with --dilation True or False"
+            )
+        told.options["dilation"] = architecture(name).options.get("dilation", False)
+    if name not in (None, told.name):
+        raise DetrkitError(f"{file.path}: weights of {told.name}, not of {name} (dilation and backbone say so)")
+    known = architecture(told.name)
+    if "nheads" not in told.options:
+        log.warning("%s does not say nheads: taken as %d, as published", file.path, accepted(told.kind)["nheads"])
+    classes = classes_told(state, softmax=known.scores == "softmax")
+    return ModelSpec(
+        known.name,
+        told.overrides,
+        num_classes=known.num_classes if classes is None else classes,
+        classes=file.classes if file.classes is not None and len(file.classes) == classes else None,
+        max_size=known.max_size,
+    )
+
+
+def _check_asked(file: WeightsFile, said: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raises: DetrkitError: an option was asked for that the file says otherwise."""
+    for option, value in asked.items():
+        if option in said and said[option] != value:
+            raise DetrkitError(
+                f"{file.path}: the file says {option}={said[option]!r}, not {option}={value!r}: leave it out"
+            )
 
 
 def published_spec(name: str) -> ModelSpec:
@@ -270,6 +361,7 @@ __all__: Sequence[str] = (
     "load_any",
     "load_model",
     "published_spec",
+    "save_huggingface",
     "save_model",
     "save_official",
 )

@@ -167,7 +167,7 @@ def load(name_or_path: str | Path, *, name: str | None = None, device: torch.dev
 
     Args:
         name_or_path: a model name (the published weights, downloaded once), or a path: detrkit .safetensors, a
-            training state, a run directory, or an official .pth file.
+            training state, a run directory, an official .pth file, a Hugging Face directory, or a .pdparams file.
         name: the model an official file is of, where the file does not tell.
         device: where to run; by default an accelerator if there is one.
 

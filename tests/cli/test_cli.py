@@ -17,6 +17,7 @@ COMMANDS = (
     "predict",
     "models",
     "convert",
+    "compare",
     "data check",
     "data convert",
     "data shapes",
@@ -57,6 +58,7 @@ def test_no_words_are_help(capsys):
         (["predict", "nowhere.pth", "here.jpg"], "here.jpg"),
         (["data", "check", "nowhere"], "nowhere"),
         (["convert", "nowhere.pth", "out.safetensors"], "nowhere.pth"),
+        (["compare", "nowhere.pth", "other.pth"], "nowhere.pth"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, words, message):

@@ -9,12 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.checkpoint import ModelSpec, load_model, save_model
+from detrkit.build import build_model
+from detrkit.checkpoint import ModelSpec, load_model, save_huggingface, save_model
 from detrkit.classes import ClassList
+from detrkit.cli import main
 from detrkit.cli.convert import Convert
 from detrkit.cli.models import Models
 from detrkit.cli.predict import Predict, output_names
 from detrkit.convert import to_official
+from detrkit.data import open_dataset
+from detrkit.data.shapes import write_shapes
 from detrkit.detector import Detector
 from detrkit.errors import DetrkitError
 from detrkit.registry import ARCHITECTURES
@@ -135,3 +139,54 @@ def test_convert_both_ways(weights, tmp_path, capsys):
     assert f"{tmp_path / 'b.safetensors'}: detr-r50, 2 classes" in capsys.readouterr().out
     with pytest.raises(DetrkitError, match=r"must end with \.pth"):
         Convert(weights, tmp_path / "a.onnx").run()
+
+
+def test_convert_masks_both_ways(tmp_path):
+    options = OPTIONS | {"backbone_norm": "frozen", "nheads": 4}
+    spec = ModelSpec("detr-r50-panoptic", options, 2, ClassList(("cat", "sky"), (1, 2), (True, False)))
+    source = save_model(tmp_path / "a.safetensors", spec.build(), spec)
+    assert Convert(source, tmp_path / "a.pth").run() == 0
+    names = list(torch.load(tmp_path / "a.pth", weights_only=True)["model"])
+    assert "detr.class_embed.weight" in names and "mask_head.adapter3.bias" in names
+    assert Convert(tmp_path / "a.pth", tmp_path / "b.safetensors").run() == 0
+    back, same = load_model(tmp_path / "b.safetensors")
+    assert same == spec
+    assert all(torch.equal(v, back.state_dict()[k]) for k, v in load_model(source)[0].state_dict().items())
+
+
+def test_convert_asks_for_dilation_and_heads(tmp_path, capsys):
+    model = build_model("detr-r50", num_classes=4, **{**OPTIONS, "backbone": "resnet50", "backbone_norm": "frozen"})
+    torch.save(to_official(model), tmp_path / "a.pth")
+    command = ["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "dilation" in error and "--dilation True or False" in error
+    assert main([*command, "--dilation", "True", "--nheads", "2"]) == 0
+    spec = load_model(tmp_path / "b.safetensors")[1]
+    assert spec.name == "detr-r50-dc5" and spec.options["nheads"] == 2 and spec.num_classes == 4
+    assert main([*command, "--dilation", "True", "--model", "detr-r50"]) == 2
+    assert "weights of detr-r50-dc5, not of detr-r50" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.pth"), "--dilation", "False"]) == 2
+    assert "the file says dilation=True, not dilation=False" in capsys.readouterr().err
+    assert main([*command, "--dilation", "True", "--backbone-names", "timm"]) == 2
+    assert "--backbone-names is for Hugging Face directories" in capsys.readouterr().err
+
+
+def test_hugging_face_directory_in_eval_and_training(tmp_path):
+    data = write_shapes(tmp_path / "set", images={"train": 4, "val": 2}, sides=(48, 64), classes=2, seed=1)
+    options = OPTIONS | {"backbone_norm": "frozen", "hidden_dim": 128}
+    names = open_dataset(data, split="train").classes
+    spec = ModelSpec("detr-r50", options, 2, names, size=64, max_size=107)
+    model = spec.build()
+    folder = save_huggingface(tmp_path / "hf", model, spec)
+    own = save_model(tmp_path / "own.safetensors", model, spec)
+    for source, out in ((folder, "one"), (own, "two")):
+        assert main(["eval", str(source), str(data), "--out", str(tmp_path / out), "--device", "cpu"]) == 0
+    one, two = (json.loads((tmp_path / out / "results.json").read_text()) for out in ("one", "two"))
+    assert one == two and len(one) > 0
+    run = tmp_path / "run"
+    command = ["train", str(data), "--init-from", str(folder), "--out", str(run), "--epochs", "1", "--device", "cpu"]
+    assert main([*command, "--lr", "1e-12", "--lr-backbone", "1e-12", "--batch-size", "2", "--workers", "0"]) == 0
+    trained = load_model(run)[0].state_dict()
+    # steps of next to no length: what came from the directory is still there
+    assert all(torch.allclose(v, trained[k], atol=1e-7) for k, v in model.state_dict().items())

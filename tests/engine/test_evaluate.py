@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from detrkit.classes import ClassList
 from detrkit.engine.evaluating import evaluate
 from detrkit.engine.gathering import dataset_labels
 from detrkit.errors import DetrkitError
+from detrkit.published import PUBLISHED
 
 OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
 
@@ -113,7 +115,8 @@ def test_coco_mini_equals_pycocotools(tmp_path):
 
 def test_published_model_without_network_says_what_to_do(monkeypatch, tmp_path, shapes):
     monkeypatch.setenv("DETRKIT_HOME", str(tmp_path))
-    monkeypatch.setattr("detrkit.build.OFFICIAL_URL", "http://127.0.0.1:9/")
+    row = PUBLISHED["detr-r50"]
+    monkeypatch.setitem(PUBLISHED, row.model, replace(row, url=f"http://127.0.0.1:9/{row.file}"))
     with pytest.raises(DetrkitError, match=r"detr-r50-e632da11\.pth"):
         evaluate("detr-r50", shapes, device="cpu", workers=0)
 

@@ -10,6 +10,13 @@ import goldens
 FORWARD = sorted(goldens.cases("model_forward"), key=lambda c: c["variant"])
 
 
+def test_every_model_has_a_case_alone_and_in_a_padded_batch():
+    """But for the demo, which its notebook runs on single images alone."""
+    sizes = {(c["variant"], len({tuple(row[1:]) for row in c["images"]})) for c in FORWARD}
+    wanted = {(variant, count) for variant in goldens.VARIANTS for count in (1, 2)} - {("detr_demo", 2)}
+    assert wanted <= sizes
+
+
 @pytest.mark.parametrize("case", FORWARD, ids=lambda c: c["file"].removesuffix(".npz"))
 def test_outputs_and_stages(case):
     model = goldens.model(case["variant"])
@@ -25,20 +32,20 @@ def test_outputs_and_stages(case):
         got |= _deformable(out)
     elif demo:
         got |= {
-            "conv": stages["input_projection"],
+            "conv": stages["projection.0"],
             "memory": stages["memory"].flatten(2).permute(2, 0, 1),
         }
     else:
         got |= {
             "aux_logits": torch.stack([a.logits for a in out.aux]),
             "aux_boxes": torch.stack([a.boxes for a in out.aux]),
-            "input_proj": stages["input_projection"],
-            "pos": stages["position"],
+            "input_proj": stages["projection.0"],
+            "pos": stages["position.0"],
             "memory": stages["memory"],
             "hs": stages["queries"],
             "mask": out.capture.padding.unflatten(1, out.capture.feature_shapes[0]),
         }
-    got["feature"] = stages["feature"]
+    got["feature"] = stages["backbone.5"]
     known = {name.split("__")[0] for name in goldens.arrays(case["file"])}
     measured = {name: goldens.difference(case["file"], name, value) for name, value in got.items() if name in known}
     print(case["file"], {k: f"{v:.1e}" for k, v in measured.items()})

@@ -91,8 +91,8 @@ def test_transformer_equals_torch(pre_norm):
     source, queries = torch.randn(2, 9, 32), torch.randn(2, 5, 32)
     padding = torch.zeros(2, 9, dtype=torch.bool)
     padding[0, 6:] = True
-    memory, _ = encoder(source, position=None, padding=padding)
-    states, _, _ = decoder(queries, memory, position=None, query_position=None, padding=padding)
+    memory, _, _ = encoder(source, position=None, padding=padding)
+    states, _, _, _ = decoder(queries, memory, position=None, query_position=None, padding=padding)
     with torch.no_grad():
         want = theirs(source, queries, src_key_padding_mask=padding, memory_key_padding_mask=padding)
     assert states.shape == (3, 2, 5, 32)
@@ -103,8 +103,8 @@ def test_position_enters_queries_and_keys_not_values():
     """With one token there is nothing to choose: its position cannot matter."""
     encoder = Encoder(1, 16, 2, 32, dropout=0.0, pre_norm=False, final_norm=False)
     x = torch.randn(1, 1, 16)
-    a, _ = encoder(x, position=torch.zeros(1, 1, 16), padding=None)
-    b, _ = encoder(x, position=torch.randn(1, 1, 16), padding=None)
+    a, _, _ = encoder(x, position=torch.zeros(1, 1, 16), padding=None)
+    b, _, _ = encoder(x, position=torch.randn(1, 1, 16), padding=None)
     assert torch.allclose(a, b, atol=1e-6)
 
 

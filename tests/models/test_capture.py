@@ -7,6 +7,7 @@ import torch
 
 import goldens
 from detrkit.build import build_model
+from detrkit.models.batch import Batch
 
 SMALL = {"hidden_dim": 64, "dim_feedforward": 128, "enc_layers": 2, "dec_layers": 3, "num_queries": 10}
 
@@ -85,6 +86,61 @@ def test_sampling_points_and_weights(name, strides, coordinates):
             torch.testing.assert_close(locations[i], _points(cells, shapes, own, 3), rtol=0, atol=1e-5)
         for locations, reference in zip(capture.decoder_locations, references, strict=True):
             torch.testing.assert_close(locations[i], _points(reference[i], shapes, own, 2), rtol=0, atol=1e-5)
+
+
+STAGES = {
+    "detr-r50": {"backbone_norm": "group"},
+    "detr-demo": {},
+    "deformable-detr-r50": {"num_feature_levels": 4},
+    "deformable-detr-r50-single-scale": {"masks": True},
+    "deformable-detr-r50-two-stage": {"backbone_stages": (3, 5), "num_feature_levels": 3},
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_is_recorded(name):
+    """Each stage is what its own part makes of the one before it."""
+    model = build_model(name, backbone="resnet18", **SMALL, **STAGES[name]).eval()
+    batch = Batch.from_images([goldens.image("a", 97, 131)])
+    with torch.inference_mode():
+        out = model(batch, capture=True)
+        stages, deformable = out.capture.stages, hasattr(model, "projections")
+        projections = list(model.projections) if deformable else [model.input_projection]
+        tokens, position = out.capture.padding.shape[1], {}
+        maps = model.backbone(batch, every_stage=True)
+        assert [n for n in stages if n.startswith("backbone.")] == [
+            "backbone.2",
+            "backbone.3",
+            "backbone.4",
+            "backbone.5",
+        ]
+        for s, (feature, padding) in enumerate(maps, 2):
+            assert torch.equal(stages[f"backbone.{s}"], feature)
+            assert feature.shape[1:] == (64 * 2 ** (s - 2), -(-97 // 2**s), -(-131 // 2**s))
+            position[s] = None if name == "detr-demo" else model.position_encoding(padding).permute(0, 3, 1, 2)
+        read = model.stages if deformable else (5,)
+        for level, projection in enumerate(projections):
+            got = stages[f"projection.{level}"]
+            assert got.shape[2:] == stages[f"position.{level}"].shape[2:] == out.capture.feature_shapes[level]
+            if level < len(read):
+                want = projection(stages[f"backbone.{read[level]}"])
+                want = model.projection_norms[level](want) if deformable else want
+                assert torch.equal(got, want)
+                if name != "detr-demo":
+                    assert torch.equal(stages[f"position.{level}"], position[read[level]])
+        assert f"projection.{len(projections)}" not in stages
+        for i in range(2):
+            assert stages[f"encoder.{i}"].shape == (1, tokens, 64)
+        assert not torch.equal(stages["encoder.0"], stages["encoder.1"])
+        memory = stages["memory"] if deformable else stages["memory"].flatten(2).transpose(1, 2)
+        norm = None if deformable else model.encoder.norm
+        assert torch.equal(memory, stages["encoder.1"] if norm is None else norm(stages["encoder.1"]))
+        for i, layer in enumerate([*out.aux, out] if out.aux else [None, None, out]):
+            state = stages[f"decoder.{i}"]
+            assert torch.equal(stages["queries"][i], state if deformable else model.decoder.norm(state))
+            if layer is not None:
+                head = model.class_heads[i if model.with_box_refine else 0] if deformable else model.class_head
+                torch.testing.assert_close(head(stages["queries"][i]), layer.logits, rtol=0, atol=2e-6)
 
 
 def _centres(h, w):

@@ -8,6 +8,7 @@ import torch
 import goldens
 from detrkit.build import build_model
 from detrkit.models.batch import Batch
+from detrkit.registry import ARCHITECTURES
 
 # no multiple of 32, each the largest in one direction or smaller in both
 SIZES = [(97, 131), (131, 70), (61, 77)]
@@ -28,6 +29,7 @@ def worst_difference(model, images):
     """The largest difference relative to the largest value, over logits and boxes of all layers, and masks."""
     with torch.inference_mode():
         together = model(images)
+        together_shapes = [max(im.shape[side] for im in images) for side in (1, 2)]
         worst = 0.0
         for i, image in enumerate(images):
             alone = model([image])
@@ -36,6 +38,12 @@ def worst_difference(model, images):
                 count = b.logits.shape[1]
                 assert (a.logits[i, count:] < -1e3).all()
                 worst = max(worst, relative(a.logits[i, :count], b.logits[0]), relative(a.boxes[i, :count], b.boxes[0]))
+            if alone.encoder is not None:
+                own = _own_tokens(model, together_shapes, image)
+                assert len(own) == alone.encoder.logits.shape[1]
+                for part in ("logits", "boxes"):
+                    a, b = getattr(together.encoder, part)[i, own], getattr(alone.encoder, part)[0]
+                    worst = max(worst, relative(a, b))
             if alone.masks is not None:
                 h, w = alone.masks.shape[2:]
                 assert (h, w) == (-(-image.shape[1] // 4), -(-image.shape[2] // 4))
@@ -43,18 +51,45 @@ def worst_difference(model, images):
     return worst
 
 
-def pictures(seed):
-    return [goldens.image(f"exact{seed}-{i}", *size) for i, size in enumerate(SIZES)]
+def _own_tokens(model, batch_size, image):
+    """Indices of an image's own cells among the tokens of all levels of its batch."""
+    own, start = [], 0
+    for level in range(len(model.projections)):
+        stride = 2 ** (level + 3)
+        (height, width), (h, w) = ([-(-int(side) // stride) for side in size] for size in (batch_size, image.shape[1:]))
+        cells = torch.arange(height * width).view(height, width) + start
+        own.append(cells[:h, :w].flatten())
+        start += height * width
+    return torch.cat(own)
 
 
-@pytest.mark.parametrize("variant", sorted(set(goldens.VARIANTS) - {"detr_resnet50_prenorm"}))
+def pictures(seed, sizes=SIZES):
+    return [goldens.image(f"exact{seed}-{i}", *size) for i, size in enumerate(sizes)]
+
+
+PUBLISHED = sorted(set(goldens.VARIANTS) - {"detr_resnet50_prenorm"})
+# beside SIZES: two images that fill the batch one way each, and one far smaller than the other
+MIXES = {"three": SIZES, "crossed": [(96, 160), (160, 96)], "small beside large": [(33, 47), (160, 131)]}
+
+
+def test_all_models_are_checked():
+    options = [(goldens.VARIANTS[variant][0], goldens.VARIANTS[variant][1]) for variant in PUBLISHED]
+    for known in ARCHITECTURES.values():
+        classes = {} if known.num_classes == 91 else {"num_classes": known.num_classes}
+        assert (known.build, {**known.options, **classes}) in options, known.name
+    assert len(PUBLISHED) == len(ARCHITECTURES) == 13
+
+
+@pytest.mark.parametrize("variant", PUBLISHED)
 def test_official_weights(variant):
     model = goldens.model(variant)
     goldens.set_padding(model, "exact")
+    for seed, (mix, sizes) in enumerate(MIXES.items()):
+        images = pictures(seed, sizes)
+        difference = worst_difference(model, images)
+        print(f"{variant}, {mix}: {difference:.1e}")
+        assert difference <= 1e-4, mix
     images = pictures(0)
-    difference = worst_difference(model, images)
-    print(f"{variant}: {difference:.1e}")
-    assert difference <= 1e-4
     if variant == "detr_resnet50_dc5":
         goldens.set_padding(model, "official")
         leaked = worst_difference(model, images)

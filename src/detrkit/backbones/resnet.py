@@ -84,11 +84,12 @@ class ResNetBackbone(nn.Module):
         for part in freeze:
             getattr(body, part).requires_grad_(False)
 
-    def forward(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, batch: Batch, *, every_stage: bool = False) -> list[tuple[Tensor, Tensor]]:
         """Features of a batch.
 
         Args:
             batch: normalised images.
+            every_stage: return the maps of all stages from 2 to the last chosen one, not of the chosen alone.
 
         Returns:
             Per stage the (B, C, h, w) map, h = ceil(H / stride), and its (B, h, w) bool padding mask, True = padded.
@@ -107,7 +108,7 @@ class ResNetBackbone(nn.Module):
             for block in getattr(body, f"layer{stage - 1}"):
                 before, stride = keeps.get(stride), stride * block.stride
                 x = _exact_block(block, x, before, keeps.get(stride)) if exact else block(x)
-            if stage in self.stages:
+            if every_stage or stage in self.stages:
                 maps.append((_kept(x, keeps.get(stride)), self.padding_mask(batch, stride)))
         return maps
 

@@ -11,12 +11,14 @@ from typing import Annotated, Any
 import tyro
 
 from detrkit import __version__
+from detrkit.cli.compare import Compare
 from detrkit.cli.convert import Convert
 from detrkit.cli.data import DataCommand
 from detrkit.cli.evaluate import Eval
 from detrkit.cli.models import Models
 from detrkit.cli.predict import Predict
 from detrkit.cli.quickstart import Quickstart
+from detrkit.cli.reproduce import Reproduce
 from detrkit.cli.study import Study
 from detrkit.cli.train import Train, with_defaults, with_values
 from detrkit.errors import DetrkitError, Interrupted
@@ -77,9 +79,11 @@ def _parse(words: Sequence[str]) -> Any:
         | Annotated[Study, sub("study")]
         | Annotated[Eval, sub("eval")]
         | Annotated[Predict, sub("predict")]
+        | Annotated[Reproduce, sub("reproduce")]
         | Annotated[DataCommand, sub("data", description="Check, convert, generate, preview and download datasets.")]
         | Annotated[Models, sub("models")]
         | Annotated[Convert, sub("convert")]
+        | Annotated[Compare, sub("compare")]
     )
     return tyro.cli(
         commands,  # type: ignore[arg-type]

@@ -7,34 +7,41 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+_FIGURES = ("AP", "AP50", "AP_segm", "PQ")
+
 
 @dataclass(frozen=True)
 class Models:
-    """List the models: name, trainable parameters, published AP on COCO val2017, published weights."""
+    """List the models: name, trainable parameters, published figures on COCO val2017, published weights."""
 
     def run(self) -> int:
         """Prints the table."""
         import torch
 
         from detrkit.build import build_model
-        from detrkit.registry import ARCHITECTURES, OFFICIAL_URL
+        from detrkit.registry import ARCHITECTURES
 
         table = Table(title="Models", title_justify="left")
         table.add_column("name", no_wrap=True)
-        for name in ("params (M)", "AP", "AP50"):
+        for name in ("params (M)", "AP", "AP50", "mask AP", "PQ"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("weights", no_wrap=True)
+        by_hand = {}
         for known in ARCHITECTURES.values():
             with torch.device("meta"):  # shapes without memory
                 model = build_model(known.name)
             count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            figures = [f"{100 * known.published[m]:.1f}" if m in known.published else "-" for m in ("AP", "AP50")]
-            table.add_row(known.name, f"{count / 1e6:.1f}", *figures, known.weights or "-")
+            figures = [f"{100 * known.published[m]:.1f}" if m in known.published else "-" for m in _FIGURES]
+            table.add_row(known.name, f"{count / 1e6:.1f}", *figures, known.weights or "by path, see below")
+            if known.weights is None:
+                by_hand[known.name] = known.row.file
         console = Console()
         if not console.is_terminal:
-            console = Console(width=120)  # a pipe has no width to fit
+            console = Console(width=150)  # a pipe has no width to fit
         console.print(table)
-        console.print(
-            f"Published weights are downloaded from {OFFICIAL_URL} at the first use.", highlight=False, soft_wrap=True
-        )
+        say = Console(highlight=False, soft_wrap=True).print
+        say("Weights with a file name are downloaded at the first use, and verified. Of the others give the path:")
+        say("they have no fixed address. `detrkit reproduce --weights FOLDER` looks for them under these names:")
+        for name, file in by_hand.items():
+            say(f"  {name}: {file}")
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from detrkit.classes import ClassList
+from detrkit.coco_classes import COCO_NAMES
+from detrkit.convert.huggingface_folder import WEIGHTS as HUGGINGFACE_FILES
+from detrkit.convert.huggingface_folder import spec_of_folder
 from detrkit.convert.official import WeightsError, bare_state_dict
+from detrkit.convert.paddle import PUBLISHED, SETTINGS, load_paddle
 from detrkit.download import sha256
 from detrkit.errors import DetrkitError
 from detrkit.registry import published_file
@@ -31,23 +37,26 @@ class WeightsFile:
 
     Attributes:
         path: where it was found.
-        names: whether `state` has detrkit's or official parameter names.
+        names: whose parameter names `state` has. (Those of PaddleDetection are official ones by then.)
         state: the tensors, on the CPU.
         spec: the `ModelSpec` as plain values, where the file carries one.
         published: name of the published model this file is, recognised by its SHA-256.
         arguments: arguments of the official `main.py`, which its training checkpoints carry.
+        classes: of the labels, where they are known without a spec.
     """
 
     path: Path
-    names: Literal["detrkit", "official"]
+    names: Literal["detrkit", "official", "huggingface"]
     state: Mapping[str, Any]
     spec: Mapping[str, Any] | None = None
     published: str | None = None
     arguments: Mapping[str, Any] | None = None
+    classes: ClassList | None = None
 
 
 def find_weights(path: str | Path) -> Path:
-    """The weights file at a path: the file itself, or in a run directory the best one, else the last.
+    """The weights file at a path: the file itself, that of a Hugging Face directory, or in a run directory the best
+    one, else the last.
 
     Raises:
         DetrkitError: nothing there, or a directory without weights.
@@ -58,14 +67,22 @@ def find_weights(path: str | Path) -> Path:
             for name in RUN_FILES:
                 if (folder / name).is_file():
                     return folder / name
-        raise DetrkitError(f"{path}: no weights in this directory, expected one of {', '.join(RUN_FILES)}")
+        if (path / "config.json").is_file():
+            for name in HUGGINGFACE_FILES:
+                if (path / name).is_file():
+                    return path / name
+        raise DetrkitError(
+            f"{path}: no weights in this directory, expected one of {', '.join(RUN_FILES)} (a run) or config.json with "
+            f"{' or '.join(HUGGINGFACE_FILES[:2])} (Hugging Face)"
+        )
     if not path.is_file():
         raise DetrkitError(f"{path}: no such weights file")
     return path
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """Reads a detrkit .safetensors file or training state, an official .pth file, or a run directory.
+    """Reads weights of any kind: a detrkit .safetensors file, training state or run directory, an official .pth file,
+    a Hugging Face directory, or a .pdparams file of PaddleDetection.
 
     Raises:
         DetrkitError: missing, damaged or foreign file.
@@ -73,6 +90,11 @@ def read_weights(path: str | Path) -> WeightsFile:
     path = find_weights(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix == ".pdparams":
+        classes = ClassList.contiguous(COCO_NAMES) if path.name in PUBLISHED else None
+        return WeightsFile(path, "official", load_paddle(path), arguments=SETTINGS, classes=classes)
+    if path.name.endswith(".index.json"):
+        return _read_huggingface(path, _read_shards(path))
     content = load_pickle(path)
     if isinstance(content, Mapping) and content.get("format") == STATE_FORMAT:
         spec = content["spec"]
@@ -83,19 +105,23 @@ def read_weights(path: str | Path) -> WeightsFile:
             spec=json.loads(spec) if isinstance(spec, str) else spec,
         )
     try:
-        bare_state_dict(content)
+        state = bare_state_dict(content)
     except WeightsError as error:
         raise DetrkitError(f"{path}: {error}") from error
+    if path.name in HUGGINGFACE_FILES and path.with_name("config.json").is_file():
+        return _read_huggingface(path, state)
     known = published_file(sha256(path))
     written = content.get(METADATA_KEY)
     arguments = content.get("args")
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
     return WeightsFile(
         path,
         "official",
         content,
         spec=json.loads(written) if isinstance(written, str) else None,
         published=None if known is None else known.name,
-        arguments=vars(arguments) if isinstance(arguments, argparse.Namespace) else None,
+        arguments=arguments if isinstance(arguments, Mapping) else None,
     )
 
 
@@ -110,22 +136,61 @@ def load_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" ({found[1]})" if found else ""
             raise DetrkitError(
-                f"{path}: holds more than tensors and plain values, or is no PyTorch file; it was not loaded"
+                f"{path}: holds more than tensors and plain values{what}, or is no PyTorch file; it was not loaded"
             ) from error
         raise DetrkitError(f"{path}: damaged, or not a PyTorch file") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DetrkitError(f"{path}: damaged, or not a PyTorch file") from error
 
 
-def _read_safetensors(path: Path) -> WeightsFile:
-    """Raises: DetrkitError: damaged, or not written by detrkit."""
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a .safetensors file; for .bin files the header is empty.
+
+    Raises:
+        DetrkitError: missing, damaged, or another kind of file.
+    """
+    if path.suffix == ".bin":
+        return bare_state_dict(load_pickle(find_weights(path))), {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DetrkitError(f"{path}: damaged, or not a safetensors file") from error
-    if METADATA_KEY not in metadata:
-        raise DetrkitError(f"{path}: not written by detrkit: its header has no entry {METADATA_KEY!r}")
-    return WeightsFile(path, "detrkit", state, spec=json.loads(metadata[METADATA_KEY]))
+
+
+def _read_shards(path: Path) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face directory that are in several files, which an index lists.
+
+    Raises:
+        DetrkitError: a damaged index, or a file missing or damaged.
+    """
+    try:
+        files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DetrkitError(f"{path}: damaged, or not an index of weights") from error
+    return {name: tensor for file in files for name, tensor in read_tensors(path.with_name(file))[0].items()}
+
+
+def _read_safetensors(path: Path) -> WeightsFile:
+    """Raises: DetrkitError: damaged, or neither written by detrkit nor in a Hugging Face directory."""
+    state, metadata = read_tensors(path)
+    if METADATA_KEY in metadata:
+        return WeightsFile(path, "detrkit", state, spec=json.loads(metadata[METADATA_KEY]))
+    if path.with_name("config.json").is_file():
+        return _read_huggingface(path, state)
+    raise DetrkitError(
+        f"{path}: not written by detrkit: its header has no entry {METADATA_KEY!r}; weights of Hugging Face need their "
+        "config.json beside them"
+    )
+
+
+def _read_huggingface(path: Path, state: Mapping[str, Tensor]) -> WeightsFile:
+    """Raises: DetrkitError: a configuration that detrkit does not have."""
+    try:
+        spec = spec_of_folder(path.parent, state)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise DetrkitError(f"{path.parent}: its configuration has a field of another type ({error})") from error
+    return WeightsFile(path, "huggingface", state, spec=spec)

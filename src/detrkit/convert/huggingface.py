@@ -20,6 +20,7 @@ from detrkit.models.detr import DETR
 
 # two prefixes (official, Hugging Face), and the parts that are renamed after them; the longest that fits counts
 PrefixRule = tuple[str, str, Sequence[Rule]]
+BackboneNames = Literal["timm", "resnet"]
 
 _FEED_FORWARD = (("linear1", "fc1"), ("linear2", "fc2"))
 _ENCODER_LAYER: PrefixRule = (
@@ -67,6 +68,7 @@ DEFORMABLE_RULES: tuple[PrefixRule, ...] = (
     ("query_embed.", "model.query_position_embeddings.", ()),
     ("input_proj.", "model.input_proj.", ()),
 )
+MASK_RULES: tuple[PrefixRule, ...] = tuple((part, part, ()) for part in ("bbox_attention.", "mask_head."))
 RULES: dict[type[nn.Module], tuple[PrefixRule, ...]] = {DETR: DETR_RULES, DeformableDETR: DEFORMABLE_RULES}
 
 _BODY, _BACKBONE = "backbone.0.body.", "model.backbone.conv_encoder.model."
@@ -91,18 +93,19 @@ _IN_MEMORY = (
     ("model.backbone.position_embedding.", "model.position_embedding."),
     (".mlp.fc", ".fc"),
     (".o_proj.", ".out_proj."),
-    *((f"bbox_attention.{x}_proj.", f"bbox_attention.{x}_linear.") for x in "qk"),
+    *((f"bbox_attention.{part}_proj.", f"bbox_attention.{part}_linear.") for part in "qk"),
     *((f"mask_head.conv{i}.conv.", f"mask_head.lay{i}.") for i in (1, 2)),
     *((f"mask_head.conv{i}.norm.", f"mask_head.gn{i}.") for i in (1, 2)),
+    *((f"mask_head.fpn_stages.{i}.fpn_adapter.", f"mask_head.adapter{i + 1}.") for i in range(3)),
     *((f"mask_head.fpn_stages.{i}.refine.conv.", f"mask_head.lay{i + 3}.") for i in range(3)),
     *((f"mask_head.fpn_stages.{i}.refine.norm.", f"mask_head.gn{i + 3}.") for i in range(3)),
-    *((f"mask_head.fpn_stages.{i}.fpn_adapter.", f"mask_head.adapter{i + 1}.") for i in range(3)),
     ("mask_head.output_conv.", "mask_head.out_lay."),
 )
 
 
 def load_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Loads weights of transformers' DETR (`...ForObjectDetection`, `...ForSegmentation`) or Deformable DETR, strictly.
+    """Loads weights of transformers' `DetrForObjectDetection`, `DetrForSegmentation` or
+    `DeformableDetrForObjectDetection`, strictly.
 
     Args:
         model: a DETR or a Deformable DETR with the sizes of the weights.
@@ -116,21 +119,31 @@ def load_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         DetrkitError: transformers has no such model.
         TypeError: neither a DETR nor a Deformable DETR.
     """
+    load_official(model, from_huggingface(model, state_dict))
+
+
+def from_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights in official names, with shared heads as often as the official code lists them.
+
+    Args and errors: as `load_huggingface`, but nothing is compared with the model.
+    """
     rules = [
-        (theirs, official, [(b, a) for a, b in parts]) for official, theirs, parts in _rules(model, "timm", "resnet")
+        (theirs, official, [(b, a) for a, b in parts])
+        for names in ("timm", "resnet")
+        for official, theirs, parts in _rules(model, names)
     ]
     given: dict[str, Tensor] = {}
     for name, tensor in bare_state_dict(state_dict).items():
         for in_memory, in_files in _IN_MEMORY:
             name = name.replace(in_memory, in_files)
         given[_renamed(name, rules) or name] = tensor
-    load_official(model, _with_copies(_packed(given), model))
+    return _with_copies(_packed(given), model)
 
 
-def to_huggingface(model: nn.Module, *, backbone: Literal["timm", "resnet"] = "timm") -> dict[str, Tensor]:
+def to_huggingface(model: nn.Module, *, backbone: BackboneNames = "timm") -> dict[str, Tensor]:
     """The model's state dict as transformers reads it: the inverse of `load_huggingface`.
 
-    Save it as `model.safetensors` beside the configuration, and `from_pretrained` loads it.
+    `detrkit.checkpoint.save_huggingface` writes it with the configuration that `from_pretrained` needs.
 
     Args:
         model: a DETR or a Deformable DETR.
@@ -166,11 +179,11 @@ def to_huggingface(model: nn.Module, *, backbone: Literal["timm", "resnet"] = "t
     return state
 
 
-def _rules(model: nn.Module, *backbones: str) -> list[PrefixRule]:
-    """The rules of a model's kind, and of the backbones that go by these names.
+def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
+    """The rules of a model's kind, with those of its backbone.
 
     Raises:
-        DetrkitError: transformers has no such model, or one that computes something else with the same names.
+        DetrkitError: the model computes what transformers' does not, with parameters of the same names.
         TypeError: neither a DETR nor a Deformable DETR.
     """
     kind = next((kind for kind in RULES if isinstance(model, kind)), None)
@@ -182,13 +195,15 @@ def _rules(model: nn.Module, *backbones: str) -> list[PrefixRule]:
         raise DetrkitError(
             f"transformers normalises projections in 32 groups, this model in {groups}: hidden_dim >= 128"
         )
-    rules = [*RULES[kind], *(rule for name in backbones for rule in BACKBONE_RULES[name])]
-    if model.segmentation is None:
+    rules = [*RULES[kind], *BACKBONE_RULES[backbone]]
+    predictor = getattr(model, "segmentation", None)
+    if predictor is None:
         return rules
     if kind is DeformableDETR:
         raise DetrkitError("transformers has no Deformable DETR with masks")
-    same = ("bbox_attention.", "mask_head.")
-    return [(f"detr.{a}", f"detr.{b}", parts) for a, b, parts in rules] + [(name, name, ()) for name in same]
+    if any(norm.num_groups != min(8, norm.num_channels) for norm in predictor.head.norms):
+        raise DetrkitError("transformers' mask head normalises in 8 groups, this model's in fewer: hidden_dim >= 256")
+    return [*((f"detr.{ours}", f"detr.{theirs}", parts) for ours, theirs, parts in rules), *MASK_RULES]
 
 
 def _renamed(name: str, rules: Sequence[PrefixRule]) -> str | None:

@@ -14,6 +14,8 @@ from detrkit.errors import DetrkitError
 
 COUNTER = "num_batches_tracked"  # of an ordinary batch norm: frozen norms have none, and it carries no weight
 CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight", "class_embed.0.weight")
+# what of Deformable DETR's variants shows in their names
+VARIANTS = (("transformer.decoder.bbox_embed.", "with_box_refine"), ("transformer.enc_output.", "two_stage"))
 # (blocks in layer1, blocks in layer3, whether they are bottlenecks)
 DEPTHS = {
     (1, 1, False): "resnet10",
@@ -124,34 +126,39 @@ def _some(items: Sequence[str], most: int = 6) -> str:
     return ", ".join(items[:most]) + more
 
 
-def _blocks(names: Mapping[str, Tensor], pattern: str) -> int:
+def blocks(names: Mapping[str, Tensor], pattern: str) -> int:
     """How many numbered blocks a state dict has: 1 + the largest number that `pattern` finds."""
     return 1 + max((int(m[1]) for n in names if (m := re.search(pattern, n))), default=-1)
 
 
-def _depth(names: Mapping[str, Tensor]) -> str | None:
+def depth(names: Mapping[str, Tensor]) -> str | None:
     """The ResNet a state dict holds, recognised by its numbers of blocks."""
-    first, third = (_blocks(names, rf"backbone\.(?:\d+\.body\.)?layer{n}\.(\d+)\.") for n in (1, 3))
+    first, third = (blocks(names, rf"backbone\.(?:\d+\.body\.)?layer{n}\.(\d+)\.") for n in (1, 3))
     return DEPTHS.get((first, third, any(".layer1.0.conv3." in n for n in names)))
 
 
 def _hints(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """What a mismatch probably means, in terms of `build_model`'s arguments."""
     hints = []
-    theirs, ours = (any("mask_head" in n or n.startswith("segmentation.") for n in names) for names in (given, own))
-    if theirs and not ours:
+    masks = [any(n.startswith("mask_head.") for n in names) for names in (given, own)]
+    if masks[0] and not masks[1]:
         hints.append("the weights are of a panoptic (segmentation) model: build the model with masks=True")
-    elif ours and not theirs:
+    elif masks[1] and not masks[0]:
         hints.append("the weights have no masks: build the model with masks=False, or train masks on this detector")
-    # a panoptic model holds the detector as `detr`
-    given, own = ({n.removeprefix("detr."): tensor for n, tensor in names.items()} for names in (given, own))
-    theirs, ours = _depth(given), _depth(own)
+    # a detector inside a panoptic model is compared by the names it has alone
+    given, own = ({n.removeprefix("detr."): t for n, t in names.items()} for names in (given, own))
+    theirs, ours = depth(given), depth(own)
     if theirs and ours and theirs != ours:
         hints.append(f"the weights are of a {theirs}, the model has a {ours}: build the model the file is for")
-    if any(n.startswith("class_embed.0.") for n in given):
-        hints.append("the weights are of a Deformable DETR")
+    if ("class_embed.0.weight" in given) != ("class_embed.0.weight" in own):
+        part = "a" if "class_embed.0.weight" in given else "no"
+        hints.append(f"the weights are of {part} Deformable DETR")
     elif ("linear_class.weight" in given) != ("linear_class.weight" in own):
         hints.append("one of the two is the notebook's demo model: its weights fit detr-demo only")
+    for sign, option in VARIANTS:
+        there = [any(n.startswith(sign) for n in names) for names in (given, own)]
+        if there[0] != there[1] and "class_embed.0.weight" in given and "class_embed.0.weight" in own:
+            hints.append(f"build the model with {option}={there[0]}")
     for head in CLASS_HEADS:
         if head in given and head in own and len(given[head]) != len(own[head]):
             rows = len(given[head])
@@ -162,7 +169,7 @@ def _hints(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
         if name in given and name in own and len(given[name]) != len(own[name]):
             hints.append(f"build the model with {option}={len(given[name])}")
     for part, option in (("encoder", "enc_layers"), ("decoder", "dec_layers")):
-        count = _blocks(given, rf"transformer\.{part}\.layers\.(\d+)\.")
-        if count and count != _blocks(own, rf"transformer\.{part}\.layers\.(\d+)\."):
+        count = blocks(given, rf"transformer\.{part}\.layers\.(\d+)\.")
+        if count and count != blocks(own, rf"transformer\.{part}\.layers\.(\d+)\."):
             hints.append(f"build the model with {option}={count}")
     return hints

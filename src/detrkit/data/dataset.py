@@ -324,6 +324,7 @@ def open_dataset(
     masks: bool = False,
     ids: Literal["contiguous", "official"] = "contiguous",
     unusable: Literal["error", "skip"] = "error",
+    more_images: Sequence[Path] = (),
 ) -> Dataset:
     """Opens a dataset; no image is decoded yet.
 
@@ -340,6 +341,8 @@ def open_dataset(
             themselves, as in the published models.
         unusable: images that are missing, unreadable or of another size than their annotations say: "error" when one is
             decoded; "skip": leave them out now, counted in the result (reads the header of every image).
+        more_images: folders to look for the images in, after the usual ones; for the layout "coco-panoptic", whose
+            images are those of another dataset.
 
     Raises:
         DetrkitError: nothing recognised, no such split, or an error in the files; one line that names the place.
@@ -352,7 +355,8 @@ def open_dataset(
     layout_name = find_layout(path, layout, masks=masks)
     reader = READERS[layout_name]
     chosen = match_split(split, reader.splits(path), path)
-    classes, records, findings = reader.read(path, chosen, masks=masks)
+    more = {"more_images": more_images} if layout_name == "coco-panoptic" else {}
+    classes, records, findings = reader.read(path, chosen, masks=masks, **more)
     listed = len(records)
     if unusable == "skip":
         with ThreadPoolExecutor(8) as pool:  # headers, often on a network disk

@@ -91,7 +91,7 @@ def evaluate(
     Raises:
         DetrkitError: a missing or foreign file, no class in common, an unknown split.
     """
-    rank, world = _join_processes()
+    rank, world = join_processes()
     net, spec, source = _resolved(model)
     if size is not None and max_size is None and spec.max_size is not None:
         max_size = round(spec.max_size * size / spec.size)
@@ -168,7 +168,7 @@ def _resolved(
     return *load_any(model), str(model)
 
 
-def _join_processes() -> tuple[int, int]:
+def join_processes() -> tuple[int, int]:
     """Rank and number of processes; joins the group that torchrun describes in the environment."""
     import os
 

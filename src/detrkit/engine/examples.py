@@ -62,12 +62,12 @@ def example_sheet(
         found = detector.predict(picture, threshold=threshold)
         assert not isinstance(found, list)
         name = sample.file.name if sample.file is not None else str(sample.image_id)
-        rows.append(SheetRow(picture, _annotated(sample, dataset), found, name))
+        rows.append(SheetRow(picture, annotated(sample, dataset), found, name))
     model.train(training)
     return comparison_sheet(rows, threshold=threshold)
 
 
-def _annotated(sample: Sample, dataset: Dataset) -> Found:
+def annotated(sample: Sample, dataset: Dataset) -> Found:
     """The truth of an image in the form in which it is drawn: segments, or objects with masks if there are any."""
     masks = None if sample.masks is None else sample.masks.as_subclass(torch.Tensor)
     if masks is None or not dataset.panoptic:

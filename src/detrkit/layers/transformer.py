@@ -98,14 +98,15 @@ class Encoder(nn.Module):
 
     def forward(
         self, x: Tensor, *, position: Tensor | None, padding: Tensor | None, capture: bool = False
-    ) -> tuple[Tensor, list[Tensor]]:
-        """(B, S, D) tokens to the (B, S, D) memory, and per layer (B, heads, S, S) weights if captured."""
-        attention = []
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """(B, S, D) tokens to the memory, alike; if captured, each layer's tokens and (B, heads, S, S) weights, too."""
+        states, attention = [], []
         for layer in self.layers:
             x, weights = layer(x, position=position, padding=padding, capture=capture)
             if weights is not None:
+                states.append(x)
                 attention.append(weights)
-        return (x if self.norm is None else self.norm(x)), attention
+        return (x if self.norm is None else self.norm(x)), states, attention
 
 
 class DecoderLayer(nn.Module):
@@ -185,7 +186,7 @@ class Decoder(nn.Module):
         query_position: Tensor | None,
         padding: Tensor | None,
         capture: bool = False,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """Decodes the queries.
 
         Args:
@@ -194,18 +195,19 @@ class Decoder(nn.Module):
             position: (B, S, D) encoding of the memory, or None.
             query_position: (B, Q, D) object queries, or None.
             padding: (B, S) bool, True where padded, or None.
-            capture: also return the attention weights.
+            capture: also return the attention weights, and the states before the norm.
 
         Returns:
-            (L, B, Q, D) normed states of every layer; per layer (B, heads, Q, Q) self-attention; per layer
-            (B, heads, Q, S) cross-attention (empty lists unless captured).
+            (L, B, Q, D) normed states of every layer; per layer (B, Q, D) states before the norm; per layer
+            (B, heads, Q, Q) self-attention; per layer (B, heads, Q, S) cross-attention (empty lists unless captured).
         """
         key = _with(memory, position)
-        states, among, across = [], [], []
+        states, before, among, across = [], [], [], []
         for layer in self.layers:
             x, own, cross = layer(x, memory, key, query_position=query_position, padding=padding, capture=capture)
             states.append(self.norm(x))
             if own is not None and cross is not None:
+                before.append(x)
                 among.append(own)
                 across.append(cross)
-        return torch.stack(states), among, across
+        return torch.stack(states), before, among, across

@@ -15,7 +15,7 @@ from detrkit.layers import MLP, GroupNorm, SinePositionEncoding
 from detrkit.layers.deformable import DeformableDecoderLayer, DeformableEncoderLayer, MSDeformAttention
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.batch import Batch
-from detrkit.models.outputs import Capture, Outputs, Target
+from detrkit.models.outputs import Capture, Outputs, Target, numbered
 from detrkit.models.panoptic import MaskPredictor, Segmenter
 
 NEVER = -1e4  # a logit whose probability is 0 and whose loss is 0, in every precision
@@ -181,16 +181,15 @@ class DeformableDETR(Segmenter):
             name (its targets all have label 0).
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
-        features = self.backbone(batch)
-        maps, masks = self._pyramid(batch, features)
+        features = self.backbone(batch, every_stage=capture)
+        stages = range(2, max(self.stages) + 1) if capture else self.backbone.stages
+        by_stage = dict(zip(stages, features, strict=True))
+        maps, masks = self._pyramid(batch, [by_stage[stage] for stage in self.stages])
         shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)  # (B, S, D)
+        positions = [self.position_encoding(mask).to(tokens.dtype) for mask in masks]  # (B, h, w, D) each
         position = torch.cat(
-            [
-                (self.position_encoding(mask).to(tokens.dtype) + self.level_embed[level]).flatten(1, 2)
-                for level, mask in enumerate(masks)
-            ],
-            1,
+            [(own + self.level_embed[level]).flatten(1, 2) for level, own in enumerate(positions)], 1
         )  # (B, S, D)
         padded = torch.cat([m.flatten(1) for m in masks], 1)  # (B, S)
         valid = torch.stack([torch.stack([(~m[:, 0]).sum(1), (~m[:, :, 0]).sum(1)], -1) for m in masks], 1)
@@ -198,11 +197,12 @@ class DeformableDETR(Segmenter):
         ratios = valid / valid.new_tensor([(w, h) for h, w in shapes])  # (B, L, 2)
         hidden = padded if batch.padded else None
 
-        memory, record = tokens, Capture()
+        memory, record, tokens_after = tokens, Capture(), []
         references = _cell_centres(shapes, valid)[:, :, None] * ratios[:, None]  # (B, S, L, 2)
         for layer in self.encoder:
             memory, locations, weights = layer(memory, position, references, shapes, padding=hidden)
             if capture:
+                tokens_after.append(memory)
                 record.encoder_locations.append(locations)
                 record.encoder_attention.append(weights)
 
@@ -244,8 +244,12 @@ class DeformableDETR(Segmenter):
             record.feature_shapes = shapes
             record.padding = padded
             record.stages = {
-                "feature": features[-1][0],
+                **numbered("backbone", [feature for feature, _ in features], first=2),
+                **numbered("projection", maps),
+                **numbered("position", [own.permute(0, 3, 1, 2) for own in positions]),
+                **numbered("encoder", tokens_after),
                 "memory": memory,
+                **numbered("decoder", all_states),
                 "queries": torch.stack(all_states),
                 "init_reference": all_references[0],
                 "inter_references": torch.stack(all_references[1:]),
@@ -260,9 +264,8 @@ class DeformableDETR(Segmenter):
         return outputs
 
     def _pyramid(self, batch: Batch, features: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps of all levels (B, D, h, w) and their (B, h, w) padding masks, from those of the backbone's stages."""
-        features = [f for stage, f in zip(self.backbone.stages, features, strict=True) if stage in self.stages]
-        strides = list(self.backbone.strides)
+        """Maps of all levels (B, D, h, w) and their (B, h, w) padding masks, from those of the stages it reads."""
+        strides = [self.backbone.strides[-1]]
         maps, masks = [], []
         last = features[-1][0]
         for level, (convolution, norm) in enumerate(zip(self.projections, self.projection_norms, strict=True)):

@@ -76,7 +76,8 @@ class DETRdemo(nn.Module):
             ImageSizeError: an image too large for the learned encoding (more than 32 * position_entries pixels a side).
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
-        feature, padding = self.backbone(batch)[-1]  # (B, C, h, w), (B, h, w)
+        features = self.backbone(batch, every_stage=capture)
+        feature, padding = features[-1]  # (B, C, h, w), (B, h, w)
         h, w = padding.shape[1:]
         entries = len(self.row_embed)
         if max(h, w) > entries:
@@ -91,8 +92,8 @@ class DETRdemo(nn.Module):
 
         tokens = position + 0.1 * source.flatten(2).transpose(1, 2)  # (B, S, D)
         hidden = padding.flatten(1) if batch.padded else None
-        memory, encoder_attention = self.encoder(tokens, position=None, padding=hidden, capture=capture)
-        states, among, across = self.decoder(
+        memory, tokens_after, encoder_attention = self.encoder(tokens, position=None, padding=hidden, capture=capture)
+        states, before_norm, among, across = self.decoder(
             self.queries.expand(len(batch), -1, -1),
             memory,
             position=None,
@@ -105,10 +106,12 @@ class DETRdemo(nn.Module):
             outputs.capture = Capture.of_one_map(
                 attention=(encoder_attention, across, among),
                 padding=padding,
-                feature=feature,
-                input_projection=source,
+                features=features,
+                projection=source,
                 position=position.T.unflatten(1, (h, w)).expand(len(batch), -1, -1, -1),
+                encoder=tokens_after,
                 memory=memory,
+                decoder=before_norm,
                 queries=states,
             )
         return outputs

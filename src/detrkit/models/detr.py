@@ -117,7 +117,7 @@ class DETR(Segmenter):
             W / 4) of models that have them.
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
-        features = self.backbone(batch)
+        features = self.backbone(batch, every_stage=capture)
         feature, padding = features[-1]  # (B, C, h, w), (B, h, w)
         source = self.input_projection(feature)  # (B, D, h, w)
         position = self.position_encoding(padding).to(source.dtype)  # (B, h, w, D)
@@ -125,10 +125,12 @@ class DETR(Segmenter):
         tokens = source.flatten(2).transpose(1, 2)  # (B, S, D), S = h * w
         position_tokens = position.flatten(1, 2)  # (B, S, D)
         hidden = padding.flatten(1) if batch.padded else None  # (B, S); None lets attention skip the mask
-        memory, encoder_attention = self.encoder(tokens, position=position_tokens, padding=hidden, capture=capture)
+        memory, tokens_after, encoder_attention = self.encoder(
+            tokens, position=position_tokens, padding=hidden, capture=capture
+        )
 
         queries = self.queries.weight.expand(len(batch), -1, -1)  # (B, Q, D)
-        states, among, across = self.decoder(
+        states, before_norm, among, across = self.decoder(
             torch.zeros_like(queries),
             memory,
             position=position_tokens,
@@ -148,10 +150,12 @@ class DETR(Segmenter):
             outputs.capture = Capture.of_one_map(
                 attention=(encoder_attention, across, among),
                 padding=padding,
-                feature=feature,
-                input_projection=source,
+                features=features,
+                projection=source,
                 position=position.permute(0, 3, 1, 2),
+                encoder=tokens_after,
                 memory=memory,
+                decoder=before_norm,
                 queries=states,
             )
         self._add_masks(outputs, states[-1], memory, source, features, batch, defer=defer_masks)

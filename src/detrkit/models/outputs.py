@@ -24,6 +24,11 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     return value
 
 
+def numbered(name: str, tensors: Sequence[Tensor], *, first: int = 0) -> dict[str, Tensor]:
+    """Tensors as stages of a `Capture`: name.0, name.1, ..., or from another `first` number on."""
+    return {f"{name}.{i}": tensor for i, tensor in enumerate(tensors, first)}
+
+
 @dataclass
 class Target:
     """The objects of one image, as the criterion wants them.
@@ -67,10 +72,13 @@ class Capture:
         query_attention: one (B, heads, Q, Q) tensor per decoder layer: self-attention among queries.
         feature_shapes: (h, w) of the feature map, or of each level of maps, behind the tokens.
         padding: (B, S) bool, True where a token is padding.
-        stages: intermediate tensors by name, for checks of fidelity. DETR: `feature` (B, C, h, w), `input_projection`,
-            `position` and `memory` (B, D, h, w), `queries` (L, B, Q, D). Deformable DETR: `feature`,
-            `memory` (B, S, D), `queries`, `init_reference` (B, Q, 2 or 4), `inter_references` (L, B, Q, 2 or 4),
-            `proposal_index` (B, Q). With masks: `mask_attention` (B, Q, heads, h, w).
+        stages: intermediate tensors by name, for checks of fidelity, numbered where there are several: `backbone.2` to
+            `backbone.5` (B, C, h, w) by stage; `projection.0` and `position.0` (B, D, h, w) by level (the position
+            without the level's own embedding); `encoder.0` (B, S, D) and `decoder.0` (B, Q, D) by layer; `memory`,
+            what the decoder reads: (B, D, h, w), of Deformable DETR (B, S, D); `queries` (L, B, Q, D), what the heads
+            read (DETR: the normed states of the layers). Deformable DETR: `init_reference` (B, Q, 2 or 4),
+            `inter_references` (L, B, Q, 2 or 4), `proposal_index` (B, Q). With masks: `mask_attention`
+            (B, Q, heads, h, w).
     """
 
     encoder_attention: list[Tensor] = field(default_factory=list)
@@ -88,10 +96,12 @@ class Capture:
         *,
         attention: tuple[list[Tensor], list[Tensor], list[Tensor]],
         padding: Tensor,
-        feature: Tensor,
-        input_projection: Tensor,
+        features: Sequence[tuple[Tensor, Tensor]],
+        projection: Tensor,
         position: Tensor,
+        encoder: Sequence[Tensor],
         memory: Tensor,
+        decoder: Sequence[Tensor],
         queries: Tensor,
     ) -> Capture:
         """The record of a model that reads a single feature map of h * w = S cells.
@@ -99,25 +109,29 @@ class Capture:
         Args:
             attention: per layer weights of encoder, decoder cross-attention and decoder self-attention.
             padding: (B, h, w) bool.
-            feature: (B, C, h, w).
-            input_projection: (B, D, h, w).
+            features: (B, C, h, w) maps of the backbone's stages from 2 on, with their padding.
+            projection: (B, D, h, w).
             position: (B, D, h, w).
+            encoder: per layer (B, S, D).
             memory: (B, S, D).
+            decoder: per layer (B, Q, D) before the norm.
             queries: (L, B, Q, D).
         """
         h, w = padding.shape[1:]
-        encoder, across, among = attention
+        among_tokens, across, among = attention
         return cls(
-            encoder_attention=encoder,
+            encoder_attention=among_tokens,
             decoder_attention=across,
             query_attention=among,
             feature_shapes=[(h, w)],
             padding=padding.flatten(1),
             stages={
-                "feature": feature,
-                "input_projection": input_projection,
-                "position": position,
+                **numbered("backbone", [feature for feature, _ in features], first=2),
+                "projection.0": projection,
+                "position.0": position,
+                **numbered("encoder", encoder),
                 "memory": memory.transpose(1, 2).unflatten(2, (h, w)),
+                **numbered("decoder", decoder),
                 "queries": queries,
             },
         )

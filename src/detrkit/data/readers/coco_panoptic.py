@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,17 @@ def annotation_file(path: Path, split: str) -> Path:
 
 
 def read(
-    path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
+    path: Path,
+    split: str,
+    *,
+    masks: bool | None = False,
+    findings: Findings | None = None,
+    more_images: Sequence[Path] = (),
 ) -> tuple[ClassList, list[Record], Findings]:
     """Reads one split; see `detrkit.data.readers.coco.read` for arguments and returns.
 
-    The records name the PNGs whatever `masks` is: nothing of these is read yet.
+    The records name the PNGs whatever `masks` is: nothing of these is read yet. The images are looked for in the
+    folders `more_images` too, after the usual ones.
 
     Raises:
         DetrkitError: a file that is no COCO panoptic json, no folder of images or PNGs, or (strict findings) any error
@@ -78,7 +85,7 @@ def read(
         annotations = _annotations(data.get("annotations", []), images, file, findings)
         pngs = _png_folder(file, [a["file_name"] for a in annotations.values()])
         names = [images[i]["file_name"] for i in annotations]
-        folder = image_folder(file, split, names, also=_more_folders(file, split, pngs))
+        folder = image_folder(file, split, names, also=[*_more_folders(file, split, pngs), *more_images])
         records = []
         count = 0
         for image_id in sorted(annotations):

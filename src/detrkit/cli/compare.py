@@ -1,0 +1,124 @@
+"""`detrkit compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from detrkit.console import console
+from detrkit.errors import DetrkitError
+
+if TYPE_CHECKING:
+    from detrkit.checkpoint import ModelSpec
+    from detrkit.comparison import Recording, Side
+    from detrkit.comparison.inputs import ModelInput
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Run two models on the same input and say at which stage they begin to differ.
+
+    The stages are the backbone's, projections, position encodings, each encoder and decoder layer, logits, boxes,
+    masks, and with objects each loss term. The exit status is 0 where all agree within tolerance, 1 where one does not.
+
+    Such as:
+
+    detrkit compare official.pth mine.safetensors
+
+    detrkit compare mine.safetensors exported_folder --framework transformers --input noise
+
+    detrkit compare detr-r50:0 --save stages.npz
+    """
+
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
+    """A checkpoint, a run's folder, a model name for its published weights or with a seed (detr-r50:0) for weights from
+    it, or a file of stages (.npz)."""
+    b: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="B")] = None
+    """The same; may be left out with --save."""
+    framework: Literal["detrkit", "transformers"] = "detrkit"
+    """What runs B: transformers runs the folder of its own model."""
+    model: str | None = None
+    """Model name, such as detr-r50-dc5, for weights that do not say what they are of."""
+    input: str | None = None
+    """ones (the default), noise, or a picture's file. A file of stages brings its own."""
+    size: tuple[int, int] = (800, 1199)
+    """Height and width of ones and noise in pixels."""
+    seed: int = 0
+    """Of the noise."""
+    data: str | None = None
+    """Take the input, and the objects that losses are of, from this dataset."""
+    split: str | None = "val"
+    """The dataset's split."""
+    image_id: int | None = None
+    """The dataset's id of the image; by default the first with objects."""
+    tolerance: float | None = None
+    """The largest difference of any stage whose root mean square is at most 1 (of others in proportion); by default
+    each stage has its own."""
+    save: Path | None = None
+    """Write the stages of A to this file (.npz)."""
+    device: str = "cpu"
+    """Where both run."""
+
+    def run(self) -> int:
+        """Compares and prints the table."""
+        from detrkit.comparison import Recording, compare, open_side, record, save_recording
+        from detrkit.detector import as_device
+
+        if self.b is None and self.save is None:
+            raise DetrkitError("nothing to compare with: give B, or --save FILE.npz to keep the stages of A")
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise DetrkitError(f"--tolerance {self.tolerance}: must be 0 or more")
+        if self.save is not None and self.save.suffix != ".npz":
+            raise DetrkitError(f"--save {self.save}: the name must end with .npz")
+        device = as_device(self.device)
+        a = open_side(self.a, model=self.model, device=device)
+        b = None if self.b is None else open_side(self.b, framework=self.framework, model=self.model, device=device)
+        given = self._input(a, b)
+        first = a if isinstance(a, Recording) else record(a, given.pixels, given.target)
+        if self.save is not None:
+            console.print(f"stages: {save_recording(self.save, first)}")
+        if b is None:
+            return 0
+        second = b if isinstance(b, Recording) else record(b, given.pixels, given.target)
+        comparison = compare(first, second, tolerance=self.tolerance)
+        wide = console if console.is_terminal else Console(width=120)  # a pipe has no width to fit
+        wide.print(comparison.table())
+        for line in comparison.summary():
+            console.print(line, markup=False)
+        return 0 if comparison.agrees else 1
+
+    def _input(self, a: Side | Recording, b: Side | Recording | None) -> ModelInput:
+        """What both sides get.
+
+        Raises:
+            DetrkitError: options that contradict each other, or files that cannot be read.
+        """
+        from detrkit.comparison import Recording
+        from detrkit.comparison.inputs import ModelInput, dataset_input, made_input, picture_input
+
+        for side in (a, b):
+            if isinstance(side, Recording) and side.pixels is not None:
+                if self.input is not None or self.data is not None:
+                    raise DetrkitError(f"{side.name} holds its input: leave out --input and --data")
+                return ModelInput(side.pixels, side.target)
+        if self.data is not None:
+            if self.input is not None:
+                raise DetrkitError("--input and --data: give one of them")
+            masks = any(not isinstance(side, Recording) and side.has_masks for side in (a, b) if side is not None)
+            return dataset_input(self.data, _spec(a, b), split=self.split, image_id=self.image_id, masks=masks)
+        if self.input in (None, "ones", "noise"):
+            return made_input(self.input or "ones", self.size, seed=self.seed)
+        assert self.input is not None
+        return picture_input(self.input, _spec(a, b))
+
+
+def _spec(a: Side | Recording, b: Side | Recording | None) -> ModelSpec:
+    """How a picture is prepared: as the first detrkit model wants it, else as published."""
+    from detrkit.checkpoint import ModelSpec
+    from detrkit.comparison import DetrkitSide
+
+    return next((side.spec for side in (a, b) if isinstance(side, DetrkitSide)), ModelSpec("detr-r50"))

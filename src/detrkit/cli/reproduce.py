@@ -1,0 +1,90 @@
+"""`detrkit reproduce`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from detrkit.console import console
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Evaluate published checkpoints on COCO val2017 and set what was measured beside what was published.
+
+    The weights are downloaded at the first use and verified; Deformable DETR's have no fixed address, so their files
+    are given with --weights. After an interruption the same command goes on with the images that are left. Under
+    torchrun the processes share the images, and the figures stay the same. The exit status is 1 if a figure is not
+    within 0.2 of the published one.
+
+    Such as:
+
+    detrkit reproduce --coco coco --panoptic coco_panoptic
+
+    detrkit reproduce detr-r50 detr-r50-dc5 --coco coco --batch-size 8
+
+    detrkit reproduce deformable-detr-r50 --coco coco --weights r50_deformable_detr-checkpoint.pth
+    """
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAMES]")] = ()
+    """Models (`detrkit models` lists them); by default all whose data is given and whose weights can be had."""
+    coco: Path | None = None
+    """COCO: the folder with val2017/ and annotations/instances_val2017.json."""
+    panoptic: Path | None = None
+    """COCO panoptic: the folder with panoptic_val2017/ and annotations/panoptic_val2017.json. The images may be here or
+    in the folder of --coco."""
+    weights: Path | None = None
+    """Folder with files of the published names, used instead of downloads; or the file of the one model named."""
+    out: Path = Path("reproduction")
+    """Folder of report.md and figures.json, and of a folder for each model with its own report, pictures, results and
+    the journal of images that are done."""
+    split: str = "val2017"
+    """The split to evaluate on."""
+    batch_size: int | None = None
+    """Images per process and step; by default as published, or 2 where that is not said. With exact padding it does not
+    change the figures."""
+    size: int | None = None
+    """Short side of the input in pixels; by default as published (800)."""
+    max_size: int | None = None
+    """Longest side in pixels; by default as published (1333), in proportion to --size."""
+    padding: Literal["exact", "official"] = "exact"
+    """exact: an image's results do not depend on its batch; official: as published, they do."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; by default CUDA where there is one."""
+    workers: int | None = None
+    """Processes that load images; by default 0 on a CPU, else processors - 1, at most 4."""
+    limit: int | None = None
+    """Only the first so many images."""
+
+    def run(self) -> int:
+        """Evaluates, prints the table of figures and what differs from the published evaluation."""
+        from detrkit.reproduction.running import reproduce
+        from detrkit.reproduction.tables import figure_table
+
+        results = reproduce(
+            self.names,
+            coco=self.coco,
+            panoptic=self.panoptic,
+            weights=self.weights,
+            out=self.out,
+            split=self.split,
+            batch_size=self.batch_size,
+            size=self.size,
+            max_size=self.max_size,
+            padding=self.padding,
+            device=self.device,
+            workers=self.workers,
+            limit=self.limit,
+            quiet=False,
+        )
+        console.print(figure_table(results))
+        for result in results:
+            for difference in result.differences:
+                console.print(f"{result.name}: {difference}")
+        console.print(f"report:  {self.out / 'report.md'}")
+        for result in results:
+            console.print(f"         {result.folder / 'report.md'}")
+        return 0 if all(result.within for result in results) else 1

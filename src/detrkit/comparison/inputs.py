@@ -1,0 +1,131 @@
+"""What both sides of a comparison get: constant pixels, noise, a picture, or an image of a dataset with its objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from detrkit.checkpoint import ModelSpec
+from detrkit.data import Dataset, eval_transform, open_dataset
+from detrkit.data.images import read_rgb
+from detrkit.data.sample import Sample
+from detrkit.data.transforms import normalise, to_target
+from detrkit.errors import DetrkitError
+from detrkit.models.outputs import Target
+
+SIZE = (800, 1199)  # height and width in pixels: the input of the alignment check that this one follows
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """One image.
+
+    Attributes:
+        pixels: (1, 3, H, W) float32, normalised.
+        target: its objects with the model's labels, or None.
+    """
+
+    pixels: Tensor
+    target: Target | None = None
+
+
+def made_input(kind: str, size: tuple[int, int] = SIZE, *, seed: int = 0) -> ModelInput:
+    """Input that needs no file.
+
+    Args:
+        kind: "ones", or "noise": normal values from the seed.
+        size: (height, width) in pixels.
+        seed: of the noise.
+
+    Raises:
+        DetrkitError: a size below one pixel, or an unknown kind.
+    """
+    if min(size) < 1:
+        raise DetrkitError(f"--size {size[0]} {size[1]}: height and width must be positive")
+    if kind == "ones":
+        return ModelInput(torch.ones(1, 3, *size))
+    if kind != "noise":
+        raise DetrkitError(f"input {kind!r}: choose ones, noise or a picture's file")
+    return ModelInput(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed)))
+
+
+def picture_input(file: str | Path, spec: ModelSpec) -> ModelInput:
+    """A picture, resized and normalised as the model wants it.
+
+    Raises:
+        DetrkitError: the file is missing, damaged or no image.
+    """
+    picture = read_rgb(Path(file))
+    size = (picture.height, picture.width)
+    sample = Sample(
+        tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1)),
+        tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size),
+        torch.zeros(0, dtype=torch.int64),
+        None,
+        image_id=0,
+        orig_size=size,
+    )
+    return ModelInput(_prepared(sample, spec).image.as_subclass(Tensor)[None])
+
+
+def dataset_input(
+    path: str | Path, spec: ModelSpec, *, split: str | None, image_id: int | None, masks: bool
+) -> ModelInput:
+    """An image of a dataset with its objects.
+
+    Objects of classes that the model does not know are left out.
+
+    Args:
+        path: as `open_dataset`.
+        spec: of the model; its labels are matched with the dataset's by class name.
+        split: as `open_dataset`.
+        image_id: the dataset's id of the image; by default that of the first with objects.
+        masks: whether the objects have masks.
+
+    Raises:
+        DetrkitError: no such dataset, split or image, no class in common, or an image that cannot be read.
+    """
+    dataset = open_dataset(path, split=split, masks=masks)
+    sample = dataset[_index(dataset, image_id)]
+    table = _labels(spec, dataset)
+    known = torch.tensor([int(label) in table for label in sample.labels], dtype=torch.bool)
+    labels = torch.tensor([table[int(label)] for label in sample.labels[known]], dtype=torch.int64)
+    sample = replace(
+        sample,
+        boxes=tv_tensors.wrap(sample.boxes[known], like=sample.boxes),
+        labels=labels,
+        masks=None if sample.masks is None else tv_tensors.Mask(sample.masks[known]),
+    )
+    sample = _prepared(sample, spec)
+    return ModelInput(sample.image.as_subclass(Tensor)[None], to_target(sample))
+
+
+def _prepared(sample: Sample, spec: ModelSpec) -> Sample:
+    return normalise(eval_transform(spec.size, spec.max_size)(sample), spec.mean, spec.std)
+
+
+def _index(dataset: Dataset, image_id: int | None) -> int:
+    """Raises: DetrkitError: no image of that id, or none with objects."""
+    for i, record in enumerate(dataset.records):
+        if record.image_id == image_id or (image_id is None and (~record.crowd).any()):
+            return i
+    if image_id is None:
+        raise DetrkitError(f"{dataset.path}: no image of {dataset.split} has an object")
+    raise DetrkitError(f"{dataset.path}: no image {image_id} in {dataset.split}")
+
+
+def _labels(spec: ModelSpec, dataset: Dataset) -> dict[int, int]:
+    """Label of the dataset -> label of the model.
+
+    Raises:
+        DetrkitError: nothing in common.
+    """
+    from detrkit.engine.gathering import dataset_labels
+
+    of_model = dataset_labels(spec, dataset).label_of  # category id -> label
+    return {label: of_model[category] for label, category in enumerate(dataset.classes.ids) if category in of_model}

@@ -1,0 +1,144 @@
+"""Hugging Face's transformers as a side: its own code runs its own model's folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from detrkit.comparison.stages import own_stages, predictions_of
+from detrkit.errors import DetrkitError
+from detrkit.models.criterion import SetCriterion, build_criterion
+from detrkit.models.outputs import Outputs
+
+# class in transformers -> a model with the same losses
+KINDS = {
+    "DetrForObjectDetection": "detr-r50",
+    "DetrForSegmentation": "detr-r50-panoptic",
+    "DeformableDetrForObjectDetection": "deformable-detr-r50",
+}
+# where transformers, 4 or 5, computes a stage: the end of the module's name, the stage, what is added to its number
+_BODY = r"\bbackbone\.(?:conv_encoder\.)?model\."
+_MODULES = (
+    (_BODY + r"layer(\d)", "backbone", 1),  # of timm
+    (_BODY + r"encoder\.stages\.(\d)", "backbone", 2),
+    (r"\binput_projection", "projection", 0),
+    (r"\binput_proj\.(\d+)", "projection", 0),
+    (r"\bmodel\.encoder\.layers\.(\d+)", "encoder", 0),
+    (r"\bmodel\.decoder\.layers\.(\d+)", "decoder", 0),
+    (r"\bposition_embedding", "position", 0),
+    (r"\bbbox_attention", "mask_attention", 0),
+)
+
+
+class TransformersSide:
+    """A DETR or a Deformable DETR as transformers runs it.
+
+    Args:
+        name: for messages and headings.
+        model: of one of the classes in KINDS; put in eval mode.
+        device: where to run.
+    """
+
+    def __init__(self, name: str, model: Any, *, device: torch.device | str = "cpu") -> None:
+        self.name = name
+        self.kind = type(model).__name__
+        self.model: Any = model.eval().to(device)
+        self.device = device
+        if self.kind == "DeformableDetrForObjectDetection":
+            self.model.config.auxiliary_loss = True  # or it would not tell the predictions of earlier layers
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> TransformersSide:
+        """Reads a folder that `save_pretrained` or detrkit wrote; nothing is downloaded.
+
+        Raises:
+            DetrkitError: transformers is not installed, the folder is none of its models, or not one of KINDS.
+        """
+        try:
+            import transformers
+            from transformers.utils import logging
+        except ImportError as error:
+            raise DetrkitError("--framework transformers needs transformers: pip install transformers") from error
+        if not (Path(folder) / "config.json").is_file():
+            raise DetrkitError(f"{folder}: no config.json there; transformers reads a model's folder")
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            kind = (config.architectures or ["nothing"])[0]
+            if kind not in KINDS:
+                raise DetrkitError(f"{folder}: config.json says {kind}; can be compared: {', '.join(KINDS)}")
+            model = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DetrkitError(f"{folder}: transformers cannot load it ({reason})") from error
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+        return cls(str(folder), model, device=device)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model predicts masks."""
+        return self.kind == "DetrForSegmentation"
+
+    def criterion(self) -> SetCriterion:
+        """The losses of detrkit for such a model: those of transformers do not report the same terms."""
+        return build_criterion(KINDS[self.kind], num_classes=self.model.config.num_labels)
+
+    def run(self, pixels: Tensor) -> tuple[Outputs, dict[str, Tensor]]:
+        """As `Side.run`."""
+        inputs: dict[str, Any] = {"pixel_values": pixels.to(self.device)}
+        if self.kind == "DeformableDetrForObjectDetection":
+            # predictions of earlier layers come with a loss alone, and a loss with objects
+            objects = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
+            inputs["labels"] = [{name: value.to(self.device) for name, value in objects.items()}]
+        with _watched(self.model) as seen:
+            got = self.model(**inputs)
+        earlier = getattr(got, "auxiliary_outputs", None) or []
+        outputs = Outputs(got.logits, got.pred_boxes, masks=getattr(got, "pred_masks", None))
+        outputs.aux = [Outputs(layer["logits"], layer["pred_boxes"]) for layer in earlier]
+        last = max(int(name.split(".")[1]) for name in seen if name.startswith("decoder."))
+        stages = dict(seen)
+        if getattr(got, "enc_outputs_class", None) is not None:
+            outputs.encoder = Outputs(got.enc_outputs_class, got.enc_outputs_coord_logits.sigmoid())
+        if getattr(got, "init_reference_points", None) is not None:
+            stages["reference"] = got.init_reference_points
+        stages[f"queries.{last}"] = got.last_hidden_state
+        return outputs, own_stages(stages | predictions_of(outputs, last))
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collects the stages that pass through a model's modules while it runs."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+
+    def watch(module: nn.Module, stage: str, number: int | None) -> None:
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if stage == "position":  # one module for all levels, called one after the other
+                level = sum(name.startswith("position.") for name in seen)
+                seen[f"position.{level}"] = tensor
+            else:
+                seen[stage if number is None else f"{stage}.{number}"] = tensor
+
+        handles.append(module.register_forward_hook(keep))
+
+    for name, module in model.named_modules():
+        for pattern, stage, offset in _MODULES:
+            if found := re.search(pattern + "$", name):
+                plain = stage == "mask_attention"
+                watch(module, stage, None if plain else int(found[1]) + offset if found.groups() else 0)
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,193 @@
+"""What can be compared: models of detrkit, with weights from a file or from a seed; for transformers see `peer`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from detrkit.backbones.resnet import ResNetBackbone
+from detrkit.checkpoint import ModelSpec, load_any, published_spec
+from detrkit.comparison.recording import Recording, load_recording
+from detrkit.comparison.stages import stages_of
+from detrkit.errors import DetrkitError
+from detrkit.layers.deformable import MSDeformAttention
+from detrkit.models.batch import Batch
+from detrkit.models.criterion import SetCriterion, build_criterion
+from detrkit.models.outputs import Outputs
+from detrkit.registry import ARCHITECTURES
+
+# of matrices, by the end of their names: what is added to a token must neither drown in it nor make all tokens alike
+_GAINS = (
+    ("self_attention.out_proj.weight", 0.6),
+    ("cross_attention.out_proj.weight", 1.4),
+    ("linear1.weight", 0.5),
+    ("linear2.weight", 0.6),
+    *((f"box_head.layers.{i}.weight", 1.4) for i in range(3)),
+)
+
+
+class Side(Protocol):
+    """Something that runs a model and can say what it computed.
+
+    Attributes:
+        name: for messages and headings.
+    """
+
+    name: str
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model predicts masks."""
+
+    def run(self, pixels: Tensor) -> tuple[Outputs, dict[str, Tensor]]:
+        """The outputs for one (1, 3, H, W) normalised image, and the stages but for losses."""
+
+    def criterion(self) -> SetCriterion:
+        """The losses of the model."""
+
+
+class DetrkitSide:
+    """A detrkit model.
+
+    Args:
+        name: for messages and headings.
+        model: with its weights; put in eval mode.
+        spec: what it is.
+        device: where to run; the stages come back to the CPU.
+    """
+
+    def __init__(self, name: str, model: nn.Module, spec: ModelSpec, *, device: torch.device | str = "cpu") -> None:
+        self.name = name
+        self.model = model.eval().to(device)
+        self.spec = spec
+        self.device = device
+
+    @classmethod
+    def load(cls, source: str | Path, *, model: str | None = None, device: torch.device | str = "cpu") -> DetrkitSide:
+        """From whatever `detrkit.load` takes, or a model name with a seed, such as "detr-r50:0".
+
+        Args:
+            source: weights.
+            model: its name, for files that do not say it.
+            device: where to run.
+
+        Raises:
+            DetrkitError: weights that are missing, damaged, unknown or do not fit.
+        """
+        if seeded := re.fullmatch(r"([\w.-]+):(\d+)", str(source)):
+            if seeded[1] not in ARCHITECTURES:
+                raise DetrkitError(f"{source}: no model of that name; models are {', '.join(ARCHITECTURES)}")
+            return cls(str(source), *seeded_model(seeded[1], int(seeded[2])), device=device)
+        return cls(str(source), *load_any(source, name=model), device=device)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model predicts masks."""
+        return getattr(self.model, "segmentation", None) is not None
+
+    def run(self, pixels: Tensor) -> tuple[Outputs, dict[str, Tensor]]:
+        """As `Side.run`."""
+        batch = Batch(pixels.to(self.device), [(int(pixels.shape[2]), int(pixels.shape[3]))])
+        outputs = self.model(batch, capture=True)
+        return outputs, stages_of(outputs)
+
+    def criterion(self) -> SetCriterion:
+        """As `Side.criterion`."""
+        return build_criterion(self.spec.name, num_classes=self.spec.num_classes)
+
+
+def open_side(
+    source: str,
+    *,
+    framework: Literal["detrkit", "transformers"] = "detrkit",
+    model: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Side | Recording:
+    """A side by what a user calls it.
+
+    Args:
+        source: a stage file (.npz), or what `DetrkitSide.load` takes, or for transformers the folder of its model.
+        framework: what runs the model.
+        model: its name, for weights that do not say it.
+        device: where to run.
+
+    Raises:
+        DetrkitError: missing, damaged or foreign files; transformers is not installed or cannot load the folder.
+    """
+    if framework == "transformers":
+        from detrkit.comparison.peer import TransformersSide
+
+        return TransformersSide.load(source, device=device)
+    if source.endswith(".npz"):
+        return load_recording(source)
+    return DetrkitSide.load(source, model=model, device=device)
+
+
+def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[nn.Module, ModelSpec]:
+    """A model with weights from a seed under which every part matters to the result.
+
+    Initial weights would hide mistakes: published box heads start at zero, attention to all points alike, and norms as
+    none at all. Here each tensor is drawn, of a size that keeps the values of every stage moderate.
+
+    Args:
+        name: as `build_model`.
+        seed: of the weights; drawn on the CPU, in the order of the model's tensors.
+        overrides: of the model's options.
+
+    Returns:
+        The model, in eval mode, and its spec, with which `save_model` or `save_official` write it.
+    """
+    published = published_spec(name)
+    spec = ModelSpec(
+        name,
+        overrides,
+        num_classes=published.num_classes,
+        classes=published.classes,
+        max_size=published.max_size,
+        training={"seed": seed},
+    )
+    model = spec.build()
+    generator = torch.Generator().manual_seed(seed)
+    residual = _residual_norms(model)
+    offsets = {id(m.sampling_offsets.bias) for m in model.modules() if isinstance(m, MSDeformAttention)}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if not tensor.is_floating_point():
+            continue
+        drawn = torch.randn(tensor.shape, generator=generator)
+        own = tensor.detach()
+        if key.endswith("running_var"):
+            value = 1 + 0.1 * drawn.clamp(-3, 3)
+        elif id(tensor) in offsets:
+            value = own + 0.25 * drawn  # around the published rays
+        elif id(tensor) in embeddings or key.endswith(("level_embed", "row_embed", "col_embed", "queries")):
+            value = drawn
+        elif tensor.ndim == 1 and key.endswith("weight"):  # of norms
+            value = (0.3 if key in residual else 1.0) + 0.1 * drawn
+        elif tensor.ndim == 1:
+            value = 0.1 * drawn
+        elif tensor.ndim == 4 and key.startswith("backbone."):
+            value = drawn * (2 / own[0].numel()) ** 0.5  # a ReLU follows
+        else:
+            value = drawn * own[0].numel() ** -0.5 * next((g for end, g in _GAINS if key.endswith(end)), 1.0)
+        if key.endswith("in_proj_weight"):
+            value[: 2 * len(value) // 3] *= 2.5  # queries and keys: attention that chooses
+            value[2 * len(value) // 3 :] *= 1.5 if "cross_attention" in key else 0.5
+        own.copy_(value)
+    return model.eval(), spec
+
+
+def _residual_norms(model: nn.Module) -> set[str]:
+    """Weights of the last norm of every residual branch, by name: 1 there would double the values block by block."""
+    backbone: Any = model.backbone
+    assert isinstance(backbone, ResNetBackbone)
+    found = set()
+    for name, block in backbone.named_modules():
+        last = next((norm for norm in ("bn3", "bn2") if hasattr(block, norm)), None)
+        if last is not None:
+            found.add(f"backbone.{name}.{last}.weight")
+    return found

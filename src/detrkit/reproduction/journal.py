@@ -1,0 +1,137 @@
+"""The journal of an evaluation: what was found in each image, a line a batch, so that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detrkit.engine.gathering import Evaluation
+from detrkit.errors import DetrkitError
+from detrkit.evaluation.evaluator import ImageResults
+from detrkit.evaluation.files import write_atomic
+from detrkit.evaluation.panoptic_matching import ImageMatches
+
+FOLDER, SETTINGS = "journal", "settings.json"
+_MATCHES = {"matched": np.int64, "iou": np.float64, "invented": np.int64, "missed": np.int64}
+
+
+class Journal:
+    """Every process appends to a file of its own, and reads those of all.
+
+    Numbers are kept to their last digit: what is read gives the same figures as what was computed.
+
+    Args:
+        folder: of the evaluation; the journal is a folder in it.
+        settings: on which the results depend.
+
+    Raises:
+        DetrkitError: an evaluation with other settings was begun in the folder.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder / FOLDER
+        self.settings = dict(settings)
+        file = self.folder / SETTINGS
+        if not file.is_file():
+            return
+        try:
+            begun = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DetrkitError(f"{file}: damaged; delete {self.folder} to begin anew") from error
+        for name in self.settings | begun:
+            there, here = begun.get(name), self.settings.get(name)
+            if there != here:
+                raise DetrkitError(
+                    f"{folder}: an evaluation with {name} {there} was begun here, now it is {here}; give another "
+                    f"--out, or delete {self.folder}"
+                )
+
+    def begin(self) -> None:
+        """Writes down the settings; for one process to do, when all have compared theirs."""
+        write_atomic(self.folder / SETTINGS, json.dumps(self.settings, indent=2) + "\n")
+
+    def read(self, evaluation: Evaluation) -> float:
+        """Gives the images that are done to an evaluation.
+
+        Returns:
+            The seconds they took, the sum over processes.
+        """
+        seconds = 0.0
+        objects: dict[int | str, ImageResults] = {}
+        segments: dict[int | str, ImageMatches] = {}
+        for file in sorted(self.folder.glob("process-*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    content = json.loads(line)
+                except ValueError:
+                    continue  # the process ended while it wrote this line: the batch is done once more
+                seconds += content["seconds"]
+                for image in content["images"]:
+                    objects.setdefault(image["id"], _results(image["objects"]))
+                    if "segments" in image:
+                        segments.setdefault(image["id"], _matches(image["segments"]))
+        evaluation.objects.merge(objects)
+        if evaluation.segments is not None:
+            evaluation.segments.merge(segments)
+        return seconds
+
+    def append(self, evaluation: Evaluation, image_ids: Sequence[int | str], *, rank: int, seconds: float) -> None:
+        """Writes down the images of a batch.
+
+        Args:
+            evaluation: that has got them.
+            image_ids: which ones.
+            rank: of this process.
+            seconds: that the batch took.
+
+        Raises:
+            DetrkitError: the journal cannot be written.
+        """
+        found = evaluation.objects.state()
+        matches = {} if evaluation.segments is None else evaluation.segments.state()
+        images = []
+        for image_id in image_ids:
+            image: dict[str, Any] = {"id": image_id, "objects": _plain(found[image_id])}
+            if image_id in matches:
+                image["segments"] = _plain(matches[image_id])
+            images.append(image)
+        line = json.dumps({"seconds": round(seconds, 4), "images": images}) + "\n"
+        file = self.folder / f"process-{rank}.jsonl"
+        try:
+            with file.open("a+b") as stream:
+                if stream.tell() and _last_byte(stream) != b"\n":
+                    line = "\n" + line  # after a line that was cut off
+                stream.write(line.encode())
+        except OSError as error:
+            raise DetrkitError(f"{file}: cannot be written ({error.strerror}); give another --out") from error
+
+
+def _last_byte(stream: Any) -> bytes:
+    stream.seek(-1, os.SEEK_END)
+    last: bytes = stream.read(1)
+    return last
+
+
+def _plain(row: ImageResults | ImageMatches) -> dict[str, Any]:
+    """The fields as JSON values."""
+    fields = row._asdict().items()
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields}
+
+
+def _results(plain: Mapping[str, Any]) -> ImageResults:
+    return ImageResults(
+        np.array(plain["category"], np.int64),
+        np.array(plain["boxes"], np.float64).reshape(-1, 4),
+        np.array(plain["scores"], np.float64),
+        plain["segmentations"],
+    )
+
+
+def _matches(plain: Mapping[str, Any]) -> ImageMatches:
+    arrays = {name: np.array(plain[name], kind) for name, kind in _MATCHES.items()}
+    return ImageMatches(**arrays, segments_info=plain["segments_info"])

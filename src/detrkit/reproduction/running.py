@@ -1,0 +1,404 @@
+"""`reproduce`: published checkpoints on COCO, measured beside published; it goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from detrkit.backbones.resnet import Padding
+from detrkit.build import published_weights
+from detrkit.checkpoint import ModelSpec, load_model, published_spec
+from detrkit.console import console, meter
+from detrkit.data import Dataset, eval_transform, make_loader, order_by_aspect
+from detrkit.detector import as_device, default_device
+from detrkit.download import sha256
+from detrkit.engine.evaluating import join_processes
+from detrkit.engine.examples import example_sheet, shown_above
+from detrkit.engine.gathering import Evaluation, without_masks
+from detrkit.errors import DetrkitError
+from detrkit.evaluation import write_report
+from detrkit.evaluation.files import write_atomic
+from detrkit.published import PUBLISHED, Published
+from detrkit.reproduction.data import EvaluationData, Places
+from detrkit.reproduction.journal import Journal
+from detrkit.reproduction.pictures import segments_sheet
+from detrkit.reproduction.tables import Reproduced, figure_table, settings_that_differ
+
+EXAMPLES = 8  # images on a sheet
+
+
+def reproduce(
+    names: str | Sequence[str] | None = None,
+    *,
+    coco: str | Path | None = None,
+    panoptic: str | Path | None = None,
+    weights: str | Path | None = None,
+    out: str | Path = "reproduction",
+    split: str = "val2017",
+    batch_size: int | None = None,
+    size: int | None = None,
+    max_size: int | None = None,
+    padding: Padding = "exact",
+    device: str | None = None,
+    workers: int | None = None,
+    limit: int | None = None,
+    quiet: bool = True,
+) -> list[Reproduced]:
+    """Evaluates published checkpoints as their figures were measured, and sets the figures side by side.
+
+    What was found is kept image by image: after an interruption, the same call goes on with the images that are left.
+    Under torchrun the processes share the batches, which are the same for any number of them, and so are the results.
+
+    Args:
+        names: of models, or one; by default all whose data is given and whose weights can be had.
+        coco: folder with val2017/ and annotations/instances_val2017.json.
+        panoptic: folder with panoptic_val2017/ and annotations/panoptic_val2017.json, for the panoptic models.
+        weights: a folder with files of the published names, which are used instead of downloads; of a single name the
+            file itself.
+        out: a folder for the report, with one for each model.
+        split: of both datasets.
+        batch_size: images per process and step; by default as published, or 2 where that is not said.
+        size: short side of the input in pixels; by default as published.
+        max_size: longest side of the input in pixels; by default as published, in proportion to `size`.
+        padding: "exact": the results do not depend on the batch; "official": as published, they do.
+        device: "cuda", "cpu", ...; by default CUDA where there is one.
+        workers: processes that load images.
+        limit: evaluate on the first so many images only.
+        quiet: no progress.
+
+    Returns:
+        What came out, in the order of `names`.
+
+    Raises:
+        DetrkitError: an unknown name, no data for a model, weights that cannot be had or are not the published ones, or
+            an evaluation with other settings in `out`.
+    """
+    places = Places(*(None if p is None else Path(p).expanduser() for p in (coco, panoptic)), split=split)
+    given = None if weights is None else Path(weights).expanduser()
+    rows = chosen_rows(names, places, given)
+    files = {row.model: weights_file(row, given, alone=len(rows) == 1) for row in rows}  # before hours of work
+    results = []
+    for row in rows:
+        wanted = row.evaluation
+        model, found = load_model(files[row.model], name=row.model)
+        longest = max_size or (wanted.max_size if size is None else round(wanted.max_size * size / wanted.size))
+        # the file of a Deformable DETR does not say what its classes are
+        spec = replace(published_spec(row.model), options=found.options, size=size or wanted.size, max_size=longest)
+        data = EvaluationData.open(places, panoptic=wanted.data == "panoptic", limit=limit)
+        results.append(
+            run(
+                with_padding(model, spec, padding),
+                replace(spec, padding=padding),
+                data,
+                Path(out) / row.model,
+                weights=files[row.model],
+                row=row,
+                batch_size=batch_size or wanted.batch_size or 2,
+                threshold=wanted.threshold,
+                device=device,
+                workers=workers,
+                quiet=quiet,
+            )
+        )
+    if join_processes()[0] == 0:
+        write_summary(Path(out), results)
+    return results
+
+
+def chosen_rows(names: str | Sequence[str] | None, places: Places, weights: Path | None) -> list[Published]:
+    """The checkpoints to evaluate.
+
+    Raises:
+        DetrkitError: an unknown name, or none that can be evaluated.
+    """
+    if names is not None and len(names):
+        chosen = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+        for name in chosen:
+            if name not in PUBLISHED:
+                raise DetrkitError(f"{name}: no published model; choose from {', '.join(PUBLISHED)}")
+        return [PUBLISHED[name] for name in chosen]
+    rows = []
+    for row in PUBLISHED.values():
+        there = weights is not None and (weights / row.file).is_file()
+        if not places.has(row.evaluation):
+            console.print(f"left out: {row.model} (give --{row.evaluation.data})")
+        elif row.url is None and not there:
+            console.print(f"left out: {row.model} (put {row.file} into the folder of --weights; see {row.page})")
+        else:
+            rows.append(row)
+    if not rows:
+        raise DetrkitError("no data is given: --coco FOLDER for boxes, --panoptic FOLDER for panoptic models")
+    return rows
+
+
+def weights_file(row: Published, weights: Path | None, *, alone: bool = False) -> Path:
+    """The file of a checkpoint: what is given, or the download.
+
+    Args:
+        row: what was published.
+        weights: a folder with files of the published names, or a file; None: download.
+        alone: whether this is the only checkpoint, so that `weights` may be its file.
+
+    Raises:
+        DetrkitError: it cannot be had, or it is another file.
+    """
+    file = None
+    if weights is not None and weights.is_file():
+        if not alone:
+            raise DetrkitError(f"{weights} is a file: name the one model that it is of, or give a folder")
+        file = weights
+    elif weights is not None and not weights.is_dir():
+        raise DetrkitError(f"{weights}: no such file or folder of weights")
+    elif weights is not None and (weights / row.file).is_file():
+        file = weights / row.file
+    if file is None and row.url is None:
+        raise DetrkitError(
+            f"{row.model}: get its file from {row.page} and give it with --weights, as FOLDER/{row.file}"
+        )
+    if file is None:
+        return published_weights(row.model)
+    if row.sha256 is not None and not (digest := sha256(file)).startswith(row.sha256):
+        other = next((p for p in PUBLISHED.values() if p.sha256 is not None and digest.startswith(p.sha256)), None)
+        what = f"that is {other.file}" if other else f"its SHA-256 starts with {digest[:8]}, not with {row.sha256}"
+        raise DetrkitError(
+            f"{file} is not the published file of {row.model}: {what}; take it away to have it downloaded"
+        )
+    return file
+
+
+def with_padding(model: nn.Module, spec: ModelSpec, padding: Padding) -> nn.Module:
+    """The model for another kind of padding, with the same weights."""
+    if padding == spec.padding:
+        return model
+    other = replace(spec, padding=padding).build()
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+def run(
+    model: nn.Module,
+    spec: ModelSpec,
+    data: EvaluationData,
+    folder: Path,
+    *,
+    weights: Path,
+    row: Published | None,
+    batch_size: int,
+    threshold: float | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    quiet: bool = True,
+) -> Reproduced:
+    """Evaluates one checkpoint, or goes on with that, and writes its report.
+
+    Args:
+        model: with its weights.
+        spec: its input size and padding are those of the evaluation.
+        data: to evaluate on.
+        folder: of the journal and the report.
+        weights: the file, for the report.
+        row: what was published of it, or None.
+        batch_size: images per process and step.
+        threshold: score above which a query becomes a segment.
+        device: see `reproduce`.
+        workers: see `reproduce`.
+        quiet: no progress.
+
+    Raises:
+        DetrkitError: an evaluation with other settings was begun in the folder, or data that cannot be read.
+    """
+    if batch_size < 1:
+        raise DetrkitError(f"--batch-size {batch_size}: at least 1")
+    rank, world = join_processes()
+    where = default_device() if device is None else as_device(device)
+    model = model.eval().to(where)
+    results = folder / "panoptic.json"
+    evaluation = Evaluation(data.truth(spec, model), spec, threshold=threshold, panoptic_out=results)
+    images = data.images
+    journal = Journal(folder, _what_counts(weights, spec, images, batch_size, evaluation))
+    wait()
+    if rank == 0:
+        journal.begin()
+    wait()
+    journal.read(evaluation)
+    # The batches follow from the dataset alone, and are dealt out whole: any number of processes, interrupted at any
+    # point, computes the same ones, so that the figures agree to the last digit.
+    order = order_by_aspect(images)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    done = evaluation.objects.state()
+    left = [batch for batch in batches if any(images.records[i].image_id not in done for i in batch)]
+    wait()  # all have read what is left before anybody writes
+    with meter(spec.name, len(left[rank::world]), quiet=quiet or rank != 0) as progress:
+        for seconds, ids in _evaluated(model, spec, images, left[rank::world], evaluation, where, batch_size, workers):
+            journal.append(evaluation, ids, rank=rank, seconds=seconds)
+            progress.advance()
+    evaluation.gather()
+    metrics = evaluation.compute()
+    wait()
+    here: dict[str, Any] = {
+        "images": len(images),
+        "size": spec.size,
+        "max_size": spec.max_size,
+        "batch_size": batch_size,
+        "padding": spec.padding,
+        "threshold": evaluation.threshold if evaluation.segments is not None else None,
+    }
+    reproduced = Reproduced(
+        spec.name,
+        metrics,
+        row,
+        [] if row is None else settings_that_differ(row, here),
+        journal.read(evaluation) / max(1, len(images)),
+        folder,
+    )
+    if rank == 0:
+        evaluation.objects.save(folder / "results.json")
+        if evaluation.segments is not None:
+            evaluation.segments.save()
+        _write_report(reproduced, model, spec, data, evaluation, weights, here | {"processes": world}, where)
+    wait()
+    return reproduced
+
+
+def _what_counts(
+    weights: Path, spec: ModelSpec, images: Dataset, batch_size: int, evaluation: Evaluation
+) -> dict[str, Any]:
+    """The settings that results depend on, so that a journal is not continued with others."""
+    counts: dict[str, Any] = {
+        "model": spec.name,
+        "weights": sha256(weights)[:16],
+        "dataset": f"{images.name} {images.split}, {len(images)} images",
+        "size": spec.size,
+        "max size": spec.max_size,
+        "padding": spec.padding,
+    }
+    if spec.padding == "official":
+        counts["batch size"] = batch_size
+    if evaluation.segments is not None:
+        counts["threshold"] = evaluation.threshold
+    return counts
+
+
+@torch.no_grad()
+def _evaluated(
+    model: nn.Module,
+    spec: ModelSpec,
+    images: Dataset,
+    batches: Sequence[Sequence[int]],
+    evaluation: Evaluation,
+    device: torch.device,
+    batch_size: int,
+    workers: int | None,
+) -> Iterator[tuple[float, list[int | str]]]:
+    """Runs the model over batches of indices; yields the seconds that each took and the ids of its images."""
+    if not batches:
+        return
+    loader = make_loader(
+        without_masks(images).subset([index for batch in batches for index in batch]),
+        transform=eval_transform(spec.size, spec.max_size),
+        batch_size=batch_size,
+        training=False,
+        workers=workers,
+        mean=spec.mean,
+        std=spec.std,
+    )
+    began = time.perf_counter()
+    for batch, targets in loader:
+        batch = batch.to(device)
+        evaluation.add(model(batch, defer_masks=True), batch, targets)
+        now = time.perf_counter()
+        yield now - began, [t.image_id for t in targets if t.image_id is not None]
+        began = now
+
+
+def wait() -> None:
+    """Waits for all processes."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def _write_report(
+    reproduced: Reproduced,
+    model: nn.Module,
+    spec: ModelSpec,
+    data: EvaluationData,
+    evaluation: Evaluation,
+    weights: Path,
+    here: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """The report of one checkpoint: figures, settings and what differs in them, per class, curves, pictures, speed."""
+    settings: dict[str, Any] = {
+        "model": spec.name,
+        "weights": weights.name,
+        "dataset": f"{data.images.name}, split {data.images.split}",
+        **{name.replace("_", " "): value for name, value in here.items() if value is not None},
+        "precision": "fp32",
+    }
+    if data.note:
+        settings["objects"] = data.note
+    row = reproduced.row
+    if row is not None:
+        settings["published figures"] = row.source
+        settings["published evaluation"] = _published_evaluation(row)
+        if row.note:
+            settings["note"] = row.note
+    for difference in reproduced.differences:
+        settings[f"differs: {difference.setting}"] = str(difference)
+    timing: dict[str, Any] = {
+        "seconds per image and process, with loading": round(reproduced.seconds, 4),
+        "device": str(device),
+    }
+    if row is not None and row.speed:
+        timing["published speed (V100, one image at a time)"] = row.speed
+    panoptic = evaluation.segments is not None
+    sheet = segments_sheet(model, spec, data.images, EXAMPLES) if panoptic else None
+    write_report(
+        reproduced.folder,
+        metrics=reproduced.metrics,
+        masks=reproduced.metrics.masks,
+        panoptic=reproduced.metrics.panoptic,
+        title=f"{spec.name} on {data.images.name} {data.images.split}",
+        settings=settings,
+        confusion=evaluation.objects.confusion(score=shown_above(spec)),
+        sheet=sheet or example_sheet(model, spec, data.images, count=EXAMPLES),
+        timing=timing,
+    )
+
+
+def _published_evaluation(row: Published) -> str:
+    """The settings of the published evaluation in words."""
+    e = row.evaluation
+    batch = "batch size not said" if e.batch_size is None else f"batch size {e.batch_size}"
+    segments = "" if e.threshold is None else f", segments above {e.threshold:g}"
+    return (
+        f"{e.images:,} images, short side {e.size}, longest side {e.max_size}, {batch}, padding {e.padding}{segments}"
+    )
+
+
+def write_summary(out: Path, results: Sequence[Reproduced]) -> Path:
+    """Writes report.md, with the figures of all checkpoints and what differs, and figures.json.
+
+    Returns:
+        The path of report.md.
+    """
+    parts = ["# Measured beside published", figure_table(results)]
+    parts.append(
+        "In percent; the difference is in points, to the published figure or, where there is none, to the report's. "
+        "AP50, AP75: at one IoU; APs, APm, APl: small, medium and large objects; PQ, SQ, RQ: panoptic, recognition and "
+        "segmentation quality, of things (th) and stuff (st)."
+    )
+    parts.append("## Settings that differ from the published evaluation")
+    for result in results:
+        rows = [f"- {difference}" for difference in result.differences] or ["none"]
+        parts += [f"[{result.name}]({result.name}/report.md):", "\n".join(rows)]
+    write_atomic(out / "figures.json", json.dumps([result.to_json() for result in results], indent=2) + "\n")
+    return write_atomic(out / "report.md", "\n\n".join(parts) + "\n")

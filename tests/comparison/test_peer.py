@@ -1,0 +1,127 @@
+"""transformers runs its own folder beside detrkit: every stage agrees, and a changed weight is found."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from detrkit.checkpoint import save_huggingface, save_model
+from detrkit.cli import main
+from detrkit.comparison import DetrkitSide, compare, record, seeded_model
+from detrkit.comparison.inputs import made_input
+from detrkit.comparison.peer import TransformersSide
+from detrkit.errors import DetrkitError
+from detrkit.models.outputs import Target
+
+pytest.importorskip("transformers")
+
+SMALL = {"hidden_dim": 128, "dim_feedforward": 128, "num_queries": 12, "enc_layers": 2, "dec_layers": 4}
+# width 128: transformers normalises projections in 32 groups whatever the width
+NAMES = [
+    "detr-r50",
+    "detr-r50-panoptic",
+    "deformable-detr-r50",
+    "deformable-detr-r50-single-scale",
+    "deformable-detr-r50-refine",
+    "deformable-detr-r50-two-stage",
+]
+TARGET = Target(torch.tensor([3, 1]), torch.tensor([[0.4, 0.5, 0.3, 0.4], [0.7, 0.3, 0.2, 0.5]]))
+
+
+def pair(name, seed, folder, **options):
+    """A detrkit side, and the folder of the same weights in transformers' form."""
+    model, spec = seeded_model(name, seed, **SMALL | options)
+    save_huggingface(folder, model, spec)
+    return DetrkitSide(name, model, spec), folder
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_stage_agrees(name, seed, tmp_path):
+    # its mask head normalises in 8 groups whatever the width
+    ours, folder = pair(name, seed, tmp_path / "hf", **{"hidden_dim": 256} if "panoptic" in name else {})
+    theirs = TransformersSide.load(folder)
+    assert theirs.has_masks == ours.has_masks == ("panoptic" in name)
+    pixels = made_input("noise", (131, 160), seed=seed).pixels
+    target = TARGET
+    if ours.has_masks:
+        target = Target(TARGET.labels, TARGET.boxes, torch.rand(2, 131, 160) > 0.5)
+    found = compare(record(ours, pixels, target), record(theirs, pixels, target))
+    print({d.name: f"{d.absolute:.0e}" for d in found.differences})
+    assert found.agrees, found.summary()
+    names = {d.name for d in found.differences}
+    layers = range(4)
+    assert {f"backbone.{i}" for i in (2, 3, 4, 5)} | {f"decoder.{i}" for i in layers} | {
+        "encoder.0",
+        "encoder.1",
+    } <= names
+    levels = 4 if name.startswith("deformable") and "single" not in name else 1
+    assert {f"{part}.{i}" for part in ("projection", "position") for i in range(levels)} <= names
+    assert {"logits.3", "boxes.3", "loss_ce", "loss_giou"} <= names
+    if "deformable" in name:
+        alone = ["proposal.index"] if "two-stage" in name else []  # it does not tell, but the references do
+        assert found.missing == (alone, []) and {f"boxes.{i}" for i in layers} | {"reference", "loss_ce_0"} <= names
+    else:  # transformers leaves out what earlier layers predict
+        alone = {f"{part}.{i}" for part in ("queries", "logits", "boxes") for i in range(3)}
+        alone |= {f"loss_{term}_{i}" for term in ("ce", "bbox", "giou") for i in range(3)}
+        assert (set(found.missing[0]), found.missing[1]) == (alone, [])
+    assert ({"proposal.logits", "proposal.boxes", "loss_ce_enc"} <= names) == ("two-stage" in name)
+    assert ({"mask_attention", "masks", "loss_mask", "loss_dice"} <= names) == ("panoptic" in name)
+
+
+def test_dc5(tmp_path):
+    """Which transformers has with timm's ResNet alone."""
+    pytest.importorskip("timm")
+    ours, folder = pair("detr-r50-dc5", 2, tmp_path / "hf")
+    pixels = made_input("noise", (96, 130), seed=2).pixels
+    found = compare(record(ours, pixels), record(TransformersSide.load(folder), pixels))
+    assert found.agrees, found.summary()
+    assert {d.name for d in found.differences} >= {"backbone.2", "backbone.5", "decoder.3", "boxes.3"}
+
+
+@pytest.mark.parametrize("name", ["detr-r50", "deformable-detr-r50-refine"])
+def test_a_changed_weight(name, tmp_path, capsys):
+    ours, folder = pair(name, 3, tmp_path / "hf")
+    path = save_model(tmp_path / "ours.safetensors", ours.model, ours.spec)
+    words = [
+        "compare",
+        str(path),
+        str(folder),
+        "--framework",
+        "transformers",
+        "--input",
+        "noise",
+        "--size",
+        "96",
+        "128",
+    ]
+    assert main(words) == 0
+    assert "stages agree within tolerance" in capsys.readouterr().out
+    state = load_file(folder / "model.safetensors")
+    (key,) = (
+        k
+        for k in state
+        if k.endswith("decoder.layers.3.self_attn.out_proj.weight")
+        or k.endswith("decoder.layers.3.self_attn.o_proj.weight")
+    )
+    state[key][1, 2] += 0.05
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    assert main(words) == 1
+    assert "first stage beyond its tolerance: decoder.3 (" in capsys.readouterr().out
+
+
+def test_what_is_no_model_of_transformers(tmp_path):
+    with pytest.raises(DetrkitError, match=r"no config\.json there"):
+        TransformersSide.load(tmp_path)
+    _, folder = pair("detr-r50", 0, tmp_path / "hf", backbone="resnet18")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["YolosForObjectDetection"]}))
+    with pytest.raises(DetrkitError, match=r"config\.json says YolosForObjectDetection; can be compared: DetrFor"):
+        TransformersSide.load(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(DetrkitError, match="transformers cannot load it"):
+        TransformersSide.load(folder)
