@@ -187,6 +187,23 @@ def test_what_is_published_differs_with_duplicates_alone():
     assert ids(theirs) == ["000111", "000111", "111222", "111222"]
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_published_duplicates_in_a_batch(seed):
+    """What published figures were measured with, one image at a time, in a batch of different sizes."""
+    together, alone = outputs(seed)
+    options = {"things": (False,) * len(THINGS), "threshold": 0.0}  # so many of few kinds of stuff that they meet
+    batch = panoptic(together, image_sizes=PROCESSED, sizes=ORIGINAL, **options, duplicates="published")
+    ours = panoptic(together, image_sizes=PROCESSED, sizes=ORIGINAL, **options)
+    for i, out in enumerate(alone):
+        one = {"image_sizes": PROCESSED[i : i + 1], "sizes": ORIGINAL[i : i + 1]}
+        (official,) = panoptic(whole(out), **one, **options, official=True)
+        assert torch.equal(batch[i].id_map, official.id_map + 1)
+        assert [s.area for s in batch[i].segments] == [s.area for s in official.segments]
+    assert any(not torch.equal(a.id_map, b.id_map) for a, b in zip(batch, ours, strict=True))
+    with pytest.raises(ValueError, match="choose merged or published"):
+        panoptic(together, image_sizes=PROCESSED, sizes=ORIGINAL, duplicates="kept")
+
+
 def test_nothing_to_show():
     """Neither a query below the threshold nor one that says "no object" is a segment; all is void then."""
     masks = grid(["0011", "0011", "0011"])

@@ -99,6 +99,7 @@ class Evaluation:
         max_dets: detections counted per image.
         threshold: score above which a query becomes a segment; by default `segments_above(spec)`.
         panoptic_out: a json for the panoptic results; their PNGs are written as they come.
+        duplicates: what becomes of stuff found more than once, see `panoptic`.
 
     Attributes:
         objects: the boxes, with masks if they are evaluated.
@@ -113,8 +114,10 @@ class Evaluation:
         max_dets: int = 100,
         threshold: float | None = None,
         panoptic_out: Path | None = None,
+        duplicates: Literal["merged", "published"] = "merged",
     ) -> None:
         self.truth = truth
+        self.duplicates = duplicates
         self.scores = architecture(spec.name).scores
         self.top_k = max(100, max_dets)
         self.threshold = segments_above(spec) if threshold is None else threshold
@@ -154,6 +157,7 @@ class Evaluation:
                 classes=labels,
                 threshold=self.threshold,
                 scores=self.scores,
+                duplicates=self.duplicates,
             )
             for result, target in zip(results, targets, strict=True):
                 assert target.image_id is not None

@@ -28,6 +28,7 @@ def panoptic(
     threshold: float = 0.85,
     scores: Literal["softmax", "sigmoid"] = "softmax",
     classes: ClassList | None = None,
+    duplicates: Literal["merged", "published"] = "merged",
     official: bool = False,
 ) -> list[PanopticResult]:
     """Turns outputs into one PanopticResult per image.
@@ -44,19 +45,24 @@ def panoptic(
         threshold: only queries with a greater score are looked at (published: 0.85; sigmoid scores are lower).
         scores: "softmax" (DETR) or "sigmoid" (Deformable DETR).
         classes: names and ids to attach.
-        official: as published, mistakes included: masks are enlarged together with the padding of their batch,
-            so that they fit the image only in a batch of one; duplicates of stuff, once merged, count as empty,
-            and their pixels go to whatever is next; ids start at 0, so a map without segments looks like one of a
-            single segment.
+        duplicates: of stuff that was found more than once, "merged": all pixels belong to the one segment; "published":
+            the pixels of all but the first mask, once merged, go to whatever is next there. Published figures were
+            measured so.
+        official: as published, mistakes included: duplicates as above; masks are enlarged together with the padding of
+            their batch, so that they fit the image only in a batch of one; ids start at 0, so a map without
+            segments looks like one of a single segment.
 
     Returns:
         B results, on the device of the outputs; ids from 1 in the order of the queries, 0 is void.
 
     Raises:
-        ValueError: not one size for every image, fewer marks of things than labels, outputs without masks, or an
+        ValueError: an unknown way with duplicates, not one size for every image, fewer marks of things than labels, outputs without masks, or an
             unknown kind of scores.
     """
     check_sizes(outputs, image_sizes, sizes)
+    if duplicates not in ("merged", "published"):
+        raise ValueError(f"duplicates is {duplicates!r}: choose merged or published")
+    merged = duplicates == "merged" and not official
     values, labels, objects = _best(outputs.logits.float(), scores)  # (B, Q) each
     if things is None and classes is not None:
         things = classes.things
@@ -72,13 +78,13 @@ def panoptic(
         kept, confidence = labels[i, chosen[i]].tolist(), values[i, chosen[i]].tolist()
         thing = [things is None or bool(things[label]) for label in kept]
         owners = _owners(kept, thing)
-        pixels, areas = _assign(masks, owners, sizes[i], official=official)
+        pixels, areas = _assign(masks, owners, sizes[i], merged=merged)
         numbers = [0] * len(kept)
         segments: list[Segment] = []
         for k in (k for k, area in enumerate(areas) if area):
             numbers[k] = len(segments) + (not official)
-            merged = confidence[k] if official else max(c for c, o in zip(confidence, owners, strict=True) if o == k)
-            segments.append(Segment(numbers[k], kept[k], merged, areas[k], thing[k]))
+            score = max(c for c, o in zip(confidence, owners, strict=True) if o == k) if merged else confidence[k]
+            segments.append(Segment(numbers[k], kept[k], score, areas[k], thing[k]))
         number = torch.tensor([*numbers, 0], dtype=torch.int32, device=pixels.device)  # -1, no mask, is the last
         results.append(PanopticResult(number[pixels], segments, classes=classes))
     return results
@@ -101,14 +107,14 @@ def _owners(labels: Sequence[int], thing: Sequence[bool]) -> list[int]:
     return [k if thing[k] else first.setdefault(label, k) for k, label in enumerate(labels)]
 
 
-def _assign(masks: Tensor, owners: Sequence[int], size: Size, *, official: bool) -> tuple[Tensor, list[int]]:
+def _assign(masks: Tensor, owners: Sequence[int], size: Size, *, merged: bool) -> tuple[Tensor, list[int]]:
     """Gives every pixel to a segment, until no segment is too small.
 
     Args:
         masks: (K, h, w) logits.
         owners: K indices from `_owners`.
         size: (H, W) of the result, in which pixels are counted.
-        official: as `panoptic`.
+        merged: what becomes of duplicates, see `panoptic`.
 
     Returns:
         (H, W) index of the owner of every pixel, -1 where there is no mask; and K areas in pixels.
@@ -119,11 +125,11 @@ def _assign(masks: Tensor, owners: Sequence[int], size: Size, *, official: bool)
     while len(masks):
         pixels = owner[masks.argmax(0)][rows][:, columns]  # (H, W)
         areas = pixels.flatten().bincount(minlength=len(owners))
-        large = areas[own if official else owner] > SMALLEST
+        large = areas[owner if merged else own] > SMALLEST
         if large.all():
             return pixels, areas.tolist()
         masks, own, owner = masks[large], own[large], owner[large]
-        if official:
+        if not merged:
             owner = own
     return torch.full(size, -1, device=masks.device), [0] * len(owners)
 

@@ -221,7 +221,9 @@ def run(
     where = default_device() if device is None else as_device(device)
     model = model.eval().to(where)
     results = folder / "panoptic.json"
-    evaluation = Evaluation(data.truth(spec, model), spec, threshold=threshold, panoptic_out=results)
+    evaluation = Evaluation(
+        data.truth(spec, model), spec, threshold=threshold, panoptic_out=results, duplicates="published"
+    )
     images = data.images
     journal = Journal(folder, _what_counts(weights, spec, images, batch_size, evaluation))
     wait()
