@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from detrkit.cli import main
+from detrkit.cli import _parse, main
 
 COMMANDS = (
     "quickstart",
@@ -120,3 +120,18 @@ def test_train_evaluate_predict(capsys, tmp_path, monkeypatch):
     assert (
         len(list((tmp_path / "predictions").glob("*.jpg"))) + len(list((tmp_path / "predictions").glob("*.png"))) == 3
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "masks"),
+    [
+        (["train", "data", "--masks", "--freeze-detector", "run"], True),
+        (["train", "--masks", "data"], True),
+        (["train", "data", "--masks"], True),
+        (["train", "data", "--masks", "False"], False),
+        (["train", "data"], None),
+    ],
+)
+def test_a_switch_of_the_model_may_stand_alone(words, masks):
+    command = _parse(words)
+    assert command.config.model.masks is masks and command.dataset == "data"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from detrkit.cli.models import Models
 from detrkit.cli.predict import Predict, output_names
 from detrkit.convert import to_official
 from detrkit.data import open_dataset
+from detrkit.data.panoptic import read_id_map
 from detrkit.data.shapes import write_shapes
 from detrkit.detector import Detector
 from detrkit.errors import DetrkitError
@@ -68,6 +70,28 @@ def test_predict_writes_pictures_and_json(weights, photos, tmp_path, capsys):
         assert np.allclose(np.array([r["box"] for r in rows]).reshape(-1, 4), want.boxes, atol=2e-2)
     printed = capsys.readouterr().out
     assert str(out / "predictions.json") in printed and "a.png" in printed
+
+
+def test_predict_writes_segments_and_their_ids(photos, tmp_path):
+    """The PNGs hold the ids that predictions.json lists; two pictures of one stem do not overwrite each other."""
+    classes = ClassList(("cat", "sky"), (1, 92), (True, False))
+    spec = replace(SPEC, options={**OPTIONS, "masks": True}, classes=classes)
+    torch.manual_seed(0)
+    weights = save_model(tmp_path / "panoptic.safetensors", spec.build(), spec)
+    Image.open(photos / "b.jpg").save(photos / "a.jpg")
+    out = tmp_path / "out"
+    assert run(weights, photos, out=out, threshold=0.1, batch_size=3) == 0
+    found = json.loads((out / "predictions.json").read_text())
+    assert len({entry["ids"] for entry in found.values()}) == len(found) == 4
+    detector = Detector(*load_model(weights), device="cpu")
+    for file, entry in found.items():
+        ids = read_id_map(out / entry["ids"])
+        want = detector.predict(file, threshold=0.1)
+        assert (ids != want.id_map.numpy()).mean() < 0.002 and ids.shape == Image.open(file).size[::-1]
+        assert [(s["id"], s["name"]) for s in entry["segments"]] == [
+            (s.id, name) for s, name in zip(want.segments, want.names, strict=True)
+        ]
+        assert {s["kind"] for s in entry["segments"]} <= {"thing", "stuff"} and entry["segments"]
 
 
 def test_patterns_sizes_and_repeats(weights, photos, tmp_path):

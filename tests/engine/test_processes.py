@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ import sys
 
 import pytest
 import torch
-from tiny import losses, tiny_config
+from tiny import MODEL, losses, tiny_config
 
+from detrkit.data.shapes import write_shapes
+from detrkit.engine import train
 from detrkit.models.criterion import Normalizers, build_criterion
 from detrkit.models.outputs import Outputs, Target
 
@@ -56,6 +59,31 @@ def test_two_processes_equal_one(shapes, tmp_path):
     first, second = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("one", "two"))
     assert second["AP50"] == pytest.approx(first["AP50"], abs=2e-3)
     assert second["AP"] == pytest.approx(first["AP"], abs=2e-3)
+
+
+def test_two_processes_train_masks_as_one(tmp_path):
+    """A frozen detector, and batches without any object, in which nothing asks for a mask."""
+    data = write_shapes(
+        tmp_path / "data", images={"train": 9, "val": 5}, sides=(48, 64), classes=3, seed=1, panoptic=True
+    )
+    file = data / "annotations" / "panoptic_train2017.json"
+    truth = json.loads(file.read_text())
+    for annotation in truth["annotations"][::2]:
+        annotation["segments_info"] = []
+    file.write_text(json.dumps(truth))
+    model = dataclasses.replace(MODEL, masks=True)
+    detector = tiny_config(data, tmp_path / "detector", data={"layout": "coco-panoptic"}, optim={"epochs": 1})
+    train(detector)
+    frozen = {"freeze_detector": str(tmp_path / "detector"), "threshold": 0.1}
+    one = tiny_config(data, tmp_path / "one", model=model, optim={"accumulate": 2}, run=frozen)
+    _run(one, tmp_path, 1)
+    _run(one.changed(optim={"accumulate": 1}, run={"out": str(tmp_path / "two")}), tmp_path, 2)
+    expected, found = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [s for s, _ in expected] == [s for s, _ in found] == list(range(1, 5))
+    torch.testing.assert_close([v for _, v in found], [v for _, v in expected], rtol=2e-3, atol=0)
+    first, second = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("one", "two"))
+    assert second["panoptic"]["PQ"] == pytest.approx(first["panoptic"]["PQ"], abs=5e-3)
+    assert second["panoptic"]["images"] == 5 and second["AP"] == pytest.approx(first["AP"], abs=1e-6)
 
 
 def test_divisors_of_a_share_may_be_less_than_one():

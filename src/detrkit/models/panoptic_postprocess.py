@@ -56,8 +56,8 @@ def panoptic(
         B results, on the device of the outputs; ids from 1 in the order of the queries, 0 is void.
 
     Raises:
-        ValueError: an unknown way with duplicates, not one size for every image, fewer marks of things than labels, outputs without masks, or an
-            unknown kind of scores.
+        ValueError: an unknown way with duplicates or kind of scores, not one size for every image, fewer marks of
+            things than labels, or outputs without masks.
     """
     check_sizes(outputs, image_sizes, sizes)
     if duplicates not in ("merged", "published"):
