@@ -36,6 +36,7 @@ MODELS = {
     "narrow-resnet10": ("detr-r50", {"backbone": "resnet10", "backbone_width": 16}, None),
     "dc5": ("detr-r50-dc5", {}, None),
     "panoptic": ("detr-r50-panoptic", {"hidden_dim": 256}, None),
+    "narrow-panoptic": ("detr-r50-panoptic", {}, None),
     "panoptic-dc5": ("detr-r50-dc5-panoptic", {"hidden_dim": 256}, None),
     "single-scale": ("deformable-detr-r50-single-scale", {}, None),
     "single-scale-dc5": ("deformable-detr-r50-single-scale-dc5", {}, None),
@@ -241,7 +242,7 @@ def test_what_transformers_does_not_have(tmp_path):
         ("detr-r50", {"backbone_norm": "group"}, "backbone_norm='group'"),
         ("detr-r50", {"position_embedding": "learned", "position_entries": 9}, "position_entries"),
         ("detr-r50", {"backbone_stage": 4}, "backbone_stage"),
-        ("detr-r50-panoptic", {}, "mask head normalises in 8 groups"),
+        ("detr-r50-panoptic", {"hidden_dim": 48}, "mask head normalises in 8 groups"),
         ("deformable-detr-r50", {"masks": True}, "no Deformable DETR with masks"),
         ("detr-demo", {}, "DETRdemo has no Hugging Face names"),
     ):

@@ -202,7 +202,7 @@ def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
     if kind is DeformableDETR:
         raise DetrkitError("transformers has no Deformable DETR with masks")
     if any(norm.num_groups != min(8, norm.num_channels) for norm in predictor.head.norms):
-        raise DetrkitError("transformers' mask head normalises in 8 groups, this model's in fewer: hidden_dim >= 256")
+        raise DetrkitError("transformers' mask head normalises in 8 groups, this model's in others: hidden_dim 2 ** n")
     return [*((f"detr.{ours}", f"detr.{theirs}", parts) for ours, theirs, parts in rules), *MASK_RULES]
 
 
