@@ -128,7 +128,7 @@ def test_official_file_asks_for_what_its_tensors_do_not_tell(tmp_path, caplog):
     path = tmp_path / "a.pth"
     model = build_model("detr-r50", num_classes=5, num_queries=7, enc_layers=2)
     torch.save({"model": to_official(model)}, path)
-    asks = "dilation.* does not show in its weights: name the model, detr-r50 or detr-r50-dc5 .*--dilation"
+    asks = r"dilation.* does not show in its weights; say it once: detrkit convert \S+a\.pth a\.safetensors --dilation"
     with pytest.raises(DetrkitError, match=asks):
         load_model(path)
     plain = {"num_queries": 7, "enc_layers": 2}
@@ -281,11 +281,16 @@ def test_foreign_and_damaged_files(model, tmp_path, monkeypatch):
     with pytest.raises(DetrkitError, match="no such weights file"):
         load_model("nothing.pth")
     (tmp_path / "text.pth").write_text("hello")
-    (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "text.safetensors").write_text("hello")
-    for name in ("text.pth", "empty.pth", "text.safetensors"):
+    for name in ("text.pth", "text.safetensors"):
         with pytest.raises(DetrkitError, match=f"^{name}: .*not a"):
             load_model(name)
+    for suffix in ("pth", "safetensors", "pdparams"):
+        (tmp_path / f"empty.{suffix}").write_bytes(b"")
+        (tmp_path / f"page.{suffix}").write_text("\n<!DOCTYPE html><title>Sign in</title>")  # what a browser saved
+        for name, message in (("empty", "empty; get the file once more"), ("page", "a web page, not weights; get ")):
+            with pytest.raises(DetrkitError, match=f"^{name}.{suffix}: {message}"):
+                load_model(f"{name}.{suffix}")
     path = save_model("whole.safetensors", model, SPEC)
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:-1000])
     torch.save({"model": to_official(model)}, "whole.pth")

@@ -23,7 +23,7 @@ from detrkit.convert.files import METADATA_KEY, WeightsFile, read_weights
 from detrkit.convert.huggingface import BackboneNames, to_huggingface
 from detrkit.convert.huggingface_folder import CONFIG, PREPROCESSOR, WEIGHTS, config_of, preprocessor_of
 from detrkit.convert.official import bare_state_dict, to_official
-from detrkit.convert.told import Told, accepted, classes_told, tell
+from detrkit.convert.told import accepted, classes_told, tell
 from detrkit.errors import DetrkitError
 from detrkit.registry import ARCHITECTURES, architecture
 
@@ -271,10 +271,9 @@ def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any]) -> Mo
     told.options.update(asked)
     if told.needs_dilation:
         if name is None:
-            dilated = Told(told.kind, {**told.options, "dilation": True})
             raise DetrkitError(
-                f"{file.path}: whether this is a DC5 model (dilation) does not show in its weights: name the model, "
-                f"{told.name} or {dilated.name} (--model), or use detrkit convert with --dilation True or False"
+                f"{file.path}: whether this is a DC5 model (dilation) does not show in its weights; say it once: "
+                f"detrkit convert {file.path} {file.path.with_suffix('.safetensors').name} --dilation True or False"
             )
         told.options["dilation"] = architecture(name).options.get("dilation", False)
     if name not in (None, told.name):

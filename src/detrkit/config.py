@@ -122,6 +122,11 @@ class DataConfig:
     """Processes that load images; by default 0 on a CPU, whose cores train, else processors - 1, at most 4."""
     cache: Literal["auto", "none", "ram"] = "auto"
     """Keep decoded images in memory: auto does when they take less than 1 GiB."""
+    draft: bool = False
+    """Decode JPEGs for training at a half, a quarter or an eighth of their size where the augmented picture is smaller
+    still: faster for large photographs, with slightly other pixels. Not of images kept in memory."""
+    group_by_size: bool = False
+    """Put training pictures of like size into one step: much less padding, but steps are no longer mixed at random."""
 
 
 @dataclass(frozen=True, kw_only=True)

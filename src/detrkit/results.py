@@ -195,16 +195,9 @@ class PanopticResult:
             raise ValueError("this result holds no picture: pass draw(image=...)")
         return draw_panoptic(picture, self)
 
-    def to_coco(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """COCO's panoptic format: the pixels of a PNG and its `segments_info`.
-
-        Returns:
-            (H, W, 3) uint8 RGB with id = R + 256 G + 65536 B, and for each segment id, category_id (the dataset's
-            own), isthing, area and score.
-        """
-        ids = self.id_map.cpu().numpy().astype(np.uint32)
-        rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
-        return rgb, [
+    def segments_info(self) -> list[dict[str, Any]]:
+        """For each segment id, category_id (the dataset's own), isthing, area and score: COCO's panoptic json."""
+        return [
             {
                 "id": segment.id,
                 "category_id": segment.label if self.classes is None else self.classes.ids[segment.label],
@@ -214,6 +207,16 @@ class PanopticResult:
             }
             for segment in self.segments
         ]
+
+    def to_coco(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """COCO's panoptic format: the pixels of a PNG and its `segments_info`.
+
+        Returns:
+            (H, W, 3) uint8 RGB with id = R + 256 G + 65536 B, and `segments_info()`.
+        """
+        ids = np.ascontiguousarray(self.id_map.cpu().numpy(), "<u4")  # four bytes a pixel, of which the last is 0
+        rgb = ids.view(np.uint8).reshape(*ids.shape, 4)[..., :3]
+        return np.ascontiguousarray(rgb), self.segments_info()
 
     @classmethod
     def from_coco(

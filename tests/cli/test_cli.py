@@ -18,6 +18,7 @@ COMMANDS = (
     "models",
     "convert",
     "compare",
+    "bench",
     "data check",
     "data convert",
     "data shapes",

@@ -43,6 +43,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("content", [{"a": [1]}, {"annotations": [{"bbox": [0, 0, 1, 1]}]}, "text", 3])
+def test_a_json_of_another_kind(folder, capsys, content):
+    (folder / "other.json").write_text(json.dumps(content))
+    assert main(["eval", "other.json", "set"]) == 2
+    assert "other.json: no results: expected COCO's list of detections, or panoptic" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("results", ["found.json", "found"])
 @pytest.mark.parametrize("data", ["set", "set/annotations/panoptic_val2017.json"])
 def test_panoptic_results(folder, capsys, results, data):

@@ -17,6 +17,7 @@ from detrkit.cli import main
 from detrkit.cli.convert import Convert
 from detrkit.cli.models import Models
 from detrkit.cli.predict import Predict, output_names
+from detrkit.coco_classes import COCO_91
 from detrkit.convert import to_official
 from detrkit.data import open_dataset
 from detrkit.data.panoptic import read_id_map
@@ -194,6 +195,44 @@ def test_convert_asks_for_dilation_and_heads(tmp_path, capsys):
     assert "the file says dilation=True, not dilation=False" in capsys.readouterr().err
     assert main([*command, "--dilation", "True", "--backbone-names", "timm"]) == 2
     assert "--backbone-names is for Hugging Face directories" in capsys.readouterr().err
+
+
+def test_convert_says_what_labels_mean(tmp_path, capsys):
+    """Weights of the official code know no class names: a dataset has them, by its ids or in their order."""
+    data = write_shapes(tmp_path / "set", images={"train": 4, "val": 2}, sides=(48, 64), classes=2, seed=1)
+    known = open_dataset(data, split="train").classes
+    options = {**OPTIONS, "backbone_norm": "frozen", "nheads": 8}
+
+    def convert(labels, *extra):
+        torch.save({"model": to_official(build_model("detr-r50", num_classes=labels, **options))}, tmp_path / "a.pth")
+        return main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors"), *extra])
+
+    assert convert(2) == 0
+    assert "2 classes without names (--classes gives them)" in capsys.readouterr().out
+    assert convert(2, "--classes", str(data)) == 0
+    assert "2 classes\n" in capsys.readouterr().out
+    assert load_model(tmp_path / "a.safetensors")[1].classes == known
+    labels = max(known.ids) + 1
+    assert labels > 2 and convert(labels, "--classes", str(data)) == 0
+    found = load_model(tmp_path / "a.safetensors")[1].classes
+    assert found == open_dataset(data, split="train", ids="official").classes and len(found) == labels
+    out = tmp_path / "out"
+    assert main(["eval", str(tmp_path / "a.safetensors"), str(data), "--out", str(out), "--size", "64"]) == 0
+    assert {r["category_id"] for r in json.loads((out / "results.json").read_text())} <= set(known.ids)
+    assert convert(91, "--classes", "coco") == 0
+    assert load_model(tmp_path / "a.safetensors")[1].classes == COCO_91
+    capsys.readouterr()
+    for labels, given, message in (
+        (90, "coco", "--classes coco: 91 labels, but the weights have 90"),
+        (91, "coco-panoptic", "--classes coco-panoptic: 250 labels, but the weights have 91"),
+        (1, str(data), f"2 classes with ids up to {max(known.ids)}, but the weights have 1 labels"),
+        (2, str(tmp_path / "nowhere"), "nowhere: no such file or folder"),
+    ):
+        assert convert(labels, "--classes", given) == 2
+        assert message in capsys.readouterr().err
+    source = str(tmp_path / "a.safetensors")
+    assert main(["convert", source, str(tmp_path / "b.pth"), "--classes", "coco"]) == 2
+    assert "the file says its classes: leave out --classes coco" in capsys.readouterr().err
 
 
 def test_hugging_face_directory_in_eval_and_training(tmp_path):

@@ -156,6 +156,14 @@ def test_figures():
     assert "first stage beyond its tolerance: logits.0 (5.0e-01, tolerance 1.1e-04)" in compare(a, b).summary()
 
 
+def test_noise_of_attention_grows_with_it():
+    """Weights of a softmax over few cells are large, and so is their noise; over many cells less is let through."""
+    for largest in (0.5, 0.005):
+        a, noise, mistake = (one(mask_attention=[largest * share, 1e-5]) for share in (1.0, 1 + 1e-5, 1 + 1e-4))
+        assert compare(a, noise).agrees and not compare(a, mistake).agrees
+    assert compare(a, mistake, tolerance=1e-4).agrees
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite(bad):
     good = one(logits__0=[1.0, 2.0])

@@ -84,7 +84,8 @@ def in_transformers(folder, monkeypatch, caplog):
     return model.eval()
 
 
-def assert_same_outputs(ours, theirs, images, logits=2e-5, boxes=5e-6, masks=3e-4):
+def assert_same_outputs(ours, theirs, images, logits=1e-4, boxes=1e-5, masks=3e-4):
+    """Rounded otherwise: ours are computed by other kernels, with the backbone's norms folded."""
     goldens.set_padding(ours, "official")
     batch = Batch.from_images(images)
     with torch.inference_mode():

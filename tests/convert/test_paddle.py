@@ -143,7 +143,7 @@ def test_damaged_files(tmp_path, content):
     if content is None:
         content = saved(path, {"a": np.zeros(100)}).read_bytes()[:-200]
     path.write_bytes(content)
-    with pytest.raises(DetrkitError, match=r"a\.pdparams: .*damaged"):
+    with pytest.raises(DetrkitError, match=r"a\.pdparams: (.*damaged|empty)"):
         load_model(path)
     for whole, message in ((3, "no arrays by name"), ({}, "no weights in this file")):
         saved(path, whole)

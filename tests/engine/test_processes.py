@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny import MODEL, losses, tiny_config
 
+from detrkit.cli import main
 from detrkit.data.shapes import write_shapes
 from detrkit.engine import train
 from detrkit.models.criterion import Normalizers, build_criterion
@@ -99,3 +100,15 @@ def test_divisors_of_a_share_may_be_less_than_one():
     share = Normalizers(counts.objects / 2, counts.class_weight / 2)
     parts = [criterion.total(criterion(o, [t], normalizers=share)) for o, t in ((full, one), (empty, none))]
     torch.testing.assert_close(sum(parts) / 2, whole)
+
+
+def test_a_command_leaves_the_group_of_processes(tmp_path, capsys):
+    """A process that ends inside its group aborts now and then: pytorch/pytorch#190489."""
+    for words, status, inside in ((["models"], 0, False), (["eval", "nothing.pt", "nowhere"], 2, True)):
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        try:
+            assert main(words) == status
+            assert torch.distributed.is_initialized() is inside
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()

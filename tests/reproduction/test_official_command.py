@@ -132,7 +132,7 @@ def test_masks_of_instances(data, tmp_path, capsys):
     assert main(["--eval", *extra.split(), *places, "--device", "cpu", "--num_workers", "0"]) == 0
     printed = capsys.readouterr().out
     assert "boxes:" in printed and "masks:" in printed and "segments:" not in printed
-    assert re.search(r"mask AP +\| - +\| - +\|", printed) and "(published" not in printed
+    assert re.search(r"mask AP +\| +- \| +- \|", printed) and "(published" not in printed
 
 
 def test_from_an_address(weights, data, tmp_path, monkeypatch):

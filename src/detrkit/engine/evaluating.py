@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from detrkit.checkpoint import ModelSpec, load_any
@@ -20,6 +19,7 @@ from detrkit.data.loader import Loader
 from detrkit.detector import Detector, as_device, default_device, has_masks
 from detrkit.engine.examples import example_sheet, shown_above
 from detrkit.engine.gathering import Evaluation, Truth, collect, without_masks
+from detrkit.engine.processes import join_processes
 from detrkit.evaluation import Metrics, write_report
 from detrkit.models.deformable_detr import DeformableDETR
 
@@ -104,7 +104,8 @@ def evaluate(
         dataset = dataset.subset(range(min(limit, len(dataset))))
     where = default_device() if device is None else as_device(device)
     net = net.to(where)
-    loader = eval_loader(dataset, spec, batch_size=batch_size, workers=workers, rank=rank, world_size=world)
+    process = {"rank": rank, "world_size": world, "device": where}
+    loader = eval_loader(dataset, spec, batch_size=batch_size, workers=workers, **process)
     folder = None if out is None else Path(out)
     evaluation = Evaluation(
         Truth.of(dataset, spec, net),
@@ -166,18 +167,3 @@ def _resolved(
         classes = next((c for c in (COCO_91, COCO_250) if len(c) == count), None)
         return model, ModelSpec(name, num_classes=count, classes=classes), type(model).__name__
     return *load_any(model), str(model)
-
-
-def join_processes() -> tuple[int, int]:
-    """Rank and number of processes; joins the group that torchrun describes in the environment."""
-    import os
-
-    if not dist.is_available():
-        return 0, 1
-    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    if dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

@@ -1,7 +1,8 @@
-"""What the processes of a run have to agree on in every step: divisors, losses, and whether to stop."""
+"""The processes of a run: joining and leaving, and what they agree on in a step: divisors, losses, whether to stop."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 from types import FrameType
@@ -14,6 +15,29 @@ from torch import Tensor
 from detrkit.console import console
 from detrkit.models.criterion import Normalizers, SetCriterion
 from detrkit.models.outputs import Target
+
+
+def join_processes() -> tuple[int, int]:
+    """Rank and number of processes; joins the group that torchrun describes in the environment."""
+    if not dist.is_available():
+        return 0, 1
+    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def leave_processes() -> None:
+    """Leaves the group of processes, if there is one; to be called by each of them when all have done their work.
+
+    A process that ends inside its group now and then aborts ("terminate called without an active exception",
+    pytorch/pytorch#190489). One that failed does not leave: with NCCL it would wait for those who still compute.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def global_normalizers(

@@ -19,6 +19,7 @@ from detrkit.console import console
 from detrkit.convert.files import find_weights, read_weights
 from detrkit.download import download
 from detrkit.engine.figures import heading, parts
+from detrkit.engine.processes import leave_processes
 from detrkit.errors import DetrkitError, Interrupted
 from detrkit.published import PUBLISHED, Published
 from detrkit.registry import ARCHITECTURES, architecture
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("reproduce.py: stopped; the same command goes on", file=sys.stderr)
         return 130
+    leave_processes()
     return 0
 
 

@@ -38,6 +38,7 @@ def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: i
         workers=0,
         mean=spec.mean,
         std=spec.std,
+        device=device,
     )
     rows, masks, segments = [], [], []
     scores = architecture(spec.name).scores

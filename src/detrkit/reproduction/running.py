@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,17 +19,16 @@ from detrkit.console import console, meter
 from detrkit.data import Dataset, eval_transform, make_loader, order_by_aspect
 from detrkit.detector import as_device, default_device
 from detrkit.download import sha256
-from detrkit.engine.evaluating import join_processes
 from detrkit.engine.examples import example_sheet, shown_above
 from detrkit.engine.gathering import Evaluation, without_masks
+from detrkit.engine.processes import join_processes
 from detrkit.errors import DetrkitError
 from detrkit.evaluation import write_report
-from detrkit.evaluation.files import write_atomic
 from detrkit.published import PUBLISHED, Published
 from detrkit.reproduction.data import EvaluationData, Places
 from detrkit.reproduction.journal import Journal
 from detrkit.reproduction.pictures import segments_sheet
-from detrkit.reproduction.tables import Reproduced, figure_table, settings_that_differ
+from detrkit.reproduction.tables import Reproduced, settings_that_differ, write_summary
 
 EXAMPLES = 8  # images on a sheet
 
@@ -81,10 +79,19 @@ def reproduce(
         DetrkitError: an unknown name, no data for a model, weights that cannot be had or are not the published ones, or
             an evaluation with other settings in `out`.
     """
+    for option, value in {"batch-size": batch_size, "size": size, "max-size": max_size, "limit": limit}.items():
+        if value is not None and value < 1:
+            raise DetrkitError(f"--{option} {value}: at least 1")
+    rank, _ = join_processes()
+    if device is not None:
+        as_device(device)
     places = Places(*(None if p is None else Path(p).expanduser() for p in (coco, panoptic)), split=split)
     given = None if weights is None else Path(weights).expanduser()
     rows = chosen_rows(names, places, given)
-    files = {row.model: weights_file(row, given, alone=len(rows) == 1) for row in rows}  # before hours of work
+    # what is wrong with the input is said before downloads and hours of work
+    kinds = dict.fromkeys(row.evaluation.data for row in rows)
+    data = {kind: EvaluationData.open(places, panoptic=kind == "panoptic", limit=limit) for kind in kinds}
+    files = {row.model: weights_file(row, given, alone=len(rows) == 1) for row in rows}
     results = []
     for row in rows:
         wanted = row.evaluation
@@ -92,12 +99,11 @@ def reproduce(
         longest = max_size or (wanted.max_size if size is None else round(wanted.max_size * size / wanted.size))
         # the file of a Deformable DETR does not say what its classes are
         spec = replace(published_spec(row.model), options=found.options, size=size or wanted.size, max_size=longest)
-        data = EvaluationData.open(places, panoptic=wanted.data == "panoptic", limit=limit)
         results.append(
             run(
                 with_padding(model, spec, padding),
                 replace(spec, padding=padding),
-                data,
+                data[wanted.data],
                 Path(out) / row.model,
                 weights=files[row.model],
                 row=row,
@@ -108,7 +114,7 @@ def reproduce(
                 quiet=quiet,
             )
         )
-    if join_processes()[0] == 0:
+    if rank == 0:
         write_summary(Path(out), results)
     return results
 
@@ -125,6 +131,8 @@ def chosen_rows(names: str | Sequence[str] | None, places: Places, weights: Path
             if name not in PUBLISHED:
                 raise DetrkitError(f"{name}: no published model; choose from {', '.join(PUBLISHED)}")
         return [PUBLISHED[name] for name in chosen]
+    if places.coco is None and places.panoptic is None:
+        raise DetrkitError("no data is given: --coco FOLDER for boxes, --panoptic FOLDER for panoptic models")
     rows = []
     for row in PUBLISHED.values():
         there = weights is not None and (weights / row.file).is_file()
@@ -134,8 +142,6 @@ def chosen_rows(names: str | Sequence[str] | None, places: Places, weights: Path
             console.print(f"left out: {row.model} (put {row.file} into the folder of --weights; see {row.page})")
         else:
             rows.append(row)
-    if not rows:
-        raise DetrkitError("no data is given: --coco FOLDER for boxes, --panoptic FOLDER for panoptic models")
     return rows
 
 
@@ -311,6 +317,7 @@ def _evaluated(
         workers=workers,
         mean=spec.mean,
         std=spec.std,
+        device=device,
     )
     began = time.perf_counter()
     for batch, targets in loader:
@@ -384,23 +391,3 @@ def _published_evaluation(row: Published) -> str:
     return (
         f"{e.images:,} images, short side {e.size}, longest side {e.max_size}, {batch}, padding {e.padding}{segments}"
     )
-
-
-def write_summary(out: Path, results: Sequence[Reproduced]) -> Path:
-    """Writes report.md, with the figures of all checkpoints and what differs, and figures.json.
-
-    Returns:
-        The path of report.md.
-    """
-    parts = ["# Measured beside published", figure_table(results)]
-    parts.append(
-        "In percent; the difference is in points, to the published figure or, where there is none, to the report's. "
-        "AP50, AP75: at one IoU; APs, APm, APl: small, medium and large objects; PQ, SQ, RQ: panoptic, recognition and "
-        "segmentation quality, of things (th) and stuff (st)."
-    )
-    parts.append("## Settings that differ from the published evaluation")
-    for result in results:
-        rows = [f"- {difference}" for difference in result.differences] or ["none"]
-        parts += [f"[{result.name}]({result.name}/report.md):", "\n".join(rows)]
-    write_atomic(out / "figures.json", json.dumps([result.to_json() for result in results], indent=2) + "\n")
-    return write_atomic(out / "report.md", "\n\n".join(parts) + "\n")

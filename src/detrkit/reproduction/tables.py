@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detrkit.evaluation import Metrics
+from detrkit.evaluation.files import write_atomic
 from detrkit.evaluation.metrics import markdown_table
 from detrkit.published import FIGURES, Published
 
@@ -173,6 +175,26 @@ def figure_table(results: Sequence[Reproduced]) -> str:
             )
     headings = ["model", "figure", "published", "by the report", "measured", "difference", f"within {TOLERANCE}"]
     return markdown_table(headings, rows)
+
+
+def write_summary(out: Path, results: Sequence[Reproduced]) -> Path:
+    """Writes report.md, with the figures of all checkpoints and what differs, and figures.json.
+
+    Returns:
+        The path of report.md.
+    """
+    parts = ["# Measured beside published", figure_table(results)]
+    parts.append(
+        "In percent; the difference is in points, to the published figure or, where there is none, to the report's. "
+        "AP50, AP75: at one IoU; APs, APm, APl: small, medium and large objects; PQ, SQ, RQ: panoptic, recognition and "
+        "segmentation quality, of things (th) and stuff (st)."
+    )
+    parts.append("## Settings that differ from the published evaluation")
+    for result in results:
+        rows = [f"- {difference}" for difference in result.differences] or ["none"]
+        parts += [f"[{result.name}]({result.name}/report.md):", "\n".join(rows)]
+    write_atomic(out / "figures.json", json.dumps([result.to_json() for result in results], indent=2) + "\n")
+    return write_atomic(out / "report.md", "\n\n".join(parts) + "\n")
 
 
 def _shown(value: float | None, before: str = "", *, empty: str = "-") -> str:

@@ -1,0 +1,43 @@
+"""The parts into which a turn is taken apart, and the modules of a model that belong to them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from detrkit.detector import has_masks
+
+READING, RESIZING, BATCHING = "reading and decoding", "resizing and normalising", "batching, transfers"
+BACKBONE, GLUE, ENCODER, DECODER = "backbone", "projection, positions", "encoder", "decoder"
+PROPOSALS, HEADS, MASKS, POSTPROCESSING = "proposals", "heads", "masks", "post-processing"
+LOADING, MATCHING, LOSSES = "loading", "matching", "losses"
+BACKWARD, CLIPPING, STEPPING, REST = "backward", "clipping", "optimiser", "rest of the step"
+
+# children of the models by name; what a model does outside of these is GLUE
+_CHILDREN = {
+    "backbone": BACKBONE,
+    "encoder": ENCODER,
+    **dict.fromkeys(("proposal_memory", "proposal_memory_norm", "proposal_query", "proposal_query_norm"), PROPOSALS),
+    "decoder": DECODER,
+    **dict.fromkeys(("class_head", "class_heads", "box_head", "box_heads"), HEADS),
+    "segmentation": MASKS,
+}
+_MODEL = (BACKBONE, GLUE, ENCODER, PROPOSALS, DECODER, HEADS, MASKS)
+# in which they happen
+ORDER = {
+    "predicting": (READING, RESIZING, BATCHING, *_MODEL, POSTPROCESSING),
+    "training": (LOADING, *_MODEL, MATCHING, LOSSES, BACKWARD, CLIPPING, STEPPING, REST),
+}
+
+
+def modules_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The modules of a model whose forward passes are its parts."""
+    found = [(model, GLUE)]
+    for name, child in model.named_children():
+        if name in _CHILDREN:
+            # a list of layers has no forward pass of its own
+            layers = list(child) if isinstance(child, nn.ModuleList) else [child]
+            found += [(layer, _CHILDREN[name]) for layer in layers]
+    if has_masks(model):
+        # makes the masks that post-processing or the losses ask for
+        found.append((model.get_submodule("segmentation.head"), MASKS))
+    return found
