@@ -29,10 +29,10 @@ HERE = Path(__file__).parent
 ATOL = {
     "pred_logits": 6e-5,
     "aux_logits": 6e-5,
-    "pred_boxes": 1e-5,
+    "pred_boxes": 2e-5,  # as the goldens' own page recommends
     "pred_masks": 6e-4,
     "pred_masks_mean_hw": 1e-5,
-    "aux_boxes": 1e-5,
+    "aux_boxes": 2e-5,
     "hs": 1.5e-4,
     "memory": 1e-4,
     "feature": 1.5e-4,

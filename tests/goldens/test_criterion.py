@@ -71,11 +71,15 @@ def test_losses_indices_gradients(case):
         assert goldens.difference(case["file"], name.removesuffix("__sub"), gradient) <= 2e-6, name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
 @pytest.mark.parametrize("case", goldens.cases("gradients"), ids=lambda c: c["file"].removesuffix(".npz"))
-def test_three_optimizer_steps(case):
+def test_three_optimizer_steps(case, dtype):
     """Backward through the whole model, clipping and AdamW; dropout 0, the published parameter groups.
 
-    The panoptic case has one step: its masks are those of the matched queries alone, the official code's of all.
+    Adam's first steps are as long as the learning rate whatever the gradient, so rounding grows about tenfold a step:
+    in single precision, where a processor's kernels decide how sums are rounded, the totals are held to what the
+    goldens' page suggests; where the parameters arrive is asked in double. The panoptic case has one step: its masks
+    are those of the matched queries alone, the official code's of all.
     """
     data = goldens.arrays(case["file"])
     variant = case["file"].removeprefix("grad_").removesuffix(".npz")
@@ -84,6 +88,7 @@ def test_three_optimizer_steps(case):
         options = options | {"num_queries": int(case["args"][case["args"].index("--num_queries") + 1])}
     model = kind(**options, dropout=0.0, padding="official").train()
     load_official(model, goldens.filled(variant, num_queries=options.get("num_queries")))
+    model.to(dtype)
     parameters = dict(model.named_parameters())
     official = {theirs: parameters[ours] for theirs, ours in official_names(model) if ours in parameters}
     criterion = build_criterion(
@@ -92,7 +97,7 @@ def test_three_optimizer_steps(case):
     config = OptimConfig()
     optimizer = build_optimizer(model, config)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    images, targets = goldens.images(case), goldens.targets(data)
+    images, targets = [image.to(dtype) for image in goldens.images(case)], goldens.targets(data)
 
     totals, norms = [], []
     for step in range(len(data["step_grad_norm"]) + 1):
@@ -120,7 +125,10 @@ def test_three_optimizer_steps(case):
     got = np.concatenate([_sample(official[n]) for n in data["param_names"]])
     moved = np.abs(got - data["param_final_samples"])
     print("final parameters: median and 95 %", np.quantile(moved, (0.5, 0.95)))
-    assert np.mean(moved <= 2e-6) >= 0.9
+    if dtype == torch.float64:
+        assert np.mean(moved <= 1e-6) >= 0.95  # the page suggests 90 % within 2e-6
+    else:
+        assert np.median(moved) <= 2e-6
 
 
 def _sample(tensor):

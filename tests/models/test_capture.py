@@ -125,7 +125,7 @@ def test_every_stage_is_recorded(name):
             if level < len(read):
                 want = projection(stages[f"backbone.{read[level]}"])
                 want = model.projection_norms[level](want) if deformable else want
-                assert torch.equal(got, want)
+                torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)  # other kernels
                 if name != "detr-demo":
                     assert torch.equal(stages[f"position.{level}"], position[read[level]])
         assert f"projection.{len(projections)}" not in stages

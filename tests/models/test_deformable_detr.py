@@ -122,3 +122,14 @@ def test_weights_of_another_variant_are_refused(source, target):
     with pytest.raises(WeightsError, match=r"(missing|left over|wrong shape) \(\d+\)"):
         load_official(model, state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["deformable-detr-r50", "deformable-detr-r50-refine", "deformable-detr-r50-two-stage"])
+def test_whole_models_in_bfloat16(name):
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=5, enc_layers=1, dec_layers=2, dim_feedforward=64, num_queries=20)
+    model = model.eval().to(torch.bfloat16)
+    with torch.inference_mode():
+        outputs = model([torch.randn(3, 96, 130).bfloat16(), torch.randn(3, 64, 100).bfloat16()])
+    assert outputs.logits.dtype == outputs.boxes.dtype == torch.bfloat16
+    assert outputs.boxes.isfinite().all() and outputs.boxes.min() >= 0 and outputs.boxes.max() <= 1

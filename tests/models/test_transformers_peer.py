@@ -159,19 +159,29 @@ def test_what_transformers_writes(variant, tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_captured_attention(variant, tmp_path):
+    """In double precision: sharp attention makes more of single's noise than of a fault in the last digit.
+
+    Position encodings are single in one or both. Where a whole row or column is padding, a Deformable DETR's are sines
+    of millions, which are noise: what its padding's tokens look at is left out, as nothing reads them.
+    """
     kind, options = goldens.VARIANTS[variant]
     ours = goldens.fill(kind(**SMALL, **options | {"num_classes": 7}, padding="official"), 3).eval()
-    theirs = peer(ours, SMALL, tmp_path)
+    theirs = peer(ours, SMALL, tmp_path).double()
     theirs.set_attn_implementation("eager")  # which alone returns weights
-    batch = Batch.from_images([goldens.image(f"attention{i}", *size) for i, size in enumerate(SIZES[-1])])
+    batch = Batch.from_images([goldens.image(f"attention{i}", *size).double() for i, size in enumerate(SIZES[-1])])
     with torch.inference_mode():
-        capture = ours(batch, capture=True).capture
+        capture = ours.double()(batch, capture=True).capture
         other = theirs(batch.images, pixel_mask=(~batch.mask()).long(), output_attentions=True)
+    looking = ~capture.padding
+    assert 0 < looking.sum() < looking.numel()
+    encoder = capture.encoder_attention, other.encoder_attentions
+    if kind is not DETR:
+        encoder = tuple([layer[looking] for layer in layers] for layers in encoder)
     for mine, others in (
-        (capture.encoder_attention, other.encoder_attentions),
+        encoder,
         (capture.decoder_attention, other.cross_attentions),
         (capture.query_attention, other.decoder_attentions),
     ):
         worst = max(float((a - b).abs().max()) for a, b in zip(mine, others, strict=True))
         print(f"{worst:.1e}")
-        assert worst <= 1e-5
+        assert worst <= 3e-6  # of weights up to 1

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from detrkit.backbones.folding import fold
 from detrkit.layers.norms import FrozenBatchNorm2d, GroupNorm
 from detrkit.models.batch import Batch, padding_mask
+from detrkit.ops.dense import convolve
+from detrkit.ops.pages import keep_pages
 
 Norm = Literal["frozen", "group", "batch"]
 Padding = Literal["exact", "official"]
@@ -95,21 +99,23 @@ class ResNetBackbone(nn.Module):
             Per stage the (B, C, h, w) map, h = ceil(H / stride), and its (B, h, w) bool padding mask, True = padded.
         """
         body = self.body
-        exact = self.padding == "exact" and batch.padded
-        keeps = {}  # stride -> (B, 1, h, w) bool, False where padded; the strided layers all give ceil(size / 2)
-        for stride in {2, 4, *(2**s for s in range(2, max(self.stages) + 1))} if exact else ():
-            keeps[stride] = ~self.padding_mask(batch, stride)[:, None]
-
-        x = F.relu(_norm(body.bn1, body.conv1(batch.images), keeps.get(2)))  # (B, 64, H/2, W/2)
-        x = body.maxpool(_kept(x, keeps.get(2)))  # values are >= 0: a zero never wins against what is inside
+        margin = _Margin(batch, exact=self.padding == "exact" and batch.padded)
+        x = batch.images
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            keep_pages()
+            # 520 ms a picture of 800 x 1199 in this order, 890 ms in the other (R50, two cores)
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = _step(body.conv1, body.bn1, x, margin.at(2), relu=True)  # (B, 64, H/2, W/2)
+        x = body.maxpool(margin.cleared(x, 2))  # values are >= 0: a zero never wins against what is inside
         maps = []
         stride = 4
         for stage in range(2, max(self.stages) + 1):
             for block in getattr(body, f"layer{stage - 1}"):
-                before, stride = keeps.get(stride), stride * block.stride
-                x = _exact_block(block, x, before, keeps.get(stride)) if exact else block(x)
+                before, stride = stride, stride * block.stride
+                x = _block(block, x, margin, before, stride)
             if every_stage or stage in self.stages:
-                maps.append((_kept(x, keeps.get(stride)), self.padding_mask(batch, stride)))
+                x = margin.cleared(x, stride)
+                maps.append((x, self.padding_mask(batch, stride)))
         return maps
 
     def padding_mask(self, batch: Batch, stride: int) -> Tensor:
@@ -143,36 +149,96 @@ def _resnet(name: str, norm: Callable[[int], nn.Module], *, dilation: bool, widt
     return body
 
 
-def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
-    """`x` with zeros where `keep` is False."""
-    return x if keep is None else x.masked_fill(~keep, 0.0)
+class _Margin:
+    """What is padding in the maps of a batch, on the way through the backbone.
+
+    Args:
+        batch: the images.
+        exact: whether padding is kept from what lies inside; otherwise nothing here does anything.
+    """
+
+    def __init__(self, batch: Batch, *, exact: bool) -> None:
+        self.batch, self.exact = batch, exact
+        self.keeps: dict[int, Tensor] = {}
+
+    def _sizes(self, stride: int) -> list[tuple[int, int]]:
+        """(height, width) of every image in cells; the strided layers all give ceil(size / 2)."""
+        return [(-(-h // stride), -(-w // stride)) for h, w in self.batch.sizes]
+
+    def at(self, stride: int) -> Tensor | None:
+        """(B, 1, h, w) bool of a map at `stride`, False where padded; None when padding does not matter."""
+        if not self.exact:
+            return None
+        if stride not in self.keeps:
+            images = self.batch.images
+            shape = tuple(-(-side // stride) for side in images.shape[-2:])
+            self.keeps[stride] = ~padding_mask(self._sizes(stride), shape, images.device)[:, None]
+        return self.keeps[stride]
+
+    def cleared(self, x: Tensor, stride: int) -> Tensor:
+        """A map with zeros at padded positions, in its own memory where that is cheaper.
+
+        Args:
+            x: (B, C, h, w), of which nobody needs what is padded.
+            stride: of the map.
+        """
+        keep = self.at(stride)
+        if keep is None:
+            return x
+        if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
+            return x.masked_fill(~keep, 0.0)
+        for image, (h, w) in zip(x, self._sizes(stride), strict=True):  # the margins alone are touched
+            image[:, h:] = 0.0
+            image[:, :, w:] = 0.0
+        return x
 
 
-def _norm(norm: nn.Module, x: Tensor, keep: Tensor | None) -> Tensor:
-    """Applies a norm; only one that looks at other positions is told which of them are real."""
-    return norm(x, keep) if isinstance(norm, GroupNorm) else norm(x)
+def _step(
+    convolution: nn.Module,
+    norm: nn.Module,
+    x: Tensor,
+    keep: Tensor | None,
+    *,
+    relu: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """A convolution, its norm, the residual added and a ReLU if asked; only group norm is told what is padded."""
+    assert isinstance(convolution, nn.Conv2d)
+    if isinstance(norm, FrozenBatchNorm2d):
+        weight, bias = fold(convolution, norm, x)
+        stride, dilation, padding = convolution.stride, convolution.dilation, convolution.padding
+        assert not isinstance(padding, str)
+        return convolve(
+            x, weight, bias, stride=stride, padding=padding, dilation=dilation, residual=residual, relu=relu
+        )
+    y = convolution(x)
+    y = norm(y, keep) if isinstance(norm, GroupNorm) else norm(y)
+    y = y if residual is None else y + residual
+    return F.relu(y) if relu else y
 
 
-def _exact_block(block: nn.Module, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
-    """A residual block with zeros at padded positions before each 3x3 convolution.
+def _block(block: nn.Module, x: Tensor, margin: _Margin, before: int, after: int) -> Tensor:
+    """A residual block, with zeros at padded positions before each 3x3 convolution.
 
     Args:
         block: torchvision BasicBlock or Bottleneck.
-        x: (B, C, h, w) input.
-        before: (B, 1, h, w) bool, False where the input is padding.
-        after: the same at the resolution of the block's output.
+        x: (B, C, h, w) input; its memory may be used for the result.
+        margin: what is padded.
+        before: stride of the input.
+        after: stride of the output.
     """
-    shortcut = x
-    if block.downsample is not None:
-        shortcut = _norm(block.downsample[1], block.downsample[0](x), after)
+    first, last = margin.at(before), margin.at(after)
     if isinstance(block, Bottleneck):
-        y = F.relu(_norm(block.bn1, block.conv1(x), before))
-        y = F.relu(_norm(block.bn2, block.conv2(_kept(y, before)), after))
-        y = _norm(block.bn3, block.conv3(y), after)
+        y = _step(block.conv1, block.bn1, x, first, relu=True)
+        y = _step(block.conv2, block.bn2, margin.cleared(y, before), last, relu=True)
+        end = (block.conv3, block.bn3)
     else:
-        y = F.relu(_norm(block.bn1, block.conv1(_kept(x, before)), after))
-        y = _norm(block.bn2, block.conv2(_kept(y, after)), after)
-    return F.relu(y + shortcut)
+        x = margin.cleared(x, before)
+        y = _step(block.conv1, block.bn1, x, last, relu=True)
+        y = margin.cleared(y, after)
+        end = (block.conv2, block.bn2)
+    shortcut = x if block.downsample is None else _step(*block.downsample, x, last)
+    return _step(*end, y, last, residual=shortcut, relu=True)
 
 
 def build_backbone(name: str, **options: object) -> ResNetBackbone:

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detrkit.layers.linear import Linear
+from detrkit.ops.dense import linear
+from detrkit.ops.dropout import dropout as drop_out
+
 
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with several heads (Vaswani et al. 2017; DETR Sec. A.1).
@@ -27,7 +31,7 @@ class MultiHeadAttention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -50,21 +54,21 @@ class MultiHeadAttention(nn.Module):
         width = query.shape[-1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key:
-            q, k = F.linear(query, weight[: 2 * width], bias[: 2 * width]).chunk(2, -1)
+            q, k = linear(query, weight[: 2 * width], bias[: 2 * width]).chunk(2, -1)
         else:
-            q = F.linear(query, weight[:width], bias[:width])
-            k = F.linear(key, weight[width : 2 * width], bias[width : 2 * width])
-        v = F.linear(value, weight[2 * width :], bias[2 * width :])
+            q = linear(query, weight[:width], bias[:width])
+            k = linear(key, weight[width : 2 * width], bias[width : 2 * width])
+        v = linear(value, weight[2 * width :], bias[2 * width :])
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, L, D / heads)
         visible = None if padding is None else ~padding[:, None, None, :]  # (B, 1, 1, S)
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if capture:
+        if capture or (dropout > 0.0 and query.device.type == "cpu"):  # the kernel's dropout is slow there
             scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, Q, S)
             if visible is not None:
                 scores = scores.masked_fill(~visible, float("-inf"))
             weights = scores.softmax(-1)
-            out = F.dropout(weights, dropout) @ v
+            out = drop_out(weights, dropout) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(2)), weights

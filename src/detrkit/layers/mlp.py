@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from detrkit.layers.linear import Linear
 
 
 class MLP(nn.Module):
@@ -14,10 +15,10 @@ class MLP(nn.Module):
     def __init__(self, width_in: int, width_hidden: int, width_out: int, *, layers: int) -> None:
         super().__init__()
         widths = [width_in, *[width_hidden] * (layers - 1), width_out]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.layers = nn.ModuleList(Linear(i, o) for i, o in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width_in) to (..., width_out), without a final activation."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = layer(x, relu=True)
         return self.layers[-1](x)

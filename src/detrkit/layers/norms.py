@@ -28,9 +28,13 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W): x * scale + shift, folded to one multiply-add a value."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()  # (C,)
-        shift = self.bias - self.running_mean * scale
+        scale, shift = self.factors()
         return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of every channel, (C,) each."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
         # torchvision's ImageNet weights carry the counter of an ordinary batch norm

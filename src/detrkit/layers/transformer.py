@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detrkit.layers.attention import MultiHeadAttention
+from detrkit.layers.dropout import Dropout
+from detrkit.layers.linear import Linear
 
 
 def _with(x: Tensor, position: Tensor | None) -> Tensor:
@@ -30,13 +31,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
-        self.dropout = dropout
+        self.linear1 = Linear(width, hidden)
+        self.linear2 = Linear(hidden, width)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        hidden = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
+        hidden = self.drop(self.linear1(x, relu=True))
         return self.linear2(hidden)
 
 
@@ -55,7 +56,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(width, hidden, dropout=dropout)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.pre_norm = pre_norm
 
     def forward(
@@ -123,7 +124,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.pre_norm = pre_norm
 
     def forward(

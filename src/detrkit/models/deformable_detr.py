@@ -13,10 +13,12 @@ from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
 from detrkit.layers import MLP, GroupNorm, SinePositionEncoding
 from detrkit.layers.deformable import DeformableDecoderLayer, DeformableEncoderLayer, MSDeformAttention
+from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target, numbered
 from detrkit.models.panoptic import MaskPredictor, Segmenter
+from detrkit.ops.dense import convolve_as
 
 NEVER = -1e4  # a logit whose probability is 0 and whose loss is 0, in every precision
 
@@ -121,17 +123,17 @@ class DeformableDETR(Segmenter):
             for _ in range(dec_layers)
         )
         if two_stage:
-            self.proposal_memory = nn.Linear(hidden_dim, hidden_dim)
+            self.proposal_memory = Linear(hidden_dim, hidden_dim)
             self.proposal_memory_norm = nn.LayerNorm(hidden_dim)
-            self.proposal_query = nn.Linear(2 * hidden_dim, 2 * hidden_dim)
+            self.proposal_query = Linear(2 * hidden_dim, 2 * hidden_dim)
             self.proposal_query_norm = nn.LayerNorm(2 * hidden_dim)
         else:
             self.queries = nn.Embedding(num_queries, 2 * hidden_dim)
-            self.reference_points = nn.Linear(hidden_dim, 2)
+            self.reference_points = Linear(hidden_dim, 2)
 
         # one head shared by all layers, or one a layer under refinement; two-stage adds the encoder's
         count = (dec_layers if with_box_refine else 1) + two_stage
-        self.class_heads = nn.ModuleList(nn.Linear(hidden_dim, num_classes) for _ in range(count))
+        self.class_heads = nn.ModuleList(Linear(hidden_dim, num_classes) for _ in range(count))
         self.box_heads = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, layers=3) for _ in range(count))
         self._reset_parameters()
         self.segmentation = MaskPredictor(hidden_dim, nheads, self.backbone, prior=True) if masks else None
@@ -275,7 +277,8 @@ class DeformableDETR(Segmenter):
                 x = last
                 strides.append(strides[-1] * 2)
                 mask = self.backbone.padding_mask(batch, strides[-1])
-            x = convolution(x)
+            assert isinstance(convolution, nn.Conv2d)
+            x = convolve_as(convolution, x)
             keep = ~mask[:, None] if self.padding == "exact" and batch.padded else None
             x = norm(x, keep)
             if level >= len(features):
@@ -321,7 +324,7 @@ class DeformableDETR(Segmenter):
         chosen = score.topk(min(self.num_queries, score.shape[1]), dim=1).indices  # (B, Q)
         best = proposals.gather(1, chosen[..., None].expand(-1, -1, 4)).detach()
         reference = best.sigmoid()
-        embedded = _sine_of_boxes(reference, self.level_embed.shape[1] // 2)  # (B, Q, 2 * D)
+        embedded = _sine_of_boxes(reference, self.level_embed.shape[1] // 2).to(memory.dtype)  # (B, Q, 2 * D)
         query_position, start = self.proposal_query_norm(self.proposal_query(embedded)).chunk(2, -1)
         return Outputs(logits, proposals.sigmoid()), start, query_position, reference, chosen
 

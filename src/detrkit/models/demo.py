@@ -15,9 +15,11 @@ from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
 from detrkit.errors import ImageSizeError
 from detrkit.layers import Decoder, Encoder
+from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
+from detrkit.ops.dense import convolve_as
 
 
 class DETRdemo(nn.Module):
@@ -60,8 +62,8 @@ class DETRdemo(nn.Module):
         self.decoder = Decoder(dec_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=False)
         init_transformer(self.encoder, self.decoder)
         self.queries = nn.Parameter(torch.rand(num_queries, hidden_dim))
-        self.class_head = nn.Linear(hidden_dim, num_classes + 1)
-        self.box_head = nn.Linear(hidden_dim, 4)
+        self.class_head = Linear(hidden_dim, num_classes + 1)
+        self.box_head = Linear(hidden_dim, 4)
 
     def forward(
         self,
@@ -85,7 +87,7 @@ class DETRdemo(nn.Module):
                 f"the demo model encodes {entries} cells of 32 pixels a side, the image has {h} x {w}: "
                 f"resize it to at most {32 * entries} pixels"
             )
-        source = self.input_projection(feature)  # (B, D, h, w)
+        source = convolve_as(self.input_projection, feature)  # (B, D, h, w)
         columns = self.col_embed[:w].expand(h, w, -1)
         rows = self.row_embed[:h, None].expand(h, w, -1)
         position = torch.cat([columns, rows], -1).flatten(0, 1)  # (S, D)

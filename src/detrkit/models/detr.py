@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
 from detrkit.layers import MLP, Decoder, Encoder, LearnedPositionEncoding, SinePositionEncoding
+from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
 from detrkit.models.panoptic import MaskPredictor, Segmenter
+from detrkit.ops.dense import convolve_as
 
 
 class DETR(Segmenter):
@@ -92,7 +94,7 @@ class DETR(Segmenter):
         self.decoder = Decoder(dec_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=pre_norm)
         init_transformer(self.encoder, self.decoder)
         self.queries = nn.Embedding(num_queries, hidden_dim)
-        self.class_head = nn.Linear(hidden_dim, num_classes + 1)
+        self.class_head = Linear(hidden_dim, num_classes + 1)
         self.box_head = MLP(hidden_dim, hidden_dim, 4, layers=3)
         self.segmentation = MaskPredictor(hidden_dim, nheads, self.backbone) if masks else None
 
@@ -119,7 +121,7 @@ class DETR(Segmenter):
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
         features = self.backbone(batch, every_stage=capture)
         feature, padding = features[-1]  # (B, C, h, w), (B, h, w)
-        source = self.input_projection(feature)  # (B, D, h, w)
+        source = convolve_as(self.input_projection, feature)  # (B, D, h, w)
         position = self.position_encoding(padding).to(source.dtype)  # (B, h, w, D)
 
         tokens = source.flatten(2).transpose(1, 2)  # (B, S, D), S = h * w

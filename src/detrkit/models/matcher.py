@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from detrkit.models.outputs import Outputs, Target
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
@@ -97,20 +97,15 @@ class HungarianMatcher:
         Raises:
             NonFiniteError: an output is NaN or infinite.
         """
-        starts = np.cumsum([0] + [len(t) for t in targets])
-        rows = []  # per layer (3, M): image, query, target
-        for layer in self._assign(logits, boxes, targets):
-            rows.append(
-                np.concatenate(
-                    [
-                        np.stack([np.full_like(query, b), query, target + starts[b]])
-                        for b, (query, target) in enumerate(layer)
-                    ],
-                    axis=1,
-                )
-            )
-        image, query, target = torch.from_numpy(np.stack(rows, 1)).to(logits.device)  # 3 x (L, M)
-        return Matches(image, query, target)
+        assigned = self._assign(logits, boxes, targets)
+        starts = accumulate((len(t) for t in targets), initial=0)
+        # the same images in every layer: only who has how many objects decides
+        image = np.concatenate([np.full_like(query, b) for b, (query, _) in enumerate(assigned[0])])  # (M,)
+        shift = np.concatenate([np.full_like(query, n) for n, (query, _) in zip(starts, assigned[0], strict=False)])
+        query = np.stack([np.concatenate([query for query, _ in layer]) for layer in assigned])  # (L, M)
+        target = np.stack([np.concatenate([target for _, target in layer]) for layer in assigned]) + shift
+        pairs = torch.from_numpy(np.stack([np.broadcast_to(image, query.shape), query, target]))
+        return Matches(*pairs.to(logits.device))  # 3 x (L, M)
 
     def _warn_of_crowded(self, image: int | str | None, count: int, queries: int) -> None:
         """Names an image with more objects than queries: each once, and not thousands of them."""
@@ -126,16 +121,25 @@ class HungarianMatcher:
             stacklevel=5,
         )
 
-    def class_cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(L, B, Q, C) logits and (B, N) labels to the (L, B, Q, N) class cost, -p(class) (Sec. 3.1)."""
-        index = labels[None, :, None, :].expand(*logits.shape[:3], -1)  # (L, B, Q, N)
-        return -logits.softmax(-1).gather(-1, index)
+    def class_cost(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The class cost of N objects, -p(class) (Sec. 3.1).
+
+        Args:
+            logits: (L, B, Q, C).
+            images: (N,) int64, the image of each object.
+            labels: (N,) int64, its class.
+
+        Returns:
+            (N, L, Q).
+        """
+        # its exponential costs less than a softmax of what nobody asks for: 93 against 136 us (91 classes, 4,800 rows)
+        return -logits.log_softmax(-1)[:, images, :, labels].exp()
 
     @torch.no_grad()
     def _assign(
         self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """Per layer and image the matched (queries, objects) as int64 arrays."""
+        """Per layer and image the matched (queries, objects) as int64 arrays, queries ascending."""
         layers, _, queries = logits.shape[:3]
         counts = [len(t) for t in targets]
         for count, target in zip(counts, targets, strict=True):
@@ -147,21 +151,18 @@ class HungarianMatcher:
             none = np.zeros(0, np.int64)
             return [[(none, none) for _ in targets] for _ in range(layers)]
 
-        # padded to the largest count, not to the sum: cost grows with the crowded image, not with the batch
-        labels = pad_sequence([t.labels for t in targets], batch_first=True).long()  # (B, N)
-        objects = pad_sequence([t.boxes for t in targets], batch_first=True).float()  # (B, N, 4)
-        boxes = boxes.float()
-        cost = self.cost_bbox * _l1(boxes, objects)
-        cost += self.cost_class * self.class_cost(logits.float(), labels)
-        cost -= self.cost_giou * _giou(boxes, objects)
-        costs = cost.cpu().numpy()  # the step's one transfer; (L, B, Q, N)
-        bad = ~np.isfinite(costs).all((0, 2, 3)) & (np.array(counts) > 0)
-        if bad.any():
-            raise NonFiniteError("the model's output", [targets[b].image_id for b in np.flatnonzero(bad).tolist()])
-        return [
-            [linear_sum_assignment(costs[layer, b, :, :count]) for b, count in enumerate(counts)]
-            for layer in range(layers)
-        ]
+        owners = np.repeat(np.arange(len(targets)), counts)  # (N,)
+        images = torch.from_numpy(owners).to(logits.device, non_blocking=True)
+        labels = torch.cat([t.labels for t in targets]).long()  # (N,)
+        objects = torch.cat([t.boxes for t in targets]).float()  # (N, 4)
+        cost = self.cost_class * self.class_cost(logits.float(), images, labels)
+        cost += _box_cost(boxes.float(), images, objects, l1=self.cost_bbox, giou=self.cost_giou)
+        costs = cost.cpu().numpy()  # the step's one transfer; (N, L, Q)
+        bad = np.unique(owners[~np.isfinite(costs).all((1, 2))])
+        if len(bad):
+            raise NonFiniteError("the model's output", [targets[b].image_id for b in bad.tolist()])
+        own = np.split(costs, np.cumsum(counts)[:-1])  # per image (objects, L, Q)
+        return [[_cheapest(image[:, layer]) for image in own] for layer in range(layers)]
 
 
 class FocalMatcher(HungarianMatcher):
@@ -177,27 +178,40 @@ class FocalMatcher(HungarianMatcher):
         self.alpha = alpha
         self.gamma = gamma
 
-    def class_cost(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def class_cost(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """As `HungarianMatcher.class_cost`, from sigmoid probabilities p of the object's class."""
-        index = labels[None, :, None, :].expand(*logits.shape[:3], -1)  # (L, B, Q, N)
-        p = logits.gather(-1, index).sigmoid()
+        p = logits[:, images, :, labels].sigmoid()  # (N, L, Q)
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         return positive - negative
 
 
-def _l1(boxes: Tensor, objects: Tensor) -> Tensor:
-    """(L, B, Q, 4) and (B, N, 4) to (L, B, Q, N) sums of absolute differences.
+def _cheapest(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(objects, Q) costs to the (queries, objects) of the cheapest pairs, queries ascending."""
+    objects, queries = linear_sum_assignment(costs)
+    order = queries.argsort()
+    return queries[order], objects[order]
 
-    cdist(p=1) is the fast way on a CPU; on a GPU others measured it 15 to 29 times slower than the difference.
+
+def _box_cost(boxes: Tensor, images: Tensor, objects: Tensor, *, l1: float, giou: float) -> Tensor:
+    """(N, L, Q) cost l1 * L1 - giou * GIoU of every object with the queries of its own image.
+
+    Coordinates are the outermost dimension in memory and queries the innermost, so that all arithmetic runs along
+    neighbouring values.
+
+    Args:
+        boxes: (L, B, Q, 4) cxcywh.
+        images: (N,) int64, the image of each object.
+        objects: (N, 4) cxcywh.
+        l1: weight of the summed differences of coordinates.
+        giou: weight of the generalised IoU.
     """
-    if boxes.device.type == "cpu":
-        return torch.cdist(boxes, objects.expand(len(boxes), -1, -1, -1), p=1)
-    return (boxes[:, :, :, None] - objects[None, :, None]).abs().sum(-1)
+    wanted = objects[:, None, None]  # (N, 1, 1, 4)
+    found = _own(boxes, images)  # (N, L, Q, 4)
+    overlap = generalized_iou(_own(cxcywh_to_xyxy(boxes), images), cxcywh_to_xyxy(wanted))  # (N, L, Q)
+    return (found - wanted).abs_().sum(-1).mul_(l1).sub_(overlap, alpha=giou)
 
 
-def _giou(boxes: Tensor, objects: Tensor) -> Tensor:
-    """(L, B, Q, 4) and (B, N, 4) cxcywh to (L, B, Q, N) generalised IoU."""
-    a = cxcywh_to_xyxy(boxes)[:, :, :, None]  # (L, B, Q, 1, 4)
-    b = cxcywh_to_xyxy(objects)[None, :, None]  # (1, B, 1, N, 4)
-    return generalized_iou(a, b)
+def _own(boxes: Tensor, images: Tensor) -> Tensor:
+    """(L, B, Q, 4) boxes to the (N, L, Q, 4) of N images, a plane for each coordinate."""
+    return boxes.permute(3, 1, 0, 2).contiguous().index_select(1, images).movedim(0, -1)

@@ -53,8 +53,13 @@ class Target:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Target:
-        """A copy with all tensors on `device`."""
+        """A copy with all tensors on `device`, copied without blocking when they are pinned."""
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+
+    def pin_memory(self) -> Target:
+        """A copy with all tensors in page-locked memory; DataLoader calls this."""
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return replace(self, labels=self.labels.pin_memory(), boxes=self.boxes.pin_memory(), masks=masks)
 
 
 @dataclass
