@@ -111,3 +111,54 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     picture(10, 20).save(tmp_path / "other.png")
     with pytest.raises(DetrkitError, match=r"other\.png: the image is 20x10 pixels but its annotations say 30x10"):
         decode(tmp_path / "other.png", (10, 30))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("at_least", "factor"),  # of an upright picture of 200 x 328
+    [((201, 20), 1), ((101, 20), 1), ((100, 164), 2), ((100, 165), 1), ((50, 82), 4), ((20, 20), 8), ((1, 1), 8)],
+)
+def test_a_jpeg_is_decoded_smaller_but_not_below_what_is_needed(
+    tmp_path: Path, at_least: tuple[int, int], factor: int, orientation: int
+) -> None:
+    """Its pixels are about the means of squares of the whole one's."""
+    file = tmp_path / "a.jpg"
+    stored = (328, 200) if orientation == 6 else (200, 328)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture(*stored, seed=2).save(file, exif=exif, quality=95)
+    whole, small = decode(file, (200, 328)), decode(file, (200, 328), at_least=at_least)
+    means = torch.nn.functional.avg_pool2d(whole.float(), factor)  # (3, 200 / factor, 328 / factor)
+    assert whole.shape == (3, 200, 328) and small.shape == means.shape
+    assert (small.float() - means).abs().max() < 4
+
+
+@pytest.mark.parametrize(("height", "width"), [(203, 331), (97, 400)])
+def test_a_part_of_a_square_at_the_edge_is_a_pixel(tmp_path: Path, height: int, width: int) -> None:
+    file = tmp_path / "a.jpg"
+    picture(height, width).save(file)
+    for factor in (2, 4, 8):
+        small = decode(file, (height, width), at_least=(height // factor, width // factor))
+        assert small.shape == (3, -(-height // factor), -(-width // factor))
+
+
+def test_an_image_annotated_as_stored_is_decoded_smaller_as_stored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(160, 320).save(tmp_path / "a.jpg", exif=exif)
+    assert decode(tmp_path / "a.jpg", (160, 320), at_least=(80, 100)).shape == (3, 80, 160)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp"])
+def test_other_formats_are_decoded_whole(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a.{suffix}"
+    picture(64, 80).save(file)
+    assert torch.equal(decode(file, at_least=(8, 10)), decode(file))
+
+
+def test_a_truncated_jpeg_is_named_when_decoded_smaller(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    picture(200, 300).save(file)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(DetrkitError, match=r"a\.jpg: the image is damaged or truncated"):
+        decode(file, (200, 300), at_least=(50, 75))

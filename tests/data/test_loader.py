@@ -9,9 +9,8 @@ import torch
 from detrkit.data import loader as loader_module
 from detrkit.data.dataset import Dataset, open_dataset
 from detrkit.data.loader import EvalSampler, Item, TrainSampler, derived_seed, make_loader, order_by_aspect
-from detrkit.data.sample import Sample
 from detrkit.data.shapes import write_shapes
-from detrkit.data.transforms import eval_transform, train_transform
+from detrkit.data.transforms import Geometry, Transform, eval_transform, train_transform
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Target
 
@@ -190,7 +189,9 @@ def test_every_image_is_decoded_once(dataset: Dataset, monkeypatch: pytest.Monke
     decoded: list[Path] = []
     real_decode = dataset_module.decode
     monkeypatch.setattr(
-        dataset_module, "decode", lambda file, size=None: (decoded.append(file), real_decode(file, size))[1]
+        dataset_module,
+        "decode",
+        lambda file, size=None, **options: (decoded.append(file), real_decode(file, size, **options))[1],
     )
     run(dataset, workers=0, epochs=(0, 1, 2))
     assert sorted(decoded) == sorted(r.file for r in dataset.records)
@@ -237,16 +238,76 @@ def test_default_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_images_are_prepared_on_one_thread_and_the_model_keeps_its_own(dataset: Dataset) -> None:
     seen: list[int] = []
 
-    def watching(sample: Sample, generator: torch.Generator | None = None) -> Sample:
-        seen.append(torch.get_num_threads())
-        return eval_transform(32)(sample)
+    class Watching(Transform):
+        def draw(self, height: int, width: int, generator: torch.Generator | None = None) -> Geometry:
+            seen.append(torch.get_num_threads())
+            return eval_transform(32).draw(height, width)
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        loader = make_loader(dataset, transform=watching, batch_size=4, training=False, workers=0)
+        loader = make_loader(dataset, transform=Watching(), batch_size=4, training=False, workers=0)
         outside = [torch.get_num_threads() for _ in loader]
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {1} and len(seen) == 11
     assert outside == [3, 3, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_draft_changes_pixels_a_little_and_nothing_else(tmp_path: Path, workers: int) -> None:
+    from PIL import Image
+
+    root = tmp_path / "large"
+    write_shapes(root, images={"train": 6}, sides=(200, 260))
+    for file in (root / "train").glob("*.jpg"):  # grain is what decoding smaller averages away
+        with Image.open(file) as image:
+            image.reduce(4).resize(image.size, Image.Resampling.BICUBIC).save(file, quality=90)
+    large = open_dataset(root, masks=True)
+    whole, draft = (run(large, workers=workers, cache="none", draft=draft) for draft in (False, True))
+    assert not same(whole, draft)
+    for (x, xs), (y, ys) in zip(whole, draft, strict=True):
+        assert x.sizes == y.sizes and (x.images - y.images).abs().mean() < 0.05  # 3 of 255 grey levels
+        for s, t in zip(xs, ys, strict=True):
+            assert torch.equal(s.boxes, t.boxes) and torch.equal(s.labels, t.labels)
+            assert s.masks is not None and t.masks is not None and torch.equal(s.masks, t.masks)
+    assert same(whole, run(large, workers=workers, cache="ram", draft=True))  # cached images are whole
+
+
+def test_draft_leaves_images_alone_that_are_hardly_made_smaller(dataset: Dataset) -> None:
+    options = {"transform": train_transform(160), "batch_size": 4, "training": True, "workers": 0, "cache": "none"}
+    assert same(*(list(make_loader(dataset, draft=draft, **options)) for draft in (False, True)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_grouped_batches_have_the_sizes_that_were_foreseen(shapes: Path, workers: int) -> None:
+    """Every image as without grouping, to the pixel, in batches of less padding."""
+    dataset = open_dataset(shapes, masks=True)
+    epochs = tuple(range(4))
+    found = [run(dataset, workers=workers, epochs=epochs, group_by_size=group) for group in (False, True)]
+    by_image = [
+        {
+            (k // 2, target.image_id): image[:, : size[0], : size[1]]
+            for k, (batch, targets) in enumerate(batches)
+            for image, size, target in zip(batch.images, batch.sizes, targets, strict=True)
+        }
+        for batches in found
+    ]
+    assert by_image[0].keys() == by_image[1].keys() and len(by_image[0]) == 32
+    assert all(torch.equal(image, by_image[1][key]) for key, image in by_image[0].items())
+    areas = [sum(batch.images.shape[-1] * batch.images.shape[-2] for batch, _ in batches) for batches in found]
+    assert areas[1] < areas[0]
+
+
+@pytest.mark.parametrize("option", ["draft", "group_by_size"])
+def test_evaluation_is_neither_reduced_nor_grouped(dataset: Dataset, option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        make_loader(dataset, transform=eval_transform(32), batch_size=4, training=False, **{option: True})
+
+
+def test_batches_are_on_the_device_of_the_loader(dataset: Dataset) -> None:
+    """The meta device stands for a GPU."""
+    loader = make_loader(dataset, transform=eval_transform(32), batch_size=4, training=False, workers=0, device="meta")
+    for batch, targets in loader:
+        assert batch.images.device.type == "meta" and batch.images.dtype == torch.float32
+        assert all(t.boxes.device.type == "cpu" for t in targets)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +14,12 @@ from detrkit.data.transforms import (
     DetrTransform,
     EvalTransform,
     FlipTransform,
+    Normalisation,
     crop,
     eval_transform,
     hflip,
     normalise,
-    random_crop,
+    random_window,
     resize,
     resized_size,
     to_target,
@@ -156,21 +160,51 @@ def test_masks_stay_on_their_objects() -> None:
     assert shown >= 30
 
 
-def test_random_crop_draws_width_first_inclusive_and_capped() -> None:
-    sample = make_sample(500, 450, [])
+def test_random_window_draws_width_first_inclusive_and_capped() -> None:
     seen = set()
     for seed in range(300):
-        g = generator(seed)
-        out = random_crop(sample, (448, 600), g)
+        top, left, h, w = random_window(500, 450, (448, 600), generator(seed))
         again = generator(seed)
-        w = int(torch.randint(448, 451, (), generator=again))
-        h = int(torch.randint(448, 501, (), generator=again))
-        assert out.image.shape == (3, h, w)
+        assert w == int(torch.randint(448, 451, (), generator=again))
+        assert h == int(torch.randint(448, 501, (), generator=again))
+        assert top == int(torch.randint(0, 501 - h, (), generator=again))
+        assert left == int(torch.randint(0, 451 - w, (), generator=again))
         seen.add((h, w))
     assert {w for _, w in seen} == {448, 449, 450}
     assert {h for h, _ in seen} >= {448, 500} and max(h for h, _ in seen) == 500
-    small = make_sample(10, 20, [])  # smaller than the smallest crop: stays whole
-    assert random_crop(small, (384, 600), generator(0)).image.shape == (3, 10, 20)
+    assert random_window(10, 20, (384, 600), generator(0)) == (0, 0, 10, 20)  # smaller than the smallest: stays whole
+
+
+@pytest.mark.parametrize("augment", ["detr", "flip", "none"])
+def test_what_is_drawn_is_what_is_done(augment: Literal["detr", "flip", "none"]) -> None:
+    transform = train_transform(64, augment=augment)
+    sample = make_sample(90, 70, [[5, 5, 50, 40]])
+    cropped = 0
+    for seed in range(20):
+        geometry = transform.draw(90, 70, generator(seed))
+        out = transform(sample, generator(seed))
+        assert out.image.shape[-2:] == geometry.size == out.boxes.canvas_size
+        steps = hflip(sample) if geometry.mirrored else sample
+        if geometry.first is not None and geometry.window is not None:
+            steps = crop(resize(steps, geometry.first), *geometry.window)
+            cropped += 1
+        assert geometry.decoded_size == (geometry.first or geometry.size)
+        assert torch.equal(out.image, resize(steps, geometry.size).image)
+    assert cropped == 0 if augment != "detr" else 4 <= cropped <= 16
+
+
+def test_an_image_decoded_smaller_fits_its_boxes_and_masks_after_the_first_resize() -> None:
+    """As `Dataset.load` gives it: half the pixels, boxes and masks of the whole."""
+    masks = torch.zeros(1, 96, 120, dtype=torch.bool)
+    masks[0, 20:70, 30:90] = True
+    whole = make_sample(96, 120, [[30, 20, 90, 70]], masks=masks)
+    whole.image = tv_tensors.Image(torch.from_numpy(np.array(picture(96, 120, 3))).permute(2, 0, 1))
+    small = replace(whole, image=resize(whole, (48, 60)).image)
+    for seed in range(8):
+        expected, out = (train_transform(40)(sample, generator(seed)) for sample in (whole, small))
+        assert torch.equal(out.boxes, expected.boxes) and out.boxes.canvas_size == expected.image.shape[-2:]
+        assert out.masks is not None and expected.masks is not None and torch.equal(out.masks, expected.masks)
+        assert (out.image.float() - expected.image.float()).abs().mean() < 3
 
 
 def test_published_numbers_and_scaling() -> None:
@@ -290,6 +324,20 @@ def test_normalise() -> None:
     plain = normalise(sample, (0, 0, 0), (1, 1, 1))
     assert torch.equal(plain.image, sample.image.float() / 255)
     assert sample.image.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_normalisation_writes_the_bits_of_the_formula(seed: int) -> None:
+    """Into a part of a padded batch, from interleaved and from planar pixels."""
+    pixels = torch.arange(256, dtype=torch.uint8).expand(3, 2, 256)
+    mean, std = (torch.rand(3, generator=generator(seed + 10 * k)) + 0.1 for k in range(2))
+    expected = (pixels.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    interleaved = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for given in (pixels, interleaved):
+        batch = torch.full((3, 4, 300), 7.0)
+        Normalisation(mean.tolist(), std.tolist()).write(given, batch[:, :2, :256])
+        assert torch.equal(batch[:, :2, :256], expected)
+        assert (batch[:, 2:] == 7).all() and (batch[:, :, 256:] == 7).all()
 
 
 def test_to_target() -> None:

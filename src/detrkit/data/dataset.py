@@ -87,7 +87,17 @@ class Dataset:
         return self.layout == "coco-panoptic"
 
     def __getitem__(self, index: int) -> Sample:
+        """The decoded image with its objects, crowd left out; errors as `load`."""
+        return self.load(index)
+
+    def load(self, index: int, *, at_least: tuple[int, int] | None = None) -> Sample:
         """The decoded image with its objects, crowd left out.
+
+        Args:
+            index: of the image.
+            at_least: (height, width) in pixels to which the sample will be made smaller: a JPEG may then be decoded
+                at a fraction of its size (`read_rgb`). Boxes and masks keep the size of the file, which is the canvas
+                of the boxes; `resize` brings image, boxes and masks together.
 
         Raises:
             IndexError: no such image.
@@ -99,7 +109,7 @@ class Dataset:
         masks = tv_tensors.Mask(object_masks(record, keep)) if self.with_masks else None
         boxes = torch.from_numpy(record.boxes[keep].astype(np.float32)).reshape(-1, 4)
         return Sample(
-            image=self.image(index),
+            image=self.image(index, at_least=at_least),
             boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             labels=torch.from_numpy(record.labels[keep]),
             masks=masks,
@@ -108,11 +118,11 @@ class Dataset:
             file=record.file,
         )
 
-    def image(self, index: int) -> tv_tensors.Image:
-        """(3, H, W) uint8 RGB: from memory after `cache_images`, else decoded."""
+    def image(self, index: int, *, at_least: tuple[int, int] | None = None) -> tv_tensors.Image:
+        """(3, H, W) uint8 RGB: from memory after `cache_images`, whole, else decoded (`at_least` as in `load`)."""
         record = self.records[index]
         if self._pixels is None:
-            return decode(record.file, (record.height, record.width))
+            return decode(record.file, (record.height, record.width), at_least=at_least)
         start = self._offsets[index % len(self)]
         flat = self._pixels[start : start + record.height * record.width * 3]
         # A copy, so that nothing done to a sample reaches the cache: 0.3 ms per COCO image, where decoding takes 3 ms.

@@ -1,8 +1,7 @@
 """Images of a dataset, in files or in rows of parquet files: their size from the header, and their pixels as RGB.
 
-Pillow decodes everything. torchvision's decoder gives the same pixels (both are libjpeg-turbo) in 1.7 ms instead of
-2.4 ms per COCO image, but is deprecated since torchvision 0.29 and knows neither BMP nor TIFF; a training sample of
-that image takes 10 ms in all.
+Pillow decodes everything. torchvision's decoder gives the same pixels (both are libjpeg-turbo) in 1.4 ms instead of
+1.7 ms per COCO image, but is deprecated since torchvision 0.29 and knows neither BMP nor TIFF.
 """
 
 from __future__ import annotations
@@ -100,7 +99,9 @@ def misfit(file: ImageSource, size: tuple[int, int]) -> str | None:
     return f"is {upright[1]}x{upright[0]} pixels but its annotations say {size[1]}x{size[0]} (width x height)"
 
 
-def read_rgb(file: ImageSource, size: tuple[int, int] | None = None) -> Image.Image:
+def read_rgb(
+    file: ImageSource, size: tuple[int, int] | None = None, *, at_least: tuple[int, int] | None = None
+) -> Image.Image:
     """The picture as 8-bit RGB, turned upright by its EXIF orientation.
 
     Gray, palette, CMYK and 16-bit images become RGB; transparency is dropped (as the published code does).
@@ -109,6 +110,9 @@ def read_rgb(file: ImageSource, size: tuple[int, int] | None = None) -> Image.Im
         file: the image.
         size: (height, width) that the annotations speak of. When the stored pixels have it and the upright ones have
             not, the image was annotated as stored, and is left so.
+        at_least: (height, width) in pixels to which the picture will be made smaller. A JPEG is then decoded at a half,
+            a quarter or an eighth of its size, the smallest that still has so many pixels: its far edges may lie up
+            to seven pixels of the file further out.
 
     Raises:
         DetrkitError: missing, damaged or truncated file, or its size is not `size`.
@@ -122,11 +126,14 @@ def read_rgb(file: ImageSource, size: tuple[int, int] | None = None) -> Image.Im
                 f"{file}: the image is {upright[1]}x{upright[0]} pixels but its annotations say {size[1]}x{size[0]} "
                 "(width x height); correct the size or the image file"
             )
+        turned = orientation != 1 and (size is None or size == upright)
         try:
+            if at_least is not None:
+                image.draft(image.mode, at_least if turned and orientation >= 5 else at_least[::-1])
             picture = _to_rgb(image, file)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DetrkitError(f"{file}: the image is damaged or truncated ({error})") from error
-    if orientation != 1 and (size is None or size == upright):
+    if turned:
         picture = picture.transpose(_UPRIGHT[orientation])
     return picture
 
@@ -138,13 +145,18 @@ def _to_rgb(image: Image.Image, file: ImageSource) -> Image.Image:
         return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DetrkitError(f"{file}: floating-point pixels have no fixed range; save the image with 8 or 16 bits")
+    if image.mode == "RGB":
+        image.load()
+        return image  # `convert` would copy it: 0.2 ms for a COCO image
     return image.convert("RGB")
 
 
-def decode(file: ImageSource, size: tuple[int, int] | None = None) -> tv_tensors.Image:
+def decode(
+    file: ImageSource, size: tuple[int, int] | None = None, *, at_least: tuple[int, int] | None = None
+) -> tv_tensors.Image:
     """(3, H, W) uint8 RGB; arguments and errors as `read_rgb`.
 
     The memory stays interleaved (channels last), the order in which torch resizes uint8 without repacking.
     """
-    array = np.array(read_rgb(file, size))  # (H, W, 3), a writable copy
+    array = np.array(read_rgb(file, size, at_least=at_least))  # (H, W, 3), a writable copy
     return tv_tensors.Image(torch.from_numpy(array).permute(2, 0, 1))

@@ -54,7 +54,8 @@ class Sample:
 
     Attributes:
         image: (3, H, W) RGB; uint8 as decoded, float and normalised after the last transform.
-        boxes: (N, 4) float32 xyxy pixels.
+        boxes: (N, 4) float32 xyxy pixels of their canvas, which is the image, except of one that was decoded smaller
+            and not resized yet (`Dataset.load`).
         labels: (N,) int64, contiguous from 0 into the dataset's class list.
         masks: (N, H, W) bool, or None when the dataset was opened without masks.
         image_id: the dataset's id.

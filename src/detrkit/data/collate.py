@@ -1,0 +1,67 @@
+"""Single samples as a batch: bytes on the way to the device, normalised there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from detrkit.data.transforms import Normalisation
+from detrkit.errors import DetrkitError
+from detrkit.models.batch import Batch
+from detrkit.models.outputs import Target
+
+
+@dataclass
+class PixelBatch:
+    """Pictures padded at the right and the bottom, not normalised yet.
+
+    A quarter of the memory of the Batch made of it: that much less to write, to hand over between processes and to
+    copy to a GPU.
+
+    Attributes:
+        pixels: (B, 3, H, W) uint8 RGB; anything where padded.
+        sizes: (height, width) in pixels of every picture without padding, B of them.
+    """
+
+    pixels: Tensor
+    sizes: list[tuple[int, int]]
+
+    @classmethod
+    def from_images(cls, images: Sequence[Tensor]) -> PixelBatch:
+        """(3, H, W) uint8 pictures at their largest height and width."""
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+        pixels = torch.empty(len(images), 3, height, width, dtype=torch.uint8)  # (B, 3, H, W)
+        for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
+            row[:, :h, :w] = image
+        return cls(pixels, sizes)
+
+    def pin_memory(self) -> PixelBatch:
+        """The batch in page-locked memory; DataLoader calls this."""
+        return PixelBatch(self.pixels.pin_memory(), self.sizes)
+
+    def normalised(self, normalisation: Normalisation) -> Batch:
+        """The Batch on the device of `normalisation`, copied there without blocking when the pixels are pinned."""
+        device = normalisation.mean.device
+        pixels = self.pixels.to(device, non_blocking=True)
+        images = torch.empty(pixels.shape, device=device)  # (B, 3, H, W)
+        for row, image, (h, w) in zip(pixels, images, self.sizes, strict=True):
+            normalisation.write(row[:, :h, :w], image[:, :h, :w])
+            image[:, h:] = 0
+            image[:, :h, w:] = 0
+        return Batch(images, self.sizes)
+
+
+def collate(
+    pairs: Sequence[tuple[Tensor, Target] | DetrkitError],
+) -> tuple[PixelBatch, list[Target]] | DetrkitError:
+    """Pictures (3, H, W) uint8 and targets of single samples, padded and listed, or the first error among them."""
+    good = []
+    for pair in pairs:
+        if isinstance(pair, DetrkitError):
+            return pair
+        good.append(pair)
+    return PixelBatch.from_images([image for image, _ in good]), [target for _, target in good]
