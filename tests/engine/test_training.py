@@ -79,10 +79,13 @@ def test_resume_from_an_earlier_state_drops_later_log_lines(whole, tmp_path, mon
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(2, 2), (1, 4)])
-def test_accumulated_batches_equal_one_large_batch(shapes, tmp_path, batch_size, accumulate):
+@pytest.mark.parametrize("group_by_size", [False, True])
+def test_accumulated_batches_equal_one_large_batch(shapes, tmp_path, batch_size, accumulate, group_by_size):
     """Same images, same divisors, padding that does not leak: only the order of float sums differs."""
-    one = tiny_config(shapes, tmp_path / "one", data={"batch_size": 4})
-    split = tiny_config(shapes, tmp_path / "split", data={"batch_size": batch_size}, optim={"accumulate": accumulate})
+    one = tiny_config(shapes, tmp_path / "one", data={"batch_size": 4, "group_by_size": group_by_size})
+    split = one.changed(
+        data={"batch_size": batch_size}, optim={"accumulate": accumulate}, run={"out": str(tmp_path / "split")}
+    )
     train(one)
     train(split)
     expected, found = losses(tmp_path / "one"), losses(tmp_path / "split")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import hotcoco.panoptic
@@ -83,6 +85,66 @@ def test_equals_hotcoco(seed, tmp_path):
     for group, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st")):
         for name in ("pq", "sq", "rq"):
             assert metrics[name.upper() + suffix] == pytest.approx(theirs[group][name], abs=1e-6)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_many_files(tmp_path, text):
+    """More images than are checked one by one; with ids that hotcoco does not know."""
+    truth, maps, predictions = random_set(7, images=30)
+    write_set(tmp_path, truth, maps, predictions)
+    files = [tmp_path / "truth.json", tmp_path / "found.json"]
+    if text:
+        for file in files:
+            content = json.loads(file.read_text())
+            for entry in content["annotations"]:
+                entry["image_id"] = f"a {entry['image_id']}"
+            file.write_text(json.dumps(content))
+    metrics = evaluate_panoptic(files[0], None, files[1])
+    compare(metrics, truth, maps, predictions)
+    in_memory = evaluator_of(truth, maps, predictions).compute()
+    assert metrics.images == in_memory.images == 30
+    for name, row in in_memory.per_class.items():
+        assert row == pytest.approx(metrics.per_class[name], abs=1e-12)
+    if not text:
+        assert evaluate_panoptic(truth, maps.__getitem__, files[1]) == in_memory
+
+
+def test_faults_among_many_files_are_named(tmp_path):
+    truth, maps, predictions = random_set(7, images=30)
+    write_set(tmp_path, truth, maps, predictions)
+    last = sorted(maps)[-1]
+    for folder in ("found", "truth"):
+        file = tmp_path / folder / f"{last:05}.png"
+        good = file.read_bytes()
+        picture = Image.open(file)
+        picture.resize((9, 8)).save(file)
+        with pytest.raises(DetrkitError, match=f"image {last}: the prediction has .* pixels, the ground truth"):
+            evaluate_panoptic(tmp_path / "truth.json", None, tmp_path / "found.json")
+        file.write_bytes(good[:60])
+        with pytest.raises(DetrkitError, match=f"{folder}/{last:05}.png: panoptic PNG cannot be read"):
+            evaluate_panoptic(tmp_path / "truth.json", None, tmp_path / "found.json")
+        file.write_bytes(good)
+    Image.fromarray(np.full((*maps[last].shape, 3), 9, np.uint8)).save(tmp_path / "found" / f"{last:05}.png")
+    with pytest.raises(
+        DetrkitError, match=f"image {last}: prediction: id 592137 is in the map and not in segments_info"
+    ):
+        evaluate_panoptic(tmp_path / "truth.json", None, tmp_path / "found.json")
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_any_number_of_threads(tmp_path, threads):
+    """The same to the bit, so that a figure does not depend on the machine."""
+    write_set(tmp_path, *random_set(8, images=40))
+    command = "import sys, detrkit; print(detrkit.evaluate_panoptic(sys.argv[1], None, sys.argv[2]).to_json())"
+    run = subprocess.run(
+        [sys.executable, "-c", command, tmp_path / "truth.json", tmp_path / "found.json"],
+        env=os.environ | {"RAYON_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = evaluate_panoptic(tmp_path / "truth.json", None, tmp_path / "found.json")
+    assert run.stdout.strip() == str(here.to_json())
 
 
 @needs_data

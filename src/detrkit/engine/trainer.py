@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from detrkit.checkpoint import ModelSpec, load_model, save_model
 from detrkit.config import TrainConfig
@@ -25,9 +25,10 @@ from detrkit.engine.gathering import Evaluation, Truth, collect
 from detrkit.engine.logs import CsvLog, TensorBoardLog
 from detrkit.engine.memory import peak_mib, reset_peak
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
-from detrkit.engine.processes import StopSignals, global_normalizers
+from detrkit.engine.processes import StopSignals
 from detrkit.engine.setup import Splits
 from detrkit.engine.state import rng_state, save_state, set_rng_state
+from detrkit.engine.update import Update
 from detrkit.errors import DetrkitError, Interrupted
 from detrkit.evaluation import Metrics
 from detrkit.models.batch import Batch
@@ -101,10 +102,14 @@ class Trainer:
             seed=config.run.seed,
             workers=config.data.workers,
             cache=config.data.cache,
+            draft=config.data.draft,
+            group_by_size=config.data.group_by_size,
+            accumulate=config.optim.accumulate,
             rank=self.rank,
             world_size=self.world,
             mean=spec.mean,
             std=spec.std,
+            device=fabric.device,
         )
         self.steps_per_epoch = max(1, len(self.loader) // config.optim.accumulate)
         self.progress = Progress()
@@ -112,6 +117,17 @@ class Trainer:
         self.steps_log = CsvLog(folder / "steps.csv", key="step")
         self.epochs_log = CsvLog(folder / "epochs.csv", key="epoch")
         self.stop = StopSignals(self.world)
+        self.update = Update(
+            fabric,
+            self.wrapped,
+            self.optimizer,
+            self.criterion,
+            queries=self.queries,
+            clip_max_norm=config.optim.clip_max_norm,
+            spread=self.stop.spread,
+            average=self.average,
+            averaged=model,
+        )
         # dropout differs between processes, initial weights do not
         torch.manual_seed(derived_seed(config.run.seed, self.rank) % 2**63)
 
@@ -179,46 +195,14 @@ class Trainer:
 
     def _step(self, batches: Iterator[tuple[Batch, list[Target]]]) -> dict[str, float]:
         """One optimiser step over `accumulate` batches; returns loss terms averaged over the processes."""
-        config, fabric = self.config.optim, self.fabric
+        config = self.config.optim
         factor = lr_factor(config, self.progress.step, self.steps_per_epoch)
         set_lr(self.optimizer, factor)
         parts = [next(batches) for _ in range(min(config.accumulate, len(self.loader)))]
-        # all of the global batch is counted before any of it is run: how it is split changes nothing
-        counts = global_normalizers(
-            self.criterion, [targets for _, targets in parts], self.queries, fabric.device, self.world
-        )
-        terms: dict[str, Tensor] = {}
-        self.optimizer.zero_grad(set_to_none=True)
-        for i, (batch, targets) in enumerate(parts):
-            batch = batch.to(fabric.device)
-            moved = [t.to(fabric.device) for t in targets]
-            try:
-                with fabric.no_backward_sync(self.wrapped, enabled=self.world > 1 and i + 1 < len(parts)):
-                    outputs = self.wrapped(batch)
-                    losses = self.criterion(outputs, moved, normalizers=counts)
-                    total = self.criterion.total(losses)
-                    fabric.backward(total)
-            except NonFiniteError as error:
-                raise self._diverged(error.what, error.images) from error
-            for name, value in {"loss": total, **losses}.items():
-                # diagnostics are means over images, not shares of a sum
-                share = value.detach() / len(parts) if name.startswith(("class_", "card")) else value.detach()
-                terms[name] = terms[name] + share if name in terms else share
-        values = self.stop.spread(terms)
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            term = next((name for name in bad if name != "loss"), "loss")
-            raise self._diverged(term, [t.image_id for _, ts in parts for t in ts])
-        if config.clip_max_norm > 0:
-            norm = fabric.clip_gradients(
-                self.wrapped, self.optimizer, max_norm=config.clip_max_norm, error_if_nonfinite=False
-            )
-            values["grad_norm"] = float(norm) if norm is not None else math.nan
-            if not math.isfinite(values["grad_norm"]):
-                raise self._diverged("the gradient", [t.image_id for _, ts in parts for t in ts])
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        try:
+            values = self.update(parts)
+        except NonFiniteError as error:
+            raise self._diverged(error.what, error.images) from error
         values["lr"] = config.lr * factor
         return values
 
@@ -289,6 +273,7 @@ class Trainer:
             workers=data.workers,
             rank=self.rank,
             world_size=self.world,
+            device=self.fabric.device,
         )
         if split not in self.truths:  # of masks it takes a while
             self.truths[split] = Truth.of(dataset, self.spec, self.current)

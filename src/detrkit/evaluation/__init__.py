@@ -6,7 +6,8 @@ from detrkit.evaluation.curves import PrecisionRecall
 from detrkit.evaluation.evaluator import DetectionEvaluator
 from detrkit.evaluation.ground_truth import GroundTruth
 from detrkit.evaluation.metrics import Metrics
-from detrkit.evaluation.panoptic import PanopticEvaluator, evaluate_panoptic, read_panoptic, write_panoptic
+from detrkit.evaluation.panoptic import PanopticEvaluator
+from detrkit.evaluation.panoptic_files import evaluate_panoptic, read_panoptic, write_panoptic
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.evaluation.panoptic_truth import PanopticTruth
 from detrkit.evaluation.report import write_report

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from detrkit.errors import DetrkitError
 
@@ -33,3 +37,10 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return target
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG file's content of (H, W, 3) uint8."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,12 @@ def entry_columns(
         category = np.array([categories[a["category_id"]] for a in annotations], np.int64)
         if not boxes:
             return image, category, np.zeros((len(annotations), 4))
-        box = np.array([a["bbox"] for a in annotations], np.float64).reshape(len(annotations), 4)
+        sides = [a["bbox"] for a in annotations]
+        if set(map(type, sides)) <= {list, tuple} and set(map(len, sides)) <= {4}:
+            flat = np.fromiter(chain.from_iterable(sides), np.float64, 4 * len(sides))  # half the time of an array
+        else:
+            flat = np.array(sides, np.float64)
+        box = flat.reshape(len(sides), 4)
         if np.isfinite(box).all() and (box[:, 2:] >= 0).all():
             return image, category, box
     except (KeyError, TypeError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,7 @@ def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, aligned so that it reads in a terminal too: text to the left, numbers to the right."""
 
     def numeric(column: int) -> bool:
-        return all(row[column].replace(".", "", 1).isdigit() or row[column] == "n/a" for row in rows)
+        return all(re.fullmatch(r"[+-]?\d+(\.\d+)?|n/a|-", row[column]) for row in rows)
 
     rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     right = [bool(rows) and numeric(i) for i in range(len(headings))]

@@ -1,37 +1,24 @@
-"""Panoptic quality of results in memory and in files, equal to panopticapi's.
+"""`PanopticEvaluator`: gathers panoptic results image by image, in one process or several, and computes their quality.
 
-hotcoco's PanopticEval gives the same numbers (a test compares them), but wants the results of all images at once, as
-files. Here an image is reduced to its matches when it comes: 5,000 of them take a few megabytes, in any process.
+An image is reduced to its matches when it comes: 5,000 of them take a few megabytes, in any process. No PNG is written
+unless somebody wants it.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from detrkit.classes import ClassList
 from detrkit.errors import DetrkitError
-from detrkit.evaluation.files import write_atomic
-from detrkit.evaluation.ground_truth import read_json
+from detrkit.evaluation.files import png, write_atomic
 from detrkit.evaluation.panoptic_matching import ImageMatches, score_image
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
-from detrkit.evaluation.panoptic_truth import (
-    VOID,
-    IdMaps,
-    PanopticTruth,
-    Segments,
-    image_entries,
-    png_folder,
-    png_reader,
-)
+from detrkit.evaluation.panoptic_truth import VOID, IdMaps, PanopticTruth
 from detrkit.evaluation.result_table import Unknown
 from detrkit.results import PanopticResult, Segment
 
@@ -91,10 +78,9 @@ class PanopticEvaluator:
         if image_id in self._images:
             return
         result = self._known(result)
-        pixels, info = result.to_coco()
-        matches = score_image(self.truth, image_id, result.id_map.cpu().numpy(), info)
+        matches = score_image(self.truth, image_id, result.id_map.cpu().numpy(), result.segments_info())
         if self.out is not None:
-            write_atomic(self.out.with_suffix("") / self.truth.files[index], _png(pixels))
+            write_atomic(self.out.with_suffix("") / self.truth.files[index], png(result.to_coco()[0]))
         self._images[image_id] = matches
 
     def _known(self, result: PanopticResult) -> PanopticResult:
@@ -153,15 +139,9 @@ class PanopticEvaluator:
             DetrkitError: an image has not been added, or there is none.
         """
         truth = self.truth
-        missing = [i for i in truth.image_ids if i not in self._images]
-        if missing and not only_added:
-            raise DetrkitError(
-                f"no result for {len(missing)} of {len(truth.image_ids)} images of {truth.source}, such as "
-                f"{missing[0]!r}; predict all of them, or evaluate those that are there (only_added)"
-            )
+        if not only_added or not self._images:
+            truth.check_complete(self._images)
         images = [self._images[i] for i in truth.image_ids if i in self._images]
-        if not images:
-            raise DetrkitError(f"{truth.source}: no images; there is nothing to evaluate")
 
         def count(columns: list[np.ndarray], weights: np.ndarray | None = None) -> np.ndarray:
             return np.bincount(np.concatenate(columns), weights, len(truth.names))
@@ -175,102 +155,3 @@ class PanopticEvaluator:
             missed=count([i.missed for i in images]),
             images=len(images),
         )
-
-
-def evaluate_panoptic(
-    ground_truth: PanopticTruth | str | Path | Mapping[str, Any],
-    ground_truth_folder: str | Path | IdMaps | None,
-    results: str | Path,
-    results_folder: str | Path | None = None,
-) -> PanopticMetrics:
-    """The panoptic quality of results in COCO's format, equal to panopticapi's.
-
-    Args:
-        ground_truth: a COCO panoptic file, its content, or a `PanopticTruth`.
-        ground_truth_folder: of its PNGs, or a function that gives the (H, W) ids of an image; None looks where COCO's
-            archives put them.
-        results: the json of the results: `annotations` with image_id, file_name and segments_info (id, category_id).
-        results_folder: of their PNGs; by default the folder of the json's name, beside it.
-
-    Raises:
-        DetrkitError: a malformed file, an image without result, an unknown category, a PNG that is missing or holds
-            other ids than segments_info: with the file, the image and the fix.
-    """
-    truth = PanopticTruth.load(ground_truth, ground_truth_folder)
-    entries, id_map = _result_files(results, results_folder)
-    unknown = [i for i in entries if i not in truth.image_position]
-    if unknown:
-        raise DetrkitError(f"{results}: image {unknown[0]!r} is not in {truth.source}; evaluate on the same dataset")
-
-    def score(image_id: int | str) -> ImageMatches:
-        try:
-            return score_image(truth, image_id, id_map(image_id), list(entries[image_id]["segments_info"]))
-        except DetrkitError as error:
-            raise DetrkitError(f"{results}: {error}") from error
-
-    evaluator = PanopticEvaluator(truth)
-    with ThreadPoolExecutor() as pool:  # reading PNGs and sorting leave Python's lock
-        evaluator.merge(dict(zip(entries, pool.map(score, entries), strict=True)))
-    return evaluator.compute()
-
-
-def read_panoptic(
-    results: str | Path, classes: ClassList, image_ids: Iterable[int | str], *, folder: str | Path | None = None
-) -> list[PanopticResult]:
-    """Reads results in COCO's format, such as to draw them.
-
-    Args:
-        results: the json.
-        classes: of the dataset.
-        image_ids: which images.
-        folder: of the PNGs; by default that of the json's name, beside it.
-
-    Raises:
-        DetrkitError: a malformed file, an unknown category, or no result of an image.
-    """
-    entries, id_map = _result_files(results, folder)
-    found = []
-    for image_id in image_ids:
-        if image_id not in entries:
-            raise DetrkitError(f"{results}: no result of image {image_id!r}; predict all of the dataset")
-        info = entries[image_id]["segments_info"]
-        Segments.from_info(info, classes.label_of, f"{results}: image {image_id!r}")
-        found.append(PanopticResult.from_coco(id_map(image_id), info, classes, image_id=image_id))
-    return found
-
-
-def _result_files(results: str | Path, folder: str | Path | None) -> tuple[dict[int | str, Mapping[str, Any]], IdMaps]:
-    """The entries of the json by image id, and the function that reads an image's PNG."""
-    entries = image_entries(read_json(results), str(results))
-    files = {image_id: entry["file_name"] for image_id, entry in entries.items()}
-    where = png_folder(Path(results), list(files.values())) if folder is None else Path(folder)
-    return entries, png_reader(where, files)
-
-
-def write_panoptic(path: str | Path, results: Iterable[tuple[str, PanopticResult]]) -> Path:
-    """Writes results in COCO's format: the PNGs into the folder of the json's name, then the json.
-
-    Args:
-        path: of the json.
-        results: name of the PNG and result, image by image; `image_id` and `classes` say what the entries hold.
-
-    Returns:
-        The path of the json. It is there when everything is.
-
-    Raises:
-        DetrkitError: the folder cannot be written.
-    """
-    path = Path(path)
-    entries = []
-    for file_name, result in results:
-        pixels, info = result.to_coco()
-        write_atomic(path.with_suffix("") / file_name, _png(pixels))
-        entries.append({"image_id": result.image_id, "file_name": file_name, "segments_info": info})
-    return write_atomic(path, json.dumps({"annotations": entries}) + "\n")
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """A PNG file's content of (H, W, 3) uint8."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()

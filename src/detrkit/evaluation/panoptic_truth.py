@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +98,17 @@ class PanopticTruth:
         """Names, ids and things; a label is a position."""
         return ClassList(self.names, self.category_ids, self.things)
 
+    def check_complete(self, found: Container[Any]) -> None:
+        """Raises DetrkitError unless there is an image, and `found` has every one."""
+        missing = [image_id for image_id in self.image_ids if image_id not in found]
+        if missing:
+            raise DetrkitError(
+                f"no result for {len(missing)} of {len(self.image_ids)} images of {self.source}, such as "
+                f"{missing[0]!r}; predict all of them, or evaluate those that are there (only_added)"
+            )
+        if not self.image_ids:
+            raise DetrkitError(f"{self.source}: no images; there is nothing to evaluate")
+
     @classmethod
     def load(
         cls, source: PanopticTruth | str | Path | Mapping[str, Any], maps: str | Path | IdMaps | None = None
@@ -141,7 +152,7 @@ class PanopticTruth:
             names=unique_names({k: str(c.get("name", f"category {k}")) for k, c in categories.items()}),
             things=tuple(bool(c["isthing"]) for c in categories.values()),
             segments=tuple(segments.values()),
-            id_map=maps if callable(maps) else png_reader(Path(maps), files),
+            id_map=maps if callable(maps) else PngFolder(Path(maps), files),
         )
 
 
@@ -178,12 +189,24 @@ def png_folder(file: Path, names: Sequence[str]) -> Path:
     raise DetrkitError(f"{file}: its PNGs, such as {names[0]}, are not in {beside} or {above}; name their folder")
 
 
-def png_reader(folder: Path, files: Mapping[Any, str]) -> IdMaps:
-    """The function that reads the PNG of an image."""
-    # Evaluation needs nothing else of the data package, which loads torchvision.
-    from detrkit.data.panoptic import read_id_map
+@dataclass(frozen=True)
+class PngFolder:
+    """A folder of panoptic PNGs.
 
-    return lambda image_id: read_id_map(folder / files[image_id])
+    Attributes:
+        folder: of the PNGs.
+        files: image id -> name of its PNG.
+    """
+
+    folder: Path
+    files: Mapping[Any, str]
+
+    def __call__(self, image_id: Any) -> np.ndarray:
+        """The (H, W) ids of an image."""
+        # Evaluation needs nothing else of the data package, which loads torchvision.
+        from detrkit.data.panoptic import read_id_map
+
+        return read_id_map(self.folder / self.files[image_id])
 
 
 def _entries(content: Any, key: str, name: str) -> Sequence[Any]:

@@ -78,8 +78,7 @@ class ResultTable:
         if iou_type == "bbox":
             return cls(image, category, boxes, scores)
         segmentations: list[Any] = [e.get("segmentation") for e in entries]
-        for i, (value, position) in enumerate(zip(segmentations, image.tolist(), strict=True)):
-            _check_rle(value, truth.sizes[position], f"{name}: entry {i}")
+        _check_rles(segmentations, [truth.sizes[position] for position in image.tolist()], name)
         if not with_boxes:
             boxes = np.asarray(hotcoco.mask.to_bbox(segmentations), np.float64).reshape(-1, 4)
         return cls(image, category, boxes, scores, segmentations)
@@ -90,23 +89,19 @@ class ResultTable:
         Raises:
             DetrkitError: masks that are asked for and not there.
         """
+        rows = np.column_stack([self.image, self.boxes, self.scores, self.category])
         if not segmentation:
-            return truth.load_res(np.column_stack([self.image, self.boxes, self.scores, self.category]))
+            return truth.load_res(rows)
         if self.segmentations is None and len(self):
             raise DetrkitError("results without segmentation; evaluate boxes (iou_type bbox)")
-        # No bbox: with one, the COCO code takes the box's area for small, medium and large instead of the mask's.
-        return truth.load_res(
-            [
-                {"image_id": i, "category_id": c, "score": s, "segmentation": m}
-                for i, c, s, m in zip(
-                    self.image.tolist(),
-                    self.category.tolist(),
-                    self.scores.tolist(),
-                    self.segmentations or [],
-                    strict=True,
-                )
-            ]
+        # As columns: a dict for each of 100,000 masks took four times as long.
+        segmentations = self.segmentations or []
+        found = truth.load_res(rows, segmentation=segmentations)
+        # Small, medium and large go by the mask's area, not by the box's as wherever COCO's code finds a box.
+        found.update_anns(
+            ids=np.arange(1, len(self) + 1), area=np.asarray(hotcoco.mask.area(segmentations), np.float64)
         )
+        return found
 
 
 def _scores(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
@@ -116,9 +111,10 @@ def _scores(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
         DetrkitError: one is missing, no number or not finite; the message names its entry.
     """
     values = [e.get("score") for e in entries]
-    for i, value in enumerate(values):
-        if type(value) is not float and not isinstance(value, Real):  # the first test is 10 times faster
-            raise DetrkitError(f"{name}: entry {i}: score is {value!r}; give a number from 0 to 1")
+    if not set(map(type, values)) <= {float, int}:  # this is so of every good file, and quicker than the loop
+        for i, value in enumerate(values):
+            if not isinstance(value, Real):
+                raise DetrkitError(f"{name}: entry {i}: score is {value!r}; give a number from 0 to 1")
     scores = np.array(values, np.float64)
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
@@ -126,17 +122,25 @@ def _scores(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return scores
 
 
-def _check_rle(value: Any, size: tuple[int, int], where: str) -> None:
-    """Raises DetrkitError unless `value` is an RLE for an image of `size` (height, width)."""
-    if value is None:
-        raise DetrkitError(f"{where}: field segmentation is missing; evaluate boxes (iou_type bbox)")
-    if not isinstance(value, Mapping) or not isinstance(value.get("counts"), (str, bytes, list)):
-        raise DetrkitError(f"{where}: segmentation is no RLE; give an object with size [height, width] and counts")
-    if size != (0, 0) and value.get("size") not in (list(size), size):
-        raise DetrkitError(
-            f"{where}: segmentation has size {value.get('size')}, the image {list(size)}; give [height, width]"
-        )
+def _check_rles(values: Sequence[Any], sizes: Sequence[tuple[int, int]], name: str) -> None:
+    """Raises DetrkitError unless all are RLEs for images of `sizes` (height, width); the message names the entry."""
+    for i, (value, size) in enumerate(zip(values, sizes, strict=True)):
+        where = f"{name}: entry {i}"
+        if value is None:
+            raise DetrkitError(f"{where}: field segmentation is missing; evaluate boxes (iou_type bbox)")
+        if not isinstance(value, Mapping) or not isinstance(value.get("counts"), (str, bytes, list)):
+            raise DetrkitError(f"{where}: segmentation is no RLE; give an object with size [height, width] and counts")
+        if size != (0, 0) and value.get("size") not in (list(size), size):
+            raise DetrkitError(
+                f"{where}: segmentation has size {value.get('size')}, the image {list(size)}; give [height, width]"
+            )
     try:
-        hotcoco.mask.area(dict(value))
-    except (ValueError, TypeError, KeyError) as error:
-        raise DetrkitError(f"{where}: segmentation cannot be decoded ({error}); encode the mask again") from error
+        hotcoco.mask.area(values)  # of all at once: 26 ms for 100,000, one by one 37
+    except (ValueError, TypeError, KeyError):
+        for i, value in enumerate(values):
+            try:
+                hotcoco.mask.area(dict(value))
+            except (ValueError, TypeError, KeyError) as error:
+                raise DetrkitError(
+                    f"{name}: entry {i}: segmentation cannot be decoded ({error}); encode the mask again"
+                ) from error

@@ -1,0 +1,106 @@
+"""One step of the optimiser: forward, losses, backward, clipping, update, in this order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel
+
+from detrkit.engine.processes import global_normalizers
+from detrkit.models.batch import Batch
+from detrkit.models.criterion import SetCriterion
+from detrkit.models.matcher import NonFiniteError
+from detrkit.models.outputs import Target
+
+
+class Update:
+    """Moves the weights by one global batch, which may come in parts.
+
+    The host waits for a device twice: for the matching costs (once more for those of two-stage proposals), and for all
+    the numbers of the step together.
+
+    Args:
+        fabric: launched.
+        model: as `fabric.setup` gave it.
+        optimizer: as `fabric.setup` gave it.
+        criterion: of the model.
+        queries: of the model.
+        clip_max_norm: largest global gradient norm; 0 for no clipping.
+        spread: means of scalars over the processes, in one transfer.
+        average: moving average of a model's weights, or None.
+        averaged: the plain model that it is of.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        optimizer: AdamW,
+        criterion: SetCriterion,
+        *,
+        queries: int,
+        clip_max_norm: float,
+        spread: Callable[[dict[str, Tensor]], dict[str, float]],
+        average: AveragedModel | None = None,
+        averaged: nn.Module | None = None,
+    ) -> None:
+        self.fabric, self.model, self.optimizer, self.criterion = fabric, model, optimizer, criterion
+        self.queries, self.clip_max_norm, self.spread = queries, clip_max_norm, spread
+        self.average, self.averaged = average, averaged
+
+    def __call__(self, parts: Sequence[tuple[Batch, list[Target]]]) -> dict[str, float]:
+        """One update.
+
+        Args:
+            parts: this process's share of the global batch.
+
+        Returns:
+            The loss terms averaged over the processes, "loss", their weighted sum, and "grad_norm" before clipping.
+
+        Raises:
+            NonFiniteError: an output, a loss or the gradient is NaN or infinite; the weights are as they were.
+        """
+        terms = self._gradients(parts)
+        if self.clip_max_norm > 0:
+            norm = self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.clip_max_norm, error_if_nonfinite=False
+            )
+            assert isinstance(norm, Tensor)
+            terms["grad_norm"] = norm.detach()  # of all processes alike
+        values = self.spread(terms)
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            term = next((name for name in bad if name not in ("loss", "grad_norm")), bad[0])
+            what = "the gradient" if term == "grad_norm" else term
+            raise NonFiniteError(what, [target.image_id for _, targets in parts for target in targets])
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.averaged)
+        return values
+
+    def _gradients(self, parts: Sequence[tuple[Batch, list[Target]]]) -> dict[str, Tensor]:
+        """Leaves the gradient of all parts in the parameters; returns the terms and the loss of this process."""
+        fabric = self.fabric
+        # all of the global batch is counted before any of it is run: how it is split changes nothing
+        counts = global_normalizers(
+            self.criterion, [targets for _, targets in parts], self.queries, fabric.device, fabric.world_size
+        )
+        terms: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, (batch, targets) in enumerate(parts):
+            batch = batch.to(fabric.device)
+            moved = [t.to(fabric.device) for t in targets]
+            more = i + 1 < len(parts)
+            with fabric.no_backward_sync(self.model, enabled=fabric.world_size > 1 and more):
+                losses = self.criterion(self.model(batch), moved, normalizers=counts)
+                total = self.criterion.total(losses)
+                fabric.backward(total)
+            for name, value in {"loss": total, **losses}.items():
+                # diagnostics are means over images, not shares of a sum
+                share = value.detach() / len(parts) if name.startswith(("class_", "card")) else value.detach()
+                terms[name] = terms[name] + share if name in terms else share
+        return terms
