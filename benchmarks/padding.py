@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import goldens
 from detrkit.models.outputs import Outputs
+from side_by_side import Report, add_options, by_turns
 
 MODELS = (
     "detr_resnet50",
@@ -108,17 +109,10 @@ def cells(found: list[dict[str, float]]) -> list[str]:
     ]
 
 
-def seconds(model: nn.Module, images: list[Tensor], repeats: int) -> dict[str, float]:
-    """Median time in seconds of a batch, exact and official by turns."""
-    times: dict[str, list[float]] = {"exact": [], "official": []}
-    for turn in range(repeats + 1):
-        for padding, taken in times.items():
-            goldens.set_padding(model, padding)
-            start = time.perf_counter()
-            model(images)
-            if turn:  # the first is for warming up
-                taken.append(time.perf_counter() - start)
-    return {padding: statistics.median(taken) for padding, taken in times.items()}
+def forward(model: nn.Module, images: list[Tensor], padding: str) -> None:
+    """A forward pass of a batch, exact or official."""
+    goldens.set_padding(model, padding)
+    model(images)
 
 
 def line(*cells: str) -> None:
@@ -131,8 +125,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--size", nargs=2, type=int, default=(375, 500), help="height and width of the first image")
     parser.add_argument("--pictures", type=int, default=3, help="pairs of pictures (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed passes of each way (default %(default)s)")
     parser.add_argument("--only", choices=("movement", "time"))
+    add_options(parser, repeats=3)
     args = parser.parse_args()
     height, width = args.size
     if not 0 < height < width:
@@ -141,7 +135,8 @@ def main() -> None:
         [goldens.image(f"padding{i}-0", height, width), goldens.image(f"padding{i}-1", width, height)]
         for i in range(args.pictures)
     ]
-    moved, timed = [], []
+    report = None if args.only == "movement" else Report("a batch of two pictures of other sizes, exact and official")
+    moved = []
     for name in args.models:
         model = goldens.model(name)
         if args.only != "time":
@@ -153,8 +148,11 @@ def main() -> None:
                     for one, images in zip(alone, pairs, strict=True)
                 ]
                 moved.append((name, padding, found))
-        if args.only != "movement":
-            timed.append((name, seconds(model, pairs[0], args.repeats)))
+        if report is not None:
+            ways = {padding: partial(forward, model, pairs[0], padding) for padding in ("official", "exact")}
+            times = by_turns(ways, repeats=args.repeats)
+            figures = {f"{padding}, ms": round(1000 * times[padding]) for padding in ways}
+            report.add(model=name, **figures, **{"times as long": times["exact"] / times["official"]})
         goldens.set_padding(model, "exact")
     if moved:
         print(f"{height} x {width} beside {width} x {height} pixels, {args.pictures} pictures")
@@ -162,13 +160,8 @@ def main() -> None:
         line(*["---"] * 10)
         for name, padding, found in moved:
             line(name, padding, *cells(found))
-    if timed:
-        print(f"\nbatch of two, {torch.get_num_threads()} threads, medians of {args.repeats}")
-        line("model", "official", "exact", "exact / official")
-        line(*["---"] * 4)
-        for name, times in timed:
-            ratio = times["exact"] / times["official"]
-            line(name, *(f"{1000 * times[p]:.0f} ms" for p in ("official", "exact")), f"{ratio:.3f}")
+    if report is not None:
+        report.write(args.json)
 
 
 if __name__ == "__main__":
