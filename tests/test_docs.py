@@ -57,9 +57,9 @@ PYTHON = [
 
 
 @cache
-def tables():
-    """The module that makes the option tables."""
-    spec = importlib.util.spec_from_file_location("option_tables", DOCS / "option_tables.py")
+def tables(name="option_tables"):
+    """The module that makes the option tables, or another beside it."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -185,6 +185,13 @@ def test_api_page_names_exist():
 def test_tables_are_fresh(page):
     text = (DOCS / page).read_text(encoding="utf-8")
     assert tables().rendered(text) == text, "run: python docs/option_tables.py"
+
+
+def test_measured_tables_are_fresh():
+    measured = tables("measured_tables")
+    for page in measured.pages():
+        text = page.read_text(encoding="utf-8")
+        assert measured.written(text) == text, "run: python docs/measured_tables.py"
 
 
 def test_every_setting_has_a_table_row_and_its_option_is_real(capsys):
