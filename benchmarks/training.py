@@ -3,6 +3,7 @@
     python benchmarks/training.py --original PATH --json docs/measurements/training.json
     python benchmarks/training.py --original PATH --model deformable-detr-r50 --precision 32 bf16-mixed
     python benchmarks/training.py --original PATH --device cuda --size coco --group --batch 8 --batches 20
+    python benchmarks/training.py --original PATH --model detr-r50-dc5 --size 800x1333 --batch 1 --checkpointing
     python benchmarks/training.py --parts                            where detrkit's time goes
 
 Without --original it is detrkit alone. Both have the same weights, images and objects. Before, the terms and the
@@ -33,6 +34,7 @@ from detrkit.convert.keymap import official_names
 from detrkit.engine.optim import build_optimizer
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.update import Update
+from detrkit.layers import set_checkpointing
 from detrkit.models.batch import Batch
 from detrkit.models.criterion import build_criterion
 from detrkit.models.outputs import Target
@@ -196,11 +198,14 @@ def original(args: Namespace) -> tuple[OriginalCode, nn.Module, Any, Namespace]:
 
 
 def contender(name: str, args: Namespace) -> Step:
-    """The step of "original", or of detrkit at the precision that is named."""
+    """The step of "original", or of detrkit at the precision that is named, with checkpointing if that follows."""
     if name == "original":
         code, model, criterion, options = original(args)
         return their_step(code, model.train(), criterion, options)
-    return our_step(goldens.fill(build_model(args.model), 0).train(), args, name)
+    precision, _, checkpointing = name.partition(" ")
+    model = goldens.fill(build_model(args.model), 0).train()
+    set_checkpointing(model, bool(checkpointing))
+    return our_step(model, args, precision)
 
 
 def main() -> None:
@@ -213,6 +218,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1, help="different batches a turn (default %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", nargs="+", choices=("32", "bf16-mixed"), default=["32"], help="of detrkit")
+    parser.add_argument("--checkpointing", action="store_true", help="detrkit also with gradient checkpointing")
     parser.add_argument("--compile", action="store_true", help="detrkit's model through torch.compile")
     parser.add_argument("--seed", type=int, default=0, help="of images and objects (default %(default)s)")
     parser.add_argument("--parts", action="store_true", help="print where detrkit's time goes instead")
@@ -238,7 +244,8 @@ def main() -> None:
         if args.device == "cpu":
             workers["original, tuned"] = Worker("--worker", "original", environment=TUNED)
     for precision in args.precision:
-        workers[f"detrkit {precision}{' compiled' * args.compile}"] = Worker("--worker", precision)
+        for name in (precision, *[f"{precision} checkpointed"] * args.checkpointing):
+            workers[f"detrkit {name}{' compiled' * args.compile}"] = Worker("--worker", name)
 
     report = Report(f"Training steps of {args.model}, {args.batch} images of {args.size} pixels")
     times = by_turns(workers, repeats=args.repeats)

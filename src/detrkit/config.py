@@ -210,6 +210,8 @@ class RunConfig:
     """Of weights, order and augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast; weights and losses stay in fp32."""
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass and compute it again: the same gradients, less memory, more time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     devices: int = 1

@@ -20,6 +20,7 @@ from detrkit.layers import (
     MultiHeadAttention,
     SinePositionEncoding,
 )
+from detrkit.layers import attention as attention_module
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -166,3 +167,40 @@ def test_mlp():
     want = nn.Sequential(mlp.layers[0], nn.ReLU(), mlp.layers[1], nn.ReLU(), mlp.layers[2])
     x = torch.randn(2, 3, 6)
     assert torch.equal(mlp(x), want(x))
+
+
+def _attended(part, monkeypatch, *, dropout):
+    """Output, gradients of query, key and value, and bytes kept for them, with at most `part` weights together."""
+    monkeypatch.setattr(attention_module, "PART", part)
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(32, 4, dropout=dropout).train()
+    query, key, value = (torch.randn(2, n, 32, requires_grad=True) for n in (40, 50, 50))
+    padding = torch.zeros(2, 50, dtype=torch.bool)
+    padding[1, 30:] = True
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out, _ = attention(query, key, value, padding=padding)
+    weighed = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad((out * weighed).sum(), (query, key, value))
+    return out, gradients, sum(kept.values()), (weighed, value, attention)
+
+
+def test_large_attention_in_parts_is_the_same(monkeypatch):
+    whole, gradients, kept, _ = _attended(2**24, monkeypatch, dropout=1e-9)  # so small that nothing is dropped
+    for part in (2 * 40 * 50, 3 * 2 * 40 * 50):  # one head at a time; three and one
+        out, same, fewer, _ = _attended(part, monkeypatch, dropout=1e-9)
+        torch.testing.assert_close(out, whole, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(same, gradients, rtol=1e-5, atol=1e-6)
+        assert fewer < kept / 2
+
+
+def test_attention_in_parts_drops_the_same_weights_in_the_backward_pass(monkeypatch):
+    """Output is linear in the values: but for biases, it is what its gradient with respect to them says."""
+    out, (_, _, gradient), _, (weighed, value, attention) = _attended(2 * 40 * 50, monkeypatch, dropout=0.5)
+    assert not attention.in_proj_bias.any() and not attention.out_proj.bias.any()
+    assert (out * weighed).sum().item() == pytest.approx((gradient * value).sum().item(), rel=1e-4)

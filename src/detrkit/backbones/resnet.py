@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from detrkit.backbones.folding import fold
+from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.norms import FrozenBatchNorm2d, GroupNorm
 from detrkit.models.batch import Batch, padding_mask
 from detrkit.ops.dense import convolve
@@ -51,9 +53,14 @@ class ResNetBackbone(nn.Module):
             features do not depend on what it is batched with; "official": padding leaks as in the published code.
         freeze: names of torchvision layers that never train (published: the stem and layer1).
 
+    Attributes:
+        checkpointing: see `detrkit.layers.checkpointing`.
+
     Raises:
         ValueError: an unknown name, or dilation with a depth torchvision cannot dilate.
     """
+
+    checkpointing = False
 
     def __init__(
         self,
@@ -110,9 +117,9 @@ class ResNetBackbone(nn.Module):
         maps = []
         stride = 4
         for stage in range(2, max(self.stages) + 1):
-            for block in getattr(body, f"layer{stage - 1}"):
-                before, stride = stride, stride * block.stride
-                x = _block(block, x, margin, before, stride)
+            blocks = getattr(body, f"layer{stage - 1}")
+            x = checkpointed(_stage, blocks, x, margin, stride, on=self.checkpointing)
+            stride *= math.prod(block.stride for block in blocks)
             if every_stage or stage in self.stages:
                 x = margin.cleared(x, stride)
                 maps.append((x, self.padding_mask(batch, stride)))
@@ -215,6 +222,14 @@ def _step(
     y = norm(y, keep) if isinstance(norm, GroupNorm) else norm(y)
     y = y if residual is None else y + residual
     return F.relu(y) if relu else y
+
+
+def _stage(blocks: nn.Sequential, x: Tensor, margin: _Margin, stride: int) -> Tensor:
+    """The blocks of a stage, whose input has this stride."""
+    for block in blocks:
+        before, stride = stride, stride * block.stride
+        x = _block(block, x, margin, before, stride)
+    return x
 
 
 def _block(block: nn.Module, x: Tensor, margin: _Margin, before: int, after: int) -> Tensor:

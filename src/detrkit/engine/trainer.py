@@ -31,6 +31,7 @@ from detrkit.engine.state import rng_state, save_state, set_rng_state
 from detrkit.engine.update import Update
 from detrkit.errors import DetrkitError, Interrupted
 from detrkit.evaluation import Metrics
+from detrkit.layers import set_checkpointing
 from detrkit.models.batch import Batch
 from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import NonFiniteError
@@ -90,6 +91,7 @@ class Trainer:
         self.criterion.to(fabric.device)
         self.model = model  # plain: for evaluation and checkpoints
         self.queries = model.num_queries
+        set_checkpointing(model, config.run.gradient_checkpointing)
         optimizer = build_optimizer(model, config.optim)
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
         self.average = moving_average(model, config.optim.ema) if config.optim.ema else None

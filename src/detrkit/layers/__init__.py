@@ -1,6 +1,7 @@
 """The building blocks of the models."""
 
 from detrkit.layers.attention import MultiHeadAttention
+from detrkit.layers.checkpointing import set_checkpointing
 from detrkit.layers.mlp import MLP
 from detrkit.layers.norms import FrozenBatchNorm2d, GroupNorm
 from detrkit.layers.position import LearnedPositionEncoding, SinePositionEncoding
@@ -17,4 +18,5 @@ __all__ = [
     "LearnedPositionEncoding",
     "MultiHeadAttention",
     "SinePositionEncoding",
+    "set_checkpointing",
 ]

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.linear import Linear
 from detrkit.ops.dense import linear
 from detrkit.ops.dropout import dropout as drop_out
+
+PART = 2**24  # attention weights that a processor computes together, where their gradient is asked for
 
 
 class MultiHeadAttention(nn.Module):
@@ -63,12 +66,29 @@ class MultiHeadAttention(nn.Module):
         visible = None if padding is None else ~padding[:, None, None, :]  # (B, 1, 1, S)
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if capture or (dropout > 0.0 and query.device.type == "cpu"):  # the kernel's dropout is slow there
-            scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, Q, S)
-            if visible is not None:
-                scores = scores.masked_fill(~visible, float("-inf"))
-            weights = scores.softmax(-1)
-            out = drop_out(weights, dropout) @ v
+        if capture:
+            out, weights = _attend(q, k, v, visible, dropout)
+        elif dropout > 0.0 and query.device.type == "cpu":  # the kernel's dropout is slow there
+            out = _attend_by_parts(q, k, v, visible, dropout)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(2)), weights
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+    """(B, heads, Q, D / heads) output and (B, heads, Q, S) weights of attention, step by step."""
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, Q, S)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    weights = scores.softmax(-1)
+    return drop_out(weights, dropout) @ v, weights
+
+
+def _attend_by_parts(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+    """The output of `_attend`; large ones for some heads at a time, whose weights are not kept for the gradient."""
+    weights_of_a_head = len(q) * q.shape[2] * k.shape[2]
+    heads = max(1, PART // weights_of_a_head)
+    if heads >= q.shape[1]:
+        return _attend(q, k, v, visible, dropout)[0]
+    parts = zip(*(t.split(heads, 1) for t in (q, k, v)), strict=True)
+    return torch.cat([checkpointed(_attend, *part, visible, dropout, on=True)[0] for part in parts], 1)

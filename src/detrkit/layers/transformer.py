@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.layers.attention import MultiHeadAttention
+from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.dropout import Dropout
 from detrkit.layers.linear import Linear
 
@@ -88,6 +89,8 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of encoder layers; `final_norm` where the published model has one (pre-norm DETR, the demo)."""
 
+    checkpointing = False  # see `set_checkpointing`
+
     def __init__(
         self, layers: int, width: int, heads: int, hidden: int, *, dropout: float, pre_norm: bool, final_norm: bool
     ) -> None:
@@ -103,7 +106,9 @@ class Encoder(nn.Module):
         """(B, S, D) tokens to the memory, alike; if captured, each layer's tokens and (B, heads, S, S) weights, too."""
         states, attention = [], []
         for layer in self.layers:
-            x, weights = layer(x, position=position, padding=padding, capture=capture)
+            x, weights = checkpointed(
+                layer, x, position=position, padding=padding, capture=capture, on=self.checkpointing
+            )
             if weights is not None:
                 states.append(x)
                 attention.append(weights)
@@ -171,6 +176,8 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """A stack of decoder layers whose one final norm applies to every layer's output (DETR Sec. 3.2)."""
 
+    checkpointing = False  # see `set_checkpointing`
+
     def __init__(self, layers: int, width: int, heads: int, hidden: int, *, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
@@ -205,7 +212,16 @@ class Decoder(nn.Module):
         key = _with(memory, position)
         states, before, among, across = [], [], [], []
         for layer in self.layers:
-            x, own, cross = layer(x, memory, key, query_position=query_position, padding=padding, capture=capture)
+            x, own, cross = checkpointed(
+                layer,
+                x,
+                memory,
+                key,
+                query_position=query_position,
+                padding=padding,
+                capture=capture,
+                on=self.checkpointing,
+            )
             states.append(self.norm(x))
             if own is not None and cross is not None:
                 before.append(x)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
 from detrkit.layers import MLP, GroupNorm, SinePositionEncoding
+from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.deformable import DeformableDecoderLayer, DeformableEncoderLayer, MSDeformAttention
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
@@ -202,7 +203,9 @@ class DeformableDETR(Segmenter):
         memory, record, tokens_after = tokens, Capture(), []
         references = _cell_centres(shapes, valid)[:, :, None] * ratios[:, None]  # (B, S, L, 2)
         for layer in self.encoder:
-            memory, locations, weights = layer(memory, position, references, shapes, padding=hidden)
+            memory, locations, weights = checkpointed(
+                layer, memory, position, references, shapes, padding=hidden, on=self.checkpointing
+            )
             if capture:
                 tokens_after.append(memory)
                 record.encoder_locations.append(locations)
@@ -221,8 +224,17 @@ class DeformableDETR(Segmenter):
         layers, all_states, all_references = [], [], [reference]
         for i, layer in enumerate(self.decoder):
             scaled = reference[:, :, None] * ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, Q, L, 2 | 4)
-            states, among, locations, weights = layer(
-                states, query_position, scaled, memory, shapes, padding=hidden, absent=absent, capture=capture
+            states, among, locations, weights = checkpointed(
+                layer,
+                states,
+                query_position,
+                scaled,
+                memory,
+                shapes,
+                padding=hidden,
+                absent=absent,
+                capture=capture,
+                on=self.checkpointing,
             )
             head = i if self.with_box_refine else 0
             boxes = self._boxes(self.box_heads[head](states), reference)

@@ -290,11 +290,13 @@ class Segmenter(nn.Module):
     Attributes:
         segmentation: what makes the masks, or None.
         detector_frozen: whether `freeze_detector` was called.
+        checkpointing: see `detrkit.layers.checkpointing`.
     """
 
     backbone: ResNetBackbone
     segmentation: MaskPredictor | None
     detector_frozen = False
+    checkpointing = False
 
     def freeze_detector(self) -> None:
         """Leaves only the masks to be trained (the second of the published two steps, official `--frozen_weights`).
