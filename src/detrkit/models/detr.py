@@ -145,9 +145,10 @@ class DETR(Segmenter):
             states = states[-1:]
         logits = self.class_head(states)  # (L, B, Q, num_classes + 1)
         boxes = self.box_head(states).sigmoid()  # (L, B, Q, 4)
-        outputs = Outputs(logits[-1], boxes[-1])
+        # unbound: one stack in the backward pass; each slice would bring a tensor of zeros as large as all together
+        *aux, outputs = map(Outputs, logits.unbind(), boxes.unbind())
         if self.aux_loss:
-            outputs.aux = [Outputs(c, b) for c, b in zip(logits[:-1], boxes[:-1], strict=True)]
+            outputs.aux = aux
         if capture:
             outputs.capture = Capture.of_one_map(
                 attention=(encoder_attention, across, among),
