@@ -14,7 +14,8 @@ def set_checkpointing(model: nn.Module, on: bool = True) -> None:
     """Makes a model keep less for the backward pass: inputs of its backbone's stages and its transformer's layers only.
 
     What lies between is computed a second time when its gradient is asked for, with the same dropout: losses and
-    gradients are the same to the bit, where the operators themselves are.
+    gradients are the same to the bit, where the operators themselves are. On a processor freed memory is not kept for
+    the next tensors (`detrkit.ops.pages`) either, unless another model of the process has asked for that.
 
     Args:
         model: any model of detrkit.
