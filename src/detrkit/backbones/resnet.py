@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -120,7 +119,8 @@ class ResNetBackbone(nn.Module):
         for stage in range(2, max(self.stages) + 1):
             blocks = getattr(body, f"layer{stage - 1}")
             x = checkpointed(_stage, blocks, x, margin, stride, on=self.checkpointing)
-            stride *= math.prod(block.stride for block in blocks)
+            for block in blocks:
+                stride *= block.stride
             if every_stage or stage in self.stages:
                 x = margin.cleared(x, stride)
                 maps.append((x, self.padding_mask(batch, stride)))

@@ -23,7 +23,7 @@ def set_checkpointing(model: nn.Module, on: bool = True) -> None:
     """
     for module in model.modules():
         if hasattr(module, "checkpointing"):
-            module.checkpointing = on
+            module.checkpointing = on  # type: ignore[assignment]
 
 
 def checkpointed(part: Callable[..., Any], *args: Any, on: bool, **kwargs: Any) -> Any:
