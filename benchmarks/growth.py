@@ -45,7 +45,7 @@ from detrkit.engine.update import Update
 from detrkit.models.batch import Batch
 from detrkit.models.criterion import build_criterion
 from detrkit.models.outputs import Target
-from side_by_side import Cell, Report, by_turns, machine, peak_memory
+from side_by_side import Cell, Report, by_turns, peak_memory
 
 MODELS = ("detr-r50", "deformable-detr-r50")
 OWN_QUERIES = {"detr-r50": 100, "deformable-detr-r50": 300}
@@ -175,7 +175,7 @@ def measured(point: Point) -> dict[str, Cell]:
     if point.processes == 1:
         with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
             return pool.submit(work, point).result()
-    threads = max(1, int(machine()["threads"]) // point.processes)
+    threads = max(1, torch.get_num_threads() // point.processes)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(point.processes)]
     done = subprocess.run(
         [*start, __file__, "--point", json.dumps(asdict(point))],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,11 @@ from typing import Any
 
 import torch
 
+from detrkit.benchmark import machine
+from detrkit.engine.memory import peak_mib, reset_peak
+
 Cell = str | int | float
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def add_options(parser: argparse.ArgumentParser, *, repeats: int) -> None:
@@ -62,15 +65,10 @@ def by_turns(contenders: Mapping[str, Callable[[], Any]], *, repeats: int, warmu
 
 def peak_memory(call: Callable[[], Any]) -> float:
     """MiB that the process holds at most during a call: of the GPU where there is one, else resident (Linux alone)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        synchronize()
-        return torch.cuda.max_memory_allocated() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    reset_peak(DEVICE)
     call()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    synchronize()
+    return peak_mib(DEVICE)
 
 
 class Worker:
@@ -116,26 +114,6 @@ def serve(turn: Callable[[], Any]) -> None:
         print("> done", flush=True)
 
 
-def machine() -> dict[str, Cell]:
-    """What a figure was measured on."""
-    names = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
-    found: dict[str, Cell] = {
-        "processor": next(names, platform.processor() or platform.machine()),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
 class Report:
     """Rows of a table, printed as they come and written at the end.
 
@@ -146,7 +124,7 @@ class Report:
     def __init__(self, title: str) -> None:
         self.title = title
         self.rows: list[dict[str, Cell]] = []
-        described = ", ".join(f"{key} {value}" for key, value in machine().items())
+        described = ", ".join(f"{key} {value}" for key, value in machine(DEVICE).items())
         print(f"{title}\n{described}\n", flush=True)
 
     def add(self, **row: Cell) -> None:
@@ -163,7 +141,7 @@ class Report:
         record = {
             "title": self.title,
             "command": _command(),
-            "machine": machine(),
+            "machine": machine(DEVICE),
             "rows": self.rows,
         }
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import torch
 def machine(device: torch.device) -> dict[str, str | int]:
     """Processor, cores this process may use, threads of torch, versions, and the GPU if that is the device."""
     found: dict[str, str | int] = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.partition("+")[0],
@@ -24,7 +24,8 @@ def machine(device: torch.device) -> dict[str, str | int]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

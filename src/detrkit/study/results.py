@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 import detrkit
+from detrkit.benchmark.machine import processor
 from detrkit.checkpoint import load_model
 from detrkit.config import TrainConfig
 from detrkit.console import FIRST_PROCESS
@@ -169,17 +169,6 @@ def machine(config: TrainConfig) -> str:
     if torch.cuda.is_available() and config.run.device != "cpu":
         what = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     else:
-        what = f"{_processor()}, processors: {os.cpu_count()}, torch threads: {torch.get_num_threads()}"
+        what = f"{processor()}, processors: {os.cpu_count()}, torch threads: {torch.get_num_threads()}"
     several = f"{processes} x " if processes > 1 else ""
     return f"{several}{what}, torch {torch.__version__}, detrkit {detrkit.__version__}"
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system knows it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
