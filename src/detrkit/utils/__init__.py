@@ -1,0 +1,1 @@
+"""Files, names and documents: what every room needs and none owns."""

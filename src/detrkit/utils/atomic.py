@@ -1,0 +1,229 @@
+"""Everything that detrkit writes: whole or not at all, with one clear line when it cannot be written.
+
+A file is written under a temporary name beside its place, `.NAME.detrkit-xxxxxxxx.tmp`, flushed to the disk and
+renamed. Whoever writes holds a lock (flock) on the temporary file, which the system takes away when the process ends,
+however it ends. So what a killed process left behind can be told from what is being written, and is removed the next
+time that something is written into the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from detrkit.errors import DetrkitError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks, so nothing is swept there
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = re.compile(r"\..*\.detrkit-[0-9a-f]{8}\.tmp", re.DOTALL)
+# how torch's zip writer says that it could not write: a RuntimeError that holds the line of its C++ code
+_TORCH_WRITING = re.compile(r"PytorchStreamWriter|inline_container|iostream error|file write")
+_NAME_BYTES = 255  # of a name, on the usual file systems
+_swept: set[tuple[int, Path]] = set()  # (process, folder)
+
+
+@contextmanager
+def write_errors(path: str | Path, safe: str = "") -> Iterator[None]:
+    """Turns what a failed write raises into one line: OSError, safetensors' and torch's own errors.
+
+    Args:
+        path: what is being written, for the message.
+        safe: what is still whole, such as "the last state is runs/a/last.pt", for the message.
+
+    Raises:
+        DetrkitError: names the path, the reason and what is safe.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = _reason(error)
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError" and not _TORCH_WRITING.search(str(error)):
+            raise
+        reason = _reason(error)
+    else:
+        return
+    raise DetrkitError(f"cannot write {path}: {reason}" + (f"; {safe}" if safe else ""))
+
+
+def _reason(error: Exception) -> str:
+    """The system's words for an error, or the first line of the error's own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        number = re.search(r"os error (\d+)", str(cause))
+        if number is not None:
+            return os.strerror(int(number[1]))
+        cause = cause.__cause__ or cause.__context__
+    text = str(error).strip().splitlines()
+    # torch says where in its C++ code, not why
+    return "no room on the disk, or the disk fails" if not text or _TORCH_WRITING.search(text[0]) else text[0]
+
+
+def make_folder(path: str | Path) -> Path:
+    """Makes a folder and those above it.
+
+    Raises:
+        DetrkitError: it cannot be made, or a file has its name.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise DetrkitError(f"{folder} is a file: choose another output folder") from error
+    except OSError as error:
+        raise DetrkitError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def write_atomic(path: str | Path, content: bytes | str, *, safe: str = "") -> Path:
+    """Writes a file so that a reader sees the old one or the new one, never half of one.
+
+    Args:
+        path: the file; its folder is made.
+        content: its bytes, or its text, which is written as UTF-8 (lone surrogates, as file names may have, as "?").
+        safe: what is still whole if this fails, for the message.
+
+    Raises:
+        DetrkitError: it cannot be written; nothing has changed then.
+    """
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    with atomic_file(path, safe=safe) as part, part.open("wb") as file:
+        file.write(data)
+    return Path(path)
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, safe: str = "") -> Iterator[Path]:
+    """A temporary file that becomes `path` when the block ends without an error, and goes when it does not.
+
+    Args:
+        path: the file; its folder is made. A link is followed: what it points to is replaced.
+        safe: what is still whole if this fails, for the message.
+
+    Yields:
+        The temporary file, which exists and is empty, to be written by its name. It ends in ".tmp": tell libraries
+        that go by the suffix which format is meant.
+
+    Raises:
+        DetrkitError: it cannot be written; nothing has changed then.
+    """
+    target = Path(os.path.realpath(path))
+    with write_errors(path, safe):
+        if target.is_dir():
+            raise IsADirectoryError(21, "a folder has this name")
+        make_folder(target.parent)
+        sweep(target.parent)
+        with locked_temporary(target) as part:
+            yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())  # or a power cut could leave the new name with old bytes
+            part.chmod(_permissions(target))
+            os.replace(part, target)
+        _sync_folder(target.parent)
+
+
+@contextmanager
+def locked_temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
+    """A temporary file (or folder) beside `target` that is gone at the end, unless it has been renamed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    part, handle = _temporary(target, folder=folder)
+    try:
+        yield part
+    finally:
+        if folder:
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _temporary(target: Path, *, folder: bool = False) -> tuple[Path, int]:
+    """A new temporary file (or folder) beside `target`, and a handle that holds its lock."""
+    ending = f".detrkit-{secrets.token_hex(4)}.tmp"
+    name = os.fsdecode(os.fsencode(f".{target.name}")[: _NAME_BYTES - len(ending)]) + ending
+    if len(os.fsencode(target.name)) > _NAME_BYTES:
+        raise OSError(36, "File name too long")
+    part = target.with_name(name)
+    if folder:
+        part.mkdir(0o755)
+        handle = os.open(part, os.O_RDONLY)
+    else:
+        handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks, where nothing is swept either
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not part.exists():  # swept between its making and its lock
+            os.close(handle)
+            return _temporary(target, folder=folder)
+    return part, handle
+
+
+def _permissions(target: Path) -> int:
+    """Those of the file that is replaced, or what a new file has."""
+    try:
+        return target.stat().st_mode & 0o777
+    except OSError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last through a power cut, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Removes temporary files and folders that ended processes left in a folder; once per folder and process."""
+    key = (os.getpid(), folder)
+    if fcntl is None or key in _swept:
+        return
+    _swept.add(key)
+    try:
+        left = [entry.name for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
+    except OSError:
+        return
+    for name in left:
+        _remove_orphan(folder / name)
+
+
+def _remove_orphan(part: Path) -> None:
+    """Removes a temporary file or folder unless somebody holds its lock."""
+    try:
+        handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

@@ -1,0 +1,119 @@
+"""Whole folders that detrkit writes, each with a manifest: what is in the manifest may be replaced, nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from detrkit.errors import DetrkitError
+from detrkit.utils.atomic import locked_temporary, make_folder, sweep, write_errors
+
+MANIFEST = "detrkit-files.json"
+
+
+@contextmanager
+def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name, with a manifest, when the block ends without an error.
+
+    Args:
+        path: the folder to make.
+        force: replace a folder that detrkit wrote and nobody has changed since, or an empty one.
+
+    Raises:
+        DetrkitError: `path` exists and may not be replaced, or cannot be written; nothing has changed then.
+    """
+    path = Path(path).expanduser().absolute()
+    check_replaceable(path, force=force)
+    make_folder(path.parent)
+    sweep(path.parent)
+    with write_errors(path), locked_temporary(path, folder=True) as temporary:
+        yield temporary
+        write_manifest(temporary)
+        check_replaceable(path, force=force)  # somebody may have been faster
+        if path.exists():
+            with locked_temporary(path, folder=True) as old:
+                path.rename(old / path.name)
+                try:
+                    temporary.rename(path)
+                except OSError:
+                    (old / path.name).rename(path)
+                    raise
+        else:
+            temporary.rename(path)
+
+
+def check_replaceable(path: Path, *, force: bool) -> None:
+    """Refuses to write over anything but a free name, an empty folder or, with `force`, what detrkit wrote there.
+
+    Raises:
+        DetrkitError: says what is in the way and what to do.
+    """
+    try:
+        if not path.exists() and not path.is_symlink():
+            return
+        if not path.is_dir():
+            raise DetrkitError(f"{path} is a file; choose another output folder")
+        if next(path.iterdir(), None) is None:
+            return
+    except OSError as error:
+        raise DetrkitError(f"{path}: cannot be looked into ({error.strerror}); choose another output folder") from error
+    if not force:
+        raise DetrkitError(f"{path} exists already; choose another output folder or pass force (--force)")
+    foreign = foreign_file(path)
+    if foreign is not None:
+        raise DetrkitError(
+            f"{path} holds {foreign}, so it is not replaced; choose another folder, or remove it yourself"
+        )
+
+
+def write_manifest(folder: Path) -> None:
+    """Notes every file below a folder, with its size and time, in the folder's manifest."""
+    text = json.dumps({"written by": "detrkit", "files": _listing(folder)}, indent=0, ensure_ascii=True)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def foreign_file(folder: Path) -> str | None:
+    """What in a folder is not as detrkit wrote it, in words; None if all of it is."""
+    try:
+        noted = json.loads((folder / MANIFEST).read_bytes())["files"]
+        noted = {name: list(value) for name, value in noted.items()}
+    except FileNotFoundError:
+        return "files that detrkit did not write"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"a damaged {MANIFEST}"
+    for name, value in _listing(folder).items():
+        if name not in noted:
+            return f"{name}, which detrkit did not write"
+        if noted[name] != value:
+            return f"{name}, which has been changed since detrkit wrote it"
+    return None
+
+
+def _listing(folder: Path) -> dict[str, list[int]]:
+    """Relative path -> size in bytes and time of the last change in ns, of all files and links; folders are theirs."""
+    found: dict[str, list[int]] = {}
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in [*files, *links]:
+            file = os.path.join(place, name)
+            relative = os.path.relpath(file, folder)
+            if relative != MANIFEST:
+                status = os.lstat(file)
+                found[relative] = [status.st_size, status.st_mtime_ns]
+    return found
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder that `foreign_file` found nothing foreign in.
+
+    Raises:
+        DetrkitError: it cannot be removed.
+    """
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise DetrkitError(f"cannot remove {folder}: {error.strerror or error}") from error

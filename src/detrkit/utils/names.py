@@ -1,0 +1,96 @@
+"""Names that come from files. They name; they are never paths: nothing is read or written where a name points."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from detrkit.errors import DetrkitError
+
+_NAME_BYTES = 255  # of a name, on the usual file systems
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def checked_name(name: str, where: str) -> str:
+    """The name of one file or folder, as it came from a file: of a split, an image, a class.
+
+    Args:
+        name: the name.
+        where: file and field that it is from, for the message.
+
+    Returns:
+        The name, unchanged.
+
+    Raises:
+        DetrkitError: empty, ".", "..", with a slash, a backslash, a drive, a control character or a lone surrogate, or
+            longer than a file system allows.
+    """
+    reason = None
+    if not name.strip():
+        reason = "is empty"
+    elif name in (".", ".."):
+        reason = "means a folder, not a name"
+    elif "/" in name or "\\" in name or PureWindowsPath(name).drive:
+        reason = "is a path, not a name"
+    else:
+        reason = _unusable(name)
+    if reason is not None:
+        raise DetrkitError(f"{where}: {name[:80]!r} {reason}: choose a name without slashes, such as 'train'")
+    return name
+
+
+def below(root: Path, *names: str, where: str) -> Path:
+    """The path of names below a folder that is being written.
+
+    Args:
+        root: the folder.
+        names: one name for each folder, and for the file; each is checked as by `checked_name`.
+        where: file and field that they are from, for the message.
+
+    Raises:
+        DetrkitError: a name that is none.
+    """
+    return root.joinpath(*(checked_name(name, where) for name in names))
+
+
+def relative_path(text: str, where: str, *, up: bool = False) -> PurePosixPath:
+    """A relative path as a file gives it for an image that is read: "val/17.jpg", also with backslashes.
+
+    Args:
+        text: the path.
+        where: file and field that it is from, for the message.
+        up: allow a path that leads above the folder that it is relative to.
+
+    Raises:
+        DetrkitError: absolute, above its folder (unless `up`), or no path that a file system can hold.
+    """
+    path = PurePosixPath(text.replace("\\", "/"))
+    depth = lowest = 0
+    for part in path.parts:
+        depth += -1 if part == ".." else 1
+        lowest = min(lowest, depth)
+    reason = None
+    if not text.strip() or not path.parts:
+        reason = "is empty"
+    elif path.is_absolute() or PureWindowsPath(text).drive:
+        reason = "is an absolute path: give it relative to the dataset's folder"
+    elif lowest < 0 and not up:
+        reason = "leads out of the dataset's folder: put the image into it"
+    else:
+        reason = next(filter(None, map(_unusable, path.parts)), None)
+    if reason is not None:
+        raise DetrkitError(f"{where}: {text[:80]!r} {reason}")
+    return path
+
+
+def _unusable(name: str) -> str | None:
+    """Why a file system cannot hold a name, or None."""
+    if _CONTROL.search(name):
+        return "holds a control character"
+    try:
+        size = len(os.fsencode(name))
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return "holds half a character (a lone surrogate)"
+    return f"is longer than {_NAME_BYTES} bytes" if size > _NAME_BYTES else None

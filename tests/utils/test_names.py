@@ -1,0 +1,53 @@
+"""Names from files are never paths."""
+
+from pathlib import Path
+
+import pytest
+
+from detrkit.errors import DetrkitError
+from detrkit.utils.names import below, checked_name, relative_path
+
+NO_NAMES = [
+    "",
+    " ",
+    ".",
+    "..",
+    "../victim",
+    "/abs",
+    "a/b",
+    "a\\b",
+    "C:x",
+    "a\x00b",
+    "a\nb",
+    "\ud800",
+    "x" * 256,
+    "é" * 128,
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_what_is_no_name(name):
+    with pytest.raises(DetrkitError, match=r"^data\.yaml, field train: ") as caught:
+        checked_name(name, "data.yaml, field train")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DetrkitError):
+        below(Path("out"), "labels", name, where="data.yaml")
+
+
+@pytest.mark.parametrize("name", ["train", "val2017", "..train", "Straße 7", "[b]x", "a..b", "x" * 255])
+def test_names(name):
+    assert below(Path("out"), name, where="here") == Path("out") / name
+
+
+@pytest.mark.parametrize(
+    "text", ["../../secret/key.conf", "a/../../b", "/etc/passwd", "C:\\x.jpg", "\\\\host\\x", "a\x00b", "", "x" * 300]
+)
+def test_paths_that_lead_out(text):
+    with pytest.raises(DetrkitError, match=r"^a\.json: image 1: "):
+        relative_path(text, "a.json: image 1")
+
+
+def test_paths():
+    assert str(relative_path("val\\17.jpg", "here")) == "val/17.jpg"
+    assert str(relative_path("a/../b.jpg", "here")) == "a/../b.jpg"
+    assert str(relative_path("../images/b.jpg", "here", up=True)) == "../images/b.jpg"
