@@ -129,7 +129,7 @@ def test_archive_of_another_content(archive: Path, tmp_path: Path) -> None:
 def test_folder_around_it(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: str) -> None:
     published(write_tar(archive, wrapped=wrapped), monkeypatch)
     root = download_cppe5(tmp_path / "cppe5", archive=archive)
-    assert {p.name for p in root.iterdir()} == {"annotations", "images"}
+    assert {p.name for p in root.iterdir()} == {"annotations", "images", "detrkit-files.json"}
     assert len(open_dataset(root, split="train")) == 6
 
 

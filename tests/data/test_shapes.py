@@ -19,7 +19,7 @@ from detrkit.evaluation import PanopticEvaluator, evaluate_panoptic
 
 
 def digest(root: Path) -> dict[str, str]:
-    files = sorted(f for f in root.rglob("*") if f.is_file())
+    files = sorted(f for f in root.rglob("*") if f.is_file() and f.name != "detrkit-files.json")  # times
     return {str(f.relative_to(root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
@@ -32,6 +32,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_layout_is_that_of_coco(shapes: Path) -> None:
     assert sorted(p.name for p in shapes.iterdir()) == [
         "annotations",
+        "detrkit-files.json",
         "panoptic_train2017",
         "panoptic_val2017",
         "train2017",
@@ -217,13 +218,16 @@ def test_existing_folders_are_safe(tmp_path: Path) -> None:
     root = write_shapes(tmp_path / "s", **small)
     with pytest.raises(DetrkitError, match=r"exists already; .*--force"):
         write_shapes(root, **small)
-    (root / "old").touch()
-    write_shapes(root, force=True, **small)
-    assert not (root / "old").exists() and (root / "train2017").is_dir()
+    write_shapes(root, force=True, **small | {"images": {"val": 1}})
+    assert (root / "val2017").is_dir() and not (root / "train2017").exists()
+    (root / "classes.txt").write_text("mine")
+    with pytest.raises(DetrkitError, match=r"holds classes\.txt, which detrkit did not write, so it is not replaced"):
+        write_shapes(root, force=True, **small)
+    assert (root / "classes.txt").read_text() == "mine" and (root / "val2017").is_dir()
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").touch()
-    with pytest.raises(DetrkitError, match="no dataset, so it is not replaced"):
+    with pytest.raises(DetrkitError, match="files that detrkit did not write, so it is not replaced"):
         write_shapes(mine, force=True, **small)
     assert (mine / "thesis.txt").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "s"]  # no temporary folder is left

@@ -1,11 +1,12 @@
 """Names from files are never paths."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from detrkit.errors import DetrkitError
-from detrkit.utils.names import below, checked_name, relative_path
+from detrkit.utils.names import below, checked_name, full_path, relative_path
 
 NO_NAMES = [
     "",
@@ -51,3 +52,17 @@ def test_paths():
     assert str(relative_path("val\\17.jpg", "here")) == "val/17.jpg"
     assert str(relative_path("a/../b.jpg", "here")) == "a/../b.jpg"
     assert str(relative_path("../images/b.jpg", "here", up=True)) == "../images/b.jpg"
+
+
+def test_full_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert full_path("~/a") == tmp_path / "a"
+    with pytest.raises(DetrkitError, match=r"^~nosuchuser/a: there is no such user"):
+        full_path("~nosuchuser/a")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert full_path("/a") == Path("/a")
+    with pytest.raises(DetrkitError, match=r"^a: the working directory is gone"):
+        full_path("a")
+    os.chdir(tmp_path)

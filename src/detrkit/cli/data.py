@@ -17,6 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
+from detrkit.utils.names import full_path
+
 if TYPE_CHECKING:
     from detrkit.data.check import Report
 
@@ -119,7 +121,7 @@ class DataConvert:
     images: Literal["copy", "hardlink", "symlink"] = "copy"
     """What to do with the image files."""
     force: bool = False
-    """Replace a dataset that is at the destination already."""
+    """Replace a dataset that detrkit wrote at the destination and nobody has changed since."""
 
     def run(self) -> int:
         """Converts and prints what was written."""
@@ -143,7 +145,7 @@ class DataConvert:
             table.add_row(escape(s.name), *map(str, (s.images, s.objects, s.dropped, s.lost_crowd)))
         console = _console()
         console.print(table)
-        console.print(escape(str(self.destination.expanduser().absolute())), soft_wrap=True, highlight=False)
+        console.print(escape(str(full_path(self.destination))), soft_wrap=True, highlight=False)
         return 0
 
 
@@ -179,7 +181,7 @@ class DataShapes:
     seed: int = 0
     """Another seed, other images."""
     force: bool = False
-    """Replace a dataset that is there already."""
+    """Replace a dataset that detrkit wrote there and nobody has changed since."""
 
     def run(self) -> int:
         """Writes the dataset and prints where."""
@@ -264,7 +266,7 @@ class DataDownload:
     archive: Path | None = None
     """Unpack this file (dataset.tar.gz) instead of downloading it: for machines without a network."""
     force: bool = False
-    """Replace a dataset that is there already."""
+    """Replace a dataset that detrkit wrote there and nobody has changed since."""
 
     def run(self) -> int:
         """Downloads, and prints what there is and how to go on."""

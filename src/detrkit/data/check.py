@@ -17,6 +17,7 @@ from detrkit.data.readers.yolo import label_file
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.errors import DetrkitError
+from detrkit.utils.names import full_path
 
 # COCO's limits between small, medium and large objects, square pixels.
 SMALL_AREA, LARGE_AREA = 32**2, 96**2
@@ -114,7 +115,7 @@ def check(path: str | Path, split: str | None = None, *, decode: bool = False, l
     Raises:
         DetrkitError: no dataset there, or no such split. Everything else is a fault in the report.
     """
-    path = Path(path).expanduser().absolute()
+    path = full_path(path)
     chosen_layout = find_layout(path, layout)
     reader = READERS[chosen_layout]
     report = Report(path, chosen_layout)

@@ -21,13 +21,14 @@ import numpy as np
 import yaml
 
 from detrkit.classes import ClassList
-from detrkit.data._files import check_writable_name, new_directory
 from detrkit.data.dataset import Dataset
 from detrkit.data.images import image_size, image_suffix
 from detrkit.data.readers import READERS, find_layout, match_split
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource, ParquetImage
 from detrkit.errors import DetrkitError
+from detrkit.utils.folders import check_replaceable, new_directory
+from detrkit.utils.names import full_path
 
 Layout = Literal["coco", "voc", "yolo"]
 Transfer = Literal["copy", "hardlink", "symlink"]
@@ -111,7 +112,7 @@ def convert(
         to: its layout.
         split: the one to convert; by default all.
         images: "copy" the image files, or "hardlink" (same disk) or "symlink" them.
-        force: replace a dataset that is at `destination` already.
+        force: replace a dataset that detrkit wrote at `destination` and nobody has changed.
         layout: of the source; by default the one that its files have, instances before panoptic.
         things_only: leave out stuff, which a panoptic source has besides things.
 
@@ -122,14 +123,14 @@ def convert(
         DetrkitError: `source` has an error, `destination` exists, or the splits have different classes (which only
             COCO can hold).
     """
-    source, destination = (Path(p).expanduser().absolute() for p in (source, destination))
+    source, destination = full_path(source), full_path(destination)
     if to not in _WRITERS:
         raise DetrkitError(f"layout {to!r} is not known; choose {', '.join(_WRITERS)}")
     if images not in ("copy", "hardlink", "symlink"):
         raise DetrkitError(f"images={images!r}: choose copy, hardlink or symlink")
     if source.resolve().is_relative_to(destination.resolve()):
         raise DetrkitError(f"{destination} would replace the source {source}; choose another output folder")
-    check_writable_name(destination, force=force)
+    check_replaceable(destination, force=force)
     source_layout = find_layout(source, layout)
     reader = READERS[source_layout]
     names = reader.splits(source)

@@ -7,9 +7,10 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from detrkit.data._files import check_writable_name, new_directory
 from detrkit.download import DownloadError, download, home, md5
 from detrkit.errors import DetrkitError
+from detrkit.utils.folders import check_replaceable, new_directory
+from detrkit.utils.names import full_path
 
 MD5 = "f4e043f983cff94ef82ef7d57a879212"
 # The two places that the dataset's README names (github.com/Rishit-dagli/CPPE-Dataset). The bucket in older loaders
@@ -30,7 +31,7 @@ def download_cppe5(to: str | Path, *, archive: str | Path | None = None, force: 
     Args:
         to: the folder to make.
         archive: dataset.tar.gz, if it has been fetched by other means.
-        force: replace a dataset that is at `to` already.
+        force: replace a dataset that detrkit wrote at `to` and nobody has changed.
 
     Returns:
         The folder.
@@ -38,12 +39,12 @@ def download_cppe5(to: str | Path, *, archive: str | Path | None = None, force: 
     Raises:
         DetrkitError: `to` exists, no place gives the archive, or it is not the published one.
     """
-    to = Path(to).expanduser().absolute()
-    check_writable_name(to, force=force)
+    to = full_path(to)
+    check_replaceable(to, force=force)
     if archive is None:
         archive = _fetch()
     else:
-        archive = Path(archive).expanduser().absolute()
+        archive = full_path(archive)
         _verify(archive)
     with new_directory(to, force=force) as root:
         _unpack(archive, root)

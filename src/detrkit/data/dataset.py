@@ -24,6 +24,7 @@ from detrkit.data.sample import Record, Sample
 from detrkit.data.sources import ImageSource
 from detrkit.errors import DetrkitError
 from detrkit.results import encode_masks
+from detrkit.utils.names import full_path
 
 
 class Dataset:
@@ -357,7 +358,7 @@ def open_dataset(
     Raises:
         DetrkitError: nothing recognised, no such split, or an error in the files; one line that names the place.
     """
-    path = Path(path).expanduser().absolute()
+    path = full_path(path)
     if ids not in ("contiguous", "official"):
         raise DetrkitError(f'ids={ids!r}: choose "contiguous" or "official"')
     if unusable not in ("error", "skip"):

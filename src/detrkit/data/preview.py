@@ -16,6 +16,7 @@ from detrkit.data.sample import Sample
 from detrkit.data.transforms import Transform
 from detrkit.errors import DetrkitError
 from detrkit.results import PanopticResult, Segment
+from detrkit.utils.names import full_path
 
 
 def preview(
@@ -41,7 +42,7 @@ def preview(
     """
     from detrkit.visualize import grid  # needs matplotlib's fonts: only here
 
-    out = Path(out).expanduser().absolute()
+    out = full_path(out)
     if count < 1 or variants < 1:
         raise DetrkitError(f"preview: count={count}, variants={variants}: need at least 1")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):

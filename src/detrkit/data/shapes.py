@@ -18,10 +18,11 @@ import numpy as np
 from hotcoco import mask as rle_codec
 from PIL import Image
 
-from detrkit.data._files import new_directory
 from detrkit.data._outlines import SHAPES, coverage
 from detrkit.data.panoptic import write_id_map
 from detrkit.errors import DetrkitError
+from detrkit.utils.folders import new_directory
+from detrkit.utils.names import full_path
 
 THINGS = tuple(SHAPES)
 # Official panoptic code takes an id <= 90 for a thing, so stuff starts above.
@@ -103,14 +104,15 @@ def write_shapes(
     With `panoptic` also `annotations/panoptic_{split}2017.json` and `panoptic_{split}2017/*.png`: the shapes are
     things, the sky and the ground behind them stuff. The pictures are the same.
 
-    Bit-identical for the same arguments (and the same versions of numpy and Pillow). About 2.5 ms per image of 128 px.
+    Bit-identical for the same arguments (and the same versions of numpy and Pillow), but for detrkit-files.json, which
+    notes when the files were written. About 2.5 ms per image of 128 px.
 
     Args:
         path: the folder to make; it appears only when it is complete.
         images: number of images of every split; by default 2000 for train and 200 for val.
         seed: another seed, other images.
         panoptic: whether to write panoptic truth too.
-        force: replace a dataset that is there already.
+        force: replace a dataset that detrkit wrote there and nobody has changed.
         **options: the fields of `ShapesOptions`.
 
     Returns:
@@ -125,7 +127,7 @@ def write_shapes(
         raise DetrkitError(f"shapes: images={counts}: every split needs 0 to 1,000,000 images")
     if sum(split not in _FIRST_ID for split in counts) > 1:
         raise DetrkitError(f"shapes: images={counts}: name the splits train, val and test, and at most one other")
-    path = Path(path).expanduser().absolute()
+    path = full_path(path)
     with new_directory(path, force=force) as root:
         (root / "annotations").mkdir()
         for split, count in counts.items():

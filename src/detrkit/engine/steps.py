@@ -6,6 +6,7 @@ from pathlib import Path
 
 from detrkit.config import TrainConfig
 from detrkit.data.readers import find_layout
+from detrkit.utils.names import full_path
 
 DETECTOR = "detector"  # the first step's folder in that of the run
 
@@ -16,7 +17,7 @@ def detector_step(config: TrainConfig) -> TrainConfig:
     Raises:
         DetrkitError: the dataset is not there or not recognised.
     """
-    layout = find_layout(Path(config.data.path).expanduser().absolute(), config.data.layout, masks=True)
+    layout = find_layout(full_path(config.data.path), config.data.layout, masks=True)
     return config.changed(
         # a detector would read the instances of a folder that has both
         data={"layout": layout if layout == "coco-panoptic" else config.data.layout},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import locked_temporary, make_folder, sweep, write_errors
+from detrkit.utils.names import full_path
 
 MANIFEST = "detrkit-files.json"
 
@@ -26,7 +27,7 @@ def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         DetrkitError: `path` exists and may not be replaced, or cannot be written; nothing has changed then.
     """
-    path = Path(path).expanduser().absolute()
+    path = full_path(path)
     check_replaceable(path, force=force)
     make_folder(path.parent)
     sweep(path.parent)

@@ -54,6 +54,20 @@ def below(root: Path, *names: str, where: str) -> Path:
     return root.joinpath(*(checked_name(name, where) for name in names))
 
 
+def full_path(path: str | Path) -> Path:
+    """A path that was given on the command line, from the root on; ~ and ~user stand for home folders.
+
+    Raises:
+        DetrkitError: an unknown user, or a relative path in a folder that has been deleted.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise DetrkitError(f"{path}: there is no such user: write the home folder out") from error
+    except OSError as error:
+        raise DetrkitError(f"{path}: the working directory is gone ({error.strerror}): go to another one") from error
+
+
 def relative_path(text: str, where: str, *, up: bool = False) -> PurePosixPath:
     """A relative path as a file gives it for an image that is read: "val/17.jpg", also with backslashes.
 
