@@ -1,8 +1,11 @@
-"""JSON, YAML and text from outside, read within bounds: no document makes the machine hang or run out of memory."""
+"""JSON, YAML, XML and text from outside, read within bounds: none makes the machine hang or run out of memory."""
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,22 @@ from detrkit.errors import DetrkitError
 YAML_MAX_BYTES = 1 << 20  # of a recipe or a data.yaml; the 1203 names of LVIS take 30 kB
 YAML_MAX_NODES = 100_000  # values once aliases are followed
 YAML_MAX_DEPTH = 100  # of nested lists and mappings
+
+_XML_ENCODING = re.compile(rb"\s*<\?xml\s[^>]*?encoding\s*=\s*[\"']([A-Za-z][A-Za-z0-9._-]*)")
+_XML_HEAD_BYTES = 256  # that the declaration fits in
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16's: looked for first
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    b"<\0": "utf-16-le",
+    b"\0<": "utf-16-be",
+}
+# What files say they are, and what holds it: files called gb2312 are written as gbk, ASCII is part of UTF-8.
+_WIDER_ENCODING = {"gb2312": "gb18030", "gbk": "gb18030", "ascii": "utf-8"}
+# Codecs of Python that are no encodings of documents; decoding some takes quadratic time.
+_NO_DOCUMENT = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined")
 
 
 def read_bytes(file: Path) -> bytes:
@@ -103,6 +122,56 @@ def parse_yaml(text: str, where: str, *, scalars: bool = True) -> Any:
         raise DetrkitError(f"{where}{line}: malformed YAML ({' '.join(str(problem).split())})") from error
     except (ValueError, OverflowError, AttributeError, IndexError, TypeError) as error:  # of PyYAML's constructors
         raise DetrkitError(f"{where}: malformed YAML ({error})") from error
+
+
+def parse_xml(data: bytes, where: str) -> ElementTree.Element:
+    """The root of an XML document, in linear time.
+
+    Args:
+        data: in the encoding of its byte-order mark or its declaration, else UTF-8. (Expat itself reads only UTF-8,
+            UTF-16 and the encodings of one byte.)
+        where: the file, for the message.
+
+    Raises:
+        DetrkitError: malformed, in another encoding than it says, or with entities of its own, which may multiply.
+    """
+    text = _xml_text(data, where)
+    if "<!ENTITY" in text:
+        raise DetrkitError(f"{where}: declares entities (<!ENTITY ...>): write what they stand for instead")
+    try:
+        return ElementTree.fromstring(text)  # of a str: the declaration's encoding counts no more
+    except ElementTree.ParseError as error:
+        raise DetrkitError(f"{where}: line {error.position[0]}: malformed XML ({error})") from error
+    except ValueError as error:  # half a character
+        raise DetrkitError(f"{where}: malformed XML ({error})") from error
+
+
+def _xml_text(data: bytes, where: str) -> str:
+    """An XML document decoded.
+
+    Raises:
+        DetrkitError: an encoding that is not known, or not that of the bytes.
+    """
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
+    if encoding is None:
+        declared = _XML_ENCODING.match(data[:_XML_HEAD_BYTES])
+        name = declared[1].decode("ascii") if declared else "utf-8"
+        try:
+            encoding = codecs.lookup(name).name
+        except LookupError:
+            encoding = "undefined"
+        if encoding in _NO_DOCUMENT:
+            raise DetrkitError(f"{where}: encoding {name[:40]!r} is not known; save it as UTF-8")
+        if encoding.startswith(("utf-16", "utf-32")):
+            encoding = "utf-8"  # a declaration in single bytes is not of those: saved anew by another tool
+    encoding = _WIDER_ENCODING.get(encoding, encoding)
+    try:
+        return data.decode(encoding)
+    except UnicodeError as error:
+        byte = getattr(error, "start", 0)
+        raise DetrkitError(f"{where}: not {encoding} text (byte {byte}); save it as UTF-8") from error
+    except LookupError as error:  # a codec of other things than text, such as "hex"
+        raise DetrkitError(f"{where}: encoding {encoding!r} is not one of text; save it as UTF-8") from error
 
 
 class _Bounded:

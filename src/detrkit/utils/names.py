@@ -34,7 +34,7 @@ def checked_name(name: str, where: str) -> str:
     elif "/" in name or "\\" in name or PureWindowsPath(name).drive:
         reason = "is a path, not a name"
     else:
-        reason = _unusable(name)
+        reason = why_unusable(name)
     if reason is not None:
         raise DetrkitError(f"{where}: {name[:80]!r} {reason}: choose a name without slashes, such as 'train'")
     return name
@@ -92,14 +92,14 @@ def relative_path(text: str, where: str, *, up: bool = False) -> PurePosixPath:
     elif lowest < 0 and not up:
         reason = "leads out of the dataset's folder: put the image into it"
     else:
-        reason = next(filter(None, map(_unusable, path.parts)), None)
+        reason = next(filter(None, map(why_unusable, path.parts)), None)
     if reason is not None:
         raise DetrkitError(f"{where}: {text[:80]!r} {reason}")
     return path
 
 
-def _unusable(name: str) -> str | None:
-    """Why a file system cannot hold a name, or None."""
+def why_unusable(name: str) -> str | None:
+    """Why no name of a file or a class can be so, or None: a control character, half a character, too long."""
     if _CONTROL.search(name):
         return "holds a control character"
     try:

@@ -7,38 +7,97 @@
 - An image's id is its position in the list of its split, from 1; annotations are numbered in the same order.
 - Objects marked difficult are treated as crowd: neither object nor background, as VOC's own evaluation does.
 - Without ImageSets/Main all images form the one split "all".
+- Files may be in any encoding that their XML declaration names. Hidden files are none of the dataset.
 """
 
 from __future__ import annotations
 
-import re
+import os
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from detrkit.classes import ClassList
 from detrkit.data.images import SUFFIXES, image_size
-from detrkit.data.readers.common import Findings, Objects, make_record, read_text
+from detrkit.data.readers.class_names import check_class_names, read_class_file
+from detrkit.data.readers.common import Findings, Objects, make_record
 from detrkit.data.sample import Record
 from detrkit.errors import DetrkitError
+from detrkit.utils.documents import parse_xml, read_bytes, read_text
+from detrkit.utils.names import checked_name, relative_path
 
 _CLASS_FILES = ("classes.txt", "labels.txt")
-_NAME = re.compile(r"<object>.*?<name>\s*(.*?)\s*</name>", re.DOTALL)
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_MAX_SIDE = 1 << 31  # pixels; a number beyond is none that was meant
+
+
+class _Object(NamedTuple):
+    """An object as an xml has it.
+
+    Attributes:
+        name: of its class; empty if it has none.
+        corners: the texts of xmin, ymin, xmax and ymax in its first bndbox; empty where there is none.
+        boxes: the number of its boxes.
+        difficult: whether it is marked so.
+    """
+
+    name: str
+    corners: tuple[str, ...]
+    boxes: int
+    difficult: bool
+
+
+class _Annotation(NamedTuple):
+    """What is needed of an xml: the texts of (height, width), and the objects."""
+
+    size: tuple[str, str]
+    objects: list[_Object]
 
 
 def recognise(path: Path) -> bool:
     """Whether `path` is a folder with Annotations/*.xml."""
-    return path.is_dir() and next((path / "Annotations").glob("*.xml"), None) is not None
+    return path.is_dir() and any(True for _ in _files(path / "Annotations", ".xml"))
+
+
+def _files(folder: Path, *suffixes: str) -> Iterator[tuple[str, str]]:
+    """Name and path of the files in a folder with one of the suffixes; hidden ones (macOS writes ._name) are left out.
+
+    Paths are texts: making 17,000 Path objects takes longer than listing them.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(suffixes) and not entry.name.startswith(".") and entry.is_file():
+                    yield entry.name, entry.path
+    except OSError:  # there is none, or it cannot be read
+        return
 
 
 def splits(path: Path) -> list[str]:
-    """The lists in ImageSets/Main that name images only (VOC also has lists per class, "aeroplane_train")."""
+    """The lists in ImageSets/Main that name images only (VOC also has lists per class, "aeroplane_train").
+
+    Raises:
+        DetrkitError: a list whose name is none.
+    """
     names = []
-    for file in sorted((path / "ImageSets" / "Main").glob("*.txt")):
-        first = read_text(file).strip().split("\n", 1)[0].strip()
+    for name, file in sorted(_files(path / "ImageSets" / "Main", ".txt")):
+        try:
+            first = read_text(Path(file)).strip().split("\n", 1)[0].strip()
+        except DetrkitError:
+            first = ""  # told when the split is read
         # "2008_000008 -1" is of a list per class, unless an image has that name ("scan 1").
-        if not re.search(r"\s(-1|0|1)$", first) or (path / "Annotations" / f"{first}.xml").is_file():
-            names.append(file.stem)
+        if not first.endswith((" -1", " 0", " 1", "\t-1", "\t0", "\t1")) or _is_file(path, first):
+            names.append(checked_name(name.removesuffix(".txt"), f"{path / 'ImageSets' / 'Main'}: name of a list"))
     return names or ["all"]
+
+
+def _is_file(path: Path, stem: str) -> bool:
+    """Whether an image of this name is annotated."""
+    try:
+        return (path / "Annotations" / f"{stem}.xml").is_file()
+    except OSError:  # too long for a name
+        return False
 
 
 def read(
@@ -47,109 +106,175 @@ def read(
     """Reads one split; see `detrkit.data.readers.coco.read` for arguments and returns.
 
     Raises:
-        DetrkitError: masks were asked for (VOC has none per object), or (strict findings) any error in the files.
+        DetrkitError: masks were asked for (VOC has none per object), there is no class, or (strict findings) any error
+            in the files.
     """
     if masks:
         raise DetrkitError(f"{path}: Pascal VOC has no masks of its objects; open it without masks")
     findings = findings if findings is not None else Findings()
-    classes = read_classes(path)
+    folder = path / "Annotations"
+    images = _images(path, findings)
+    stems = _stems(path, split, findings)
+    classes, annotations = _read_annotations(path, [stem for _, stem in stems], findings)
     label_of = {name: label for label, name in enumerate(classes.names)}
-    images = _images(path)
     records: list[Record] = []
     next_id = 1
-    for position, stem in enumerate(_stems(path, split, findings), 1):
-        xml = path / "Annotations" / f"{stem}.xml"
-        root = _parse(xml, findings)
-        file = images.get(Path(stem).name)
+    for position, stem in stems:
+        xml = folder / f"{stem}.xml"
+        annotation = annotations.get(stem)
+        file = images.get(stem.rpartition("/")[2])
         if file is None:
             findings.add("error", xml, f"image {stem}", f"no such image in {_image_folder(path)}")
             continue
-        if root is None:
+        if annotation is None:  # told already
             continue
-        objects = _objects(root, xml, label_of, next_id, findings)
-        next_id += len(root.findall("object"))
-        size = _size(root, xml, file, findings)
+        objects = _objects(annotation.objects, xml, label_of, next_id, findings)
+        next_id += len(annotation.objects)
+        size = _size(annotation.size, xml, file, findings)
         if size is not None:
             records.append(make_record(position, file, size, objects, xml, findings))
     return classes, records, findings
-
-
-def read_classes(path: Path) -> ClassList:
-    """The classes by the rule at the top of this file.
-
-    Raises:
-        DetrkitError: no class at all.
-    """
-    for name in _CLASS_FILES:
-        if (path / name).is_file():
-            names = [line.strip() for line in read_text(path / name).splitlines() if line.strip()]
-            break
-    else:
-        found: set[str] = set()
-        for xml in (path / "Annotations").glob("*.xml"):
-            # A pattern instead of a parser: every xml of every split is looked at, and VOC 2012 has 17,000.
-            found |= set(_NAME.findall(xml.read_text(encoding="utf-8-sig", errors="replace")))
-        names = sorted(found)
-    if not names:
-        raise DetrkitError(f"{path}: no object in Annotations/ and no classes.txt: there is no class to learn")
-    if len(set(names)) != len(names):
-        raise DetrkitError(f"{path}: a class is listed twice in {' or '.join(_CLASS_FILES)}")
-    return ClassList(tuple(names), tuple(range(1, len(names) + 1)))
 
 
 def _image_folder(path: Path) -> Path:
     return next((path / n for n in ("JPEGImages", "images", "Images") if (path / n).is_dir()), path / "JPEGImages")
 
 
-def _images(path: Path) -> dict[str, Path]:
+def _images(path: Path, findings: Findings) -> dict[str, Path]:
     """Stem -> image file, from one listing of the folder."""
     folder = _image_folder(path)
     if not folder.is_dir():
         raise DetrkitError(f"{folder}: the image folder is missing")
-    return {f.stem: f for f in sorted(folder.iterdir()) if f.suffix.lower() in SUFFIXES}
+    images: dict[str, Path] = {}
+    for name, file in sorted(_files(folder, "")):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() not in SUFFIXES:
+            continue
+        if stem in images:
+            findings.add("warning", folder, name, f"{images[stem].name} has the same name: only {name} is used")
+        images[stem] = Path(file)
+    return images
 
 
-def _stems(path: Path, split: str, findings: Findings) -> list[str]:
-    """The images of a split, as its list names them."""
-    file = path / "ImageSets" / "Main" / f"{split}.txt"
+def _stems(path: Path, split: str, findings: Findings) -> list[tuple[int, str]]:
+    """The images of a split with their positions, as its list names them."""
+    file = path / "ImageSets" / "Main" / f"{checked_name(split, f'{path}: split')}.txt"
     if split == "all" and not file.is_file():
-        return sorted(f.stem for f in (path / "Annotations").glob("*.xml"))
-    stems: list[str] = []
-    seen: set[str] = set()
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+        names = sorted(name.removesuffix(".xml") for name, _ in _files(path / "Annotations", ".xml"))
+        return list(enumerate(names, 1))
+    stems: dict[str, None] = {}
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         stem = line.strip()
-        stem = stem[: -len(Path(stem).suffix)] if Path(stem).suffix.lower() in SUFFIXES else stem
         if not stem:
             continue
-        if stem in seen:
+        try:
+            stem = str(relative_path(stem, f"{file}: line {number}"))
+        except DetrkitError as error:
+            findings.add("error", file, f"line {number}", str(error).removeprefix(f"{file}: line {number}: "))
+            continue
+        bare, suffix = os.path.splitext(stem)
+        stem = bare if suffix.lower() in SUFFIXES else stem
+        if stem in stems:
             findings.add("error", file, f"line {number}", f"image {stem} is listed twice")
             continue
-        seen.add(stem)
-        stems.append(stem)
-    return stems
+        stems[stem] = None
+    return list(enumerate(stems, 1))
 
 
-def _parse(xml: Path, findings: Findings) -> ElementTree.Element | None:
-    """The root of an xml file, or None after noting what is wrong with it."""
+def _read_annotations(
+    path: Path, stems: list[str], findings: Findings
+) -> tuple[ClassList, dict[str, _Annotation | None]]:
+    """The classes by the rule at the top of this file, and the annotations by stem; every file is read once.
+
+    Raises:
+        DetrkitError: no class at all, or (strict findings) a file that cannot be read.
+    """
+    folder = path / "Annotations"
+    class_file = next((path / n for n in _CLASS_FILES if (path / n).is_file()), None)
+    names = read_class_file(class_file, findings, numbered=False) if class_file is not None else []
+    annotations: dict[str, _Annotation | None] = dict.fromkeys(stems)
+    listed = {name.removesuffix(".xml"): file for name, file in _files(folder, ".xml")}
+    found: set[str] = set()
+    others = sorted(listed.keys() - annotations.keys()) if class_file is None else []
+    for stem in [*annotations, *others]:
+        root = _parse(listed.get(stem), folder / f"{stem}.xml", findings)
+        if root is None:
+            continue
+        if stem in annotations:
+            annotation = annotations[stem] = _annotation(root)
+            found.update(each.name for each in annotation.objects)
+        else:  # of another split: it has a say in which classes there are
+            found.update((name.text or "").strip() for name in root.iterfind("object/name"))
+    if class_file is None:
+        names = sorted(found - {""})  # objects without a name are told one by one
+        check_class_names((("name of an object", name) for name in names), folder, findings)
+        if not names:
+            raise DetrkitError(f"{path}: no object in Annotations/ and no classes.txt: there is no class to learn")
+    return ClassList(tuple(names), tuple(range(1, len(names) + 1))), annotations
+
+
+def _parse(listed: str | None, xml: Path, findings: Findings) -> ElementTree.Element | None:
+    """The root of an xml file, or None after noting what is wrong with it.
+
+    Args:
+        listed: its path, if the listing of the folder has it as a regular file.
+        xml: its path.
+        findings: takes the faults.
+    """
     try:
-        return ElementTree.fromstring(xml.read_bytes())
-    except FileNotFoundError:
-        findings.add("error", xml, "", "annotation file is missing (for an image without objects, write one with none)")
-    except ElementTree.ParseError as error:
-        findings.add("error", xml, f"line {error.position[0]}", f"malformed XML ({error})")
+        if listed is not None:
+            with open(listed, "rb") as stream:
+                data = stream.read()
+        elif not os.path.lexists(xml):
+            reason = "annotation file is missing (for an image without objects, write one with none)"
+            findings.add("error", xml, "", reason)
+            return None
+        else:
+            data = read_bytes(xml)
+        return parse_xml(data, str(xml))
     except OSError as error:
         findings.add("error", xml, "", f"cannot be read ({error.strerror})")
+    except DetrkitError as error:
+        findings.add("error", xml, "", str(error).removeprefix(f"{xml}: "))
     return None
 
 
-def _size(root: ElementTree.Element, xml: Path, file: Path, findings: Findings) -> tuple[int, int] | None:
+def _annotation(root: ElementTree.Element) -> _Annotation:
+    """What is needed of an xml, in one pass over its elements."""
+    size = ("", "")
+    objects = []
+    for element in root:
+        if element.tag == "object":
+            objects.append(_object(element))
+        elif element.tag == "size":
+            size = element.findtext("height") or "", element.findtext("width") or ""
+    return _Annotation(size, objects)
+
+
+def _object(element: ElementTree.Element) -> _Object:
+    """One object."""
+    name, difficult, corners, boxes = None, "0", (), 0
+    for child in element:
+        if child.tag == "name" and name is None:
+            name = (child.text or "").strip()
+        elif child.tag == "difficult":
+            difficult = (child.text or "").strip()
+        elif child.tag == "bndbox":
+            if not boxes:
+                texts = {corner.tag: corner.text or "" for corner in reversed(child)}  # the first of each counts
+                corners = tuple(texts.get(key, "") for key in _CORNERS)
+            boxes += 1
+    return _Object(name or "", corners, boxes, difficult == "1")
+
+
+def _size(texts: tuple[str, str], xml: Path, file: Path, findings: Findings) -> tuple[int, int] | None:
     """(height, width) from the xml, or from the image's header where the xml has none (some tools write 0)."""
     try:
-        height, width = (int(float(root.findtext(f"size/{key}") or 0)) for key in ("height", "width"))
+        height, width = (int(float(text or 0)) for text in texts)
     except (ValueError, OverflowError):
         height = width = 0
         findings.add("warning", xml, "size", "width or height is not a number: taken from the image file")
-    if height > 0 and width > 0:
+    if 0 < height < _MAX_SIDE and 0 < width < _MAX_SIDE:
         return height, width
     try:
         return image_size(file)
@@ -158,26 +283,30 @@ def _size(root: ElementTree.Element, xml: Path, file: Path, findings: Findings) 
         return None
 
 
-def _objects(
-    root: ElementTree.Element, xml: Path, label_of: dict[str, int], first_id: int, findings: Findings
-) -> Objects:
+def _objects(listed: list[_Object], xml: Path, label_of: dict[str, int], first_id: int, findings: Findings) -> Objects:
     """The objects of one xml; ids count all of them, so that they do not depend on which are valid."""
     objects = Objects()
-    for k, element in enumerate(root.findall("object")):
+    for k, one in enumerate(listed):
         name = f"object {k + 1}"
-        label = (element.findtext("name") or "").strip()
-        if label not in label_of:
-            findings.add("error", xml, name, f"class {label!r} is not in the list of classes")
+        if not one.name:
+            findings.add("error", xml, name, "has no name of a class")
+            continue
+        if one.name not in label_of:
+            findings.add("error", xml, name, f"class {one.name[:80]!r} is not in the list of classes")
             continue
         try:
-            box = [float(element.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")]
+            box = [float(text) for text in one.corners]
         except ValueError:
+            box = []
+        if not box:
             findings.add("error", xml, name, "bndbox needs the numbers xmin, ymin, xmax, ymax (pixels)")
             continue
+        if one.boxes > 1:
+            findings.add("warning", xml, name, f"has {one.boxes} bndbox: only the first is read")
         objects.boxes.append(box)
         objects.annotated.append((box[0], box[1], box[2] - box[0], box[3] - box[1]))
-        objects.labels.append(label_of[label])
-        objects.crowd.append((element.findtext("difficult") or "0").strip() == "1")
+        objects.labels.append(label_of[one.name])
+        objects.crowd.append(one.difficult)
         objects.annotation_ids.append(first_id + k)
         objects.names.append(name)
     return objects
