@@ -100,17 +100,18 @@ def _print_summary(report: Report, console: Console) -> None:
 
 @dataclass(frozen=True)
 class DataConvert:
-    """Convert a dataset between COCO, Pascal VOC and YOLO.
+    """Convert a dataset between COCO, Pascal VOC, YOLO and parquet.
 
-    The result appears only when it is complete. VOC and YOLO keep the order of the classes but no ids, segment areas
-    or masks; YOLO has no crowd regions. A panoptic dataset is read too: in COCO its segments are objects with masks.
+    The result is read back and compared with the source before it appears; the numbers printed are those found in it.
+    VOC and YOLO keep the order of the classes but no ids, segment areas or masks; parquet keeps no masks; YOLO has no
+    crowd regions. A panoptic dataset is read too: in COCO its segments are objects with masks.
     """
 
     source: Positional[Path]
     """The dataset to read; the layout is recognised."""
     destination: Positional[Path]
     """The folder to make."""
-    to: Literal["coco", "voc", "yolo"]
+    to: Literal["coco", "voc", "yolo", "parquet"]
     """The layout to write."""
     split: str | None = None
     """The split to convert. By default all of them."""
@@ -119,7 +120,7 @@ class DataConvert:
     things_only: bool = False
     """Leave out stuff, which a panoptic dataset has besides things."""
     images: Literal["copy", "hardlink", "symlink"] = "copy"
-    """What to do with the image files."""
+    """What to do with the image files. Parquet holds the images themselves: copy."""
     force: bool = False
     """Replace a dataset that detrkit wrote at the destination and nobody has changed since."""
 
@@ -145,6 +146,14 @@ class DataConvert:
             table.add_row(escape(s.name), *map(str, (s.images, s.objects, s.dropped, s.lost_crowd)))
         console = _console()
         console.print(table)
+        for name, text in (
+            ("clamped", "boxes left their image and end at its border now"),
+            ("turned", "images have boxes that lay as the image is stored and are turned now as EXIF turns the image"),
+            ("reencoded", f"images are of a format that {self.to} does not know and are written as PNG"),
+        ):
+            count = sum(getattr(s, name) for s in done)
+            if count:
+                console.print(f"{count} {text}", soft_wrap=True, highlight=False)
         console.print(escape(str(full_path(self.destination))), soft_wrap=True, highlight=False)
         return 0
 

@@ -1,93 +1,57 @@
-"""`convert`: a dataset of one layout written as another.
+"""`convert`: a dataset of one layout written as another, read back and compared before it appears.
 
-What the layouts cannot hold is said in the result or here: VOC and YOLO keep neither image ids nor category ids (the
-order of the classes stays) nor segment areas nor masks; YOLO has no crowd regions. The segments of a panoptic dataset
-become objects with masks (RLE) in COCO, what is a thing is not kept. Boxes keep every digit in COCO and
-VOC and ten digits, relative to the image, in YOLO.
+What the layouts cannot hold is refused, said in the result, or is one of these: VOC and YOLO keep neither image ids
+nor category ids (the order of the classes stays) nor segment areas; VOC, YOLO and parquet keep no masks; YOLO has no
+crowd regions. The segments of a panoptic dataset become objects, with masks (RLE) in COCO; what is a thing is not kept.
+Fields that detrkit does not read (captions, licenses, poses) are not kept. Boxes keep every digit, in YOLO ten digits
+relative to the image; VOC and YOLO get them clamped to the image.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
-import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import yaml
 
 from detrkit.classes import ClassList
+from detrkit.data._placing import ImagePlacer, Transfer
+from detrkit.data._targets import TARGETS, Target, WrittenImage
 from detrkit.data.dataset import Dataset
-from detrkit.data.images import image_size, image_suffix
-from detrkit.data.readers import READERS, find_layout, match_split
+from detrkit.data.readers import READERS, Findings, find_layout, match_split
 from detrkit.data.sample import Record
-from detrkit.data.sources import ImageSource, ParquetImage
 from detrkit.errors import DetrkitError
 from detrkit.utils.folders import check_replaceable, new_directory
-from detrkit.utils.names import full_path
+from detrkit.utils.names import checked_name, full_path
 
-Layout = Literal["coco", "voc", "yolo"]
-Transfer = Literal["copy", "hardlink", "symlink"]
+Layout = Literal["coco", "voc", "yolo", "parquet"]
 
 
 @dataclass(frozen=True)
 class ConvertedSplit:
-    """What was written of a split: images, objects (crowd included) and what was left out."""
+    """What is in a split of the result, as its reader finds it, and what is not.
+
+    Attributes:
+        name: of the split in the source.
+        images: their number.
+        objects: their number, crowd included.
+        dropped: boxes without area, which are left out.
+        lost_crowd: crowd regions that the layout cannot hold.
+        clamped: boxes that left their image and end at its border now.
+        turned: images with EXIF orientation whose boxes lay as the image is stored, and lie as it is shown now.
+        reencoded: images of a format that the layout's reader does not know, written as PNG.
+    """
 
     name: str
     images: int
     objects: int
     dropped: int
     lost_crowd: int
-
-
-@dataclass
-class _Placer:
-    """Brings image files into the new dataset, each once, under a name that is free."""
-
-    how: Transfer
-    names: dict[tuple[Path, ImageSource], str] = field(default_factory=dict)
-    stems: set[tuple[Path, str]] = field(default_factory=set)
-
-    def place(self, file: ImageSource, folder: Path) -> str:
-        """The name of `file` in `folder`; an image of the same stem from elsewhere makes it end in _2, _3, ...
-
-        Raises:
-            DetrkitError: the image is missing or cannot be copied or linked.
-        """
-        key = (folder, file)
-        if key in self.names:
-            return self.names[key]
-        stem, number = file.stem, 1
-        while (folder, stem) in self.stems:
-            number += 1
-            stem = f"{file.stem}_{number}"
-        self.stems.add((folder, stem))
-        self.names[key] = stem + (file.suffix or image_suffix(file))
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            target = folder / self.names[key]
-            if isinstance(file, ParquetImage):
-                if self.how != "copy":
-                    raise DetrkitError(f"{file}: a row of a parquet file cannot be linked: use --images copy")
-                target.write_bytes(file.read())
-            elif not file.is_file():
-                raise DetrkitError(f"{file}: image file is missing")
-            elif self.how == "copy":
-                shutil.copyfile(file, target)
-            elif self.how == "hardlink":
-                os.link(file.resolve(), target)
-            else:
-                target.symlink_to(file.resolve())
-        except OSError as error:
-            raise DetrkitError(
-                f"{file}: cannot {self.how} the image ({error.strerror}); try another --images"
-            ) from error
-        return self.names[key]
+    clamped: int = 0
+    turned: int = 0
+    reencoded: int = 0
 
 
 def convert(
@@ -101,10 +65,13 @@ def convert(
     layout: str | None = None,
     things_only: bool = False,
 ) -> list[ConvertedSplit]:
-    """Writes `source` at `destination` in the layout `to`, which appears only when it is complete.
+    """Writes `source` at `destination` in the layout `to`; it appears when it is complete and its reader agrees.
 
     COCO: annotations/instances_{split}.json and {split}/; VOC: JPEGImages, Annotations, ImageSets/Main/{split}.txt and
-    classes.txt; YOLO: images/{split}, labels/{split} and data.yaml. Boxes without area are left out and counted.
+    classes.txt; YOLO: images/{split}, labels/{split} and data.yaml; parquet: data/{split}-00000-of-00001.parquet.
+
+    An image that the source lists twice (two ids of one file) is written twice, under two names. Names that are taken
+    get _2, _3, ... at their end, also where only the case differs.
 
     Args:
         source: a dataset of any known layout.
@@ -120,120 +87,135 @@ def convert(
         What was written, split by split.
 
     Raises:
-        DetrkitError: `source` has an error, `destination` exists, or the splits have different classes (which only
-            COCO can hold).
+        DetrkitError: `source` has an error or is not what `to` can hold, a file of it is no image, `destination`
+            exists, or the splits have different classes (which only COCO and parquet can hold).
     """
     source, destination = full_path(source), full_path(destination)
-    if to not in _WRITERS:
-        raise DetrkitError(f"layout {to!r} is not known; choose {', '.join(_WRITERS)}")
+    if to not in TARGETS:
+        raise DetrkitError(f"layout {to!r} is not known; choose {', '.join(TARGETS)}")
     if images not in ("copy", "hardlink", "symlink"):
         raise DetrkitError(f"images={images!r}: choose copy, hardlink or symlink")
     if source.resolve().is_relative_to(destination.resolve()):
         raise DetrkitError(f"{destination} would replace the source {source}; choose another output folder")
     check_replaceable(destination, force=force)
-    source_layout = find_layout(source, layout)
-    reader = READERS[source_layout]
-    names = reader.splits(source)
-    chosen = names if split is None else [match_split(split, names, source)]
-    done: list[ConvertedSplit] = []
+    target = TARGETS[to]
+    datasets, findings = _read(source, split, layout, masks=to == "coco", things_only=things_only)
+    _refuse(datasets, target, to, source)
     with new_directory(destination, force=force) as root:
-        placer = _Placer(images)
-        first: ClassList | None = None
-        for name in chosen:
-            classes, records, findings = reader.read(source, name, masks=None)
-            dataset = Dataset(records, classes, layout=source_layout, with_masks=source_layout == "coco-panoptic")
-            if things_only:
-                dataset = dataset.things()
-                classes, records = dataset.classes, dataset.records
-            first = first or classes
-            if to != "coco" and classes != first:
-                raise DetrkitError(
-                    f"{source}: split {name} has other classes than {chosen[0]}; convert them one by one"
-                )
-            lost = _WRITERS[to](root, name, dataset, placer)
-            objects = sum(len(r.labels) for r in records)
-            done.append(ConvertedSplit(name, len(records), objects - lost, findings.dropped, lost))
-        if first is not None and to == "voc":
-            (root / "classes.txt").write_text("".join(f"{n}\n" for n in first.names), encoding="utf-8")
-        if first is not None and to == "yolo":
-            entries = {_yolo_key(n): f"images/{n}" for n in chosen}
-            if len(entries) < len(chosen):
-                raise DetrkitError(
-                    f"{source}: splits {', '.join(chosen)} are the same to YOLO; convert them one by one"
-                )
-            text = yaml.safe_dump(
-                {**entries, "names": dict(enumerate(first.names))}, sort_keys=False, allow_unicode=True
+        placer = ImagePlacer(images, listed=target.listed)
+        written: dict[str, list[WrittenImage]] = {}
+        reencoded = {}
+        for name, dataset in datasets.items():
+            before = placer.reencoded
+            if dataset.records or target.empty_splits:
+                written[name] = target.write(root, name, dataset, placer)
+            reencoded[name] = placer.reencoded - before
+        target.finish(root, list(written), next(iter(datasets.values())).classes)
+        done = []
+        for name, dataset in datasets.items():
+            try:
+                records = _read_back(root, to, name, dataset.classes, written[name]) if name in written else []
+            except DetrkitError as error:
+                reason = str(error).replace(str(root), str(destination))
+                raise DetrkitError(f"{source}: {to} cannot hold split {name}, nothing is written: {reason}") from error
+            objects = sum(len(record.labels) for record in records)
+            split_done = ConvertedSplit(
+                name=name,
+                images=len(records),
+                objects=objects,
+                dropped=findings[name].dropped,
+                lost_crowd=sum(len(record.labels) for record in dataset.records) - objects,
+                clamped=findings[name].clamped if target.clamps else 0,
+                turned=sum(image.turned for image in written.get(name, [])),
+                reencoded=reencoded[name],
             )
-            (root / "data.yaml").write_text(text, encoding="utf-8")
+            done.append(split_done)
     return done
 
 
-def _yolo_key(split: str) -> str:
-    """The key of a split in data.yaml: Ultralytics knows train, val and test."""
-    plain = re.sub(r"[-_]?\d{4}$", "", split)
-    return {"valid": "val", "validation": "val", "training": "train", "testing": "test"}.get(plain, plain)
+def _read(
+    source: Path, split: str | None, layout: str | None, *, masks: bool, things_only: bool
+) -> tuple[dict[str, Dataset], dict[str, Findings]]:
+    """The chosen splits by name, and what was found in them.
+
+    Raises:
+        DetrkitError: an error in the source.
+    """
+    layout = find_layout(source, layout)
+    reader = READERS[layout]
+    names = reader.splits(source)
+    datasets, findings = {}, {}
+    for name in names if split is None else [match_split(split, names, source)]:
+        checked_name(name, f"{source}: name of a split")
+        keep = None if masks or layout == "coco-panoptic" else False
+        classes, records, findings[name] = reader.read(source, name, masks=keep)
+        dataset = Dataset(records, classes, layout=layout, with_masks=masks and layout == "coco-panoptic")
+        datasets[name] = dataset.things() if things_only else dataset
+    return datasets, findings
 
 
-def _write_coco(root: Path, split: str, dataset: Dataset, placer: _Placer) -> int:
-    """Everything is kept."""
-    value = dataset.ground_truth()
-    for image, record in zip(value["images"], dataset.records, strict=True):
-        image["file_name"] = placer.place(record.file, root / split)
-    (root / split).mkdir(exist_ok=True)
-    (root / "annotations").mkdir(exist_ok=True)
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    (root / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
-    return 0
+def _refuse(datasets: dict[str, Dataset], target: Target, to: str, source: Path) -> None:
+    """Raises DetrkitError for what a layout cannot hold."""
+    if not any(dataset.records for dataset in datasets.values()):
+        raise DetrkitError(f"{source}: there is no image in it")
+    first = next(iter(datasets))
+    classes = [dataset.classes for dataset in datasets.values()]
+    for name, dataset in datasets.items():
+        if not target.own_classes and dataset.classes != classes[0]:
+            raise DetrkitError(f"{source}: split {name} has other classes than {first}; convert them one by one")
+        for text in dataset.classes.names:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DetrkitError(
+                    f"{source}: class {text!r} holds half a character (a lone surrogate); rename it"
+                ) from error
+    lowered: dict[str, str] = {}
+    for name in datasets:
+        other = lowered.setdefault(name.casefold(), name)
+        if other != name:
+            raise DetrkitError(f"{source}: splits {other} and {name} differ in case only; convert them one by one")
+    target.refuse(list(datasets), classes, str(source))
 
 
-def _write_voc(root: Path, split: str, dataset: Dataset, placer: _Placer) -> int:
-    """Crowd becomes difficult."""
-    (root / "Annotations").mkdir(exist_ok=True)
-    lists = root / "ImageSets" / "Main"
-    lists.mkdir(parents=True, exist_ok=True)
-    stems = []
-    for record in dataset.records:
-        name = placer.place(record.file, root / "JPEGImages")
-        stems.append(Path(name).stem)
-        tree = _voc_xml(name, record, dataset.classes)
-        ElementTree.indent(tree)
-        ElementTree.ElementTree(tree).write(root / "Annotations" / f"{stems[-1]}.xml", encoding="utf-8")
-    (lists / f"{split}.txt").write_text("".join(f"{s}\n" for s in stems), encoding="utf-8")
-    return 0
+def _read_back(root: Path, to: str, split: str, classes: ClassList, written: Sequence[WrittenImage]) -> list[Record]:
+    """The records of a split that was written, as its reader finds them.
+
+    Raises:
+        DetrkitError: they are not what was written; names the first difference.
+    """
+    reader = READERS[find_layout(root)]
+    name = TARGETS[to].split(split)
+    if reader is not READERS[to] or name not in reader.splits(root):
+        raise DetrkitError(f"its reader does not find split {name} again")
+    read_classes, records, _ = reader.read(root, name, masks=False)
+    if read_classes.names != classes.names or (to == "coco" and read_classes.ids != classes.ids):
+        raise DetrkitError(f"its reader finds the classes {list(read_classes.names)} instead of {list(classes.names)}")
+    by_name = {record.file.name: record for record in records}
+    for image in written:
+        if image.name not in by_name:
+            raise DetrkitError(f"its reader does not find image {image.name} again")
+        _compare(image, by_name[image.name], TARGETS[to].tolerance)
+    if len(records) != len(written):
+        raise DetrkitError(f"its reader finds {len(records)} images instead of {len(written)}")
+    return list(records)
 
 
-def _voc_xml(name: str, record: Record, classes: ClassList) -> ElementTree.Element:
-    """The annotation element of an image."""
-    root = ElementTree.Element("annotation")
-    ElementTree.SubElement(root, "folder").text = "JPEGImages"
-    ElementTree.SubElement(root, "filename").text = name
-    size = ElementTree.SubElement(root, "size")
-    for key, value in (("width", record.width), ("height", record.height), ("depth", 3)):
-        ElementTree.SubElement(size, key).text = str(value)
-    for box, label, crowd in zip(record.boxes.tolist(), record.labels.tolist(), record.crowd.tolist(), strict=True):
-        element = ElementTree.SubElement(root, "object")
-        ElementTree.SubElement(element, "name").text = classes.names[label]
-        ElementTree.SubElement(element, "difficult").text = str(int(crowd))
-        corners = ElementTree.SubElement(element, "bndbox")
-        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
-            ElementTree.SubElement(corners, key).text = str(int(value)) if value == int(value) else repr(value)
-    return root
-
-
-def _write_yolo(root: Path, split: str, dataset: Dataset, placer: _Placer) -> int:
-    """Crowd is left out: YOLO would take it for an object. Returns how much of it there was."""
-    (root / "labels" / split).mkdir(parents=True, exist_ok=True)
-    for record in dataset.records:
-        name = placer.place(record.file, root / "images" / split)
-        size = record.height, record.width
-        if image_size(record.file) != size:  # YOLO's coordinates are relative to the size of the file
-            raise DetrkitError(f"{record.file}: image size differs from its annotations; see `detrkit data check`")
-        keep = ~record.crowd
-        x0, y0, x1, y1 = (record.boxes[keep] / np.array([size[1], size[0]] * 2)).T
-        rows = zip(record.labels[keep].tolist(), (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, strict=True)
-        text = "".join(f"{label} {cx:.10g} {cy:.10g} {w:.10g} {h:.10g}\n" for label, cx, cy, w, h in rows)
-        (root / "labels" / split / f"{Path(name).stem}.txt").write_text(text, encoding="utf-8")
-    return int(sum(r.crowd.sum() for r in dataset.records))
-
-
-_WRITERS = {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}
+def _compare(image: WrittenImage, record: Record, tolerance: float) -> None:
+    """Raises DetrkitError, which names the first difference, unless a record is what was written."""
+    size, expected = (record.width, record.height), (image.width, image.height)
+    if size != expected:
+        raise DetrkitError(f"image {image.name} is read back with the size {size} instead of {expected}")
+    if len(record.labels) != len(image.labels):
+        raise DetrkitError(
+            f"image {image.name} is read back with {len(record.labels)} objects instead of {len(image.labels)}"
+        )
+    for kind in ("labels", "crowd"):
+        values, others = getattr(record, kind).tolist(), getattr(image, kind).tolist()
+        if values != others:
+            raise DetrkitError(f"image {image.name} is read back with the {kind} {values} instead of {others}")
+    away = np.abs(record.boxes - image.boxes) / np.array([*expected, *expected])  # (N, 4)
+    if away.max(initial=0) > tolerance:
+        k = int(away.max(1).argmax())
+        boxes = record.boxes[k].tolist(), image.boxes[k].tolist()
+        raise DetrkitError(f"a box of image {image.name} is read back as {boxes[0]} instead of {boxes[1]} (xyxy)")

@@ -19,6 +19,18 @@ from detrkit.errors import DetrkitError
 
 # What PIL opens among the files of an image folder; others (.txt, .DS_Store) are not images.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+# The usual formats and the suffix that goes with each.
+SUFFIX_OF = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",  # a JPEG with further images behind it, as some cameras write
+    "PNG": ".png",
+    "BMP": ".bmp",
+    "TIFF": ".tif",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "PPM": ".ppm",
+}
+_DRAWINGS = ("EPS", "WMF")  # Pillow starts other programs for them
 _ORIENTATION = 0x0112
 # How the pixels are turned upright for each EXIF orientation.
 _UPRIGHT = {
@@ -78,14 +90,39 @@ def stored_size(file: ImageSource) -> tuple[int, int]:
         return image.height, image.width
 
 
-def image_suffix(file: ImageSource) -> str:
-    """The suffix that goes with the format of the image, such as ".png"; reads only the header.
+def orientation(file: ImageSource) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) when there is none; reads only the header.
 
     Raises:
         DetrkitError: the file is missing or no image.
     """
     with _open(file) as image:
-        return "." + str(image.format).lower()
+        return _orientation(image)
+
+
+def checked_format(file: ImageSource) -> str:
+    """The format of an image as Pillow calls it ("JPEG"), once it is sure that the file is an image.
+
+    The header of a usual format says so; the checksums of a PNG are checked too (0.4 ms for a COCO image, where
+    decoding takes 16). Other formats are decoded: Pillow takes some of them for images by their first byte alone.
+
+    Raises:
+        DetrkitError: missing, no regular file, no image, or a drawing without pixels (EPS, WMF).
+    """
+    if isinstance(file, Path) and not file.is_file():
+        raise DetrkitError(f"{file}: image file is missing" if not file.exists() else f"{file}: not a regular file")
+    with _open(file) as image:
+        form = str(image.format)
+        try:
+            if form in _DRAWINGS:
+                raise DetrkitError(f"{file}: a drawing ({form}), not an image of pixels; save it as PNG")
+            if form in SUFFIX_OF:
+                image.verify()
+            else:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DetrkitError(f"{file}: the image is damaged or truncated ({error})") from error
+    return form
 
 
 def misfit(file: ImageSource, size: tuple[int, int]) -> str | None:
