@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def test_archive_of_another_content(archive: Path, tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes() + b"!")
     with pytest.raises(DetrkitError, match=rf"is not the published dataset\.tar\.gz: its MD5 is .*, not {cppe5.MD5}"):
         download_cppe5(tmp_path / "cppe5", archive=archive)
+    with pytest.raises(DetrkitError, match="not a regular file"):
+        download_cppe5(tmp_path / "cppe5", archive="/dev/zero")
     with pytest.raises(DetrkitError, match=r"none\.tar\.gz: cannot be read"):
         download_cppe5(tmp_path / "cppe5", archive=tmp_path / "none.tar.gz")
 
@@ -147,6 +150,28 @@ def test_archive_that_writes_elsewhere(
     with pytest.raises(DetrkitError, match=message):
         download_cppe5(tmp_path / "new" / "cppe5", archive=archive)
     assert list((tmp_path / "new").iterdir()) == [] and not (tmp_path / "outside.txt").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_archive_with_links(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes) -> None:
+    """Also those that stay inside."""
+    with tarfile.open(archive, "w:gz") as tar:
+        info = tarfile.TarInfo("images/1.png")
+        info.type, info.linkname = kind, "images/2.png"
+        tar.addfile(info)
+    with pytest.raises(DetrkitError, match=r"not safe \('images/1\.png' is a link or a device\)"):
+        download_cppe5(tmp_path / "cppe5", archive=published(archive, monkeypatch))
+    assert not (tmp_path / "cppe5").exists()
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_MAX_FILES", 5), ("_MAX_BYTES", 5000)])
+def test_archive_that_fills_the_disk(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(cppe5, limit, value)
+    with pytest.raises(DetrkitError, match="not safe \\(it holds more than "):
+        download_cppe5(tmp_path / "cppe5", archive=archive)
+    assert not (tmp_path / "cppe5").exists()
 
 
 @pytest.mark.parametrize("damage", ["half", "none"])

@@ -146,5 +146,5 @@ def test_splits_with_different_classes(tmp_path: Path) -> None:
 
 def test_yolo_needs_the_size_of_the_file(source: Path, tmp_path: Path) -> None:
     picture(99, 99).save(source / "train2017/im 0.jpg")
-    with pytest.raises(DetrkitError, match=r"im 0\.jpg: image size differs"):
+    with pytest.raises(DetrkitError, match=r"im 0\.jpg: the image is 99x99 pixels but its annotations say 131x97"):
         convert(source, tmp_path / "out", to="yolo")

@@ -252,3 +252,9 @@ def test_bad_options(tmp_path: Path, options: dict[str, object]) -> None:
     with pytest.raises(DetrkitError, match=f"shapes: {next(iter(options))}="):
         write_shapes(tmp_path / "s", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "s").exists()
+
+
+def test_splits_are_no_paths(tmp_path: Path) -> None:
+    with pytest.raises(DetrkitError, match=r"shapes: name of a split: '\.\./x' is a path"):
+        write_shapes(tmp_path / "s", images={"../x": 1})
+    assert list(tmp_path.iterdir()) == []

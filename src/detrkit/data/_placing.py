@@ -79,7 +79,8 @@ class ImagePlacer:
             DetrkitError: no image, or a name that is none.
         """
         form = checked_format(file)
-        name = checked_name(re.split(r"[/\\]", file.name)[-1], f"{file}: name of the image")
+        where = UNWRITABLE.sub("?", f"{file}: name of the image")
+        name = checked_name(re.split(r"[/\\]", file.name)[-1], where)
         stem, suffix = self._parts(UNWRITABLE.sub("_", name), form)
         return self._free(folder, stem, suffix), form
 

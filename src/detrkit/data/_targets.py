@@ -168,7 +168,7 @@ def _refuse_twice(splits: Sequence[str], classes: Sequence[ClassList], source: s
     for some in classes:
         for k, name in enumerate(some.names):
             if name in some.names[:k]:
-                raise DetrkitError(f"{source}: {name!r} is the name of two classes, which only COCO can hold; rename one")
+                raise DetrkitError(f"{source}: two classes are called {name!r}, and names tell them apart; rename one")
 
 
 def _write_yolo(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -> list[WrittenImage]:

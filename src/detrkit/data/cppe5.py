@@ -20,6 +20,8 @@ URLS = (
     "https://drive.usercontent.google.com/download?id=1MGnaAfbckUmigGUvihz7uiHGC6rBIbvr&export=download&confirm=t",
 )
 _ARCHIVE = "cppe5-dataset.tar.gz"  # what the cache calls it
+# Four times what the published archive holds (1031 files in 240 MB): no archive fills the disk.
+_MAX_FILES, _MAX_BYTES = 4_000, 1 << 30
 
 
 def download_cppe5(to: str | Path, *, archive: str | Path | None = None, force: bool = False) -> Path:
@@ -75,6 +77,8 @@ def _fetch() -> Path:
 
 def _verify(archive: Path) -> None:
     """Raises DetrkitError unless `archive` is the published one."""
+    if archive.exists() and not archive.is_file():
+        raise DetrkitError(f"{archive}: not a regular file")
     try:
         digest = md5(archive)
     except OSError as error:
@@ -87,11 +91,25 @@ def _unpack(archive: Path, root: Path) -> None:
     """Unpacks into `root`, without a folder around annotations/ and images/ if the archive has one.
 
     Raises:
-        DetrkitError: a damaged archive, one that would write elsewhere, or one of another content.
+        DetrkitError: a damaged archive, one that would write elsewhere or holds links, one that is too large, or one of
+            another content.
     """
+    files = size = 0
+
+    def plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+        """A member that is a file or a folder below `path`, as long as there is room for it."""
+        nonlocal files, size
+        files, size = files + 1, size + member.size
+        if files > _MAX_FILES or size > _MAX_BYTES:
+            limit = f"{_MAX_FILES} files or {_MAX_BYTES >> 20} MiB"
+            raise DetrkitError(f"{archive}: not unpacked, it is not safe (it holds more than {limit})")
+        if not (member.isreg() or member.isdir()):
+            raise DetrkitError(f"{archive}: not unpacked, it is not safe ({member.name!r} is a link or a device)")
+        return tarfile.data_filter(member, path)
+
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(root, filter="data")
+            tar.extractall(root, filter=plain)
     except tarfile.FilterError as error:
         raise DetrkitError(f"{archive}: not unpacked, it is not safe ({error})") from error
     except (tarfile.TarError, EOFError, zlib.error) as error:

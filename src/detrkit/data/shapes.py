@@ -22,7 +22,7 @@ from detrkit.data._outlines import SHAPES, coverage
 from detrkit.data.panoptic import write_id_map
 from detrkit.errors import DetrkitError
 from detrkit.utils.folders import new_directory
-from detrkit.utils.names import full_path
+from detrkit.utils.names import checked_name, full_path
 
 THINGS = tuple(SHAPES)
 # Official panoptic code takes an id <= 90 for a thing, so stuff starts above.
@@ -127,6 +127,8 @@ def write_shapes(
         raise DetrkitError(f"shapes: images={counts}: every split needs 0 to 1,000,000 images")
     if sum(split not in _FIRST_ID for split in counts) > 1:
         raise DetrkitError(f"shapes: images={counts}: name the splits train, val and test, and at most one other")
+    for split in counts:
+        checked_name(split, "shapes: name of a split")
     path = full_path(path)
     with new_directory(path, force=force) as root:
         (root / "annotations").mkdir()

@@ -57,7 +57,8 @@ def write_errors(path: str | Path, safe: str = "") -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """The system's words for an error, or the first line of the error's own."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        number = re.search(r"\[errno (\d+)\]", error.strerror)  # in the middle of pyarrow's
+        return os.strerror(int(number[1])) if number else error.strerror
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

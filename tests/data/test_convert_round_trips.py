@@ -1,0 +1,259 @@
+"""Every layout to every other: objects in, objects out, over a dataset of everything that is odd."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_helpers import picture
+from PIL import Image, ImageOps
+
+from detrkit.data._targets import upright_boxes
+from detrkit.data.convert import convert
+from detrkit.data.dataset import Dataset, open_dataset
+from detrkit.data.images import decode
+from detrkit.data.readers import READERS
+from detrkit.errors import DetrkitError
+
+LAYOUTS = ("coco", "voc", "yolo", "parquet")
+NAMES = {3: "a & b", 7: "traffic light", 9: "käse"}
+
+
+def oriented(image: Image.Image, orientation: int) -> Image.Exif:
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def write_odd(root: Path) -> Path:
+    """A COCO dataset: EXIF, twins of names, odd suffixes, a file of two ids, crowd, boxes that leave the image."""
+    folder = root / "train"
+    folder.mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+
+    def add(name: str, size: tuple[int, int] = (16, 24), **how: Any) -> None:
+        if not (folder / name).exists():
+            picture(*size, seed=len(images)).save(folder / name, **how)
+        images.append({"id": 5 * len(images) + 2, "file_name": name, "width": size[1], "height": size[0]})
+
+    for orientation in range(1, 9):
+        exif = oriented(picture(16, 24), orientation)
+        add(f"upright {orientation}.jpg", exif=exif)
+        if orientation >= 5:
+            images[-1] |= {"width": 16, "height": 24}
+            add(f"stored {orientation}.png", exif=exif)
+            add(f"stored {orientation}.tga.jpg", exif=exif)
+    for name in (
+        "A.png",
+        "a.png",
+        "t.jpg",
+        "t.png",
+        "t_2.jpg",
+        "k.jpg.png",
+        ".hidden.png",
+        "Straße 日本.png",
+        "-1 1.jpg",
+    ):
+        add(name)
+    add("camera.jfif", format="JPEG")
+    add("none", format="PNG")
+    add("IMG.2020", format="PNG")
+    add("scan.tga")
+    add("notes.txt", format="BMP")
+    add("twice.png")
+    add("twice.png")
+    annotations = []
+    for k, image in enumerate(images[:-1]):
+        for j in range(k % 4):
+            x, y = 2 + j, 3 + k % 5
+            box = [x, y, image["width"] - x - 2 - k % 3, 8 - j]
+            annotations.append({"image_id": image["id"], "bbox": box, "category_id": sorted(NAMES)[(k + j) % 3]})
+    annotations[4]["iscrowd"] = annotations[9]["iscrowd"] = 1
+    annotations.append({"image_id": images[-1]["id"], "bbox": [1, 1, 6, 5], "category_id": 9})
+    annotations.append({"image_id": images[0]["id"], "bbox": [-3, 2, 8, 40], "category_id": 3})  # leaves the image
+    annotations.append({"image_id": images[0]["id"], "bbox": [4, 4, 0, 9], "category_id": 3})  # without area
+    for k, annotation in enumerate(annotations):
+        annotation["id"] = k + 1
+    categories = [{"id": i, "name": n} for i, n in NAMES.items()]
+    (root / "annotations").mkdir()
+    value = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations/instances_train.json").write_text(json.dumps(value))
+    return root
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The odd dataset in each layout."""
+    root = tmp_path_factory.mktemp("round")
+    odd = write_odd(root / "odd")
+    for to in LAYOUTS:
+        convert(odd, root / to, to=to)  # type: ignore[arg-type]
+    return {"odd": odd, **{to: root / to for to in LAYOUTS}}
+
+
+def contents(dataset: Dataset, *, crowd: bool) -> Counter[tuple[Any, ...]]:
+    """For every image its objects: class, crowd, area, and the mean colour below the box, however the image lies."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for record in dataset.records:
+        pixels = decode(record.file, (record.height, record.width)).double().numpy()  # (3, H, W)
+        objects = []
+        for box, label, is_crowd in zip(record.boxes, record.labels, record.crowd, strict=True):
+            x0, y0, x1, y1 = (int(v) for v in np.rint(box))
+            colour = pixels[:, y0:y1, x0:x1].mean((1, 2)).round(3).tolist()
+            if crowd or not is_crowd:
+                area = round(float((box[2] - box[0]) * (box[3] - box[1])), 4)
+                objects.append((dataset.class_names[label], bool(is_crowd), area, *colour))
+        found[(*pixels.mean((1, 2)).round(3).tolist(), *sorted(objects))] += 1
+    return found
+
+
+@pytest.mark.parametrize("to", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_pairs(
+    sources: dict[str, Path], layout: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETRKIT_HOME", str(tmp_path / "home"))
+    (done,) = convert(sources[layout], tmp_path / "out", to=to)  # type: ignore[arg-type]
+    odd, back = open_dataset(sources["odd"]), open_dataset(tmp_path / "out")
+    crowd = "yolo" not in (layout, to)
+    assert back.layout == to and back.class_names == list(NAMES.values())
+    assert contents(back, crowd=crowd) == contents(odd, crowd=crowd)
+    assert (done.images, done.objects) == (
+        len(odd),
+        sum(len(r.labels) - sum(r.crowd) * (not crowd) for r in odd.records),
+    )
+    assert done.lost_crowd == (2 if to == "yolo" and layout != "yolo" else 0)
+
+
+def test_what_is_said(sources: dict[str, Path], tmp_path: Path) -> None:
+    (yolo,) = convert(sources["odd"], tmp_path / "yolo", to="yolo")
+    assert (yolo.images, yolo.dropped, yolo.lost_crowd, yolo.clamped) == (32, 1, 2, 1)
+    assert (yolo.turned, yolo.reencoded) == (8, 1)  # stored 5 to 8 twice; scan.tga
+    (coco,) = convert(sources["odd"], tmp_path / "coco", to="coco")
+    assert (coco.images, coco.dropped, coco.lost_crowd) == (32, 1, 0)
+    assert (coco.clamped, coco.turned, coco.reencoded) == (0, 0, 0)
+
+
+def test_ids_and_annotated_boxes_are_kept(sources: dict[str, Path]) -> None:
+    """By COCO and parquet, of boxes that leave their image too."""
+    odd, coco, parquet = (open_dataset(sources[name]).ground_truth() for name in ("odd", "coco", "parquet"))
+    key = ("id", "image_id", "bbox", "area", "iscrowd")
+    for other in (coco, parquet):
+        assert [[a[k] for k in key] for a in other["annotations"]] == [[a[k] for k in key] for a in odd["annotations"]]
+        assert [i["id"] for i in other["images"]] == [i["id"] for i in odd["images"]]
+
+
+def test_names(sources: dict[str, Path]) -> None:
+    names = {f.name for f in (sources["voc"] / "JPEGImages").iterdir()}
+    assert {"A.png", "a_2.png", "t.jpg", "t_2.png", "t_2_2.jpg", "k_jpg.png", "_hidden.png"} <= names
+    assert {"Straße 日本.png", "camera.jpg", "none.png", "IMG.2020.png", "scan.png", "notes.txt.bmp"} <= names
+    assert {"twice.png", "twice_2.png", "-1 1.jpg"} <= names and len(names) == 32
+    coco = {f.name for f in (sources["coco"] / "train").iterdir()}
+    assert {"t.jpg", "t.png", "t_2.jpg", "camera.jfif", "scan.tga", ".hidden.png", "k.jpg.png"} <= coco
+    assert {"twice.png", "twice_2.png", "notes.txt.bmp"} <= coco
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_turn_with_the_pixels(orientation: int) -> None:
+    """Against Pillow, which turns the pixels: what is white before is white after."""
+    pixels = np.zeros((16, 24), np.uint8)
+    pixels[3:7, 5:18] = 255
+    image = Image.fromarray(pixels)
+    image.info["exif"] = oriented(image, orientation).tobytes()
+    upright = np.asarray(ImageOps.exif_transpose(image))
+    rows, columns = np.flatnonzero(upright.any(1)), np.flatnonzero(upright.any(0))
+    expected = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    box = np.array([[5.0, 3.0, 18.0, 7.0]])
+    assert upright_boxes(box, (16, 24), orientation).tolist() == [expected]
+
+
+def test_one_image_in_two_splits_of_voc(tmp_path: Path) -> None:
+    """Written once if its objects are the same, as train and trainval have it, else twice."""
+    voc = convert_shared(tmp_path, [["a", "b"], ["a"]])
+    assert sorted(f.name for f in (voc / "JPEGImages").iterdir()) == ["a.png", "b.png"]
+    other = tmp_path / "source/annotations/instances_val.json"
+    value = json.loads(other.read_text())
+    value["annotations"][0]["bbox"] = [1, 1, 2, 2]
+    other.write_text(json.dumps(value))
+    convert(tmp_path / "source", tmp_path / "twice", to="voc")
+    assert sorted(f.name for f in (tmp_path / "twice/JPEGImages").iterdir()) == ["a.png", "a_2.png", "b.png"]
+    assert open_dataset(tmp_path / "twice", split="val").records[0].boxes.tolist() == [[1, 1, 3, 3]]
+
+
+def convert_shared(root: Path, splits: list[list[str]]) -> Path:
+    """Two splits with images of one folder, as VOC."""
+    (root / "source/images").mkdir(parents=True)
+    (root / "source/annotations").mkdir()
+    for split, names in zip(("train", "val"), splits, strict=True):
+        images = [{"id": k, "file_name": f"{n}.png", "width": 9, "height": 8} for k, n in enumerate(names)]
+        boxes = [{"id": k + 1, "image_id": k, "bbox": [0, 0, 4, 5], "category_id": 1} for k in range(len(names))]
+        value = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]}
+        (root / f"source/annotations/instances_{split}.json").write_text(json.dumps(value))
+        for name in names:
+            picture(8, 9).save(root / f"source/images/{name}.png")
+    convert(root / "source", root / "voc", to="voc")
+    return root / "voc"
+
+
+def test_parquet_in_several_files(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETRKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("detrkit.data._parquet_target.FILE_BYTES", 5000)
+    monkeypatch.setattr("detrkit.data._parquet_target._GROUP_BYTES", 2000)
+    convert(sources["odd"], tmp_path / "out", to="parquet")
+    files = sorted(f.name for f in (tmp_path / "out/data").iterdir())
+    assert len(files) > 2 and files[-1] == f"train-{len(files) - 1:05}-of-{len(files):05}.parquet"
+    assert contents(open_dataset(tmp_path / "out"), crowd=True) == contents(open_dataset(sources["odd"]), crowd=True)
+
+
+def test_a_split_without_images(tmp_path: Path) -> None:
+    """YOLO's reader opens none; it is left out, and said to have no image."""
+    source = write_odd(tmp_path / "source")
+    value = json.loads((source / "annotations/instances_train.json").read_text())
+    empty = {**value, "images": [], "annotations": []}
+    (source / "annotations/instances_val.json").write_text(json.dumps(empty))
+    for to in LAYOUTS:
+        done = convert(source, tmp_path / to, to=to)  # type: ignore[arg-type]
+        assert [(s.name, s.images) for s in done] == [("train", 32), ("val", 0)]
+        assert READERS[to].splits(tmp_path / to) == (["train"] if to == "yolo" else ["train", "val"])
+    (source / "annotations/instances_train.json").write_text(json.dumps(empty))
+    with pytest.raises(DetrkitError, match="there is no image in it"):
+        convert(source, tmp_path / "none", to="coco")
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "reason"),
+    [
+        ("", "voc", "is empty"),
+        (" ", "voc", "is empty"),
+        ("a\nb", "voc", "has a line break"),
+        ("a\u2028b", "voc", "has a line break"),
+        (" a", "voc", "begins or ends with a blank"),
+        ("a\x01b", "voc", "XML does not allow"),
+        ("traffic light", "voc", "two classes are called 'traffic light'"),
+        ("traffic light", "parquet", "two classes are called 'traffic light'"),
+    ],
+)
+def test_classes_that_a_layout_cannot_hold(tmp_path: Path, name: str, to: str, reason: str) -> None:
+    source = write_odd(tmp_path / "source")
+    file = source / "annotations/instances_train.json"
+    value = json.loads(file.read_text())
+    value["categories"][0]["name"] = name
+    file.write_text(json.dumps(value))
+    with pytest.raises(DetrkitError, match=reason):
+        convert(source, tmp_path / "out", to=to)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_have_to_be_written_anew_cannot_be_linked(tmp_path: Path) -> None:
+    source = write_odd(tmp_path / "source")
+    with pytest.raises(DetrkitError, match=r"scan\.tga: a TGA image, which has to be written as PNG, cannot be linked"):
+        convert(source, tmp_path / "out", to="voc", images="symlink")
+    with pytest.raises(DetrkitError, match="parquet holds the images themselves"):
+        convert(source, tmp_path / "out", to="parquet", images="symlink")
+    shutil.rmtree(source)
+    assert list(tmp_path.iterdir()) == []
