@@ -91,6 +91,41 @@ def test_detections_with_masks(folder, capsys):
     assert main(["eval", "results.json", "truth.json", "--out", "boxes", "--no-per-class"]) == 0
     assert "masks" not in json.loads((folder / "boxes/metrics.json").read_text())
     assert "100.0" in capsys.readouterr().out
+    (folder / "results.json").write_text(json.dumps([entry | {"segmentation": half}]))
+    assert main(["eval", "results.json", "truth.json", "--out", "alone", "--iou-type", "segm"]) == 0
+    assert json.loads((folder / "alone/metrics.json").read_text())["AP"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("nothing", [[], None])
+def test_tools_write_empty_segmentations_beside_boxes(folder, nothing):
+    truth = {
+        "images": [{"id": 1, "height": 24, "width": 32}],
+        "categories": CATEGORIES,
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0}],
+    }
+    (folder / "truth.json").write_text(json.dumps(truth))
+    entry = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [0, 0, 10, 10], "segmentation": nothing}
+    (folder / "results.json").write_text(json.dumps([entry]))
+    assert main(["eval", "results.json", "truth.json", "--out", "report"]) == 0
+    record = json.loads((folder / "report/metrics.json").read_text())
+    assert record["AP"] == pytest.approx(1)
+    assert "masks" not in record
+
+
+def test_masks_that_the_truth_has_not_leave_the_boxes(folder, capsys):
+    truth = {
+        "images": [{"id": 1, "height": 24, "width": 32}],
+        "categories": CATEGORIES,
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0}],
+    }
+    (folder / "truth.json").write_text(json.dumps(truth))
+    entry = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [0, 0, 10, 10]}
+    (folder / "results.json").write_text(json.dumps([entry | {"segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]]}]))
+    assert main(["eval", "results.json", "truth.json", "--out", "report"]) == 0
+    assert json.loads((folder / "report/metrics.json").read_text())["AP"] == pytest.approx(1)
+    assert "the masks are not evaluated: truth.json has none" in capsys.readouterr().out
+    assert main(["eval", "results.json", "truth.json", "--out", "masks", "--iou-type", "segm"]) == 2
+    assert "--iou-type bbox" in capsys.readouterr().err
 
 
 def test_detections_on_a_dataset_are_of_things(folder, capsys):

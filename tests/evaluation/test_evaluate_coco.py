@@ -8,6 +8,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -363,7 +364,7 @@ def test_bad_settings_are_named():
         evaluate_detections(TRUTH, [], iou_type="boxes")
     with pytest.raises(DetrkitError, match="without segmentation"):
         evaluate_detections(TRUTH, [], iou_type="segm")
-    with pytest.raises(DetrkitError, match="field segmentation is missing"):
+    with pytest.raises(DetrkitError, match="no result has a segmentation"):
         evaluate_detections(TRUTH, [GOOD], iou_type="segm")
     with pytest.raises(DetrkitError, match="no image 5"):
         evaluate_detections(TRUTH, [], image_ids=[5])
@@ -379,10 +380,13 @@ def test_unknown_categories_can_be_ignored():
     ("segmentation", "message"),
     [
         ({"size": [10, 20], "counts": "1234"}, r"entry 0: segmentation has size \[10, 20\], the image \[20, 10\]"),
-        ({"size": [20, 10]}, "entry 0: segmentation is no RLE"),
-        ({"size": [20, 10], "counts": 3}, "entry 0: segmentation is no RLE"),
+        ({"size": [20, 10]}, "entry 0: segmentation is neither an RLE"),
+        ({"size": [20, 10], "counts": 3}, "entry 0: segmentation is neither an RLE"),
         ({"size": [20, 10], "counts": ["a"]}, "entry 0: segmentation cannot be decoded"),
-        ([[1, 2, 3, 4, 5, 6]], "entry 0: segmentation is no RLE"),
+        ([[1, 2, 3, 4]], "entry 0: segmentation is no list of polygons"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "entry 0: segmentation is no list of polygons"),
+        ([1, 2, 3, 4, 5, 6], "entry 0: segmentation is no list of polygons"),
+        ("all", "entry 0: segmentation is neither an RLE"),
     ],
 )
 def test_malformed_masks_are_named(segmentation, message):
@@ -394,3 +398,38 @@ def test_malformed_masks_are_named(segmentation, message):
     truth["annotations"][0]["segmentation"] = [["a"]]
     with pytest.raises(DetrkitError, match=r"ground truth: .*segmentation"):
         evaluate_detections(truth, [], iou_type="segm")
+
+
+def test_polygons_of_results_are_drawn_as_pycocotools_draws_them():
+    def rle(result):
+        return coco_mask.merge(coco_mask.frPyObjects(result["segmentation"], 50, 70))
+
+    rng = np.random.default_rng(7)
+    images = [{"id": i, "height": 50, "width": 70} for i in (1, 2)]
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for k in range(24):
+        x, y, w, h = (float(v) for v in rng.uniform([0, 0, 5, 5], [40, 30, 30, 20]))
+        polygon = [x, y, x + w, y + 1, x + w - 2, y + h, x + 1, y + h]
+        common = {"image_id": 1 + k % 2, "category_id": 1 + k % 3, "bbox": [x, y, w, h]}
+        annotations.append({"id": k + 1, "iscrowd": 0, "area": w * h, "segmentation": [polygon], **common})
+        moved = [v + float(rng.normal()) for v in polygon]
+        parts = [moved] if k % 4 else [moved, [x, y, x + 4, y, x + 4, y + 4.5]]
+        results.append({**common, "score": float(rng.random()), "segmentation": parts})
+    truth = {"images": images, "annotations": annotations, "categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)]}
+    measured = evaluate_detections(truth, results, iou_type="segm")
+    for result in results:
+        del result["bbox"]  # or pycocotools takes the box's area for the mask's
+    numbers = twelve(run_pycocotools(truth, [r | {"segmentation": rle(r)} for r in results], kind="segm"))
+    assert numbers[0] > 0.1
+    assert [measured[name] for name in NAMES] == pytest.approx(numbers, abs=1e-12)
+
+
+def test_an_empty_segmentation_is_a_mask_without_a_pixel():
+    truth = copy.deepcopy(TRUTH)
+    truth["images"] = [{"id": 1, "height": 20, "width": 10}]
+    truth["annotations"][0] |= {"segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]], "area": 100}
+    found = GOOD | {"segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]], "score": 0.5}
+    for nothing in ([], None):
+        metrics = evaluate_detections(truth, [found, GOOD | {"segmentation": nothing, "score": 0.9}], iou_type="segm")
+        assert pytest.approx(0.5, abs=0.01) == metrics.AP  # a better score without a pixel: precision is a half

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from detrkit.console import console
+from detrkit.errors import DetrkitError
 
 if TYPE_CHECKING:
     from detrkit.evaluation import Metrics, PanopticMetrics
@@ -46,6 +47,9 @@ class Eval:
     layout: Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"] | None = None
     """The kind of files to read; by default it is recognised. Of a folder with COCO instances and COCO panoptic files a
     model with masks is evaluated on the panoptic ones."""
+    iou_type: Literal["bbox", "segm"] | None = None
+    """Of results: evaluate boxes (bbox) or masks (segm) alone; by default what the results have. Of a model: bbox is
+    --no-masks."""
     masks: bool = True
     """Evaluate the masks of a model that has them; --no-masks: its boxes alone."""
     out: Path | None = None
@@ -87,7 +91,14 @@ class Eval:
             inside = source.is_dir() and given is None
             folder = source / name if inside else Path(f"eval-{source.stem}-{self.split or 'all'}")
         if given is not None:
-            measured = evaluate_results(given, Path(self.data), split=self.split, max_dets=self.max_dets, out=folder)
+            measured = evaluate_results(
+                given,
+                Path(self.data),
+                split=self.split,
+                max_dets=self.max_dets,
+                out=folder,
+                iou_type=self.iou_type,
+            )
         else:
             measured = self._evaluate_model(folder)
         for part in measured:
@@ -106,12 +117,14 @@ class Eval:
         from detrkit.engine import evaluate
         from detrkit.engine.figures import parts
 
+        if self.iou_type == "segm":
+            raise DetrkitError("--iou-type segm: of a model, boxes and masks are evaluated together; leave it out")
         metrics = evaluate(
             self.model,
             self.data,
             split=self.split,
             layout=self.layout,
-            masks=self.masks,
+            masks=self.masks and self.iou_type != "bbox",
             batch_size=self.batch_size,
             size=self.size,
             max_size=self.max_size,

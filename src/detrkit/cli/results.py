@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detrkit.console import console
 from detrkit.errors import DetrkitError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from detrkit.data import Dataset
-    from detrkit.evaluation import Metrics, PanopticMetrics
+    from detrkit.evaluation import GroundTruth, Metrics, PanopticMetrics
     from detrkit.evaluation.result_table import IouType
 
 _EXAMPLES = 8  # images on the sheet of a report
-_FIELDS: dict[IouType, str] = {"bbox": "bbox", "segm": "segmentation"}
 
 
 def results_file(path: Path) -> Path | None:
@@ -35,16 +35,19 @@ def results_file(path: Path) -> Path | None:
 
 
 def evaluate_results(
-    results: Path, data: Path, *, split: str | None, max_dets: int, out: Path
+    results: Path, data: Path, *, split: str | None, max_dets: int, out: Path, iou_type: IouType | None = None
 ) -> list[Metrics | PanopticMetrics]:
     """Evaluates results, writes a report and returns the numbers: panoptic ones, or those of boxes and of masks.
 
     Args:
-        results: COCO's list of detections with boxes, with masks (RLE) or with both, or the json of panoptic results.
+        results: COCO's list of detections with boxes, with masks (RLE or polygons) or with both, or the json of
+            panoptic results.
         data: a dataset, or the json of its annotations, beside which no pictures need be.
         split: of the dataset.
         max_dets: detections counted per image and class.
         out: folder of the report.
+        iou_type: boxes ("bbox") or masks ("segm") alone; by default those of both that the results and the ground truth
+            have.
 
     Raises:
         DetrkitError: a malformed file, or one that does not belong to the dataset.
@@ -61,7 +64,7 @@ def evaluate_results(
     settings: dict[str, Any] = {"results": results.name, "ground truth": truth}
     if isinstance(content, list):
         settings["max detections"] = max_dets
-        report = _detections(results, content, data, split, max_dets)
+        report = _detections(results, content, data, split, max_dets, iou_type)
     else:
         report = _panoptic(results, data, split)
     write_report(out, title=f"{results.stem} on {truth}", settings=settings, **report)
@@ -74,24 +77,45 @@ def _panoptic_entries(content: Any) -> bool:
     return isinstance(entries, list) and all(isinstance(e, dict) and "segments_info" in e for e in entries[:1])
 
 
-def _detections(results: Path, entries: list[Any], data: Path, split: str | None, max_dets: int) -> dict[str, Any]:
+def _detections(
+    results: Path, entries: list[Any], data: Path, split: str | None, max_dets: int, iou_type: IouType | None
+) -> dict[str, Any]:
     """Average precision of the boxes and of the masks, of those that there are, as `write_report` takes it."""
-    from detrkit.data import open_dataset
-    from detrkit.evaluation import GroundTruth, confusion_matrix, evaluate_detections
+    from detrkit.evaluation import confusion_matrix, evaluate_detections
+    from detrkit.evaluation.result_table import has_masks
 
-    first = entries[0] if entries and isinstance(entries[0], dict) else {}
-    kinds = [kind for kind, field in _FIELDS.items() if field in first] or ["bbox"]
-    if data.is_file():
-        truth = GroundTruth.load(data)
-    else:
-        dataset = open_dataset(data, split=split, masks="segm" in kinds)
-        truth = GroundTruth.load(dataset.things().ground_truth())
+    boxes = any(isinstance(e, dict) and e.get("bbox") for e in entries) or not has_masks(entries)
+    kinds: list[IouType] = [iou_type] if iou_type else [*(["bbox"] * boxes), *(["segm"] * has_masks(entries))]
+    truth = _truth(data, split, masks="segm" in kinds)
+    if kinds == ["bbox", "segm"] and truth.segmentations is None and len(truth):
+        console.print(f"{results}: the masks are not evaluated: {truth.source} has none for each object", markup=False)
+        kinds = ["bbox"]
     metrics, *masks = [evaluate_detections(truth, results, max_dets=max_dets, iou_type=kind) for kind in kinds]
     return {
         "metrics": metrics,
         "masks": masks[0] if masks else None,
         "confusion": confusion_matrix(truth, results) if "bbox" in kinds else None,
     }
+
+
+def _truth(data: Path, split: str | None, *, masks: bool) -> GroundTruth:
+    """The ground truth of a dataset, or of the json of its annotations; with masks if it has them.
+
+    Raises:
+        DetrkitError: a malformed file or an unknown split.
+    """
+    from detrkit.data import open_dataset
+    from detrkit.evaluation import GroundTruth
+
+    if data.is_file():
+        return GroundTruth.load(data)
+    try:
+        dataset = open_dataset(data, split=split, masks=masks)
+    except DetrkitError:
+        if not masks:
+            raise
+        dataset = open_dataset(data, split=split)  # whose annotations have boxes alone, or whose layout has no masks
+    return GroundTruth.load(dataset.things().ground_truth())
 
 
 def _panoptic(results: Path, data: Path, split: str | None) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class DetectionEvaluator:
         segmentations = None
         if self.iou_type == "segm":
             if detections.masks is None:
-                raise DetrkitError(f"{where}: no masks; evaluate boxes (iou_type bbox)")
+                raise DetrkitError(f"{where}: no masks: evaluate the boxes (iou_type='bbox')")
             segmentations = encode_masks(detections.masks.cpu()[torch.from_numpy(keep)])
         return ImageResults(category[keep], boxes[keep], scores[keep], segmentations)
 

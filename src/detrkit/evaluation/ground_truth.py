@@ -240,7 +240,7 @@ class GroundTruth:
             DetrkitError: segmentations are asked for and not there.
         """
         if segmentation and self.segmentations is None and len(self):
-            raise DetrkitError(f"{self.source}: annotations without segmentation; evaluate boxes (iou_type bbox)")
+            raise DetrkitError(f"{self.source}: annotations without segmentation: evaluate the boxes (--iou-type bbox)")
         try:
             return hotcoco.COCO.from_arrays(
                 [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(self.sizes)],

@@ -52,7 +52,7 @@ class ResultTable:
 
         Args:
             source: the file, or the list of entries with image_id, category_id, score and bbox (xywh pixels) or
-                segmentation (RLE).
+                segmentation (RLE, or polygons as in ground truth; an empty one is a mask without a pixel).
             truth: what the ids refer to.
             iou_type: "bbox" needs boxes, "segm" segmentations.
             unknown_categories: "ignore" leaves out detections of categories that the ground truth does not have, as
@@ -77,8 +77,7 @@ class ResultTable:
         scores = _scores(entries, name)
         if iou_type == "bbox":
             return cls(image, category, boxes, scores)
-        segmentations: list[Any] = [e.get("segmentation") for e in entries]
-        _check_rles(segmentations, [truth.sizes[position] for position in image.tolist()], name)
+        segmentations = _rles(entries, [truth.sizes[position] for position in image.tolist()], name)
         if not with_boxes:
             boxes = np.asarray(hotcoco.mask.to_bbox(segmentations), np.float64).reshape(-1, 4)
         return cls(image, category, boxes, scores, segmentations)
@@ -93,7 +92,7 @@ class ResultTable:
         if not segmentation:
             return truth.load_res(rows)
         if self.segmentations is None and len(self):
-            raise DetrkitError("results without segmentation; evaluate boxes (iou_type bbox)")
+            raise DetrkitError("results without segmentation: evaluate the boxes (--iou-type bbox)")
         # As columns: a dict for each of 100,000 masks took four times as long.
         segmentations = self.segmentations or []
         found = truth.load_res(rows, segmentation=segmentations)
@@ -122,17 +121,33 @@ def _scores(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return scores
 
 
-def _check_rles(values: Sequence[Any], sizes: Sequence[tuple[int, int]], name: str) -> None:
-    """Raises DetrkitError unless all are RLEs for images of `sizes` (height, width); the message names the entry."""
+def has_masks(entries: Sequence[Any]) -> bool:
+    """Whether any result has a segmentation; tools write null or [] where there is none."""
+    return any(isinstance(e, Mapping) and e.get("segmentation") for e in entries)
+
+
+def _rles(entries: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int]], name: str) -> list[Any]:
+    """The masks of results as RLEs for images of `sizes` (height, width); polygons are drawn, as pycocotools does.
+
+    Raises:
+        DetrkitError: no result has a mask, or one cannot be decoded; the message names its entry.
+    """
+    if entries and not has_masks(entries):
+        raise DetrkitError(f"{name}: no result has a segmentation: evaluate the boxes (--iou-type bbox)")
+    values: list[Any] = [e.get("segmentation") for e in entries]
     for i, (value, size) in enumerate(zip(values, sizes, strict=True)):
-        where = f"{name}: entry {i}"
-        if value is None:
-            raise DetrkitError(f"{where}: field segmentation is missing; evaluate boxes (iou_type bbox)")
-        if not isinstance(value, Mapping) or not isinstance(value.get("counts"), (str, bytes, list)):
-            raise DetrkitError(f"{where}: segmentation is no RLE; give an object with size [height, width] and counts")
-        if size != (0, 0) and value.get("size") not in (list(size), size):
+        if isinstance(value, Mapping) and isinstance(value.get("counts"), (str, bytes, list)):
+            if size != (0, 0) and value.get("size") not in (list(size), size):
+                raise DetrkitError(
+                    f"{name}: entry {i}: segmentation has size {value.get('size')}, the image {list(size)}; "
+                    "give [height, width]"
+                )
+        elif not value or isinstance(value, list):
+            values[i] = _drawn(value or [], size, f"{name}: entry {i}")
+        else:
             raise DetrkitError(
-                f"{where}: segmentation has size {value.get('size')}, the image {list(size)}; give [height, width]"
+                f"{name}: entry {i}: segmentation is neither an RLE (an object with size [height, width] and counts) "
+                "nor a list of polygons"
             )
     try:
         hotcoco.mask.area(values)  # of all at once: 26 ms for 100,000, one by one 37
@@ -144,3 +159,21 @@ def _check_rles(values: Sequence[Any], sizes: Sequence[tuple[int, int]], name: s
                 raise DetrkitError(
                     f"{name}: entry {i}: segmentation cannot be decoded ({error}); encode the mask again"
                 ) from error
+    return values
+
+
+def _drawn(polygons: list[Any], size: tuple[int, int], where: str) -> Any:
+    """The RLE of polygons [x0, y0, x1, y1, ...] in pixels.
+
+    Raises:
+        DetrkitError: what is no polygon of three points, or an image of unknown size.
+    """
+    if size == (0, 0):
+        raise DetrkitError(f"{where}: the ground truth has no size of the image to draw the mask in; give RLE")
+    points = [p for p in polygons if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0]
+    numbers = all(isinstance(v, Real) and np.isfinite(v) for p in points for v in p)
+    if len(points) != len(polygons) or not numbers:
+        raise DetrkitError(f"{where}: segmentation is no list of polygons [x0, y0, x1, y1, x2, y2, ...] in pixels")
+    if not points:
+        return hotcoco.mask.encode(np.zeros(size, np.uint8, order="F"))
+    return hotcoco.mask.merge(hotcoco.mask.frPyObjects(points, *size))
