@@ -13,7 +13,7 @@ from detrkit.classes import ClassList
 from detrkit.data.check_panoptic import check_panoptic
 from detrkit.data.images import SUFFIXES, image_size, misfit, read_rgb
 from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
-from detrkit.data.readers.yolo import label_file
+from detrkit.data.readers.yolo_files import Labels
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.errors import DetrkitError
@@ -255,10 +255,11 @@ def _check_unused(path: Path, layout: str, files: list[Path], findings: Findings
     """Notes annotation files without image, and images that no annotation file lists."""
     known = set(files)
     if layout == "yolo":
-        labels = {label_file(f) for f in files}
+        finder = Labels()
+        labels = {finder.expected(f) for f in files}
         for folder in sorted({f.parent for f in labels}):
             for extra in sorted(set(folder.glob("*.txt")) - labels):
-                if extra.name not in ("classes.txt", "labels.txt"):
+                if extra.name not in ("classes.txt", "labels.txt") and not extra.name.startswith("."):
                     findings.add("warning", extra, "", "label file without image: left out")
     if layout == "voc":
         stems = {f.stem for f in files}
@@ -274,4 +275,4 @@ def _check_unused(path: Path, layout: str, files: list[Path], findings: Findings
 
 def _images_in(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
-        yield from (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+        yield from (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
+import stat
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -41,9 +43,15 @@ def read_bytes(file: Path) -> bytes:
         DetrkitError: missing, unreadable, or a folder, a pipe or a device.
     """
     try:
-        if file.exists() and not file.is_file():
-            raise DetrkitError(f"{file}: not a regular file")
-        return file.read_bytes()
+        # Opened before it is looked at, so that nobody can exchange it; a pipe does not make this wait.
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise DetrkitError(f"{file}: not a regular file")
+            with open(descriptor, "rb", closefd=False) as stream:
+                return stream.read()
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
         raise DetrkitError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 

@@ -193,11 +193,11 @@ def _read_annotations(
     class_file = next((path / n for n in _CLASS_FILES if (path / n).is_file()), None)
     names = read_class_file(class_file, findings, numbered=False) if class_file is not None else []
     annotations: dict[str, _Annotation | None] = dict.fromkeys(stems)
-    listed = {name.removesuffix(".xml"): file for name, file in _files(folder, ".xml")}
+    listed = {name.removesuffix(".xml") for name, _ in _files(folder, ".xml")}
     found: set[str] = set()
-    others = sorted(listed.keys() - annotations.keys()) if class_file is None else []
+    others = sorted(listed - annotations.keys()) if class_file is None else []
     for stem in [*annotations, *others]:
-        root = _parse(listed.get(stem), folder / f"{stem}.xml", findings)
+        root = _parse(folder / f"{stem}.xml", stem in listed, findings)
         if root is None:
             continue
         if stem in annotations:
@@ -213,29 +213,17 @@ def _read_annotations(
     return ClassList(tuple(names), tuple(range(1, len(names) + 1))), annotations
 
 
-def _parse(listed: str | None, xml: Path, findings: Findings) -> ElementTree.Element | None:
-    """The root of an xml file, or None after noting what is wrong with it.
-
-    Args:
-        listed: its path, if the listing of the folder has it as a regular file.
-        xml: its path.
-        findings: takes the faults.
-    """
+def _parse(xml: Path, listed: bool, findings: Findings) -> ElementTree.Element | None:
+    """The root of an xml file, or None after noting what is wrong with it; `listed`: whether it is there."""
+    if not listed and not os.path.lexists(xml):
+        reason = "annotation file is missing (for an image without objects, write one with none)"
+        findings.add("error", xml, "", reason)
+        return None
     try:
-        if listed is not None:
-            with open(listed, "rb") as stream:
-                data = stream.read()
-        elif not os.path.lexists(xml):
-            reason = "annotation file is missing (for an image without objects, write one with none)"
-            findings.add("error", xml, "", reason)
-            return None
-        else:
-            data = read_bytes(xml)
-        return parse_xml(data, str(xml))
-    except OSError as error:
-        findings.add("error", xml, "", f"cannot be read ({error.strerror})")
+        return parse_xml(read_bytes(xml), str(xml))
     except DetrkitError as error:
-        findings.add("error", xml, "", str(error).removeprefix(f"{xml}: "))
+        line, colon, reason = str(error).removeprefix(f"{xml}: ").partition(": malformed")
+        findings.add("error", xml, line if colon else "", f"malformed{reason}" if colon else line)
     return None
 
 
@@ -253,7 +241,9 @@ def _annotation(root: ElementTree.Element) -> _Annotation:
 
 def _object(element: ElementTree.Element) -> _Object:
     """One object."""
-    name, difficult, corners, boxes = None, "0", (), 0
+    name: str | None = None
+    difficult, boxes = "0", 0
+    corners: tuple[str, ...] = ()
     for child in element:
         if child.tag == "name" and name is None:
             name = (child.text or "").strip()
