@@ -15,8 +15,11 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
 
 # of several processes only the first speaks; torchrun, Slurm and Fabric's own launcher say which one this is
-_rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
-FIRST_PROCESS = _rank == "0"
+_names = next(
+    (names for names in (("RANK",), ("SLURM_PROCID",), ("LOCAL_RANK", "NODE_RANK")) if names[0] in os.environ),
+    ("NODE_RANK",),  # started by hand on every node, where it starts the others
+)
+FIRST_PROCESS = all(os.environ.get(name, "0") == "0" for name in _names)
 console = Console(highlight=False, soft_wrap=True, quiet=not FIRST_PROCESS)
 
 

@@ -22,7 +22,9 @@ from detrkit.cli.quickstart import Quickstart
 from detrkit.cli.reproduce import Reproduce
 from detrkit.cli.study import Study
 from detrkit.cli.train import Train, with_defaults, with_values
-from detrkit.errors import DetrkitError, Interrupted
+from detrkit.console import FIRST_PROCESS
+from detrkit.errors import DetrkitError, Interrupted, PeerError
+from detrkit.utils.signals import SignalWatch, Stopped, number_of
 
 _ABOUT = "The toolkit for the DETR family: train, evaluate and use detection transformers on any data, on any machine."
 
@@ -46,22 +48,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(f"detrkit {__version__}")
         return 0
+    with SignalWatch(program=words == sys.argv[1:]):
+        return _run(words)
+
+
+def _run(words: Sequence[str]) -> int:
+    """The status of a command; what ends it is said in one line."""
     try:
         command: Any = _parse(words)
         status = int(command.run())
         _leave_processes()
         return status
+    except PeerError:
+        return 2
     except DetrkitError as error:
         print(f"detrkit: error: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        if not isinstance(stop.__cause__, KeyboardInterrupt):  # all processes agreed to stop
+        if stop.agreed:  # a process that leaves alone would wait for the others
             _leave_processes()
-        print(f"detrkit: {stop}", file=sys.stderr)
+        if FIRST_PROCESS:
+            print(f"detrkit: {stop}", file=sys.stderr)
         return 128 + stop.number
-    except KeyboardInterrupt:
-        print("detrkit: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        if FIRST_PROCESS:
+            print(f"detrkit: {Stopped(number_of(stop))}", file=sys.stderr)
+        return 128 + number_of(stop)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left: no traceback
         return 141

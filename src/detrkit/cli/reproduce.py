@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ import tyro
 
 from detrkit.console import console
 from detrkit.errors import Interrupted
+from detrkit.utils.signals import number_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Reproduce:
                 quiet=False,
             )
         except KeyboardInterrupt as stop:  # the journal is written batch by batch
-            raise Interrupted(signal.SIGINT, str(self.out), "the same command") from stop
+            raise Interrupted(number_of(stop), str(self.out), "the same command") from stop
         console.print(figure_table(results))
         for result in results:
             for difference in result.differences:

@@ -25,6 +25,7 @@ from detrkit.data.transforms import Geometry, Normalisation, Transform, to_targe
 from detrkit.errors import DetrkitError
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Target
+from detrkit.utils.signals import leave_signals_to_parent
 
 # Below this, decoding everything once costs less memory than a worker process.
 CACHE_LIMIT_BYTES = 2**30
@@ -354,6 +355,7 @@ def make_loader(
         collate_fn=collate,
         pin_memory=torch.device(device).type == "cuda",
         persistent_workers=workers > 0,
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator().manual_seed(seed),  # DataLoader draws a seed for workers: not from the global one
     )
     return Loader(dataset, sampler, loader, Normalisation(mean, std, device))

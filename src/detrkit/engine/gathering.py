@@ -17,6 +17,7 @@ from detrkit.checkpoint import ModelSpec
 from detrkit.classes import ClassList
 from detrkit.data import Dataset
 from detrkit.detector import has_masks, is_panoptic, segments_above
+from detrkit.engine.processes import StopSignals
 from detrkit.errors import DetrkitError
 from detrkit.evaluation import DetectionEvaluator, GroundTruth, Metrics, PanopticEvaluator, PanopticTruth
 from detrkit.models.batch import Batch
@@ -189,6 +190,7 @@ def collect(
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    stop: StopSignals | None = None,
 ) -> None:
     """Runs the model over this process's images and gathers what all processes found in every one.
 
@@ -200,17 +202,23 @@ def collect(
         evaluation: takes the outputs.
         device: where the model is.
         autocast: context of the forward pass.
+        stop: signals that are looked at between batches.
+
+    Raises:
+        Stopped: a process was asked to stop; in all of them.
     """
     training = model.training
     model.eval()
     try:
-        for batch, targets in loader:
+        for batch, targets in loader if stop is None else stop.between(loader):
             batch = batch.to(device)
             with autocast():
                 outputs = model(batch, defer_masks=True)
             evaluation.add(outputs, batch, targets)
     finally:
         model.train(training)
+    if stop is not None:
+        stop.check()
     evaluation.gather()
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Sequence
-from types import FrameType
-from typing import Any
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from detrkit.console import console
 from detrkit.models.criterion import Normalizers, SetCriterion
 from detrkit.models.outputs import Target
+from detrkit.utils.signals import SignalWatch, Stopped
+
+T = TypeVar("T")
+BEFORE_FIRST_STEP = "before the first training step"
+SECONDS_BETWEEN_LOOKS = 0.5  # at what another process was asked: a look takes the first one's time
 
 
 def join_processes() -> tuple[int, int]:
@@ -62,50 +66,90 @@ def global_normalizers(
     return Normalizers(objects=max(objects, 1.0 / world), class_weight=weight)
 
 
-class StopSignals:
-    """Turns Ctrl-C, SIGTERM and SIGUSR1 (Slurm's warning) into a wish to stop after the step under way.
+class StopSignals(SignalWatch):
+    """The signals that stop a run, and what its processes agree on about them.
 
-    A context manager; a second Ctrl-C stops at once. With several processes a wish counts when `spread` has told all.
+    Between training steps and between the batches of an evaluation a signal is only noted, and a wish of one process
+    counts when `spread`, `between` and `check` have told all. At other times it ends the run at once, with `Stopped`.
+
+    Args:
+        world: number of processes.
+
+    Attributes:
+        during: what the run is doing, for the message; "" where that makes no difference.
     """
 
-    def __init__(self, world: int) -> None:
+    def __init__(self, world: int = 1) -> None:
+        super().__init__()
+        self.during = BEFORE_FIRST_STEP
         self._world = world
-        self._asked = 0
         self._agreed = 0
-        self._previous: dict[int, Any] = {}
+        self._key = ""  # under which processes tell each other
+        self._told = 0
+        self._looked = 0.0
+
+    def join(self, world: int) -> None:
+        """Says how many processes there are, in each of them when they have found each other."""
+        self._world = world
+        if world > 1:
+            key: list[str] = [f"detrkit/stop/{secrets.token_hex(8)}"]
+            dist.broadcast_object_list(key)
+            self._key = key[0]
 
     @property
     def number(self) -> int:
         """The signal to stop for, 0 for none."""
-        return self._agreed if self._world > 1 else self._asked
+        return self._agreed if self._world > 1 else self.asked
 
     def spread(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """Means of scalars over the processes, in one transfer that also spreads the wish to stop."""
         stack = torch.stack([t.float() for t in terms.values()])
         if self._world == 1:
             return dict(zip(terms, stack.tolist(), strict=True))
-        stack = torch.cat([stack, stack.new_tensor([float(self._asked > 0)])])
+        stack = torch.cat([stack, stack.new_tensor([float(self.asked > 0)])])
         dist.all_reduce(stack)
         *values, wishes = (stack / self._world).tolist()
         if wishes > 0:
-            self._agreed = self._asked or signal.SIGINT
+            self._agree()
         return dict(zip(terms, values, strict=True))
 
-    def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None)):
-            if number is not None:
-                try:
-                    self._previous[number] = signal.signal(number, self._ask)
-                except ValueError:
-                    break  # not the main thread: whoever runs us there handles signals
-        return self
+    def between(self, items: Iterable[T]) -> Iterator[T]:
+        """Iterates until this process or, within a second or so, another one is asked to stop; then `check`."""
+        for item in items:
+            if self._asked_anywhere():
+                return
+            yield item
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def check(self) -> None:
+        """To be called by all processes at the same place.
 
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        if self._asked and number == int(signal.SIGINT):
-            raise KeyboardInterrupt
-        self._asked = number
-        console.print("stopping after this step (Ctrl-C again: at once, without saving)")
+        Raises:
+            Stopped: one of them was asked to stop.
+        """
+        if self._world > 1:
+            self._agree()
+        if self.number:
+            raise Stopped(self.number, agreed=True)
+
+    def _agree(self) -> None:
+        """Exchanges the signals that came; the same one counts for all."""
+        numbers: list[Any] = [0] * self._world
+        dist.all_gather_object(numbers, self.asked or self._told)
+        self._agreed = max(numbers)
+
+    def _asked_anywhere(self) -> bool:
+        """Whether any process was asked to stop; no process waits for another.
+
+        A process that is asked leaves a note in the store through which they found each other.
+        """
+        if self._world == 1 or (self.asked and self._told):
+            return bool(self.asked)
+        store = dist.distributed_c10d._get_default_store()
+        if self.asked:
+            self._told = self.asked
+            store.set(self._key, str(self.asked))
+        elif not self._told and time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
+            self._looked = time.monotonic()
+            if store.check([self._key]):
+                self._told = int(store.get(self._key))
+        return bool(self._told)

@@ -36,21 +36,6 @@ A training run of detrkit. `detrkit train --resume {folder}` continues it exactl
 """
 
 
-def refuse_another(config: TrainConfig) -> None:
-    """Refuses to write over another run.
-
-    Raises:
-        DetrkitError: the folder holds one, or is a file.
-    """
-    folder = Path(config.run.out)
-    if folder.exists() and not folder.is_dir():
-        raise DetrkitError(f"{folder} is a file: choose another --out")
-    if (folder / "config.yaml").exists():
-        raise DetrkitError(
-            f"{folder} holds a run already: continue it with `detrkit train --resume {folder}`, or choose another --out"
-        )
-
-
 def prepare(config: TrainConfig) -> Path:
     """The folder of a run, made if need be.
 

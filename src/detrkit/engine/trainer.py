@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +21,26 @@ from detrkit.data import make_loader, train_transform
 from detrkit.data.loader import derived_seed
 from detrkit.engine.evaluating import eval_loader
 from detrkit.engine.figures import deciding, known, learned, row_of, shown
+from detrkit.engine.fingerprint import Fingerprint
 from detrkit.engine.gathering import Evaluation, Truth, collect
 from detrkit.engine.logs import CsvLog, TensorBoardLog
 from detrkit.engine.memory import peak_mib, reset_peak
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
 from detrkit.engine.processes import StopSignals
+from detrkit.engine.saving import Progress, restore, training_state
 from detrkit.engine.setup import Splits
-from detrkit.engine.state import rng_state, save_state, set_rng_state
+from detrkit.engine.state import save_state
 from detrkit.engine.update import Update
-from detrkit.errors import DetrkitError, Interrupted
+from detrkit.errors import DetrkitError
 from detrkit.evaluation import Metrics
 from detrkit.layers import set_checkpointing
 from detrkit.models.batch import Batch
 from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import NonFiniteError
 from detrkit.models.outputs import Target
+from detrkit.utils.signals import Stopped
 
 OVERFITTED = 0.95  # AP50 or PQ on the few images at which there is nothing more to show
-
-
-@dataclass
-class Progress:
-    """Where a run is.
-
-    Attributes:
-        epoch: the epoch under way, from 0.
-        batch: steps done in it.
-        step: steps done in all.
-        best: the deciding figure (PQ, the masks' AP or AP) of the best evaluation, -1 before the first.
-        best_epoch: its epoch.
-        figure: the deciding figure's name.
-        stale: evaluations since then.
-        sums: sums of the logged terms over the steps of this epoch.
-        seconds: time spent on the steps of this epoch.
-        memory: the most memory they took so far, MiB.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    best: float = -1.0
-    best_epoch: int = -1
-    figure: str = "AP"
-    stale: int = 0
-    sums: dict[str, float] | None = None
-    seconds: float = 0.0
-    memory: float = 0.0
 
 
 class Trainer:
@@ -79,12 +53,24 @@ class Trainer:
         model: with its first weights.
         spec: of its checkpoints.
         folder: of the run.
+        stop: the signals that stop it, watched.
+        data: what it learns from, as `fingerprint` says.
     """
 
     def __init__(
-        self, config: TrainConfig, fabric: Fabric, splits: Splits, model: nn.Module, spec: ModelSpec, folder: Path
+        self,
+        config: TrainConfig,
+        fabric: Fabric,
+        splits: Splits,
+        model: nn.Module,
+        spec: ModelSpec,
+        folder: Path,
+        *,
+        stop: StopSignals,
+        data: Fingerprint,
     ) -> None:
         self.config, self.fabric, self.splits, self.spec, self.folder = config, fabric, splits, spec, folder
+        self.stop, self.data = stop, data
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.main = self.rank == 0
         self.criterion = build_criterion(spec.name, num_classes=spec.num_classes, **config.loss.overrides())
@@ -115,10 +101,10 @@ class Trainer:
         )
         self.steps_per_epoch = max(1, len(self.loader) // config.optim.accumulate)
         self.progress = Progress()
+        self._saved = (0, 0)  # the last state's epoch and step in it: nothing needs to be saved twice
         self.truths: dict[str, Truth] = {}
         self.steps_log = CsvLog(folder / "steps.csv", key="step")
         self.epochs_log = CsvLog(folder / "epochs.csv", key="epoch")
-        self.stop = StopSignals(self.world)
         self.update = Update(
             fabric,
             self.wrapped,
@@ -135,41 +121,41 @@ class Trainer:
 
     # the run
 
-    def fit(self) -> Metrics | None:
-        """Trains to the end; returns the metrics of the last evaluation.
+    def fit(self) -> None:
+        """Trains to the end.
 
         Raises:
-            Interrupted: a signal asked to stop; the state is saved.
+            Stopped: a signal asked to stop; the state is saved.
             DetrkitError: a loss is not finite.
         """
         on = self.main and self.config.run.tensorboard
         board = TensorBoardLog(self.folder / "tensorboard", on=on, purge_step=self.progress.step + 1)
-        metrics = None
         try:
-            with self.stop:
-                while self.progress.epoch < self.config.optim.epochs and not self._enough(metrics):
+            with self.stop.waiting():
+                while self.progress.epoch < self.config.optim.epochs and not self._enough():
                     self._train_epoch(board)
-                    metrics = self._end_epoch(board)
+                    self._end_epoch(board)
+                    self.stop.check()
         finally:
             board.close()
-        return metrics
 
-    def _enough(self, metrics: Metrics | None) -> bool:
+    def _enough(self) -> bool:
         """Whether to end before the last epoch."""
-        run = self.config.run
-        if run.overfit and metrics is not None:
-            name, value = learned(metrics)
-            if value >= OVERFITTED:
-                self._say(f"{name} {value * 100:.1f} on the {run.overfit} images: enough")
-                return True
-        if run.patience and self.progress.stale >= run.patience:
-            self._say(f"{self.progress.figure} has not risen for {run.patience} evaluations: stopping early")
+        run, progress = self.config.run, self.progress
+        if run.overfit and progress.learned >= OVERFITTED:
+            name = progress.figure if progress.figure == "PQ" else f"{progress.figure}50"
+            self._say(f"{name} {progress.learned * 100:.1f} on the {run.overfit} images: enough")
+            return True
+        if run.patience and progress.stale >= run.patience:
+            self._say(f"{progress.figure} has not risen for {run.patience} evaluations: stopping early")
             return True
         return False
 
     def _train_epoch(self, board: TensorBoardLog) -> None:
         """The steps of an epoch, from where the run is."""
         progress, accumulate = self.progress, self.config.optim.accumulate
+        if progress.batch >= self.steps_per_epoch:
+            return  # all done: the run was stopped in the evaluation
         self.wrapped.train()
         reset_peak(self.fabric.device)
         self.loader.set_epoch(progress.epoch, progress.batch * accumulate)
@@ -186,6 +172,7 @@ class Trainer:
                     progress.sums[name] = progress.sums.get(name, 0.0) + value
                 progress.batch += 1
                 progress.step += 1
+                self.stop.during = ""
                 self._log_step(values, board)
                 bar.advance(f"loss {values['loss']:.3f}")
                 every = self.config.run.save_every
@@ -193,7 +180,8 @@ class Trainer:
                     progress.memory = max(progress.memory, peak_mib(self.fabric.device))
                     self.save()
                 if self.stop.number:
-                    raise Interrupted(self.stop.number, str(self.folder))
+                    raise Stopped(self.stop.number, agreed=True)
+        progress.memory = max(progress.memory, peak_mib(self.fabric.device))
 
     def _step(self, batches: Iterator[tuple[Batch, list[Target]]]) -> dict[str, float]:
         """One optimiser step over `accumulate` batches; returns loss terms averaged over the processes."""
@@ -208,29 +196,37 @@ class Trainer:
         values["lr"] = config.lr * factor
         return values
 
-    def _end_epoch(self, board: TensorBoardLog) -> Metrics | None:
-        """Log, evaluate, keep the best, save."""
+    def _end_epoch(self, board: TensorBoardLog) -> None:
+        """Save, evaluate, keep the best, log, save."""
         progress, config = self.progress, self.config
         sums = progress.sums or {}
+        last = progress.epoch + 1 == config.optim.epochs
+        due = self.splits.val is not None and (last or (progress.epoch + 1) % config.run.eval_every == 0)
+        # An evaluation may take longer than there is between a signal and the end. And the first epoch leaves a state
+        # before it leaves weights.
+        if due or progress.epoch == 0:
+            self.save()
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step}
         row |= {f"train/{k}": v / max(1, progress.batch) for k, v in sums.items() if k != "lr"}
         row["lr"] = sums.get("lr", 0.0) / max(1, progress.batch)
         images = progress.batch * config.data.batch_size * self.world * config.optim.accumulate
         row["seconds"] = progress.seconds
         row["images_per_second"] = images / max(progress.seconds, 1e-9)
-        row["peak_memory_mib"] = max(progress.memory, peak_mib(self.fabric.device))
-        last = progress.epoch + 1 == config.optim.epochs
+        row["peak_memory_mib"] = progress.memory
         metrics = None
-        if self.splits.val is not None and (last or (progress.epoch + 1) % config.run.eval_every == 0):
+        if due:
+            self.stop.during = "in an evaluation"
             began = time.perf_counter()
             metrics = self.evaluation("val").compute()
             row |= row_of(metrics)
             row["val/seconds"] = time.perf_counter() - began
+            self.stop.during = ""
         improved = False
         if metrics is not None:
             progress.figure, value = deciding(metrics)
             improved = progress.best < value
             progress.stale += 1
+            progress.learned = learned(metrics)[1] if config.run.overfit else -1.0
         if improved:
             progress.best, progress.best_epoch, progress.stale = value, progress.epoch + 1, 0
         if self.main:
@@ -242,7 +238,6 @@ class Trainer:
         progress.epoch += 1
         progress.batch, progress.sums, progress.seconds, progress.memory = 0, None, 0.0, 0.0
         self.save()
-        return metrics
 
     def best_evaluations(self) -> dict[str, Evaluation]:
         """What the best checkpoint finds on the splits "val" and "test", those that there are.
@@ -259,7 +254,8 @@ class Trainer:
             dist.broadcast_object_list(weights)
         if weights[0] is not None:
             self.current.load_state_dict(weights[0])
-        return {name: self.evaluation(name) for name in splits}
+        with self.stop.waiting():
+            return {name: self.evaluation(name) for name in splits}
 
     def evaluation(self, split: str) -> Evaluation:
         """What the current weights (their moving average, if there is one) find in a split, in every process.
@@ -287,6 +283,7 @@ class Trainer:
             evaluation,
             device=self.fabric.device,
             autocast=self.fabric.autocast,
+            stop=self.stop,
         )
         return evaluation
 
@@ -298,55 +295,32 @@ class Trainer:
     # saving and resuming
 
     def save(self) -> None:
-        """Writes last.pt: every process's generators, and once what they share."""
-        generators: list[Any] = [rng_state()]
-        if self.world > 1:
-            generators = [None] * self.world
-            dist.all_gather_object(generators, rng_state())
-        if not self.main:
+        """Writes last.pt, unless it holds this state already."""
+        place = self.progress.epoch, self.progress.batch
+        if place == self._saved:
             return
-        state = {
-            "spec": self.spec.to_json(),
-            "config": self.config.to_yaml(),
-            "model": self.model.state_dict(),
-            "ema": None if self.average is None else self.average.module.state_dict(),
-            "ema_updates": 0 if self.average is None else int(self.average.n_averaged),
-            "optimizer": self.optimizer.state_dict(),
-            "generators": generators,
-            "world_size": self.world,
-            "progress": vars(self.progress).copy(),
-        }
-        save_state(self.folder / "last.pt", state)
+        state = training_state(self)
+        if state is not None:
+            save_state(self.folder / "last.pt", state)
+        self._saved = place
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Continues from the state in last.pt: same weights, optimiser, average, generators and place in the data.
+        """Continues from the state in last.pt: same weights, optimizer, average, generators and place in the data.
 
         Raises:
             DetrkitError: a state of another number of processes or of other settings.
         """
-        path = self.folder / "last.pt"
-        if state["world_size"] != self.world:
-            raise DetrkitError(
-                f"{path}: the run had {state['world_size']} process(es), now there are {self.world}: "
-                "to go on exactly, start as many"
-            )
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.average is not None:
-                self.average.module.load_state_dict(state["ema"])
-                self.average.n_averaged.fill_(state["ema_updates"])
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise DetrkitError(
-                f"{path}: the state does not fit the model or the optimiser of this config "
-                f"({str(error).splitlines()[0]}): resume with the run's own settings, or start anew with --init-from"
-            ) from error
-        set_rng_state(state["generators"][self.rank])
-        self.progress = Progress(**state["progress"])
+        restore(self, state)
+        progress = self.progress
+        self._saved = progress.epoch, progress.batch
         if self.main:
-            self.steps_log.keep_before(self.progress.step + 1)
-            self.epochs_log.keep_before(self.progress.epoch + 1)
-        self._say(f"resumed {path} at epoch {self.progress.epoch + 1}, step {self.progress.step}")
+            self.steps_log.keep_before(progress.step + 1)
+            self.epochs_log.keep_before(progress.epoch + 1)
+        if progress.batch < self.steps_per_epoch:
+            place = f"at epoch {progress.epoch + 1}, step {progress.step}"
+        else:
+            place = f"at the evaluation of epoch {progress.epoch + 1}"
+        self._say(f"resumed {self.folder / 'last.pt'} {place}")
 
     def _save_best(self, metrics: Metrics | None) -> None:
         figures = {} if metrics is None else known(metrics)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import signal
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,36 +13,32 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from detrkit.checkpoint import ModelSpec, load_model
-from detrkit.config import TrainConfig, load_config
-from detrkit.console import FIRST_PROCESS, console
+from detrkit.config import TrainConfig
+from detrkit.console import console
 from detrkit.data import Dataset
 from detrkit.engine import run_folder
 from detrkit.engine.examples import example_sheet, shown_above
 from detrkit.engine.figures import deciding, in_words, learned
 from detrkit.engine.fine_tune import InitReport
+from detrkit.engine.fingerprint import fingerprint
 from detrkit.engine.gathering import Evaluation
 from detrkit.engine.logs import CsvLog
+from detrkit.engine.processes import BEFORE_FIRST_STEP, StopSignals
+from detrkit.engine.resuming import begin, check_same_data, saved_in
 from detrkit.engine.setup import (
     Splits,
     chosen_model,
     load_source,
-    make_fabric,
     make_model,
     open_splits,
     predicts_masks,
 )
-from detrkit.engine.state import load_state
 from detrkit.engine.steps import detector_step, mask_step
 from detrkit.engine.trainer import Trainer
 from detrkit.errors import DetrkitError, Interrupted
 from detrkit.evaluation import Metrics, write_report
+from detrkit.utils.signals import Stopped
 
-# what may differ between a run and its continuation without changing a number of it
-_FREE = {
-    "data": {"path", "val_data", "workers", "cache", "eval_batch_size"},
-    "optim": {"epochs", "mask_epochs"},
-    "run": {"out", "device", "devices", "nodes", "eval_every", "patience", "log_every", "save_every", "tensorboard"},
-}
 LEARNED = 0.9  # AP50 or PQ on the few images of --overfit
 FEW_STEPS = 2000
 
@@ -76,59 +73,81 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
 
     Args:
         config: of the run.
-        resume: continue the run in `config.run.out` exactly where it stopped.
+        resume: continue the run in `config.run.out` exactly where it stopped. One that has no saved state yet is
+            started from its beginning.
 
     Raises:
-        DetrkitError: bad input; a loss that is not finite.
-        Interrupted: the run was asked to stop; its state is saved.
+        DetrkitError: bad input; a folder that holds another run, or that another process writes; a loss that is not
+            finite.
+        Interrupted: the run was asked to stop.
     """
     config = _normal(config)
-    if resume:
-        _check_same(config, Path(config.run.out))
-    elif FIRST_PROCESS:
-        run_folder.refuse_another(config)
-    if config.optim.mask_epochs:
-        return _run_in_two_steps(config, resume=resume)
-    return _run(config, resume=resume)
+    folder, stop = Path(config.run.out), StopSignals()
+    stop.last_words = lambda: str(_interrupted(signal.SIGINT, folder, "at once"))
+    try:
+        with stop, ExitStack() as held:
+            fabric, place, state = begin(config, resume=resume, held=held)
+            stop.join(fabric.world_size)
+            if config.optim.mask_epochs:
+                return _run_in_two_steps(config, fabric, stop, place, state)
+            return _run(config, fabric, stop, state)
+    except Stopped as stopped:
+        raise _interrupted(stopped.number, folder, stop.during, agreed=stopped.agreed) from stopped
 
 
-def _run_in_two_steps(config: TrainConfig, *, resume: bool) -> RunResult:
+def _interrupted(number: int, folder: Path, during: str, *, agreed: bool = True) -> Interrupted:
+    return Interrupted(number, str(folder), during=during, saved=saved_in(folder) is not None, agreed=agreed)
+
+
+def _run_in_two_steps(
+    config: TrainConfig, fabric: Fabric, stop: StopSignals, place: str | None, state: dict[str, Any] | None
+) -> RunResult:
     """First the detector, then its masks; goes on in the step in which the run was interrupted.
 
-    Args and errors: as `train`.
+    Args:
+        config: of both.
+        fabric: launched.
+        stop: the signals that stop it.
+        place: as `Beginning` has it.
+        state: of one of the two steps, or None.
     """
-    folder, first, second = Path(config.run.out), detector_step(config), mask_step(config)
-    # every process looks before one of them writes
-    begun = resume and (Path(first.run.out) / "last.pt").exists()
-    masks_begun = resume and (folder / "last.pt").exists()
-    try:
-        if not masks_begun:
-            console.print("step 1 of 2: the detector")
-            detector = _run(first, resume=begun, whole=config)
-            if detector.can_learn is False:
-                return detector
-            console.print("step 2 of 2: the masks")
-        return _run(second, resume=masks_begun, whole=config)
-    except Interrupted as stop:
-        raise Interrupted(stop.number, str(folder)) from stop
+    first, second = detector_step(config), mask_step(config)
+    if place != ".":
+        console.print("step 1 of 2: the detector")
+        detector = _run(first, fabric, stop, state, whole=config)
+        if detector.can_learn is False:
+            return detector
+        console.print("step 2 of 2: the masks")
+        stop.during, state = BEFORE_FIRST_STEP, None
+    return _run(second, fabric, stop, state, whole=config)
 
 
-def _run(config: TrainConfig, *, resume: bool, whole: TrainConfig | None = None) -> RunResult:
+def _run(
+    config: TrainConfig,
+    fabric: Fabric,
+    stop: StopSignals,
+    state: dict[str, Any] | None,
+    *,
+    whole: TrainConfig | None = None,
+) -> RunResult:
     """A run, or a step of a longer one.
 
     Args:
         config: of this step.
-        resume: whether to go on from its last.pt.
-        whole: the longer run's.
+        fabric: launched.
+        stop: the signals that stop it.
+        state: of it, to go on from; None to start.
+        whole: the longer run's config.
     """
     folder = Path(config.run.out)
-    state = load_state(folder / "last.pt") if resume else None
-    fabric = make_fabric(config)
     main = fabric.global_rank == 0
     splits, model, spec, kept = _materials(config, fabric, state)
+    data = fingerprint(splits)
+    if state is not None:
+        check_same_data(state, splits.train, data)
     if main:
         run_folder.prepare(config)
-        if not resume:
+        if state is None:
             run_folder.describe(folder, spec, splits.train)
             if whole is None or whole.run.out != config.run.out:
                 run_folder.write_config(config)
@@ -137,7 +156,7 @@ def _run(config: TrainConfig, *, resume: bool, whole: TrainConfig | None = None)
             if kept is not None:
                 (folder / "init.txt").write_text("\n".join(kept.lines()) + "\n", encoding="utf-8")
     fabric.barrier()
-    trainer = Trainer(config, fabric, splits, model, spec, folder)
+    trainer = Trainer(config, fabric, splits, model, spec, folder, stop=stop, data=data)
     if state is not None:
         trainer.resume(state)
     if main:
@@ -145,6 +164,7 @@ def _run(config: TrainConfig, *, resume: bool, whole: TrainConfig | None = None)
     began = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - began
+    stop.during = "in the report"
     evaluations = trainer.best_evaluations()
     if not main:
         return RunResult(folder, None, None, folder / "best.safetensors", None)
@@ -216,37 +236,6 @@ def _normal(config: TrainConfig) -> TrainConfig:
         size = min(config.data.batch_size, config.run.overfit)
         return config.changed(data={"batch_size": size}, run={"eval_every": 1})
     return config
-
-
-def _check_same(config: TrainConfig, folder: Path) -> None:
-    """Refuses to resume with settings that would make the continuation another run."""
-    saved = folder / "config.yaml"
-    if not saved.exists():
-        raise DetrkitError(f"{folder}: no config.yaml, so no run of detrkit to resume")
-    difference = first_difference(load_config(saved), config)
-    if difference is not None:
-        raise DetrkitError(
-            f"{saved}: {difference}: a resumed run keeps its settings; to change them start a new one with --init-from"
-        )
-
-
-def first_difference(before: TrainConfig, now: TrainConfig, *, epochs: bool = False) -> str | None:
-    """What differs between two configs of which one is to continue the other: "optim.lr was 0.1, now it is 0.2".
-
-    Args:
-        before: of the run as it was started.
-        now: of its continuation.
-        epochs: whether another number of epochs is a difference too; a run by itself may go on for longer.
-    """
-    first, second = dataclasses.asdict(before), dataclasses.asdict(now)
-    for section, values in second.items():
-        for key, value in values.items():
-            old = first[section][key]
-            old, value = (list(v) if isinstance(v, tuple | list) else v for v in (old, value))
-            free = key in _FREE.get(section, set()) and not (epochs and key.endswith("epochs"))
-            if old != value and not free:
-                return f"{section}.{key} was {old!r}, now it is {value!r}"
-    return None
 
 
 def _announce(

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ConfigDict
 
 from detrkit.config import TrainConfig, read_yaml, shipped, validated
-from detrkit.engine.training import first_difference
+from detrkit.engine.resuming import first_difference
 from detrkit.errors import DetrkitError
 from detrkit.visualize.colors import LINE_COLORS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from detrkit.build import build_model
 from detrkit.console import FIRST_PROCESS, console
 from detrkit.data.shapes import ShapesOptions, write_shapes
 from detrkit.engine.memory import free_unused
+from detrkit.engine.processes import StopSignals
+from detrkit.engine.resuming import first_decides, saved_in
 from detrkit.engine.setup import open_splits
 from detrkit.engine.training import train
 from detrkit.errors import DetrkitError, Interrupted
@@ -24,6 +27,8 @@ from detrkit.study.config import Member, StudyConfig, check_same, load_study
 from detrkit.study.report import write_study
 from detrkit.study.results import FAILURE, MemberResult, evaluate_last, read_result
 from detrkit.study.tables import Outcome
+from detrkit.utils.lock import FolderLock
+from detrkit.utils.signals import number_of
 
 
 @dataclass(frozen=True)
@@ -64,48 +69,64 @@ def run_study(
         command: what to say when the study is interrupted.
 
     Raises:
-        DetrkitError: bad input; a study with other settings in the folder.
+        DetrkitError: bad input; a study with other settings in the folder, or one that is running.
         Interrupted: asked to stop; everything is saved.
     """
     folder = Path(out)
     chosen = _chosen(study, only)
     study = _with_data(study, folder)
+    _check_models(study)
+    splits = None
+    try:
+        with StopSignals() as watch, ExitStack() as held:
+            watch.last_words = lambda: str(Interrupted(signal.SIGINT, str(folder), command))
+            # the first process plans for all, before it writes
+            _, plan = first_decides(lambda: _plan(study, chosen, folder, held), study.config(chosen[0]))
+            if FIRST_PROCESS:
+                _make_data(study, folder)
+                splits = open_splits(study.train)
+                write_atomic(folder / "study.yaml", study.to_yaml())
+            for name, resume in plan:
+                member = next(m for m in chosen if m.name == name)
+                number = study.members.index(member) + 1
+                console.print(f"\n{member.heading} ({number} of {len(study.members)})", markup=False)
+                _run_member(study, member, folder / name, resume=resume)
+                if splits is not None:
+                    write_study(folder, study, _outcome(study, folder), splits)
+            if splits is not None and not plan:
+                write_study(folder, study, _outcome(study, folder), splits)
+    except Interrupted as stop:
+        raise Interrupted(stop.number, str(folder), command, agreed=stop.agreed) from stop
+    except KeyboardInterrupt as stop:
+        raise Interrupted(number_of(stop), str(folder), command, agreed=False) from stop
+    return StudyResult(folder, _outcome(study, folder), None if splits is None else folder / "study.md")
+
+
+def _plan(study: StudyConfig, chosen: Sequence[Member], folder: Path, held: ExitStack) -> list[tuple[str, bool]]:
+    """Locks the study's folder; returns the names of the members that are to be trained and whether to resume them.
+
+    Args:
+        study: with its data.
+        chosen: members.
+        folder: of the study.
+        held: keeps the lock.
+
+    Raises:
+        DetrkitError: another process writes the folder, or it holds a study with other settings.
+    """
+    held.enter_context(FolderLock(folder))
     saved = folder / "study.yaml"
     if saved.exists():
         check_same(load_study(saved), study, saved)
-    _check_models(study)
-    # every process plans before the first of them writes: they come to the same plan
     before = {m.name: read_result(folder / m.name) for m in chosen}
     waiting = [m for m in chosen if not before[m.name].done]
     waiting.sort(key=lambda m: bool(before[m.name].failure))
-    resumable = {m.name: (folder / m.name / "last.pt").exists() for m in waiting}
-    splits = None
-    try:
-        if FIRST_PROCESS:
-            _make_data(study, folder)
-            splits = open_splits(study.train)
-            write_atomic(saved, study.to_yaml())
-        for member in waiting:
-            number = study.members.index(member) + 1
-            console.print(f"\n{member.heading} ({number} of {len(study.members)})", markup=False)
-            _run_member(study, member, folder / member.name, resume=resumable[member.name])
-            if splits is not None:
-                write_study(folder, study, _outcome(study, folder), splits)
-        if splits is not None and not waiting:
-            write_study(folder, study, _outcome(study, folder), splits)
-    except Interrupted as stop:
-        raise Interrupted(stop.number, str(folder), command) from stop
-    except KeyboardInterrupt as stop:
-        raise Interrupted(signal.SIGINT, str(folder), command) from stop
-    return StudyResult(folder, _outcome(study, folder), None if splits is None else folder / "study.md")
+    return [(m.name, saved_in(folder / m.name) is not None) for m in waiting]
 
 
 def _run_member(study: StudyConfig, member: Member, folder: Path, *, resume: bool) -> None:
     """Trains a member to its end and evaluates its last weights; a failure is noted in its folder."""
     config = study.config(member).changed(run={"out": str(folder)})
-    if FIRST_PROCESS and not resume:
-        for name in ("config.yaml", "steps.csv", "epochs.csv"):  # of a run that ended before it saved a state
-            (folder / name).unlink(missing_ok=True)
     free_unused()  # of the member before
     try:
         train(config, resume=resume)

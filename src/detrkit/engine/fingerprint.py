@@ -1,0 +1,90 @@
+"""What a run learns from, in a few bytes: two of them say whether a dataset is still the same, wherever it lies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from detrkit.classes import ClassList
+from detrkit.data import Dataset
+from detrkit.engine.setup import Splits
+
+# split -> number of images, and digests of what they are
+Fingerprint = dict[str, dict[str, Any] | None]
+_PARTS = {"files": "file names", "sizes": "sizes of images", "boxes": "boxes", "labels": "labels"}
+
+
+def fingerprint(splits: Splits) -> Fingerprint:
+    """Of the training and the validation split; plain values, as last.pt holds them.
+
+    Takes 0.8 s of COCO's 118,000 images, about a tenth of reading their annotations.
+    """
+    return {"train": _of(splits.train), "val": None if splits.val is None else _of(splits.val)}
+
+
+def _of(dataset: Dataset) -> dict[str, Any]:
+    """Digests of the file names (not where they lie), image sizes, boxes and labels, in their order."""
+    records = dataset.records
+    counts = np.array([len(r.labels) for r in records], "<i8")
+    none = np.zeros(0)
+    return {
+        "images": len({r.image_id for r in records}),
+        "files": _digest("\0".join(r.file.name for r in records).encode("utf-8", "surrogatepass")),
+        "sizes": _digest(np.array([(r.height, r.width) for r in records], "<i8").tobytes()),
+        "boxes": _digest(
+            counts.tobytes(), np.concatenate([none, *(r.boxes.reshape(-1) for r in records)]).astype("<f8").tobytes()
+        ),
+        "labels": _digest(
+            counts.tobytes(),
+            np.concatenate([none, *(r.labels for r in records)]).astype("<i8").tobytes(),
+            np.concatenate([none, *(r.crowd for r in records)]).astype(np.uint8).tobytes(),
+        ),
+    }
+
+
+def _digest(*parts: bytes) -> str:
+    made = hashlib.sha256()
+    for part in parts:
+        made.update(part)
+    return made.hexdigest()[:32]
+
+
+def class_difference(before: ClassList, now: ClassList) -> str | None:
+    """What differs between two class lists, in words; None if nothing does."""
+    for label, (old, new) in enumerate(zip(before.names, now.names, strict=False)):
+        if old != new:
+            return f"class {label} was {old}, now it is {new}"
+    if len(before) != len(now):
+        longer, word = (now, "new") if len(now) > len(before) else (before, "gone")
+        name = longer.names[min(len(now), len(before))]
+        return f"there were {len(before)} classes, now there are {len(now)} ({name} is {word})"
+    for label, (name, first, second) in enumerate(zip(now.names, before.ids, now.ids, strict=True)):
+        if first != second:
+            return f"class {label} ({name}) had the id {first}, now it has {second}"
+    return None
+
+
+def data_difference(before: Mapping[str, Any] | None, now: Fingerprint) -> str | None:
+    """What differs between the data of a run and that of its continuation, in words; None if nothing does.
+
+    Args:
+        before: from last.pt; None in those of earlier versions, of which nothing is known.
+        now: of the continuation.
+    """
+    for split, done in (("train", "trained"), ("val", "evaluated")):
+        old, new = (before or {}).get(split), now.get(split)
+        if old is None or new is None:
+            continue  # whether there is a validation split is a setting
+        if old["images"] != new["images"]:
+            return f"{old['images']} images were {done} on, now there are {new['images']}"
+        others = [words for part, words in _PARTS.items() if old[part] != new[part]]
+        if others:
+            return f"the {new['images']} images that were {done} on have other {_listed(others)} now"
+    return None
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

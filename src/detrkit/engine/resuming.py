@@ -1,0 +1,201 @@
+"""Before a run begins: its folder is locked, looked into, and found to be free or to hold the run that goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from lightning_fabric import Fabric
+
+from detrkit.checkpoint import ModelSpec
+from detrkit.config import TrainConfig, load_config
+from detrkit.console import FIRST_PROCESS, console
+from detrkit.data import Dataset
+from detrkit.engine.fingerprint import Fingerprint, class_difference, data_difference
+from detrkit.engine.setup import launched_outside, make_fabric
+from detrkit.engine.state import load_state
+from detrkit.engine.steps import DETECTOR
+from detrkit.errors import DetrkitError, PeerError
+from detrkit.utils.lock import NAME as LOCK
+from detrkit.utils.lock import FolderLock
+
+T = TypeVar("T")
+# what may differ between a run and its continuation without changing a number of it
+_FREE = {
+    "data": {"path", "val_data", "workers", "cache", "eval_batch_size"},
+    "optim": {"epochs", "mask_epochs"},
+    "run": {"out", "device", "devices", "nodes", "eval_every", "patience", "log_every", "save_every", "tensorboard"},
+}
+
+
+class Beginning(NamedTuple):
+    """How a run begins.
+
+    Attributes:
+        fabric: launched.
+        place: the folder below the run's whose state it goes on from: ".", or "detector" of a run in two steps whose
+            masks have not begun; None for a run from its first step.
+        state: what last.pt there holds, or None.
+    """
+
+    fabric: Fabric
+    place: str | None
+    state: dict[str, Any] | None
+
+
+def begin(config: TrainConfig, *, resume: bool, held: ExitStack) -> Beginning:
+    """Locks a run's folder, checks that it may be written, and launches the processes of the run.
+
+    The first process does it; what it refuses ends the others too.
+
+    Args:
+        config: of the run.
+        resume: whether to go on with the run in the folder.
+        held: keeps the lock.
+
+    Raises:
+        DetrkitError: somebody writes the folder; it holds a run that is not to be resumed, or another one; its state
+            is damaged.
+    """
+    folder, state = Path(config.run.out), None
+
+    def look() -> str | None:
+        nonlocal state
+        _look(config, resume=resume)  # a folder that is refused is left as it is
+        held.enter_context(FolderLock(folder))
+        _look_inside(config, folder, resume=resume)  # another process may have come and gone
+        place = saved_in(folder) if resume else None
+        if place is not None:
+            state = load_state(folder / place / "last.pt")
+        elif resume:
+            console.print(f"{folder} has no saved state: the run starts from its beginning", markup=False)
+        return place
+
+    fabric, place = first_decides(look, config)
+    if place is not None and state is None:  # in the other processes
+        state = load_state(folder / place / "last.pt")
+    return Beginning(fabric, place, state)
+
+
+def first_decides(look: Callable[[], T], config: TrainConfig) -> tuple[Fabric, T]:
+    """Launches the processes of a run after the first one has looked around.
+
+    Args:
+        look: what the first process does before it starts the others, if they have not been started.
+        config: of the run.
+
+    Returns:
+        The processes, and in each of them what `look` returned: small and picklable.
+
+    Raises:
+        DetrkitError: from `look`; in the other processes a `PeerError`.
+    """
+    found, refusal = None, None
+    if FIRST_PROCESS:
+        try:
+            found = look()
+        except DetrkitError as error:
+            if not launched_outside():
+                raise  # there are no others yet
+            refusal = error
+    fabric = make_fabric(config)
+    refused, found = fabric.broadcast((refusal is not None, found))
+    if refusal is not None:
+        raise refusal
+    if refused:
+        raise PeerError("the first process refused to start the run, and says why")
+    return fabric, found  # type: ignore[return-value]
+
+
+def saved_in(folder: Path) -> str | None:
+    """Where below a run's folder its last state is: ".", "detector" of a run in two steps, or None."""
+    return next((place for place in (".", DETECTOR) if (folder / place / "last.pt").exists()), None)
+
+
+def _look(config: TrainConfig, *, resume: bool) -> None:
+    """Looks at the folder of a run.
+
+    Raises:
+        DetrkitError: it is a file, or another process writes it; to resume: it holds no run, or one with other
+            settings; else: it holds one.
+    """
+    try:
+        _look_inside(config, Path(config.run.out), resume=resume)
+    except DetrkitError:
+        if (Path(config.run.out) / LOCK).exists():
+            with FolderLock(config.run.out):  # or it says who writes there, which is more to the point
+                pass
+        raise
+
+
+def _look_inside(config: TrainConfig, folder: Path, *, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise DetrkitError(f"{folder} is a file: choose another --out")
+    saved, trained = saved_in(folder) is not None, (folder / "best.safetensors").exists()
+    if resume:
+        _check_same(config, folder)
+        if trained and not saved:
+            raise DetrkitError(
+                f"{folder}: its last.pt is gone: nothing to resume; start anew with --init-from {folder}"
+            )
+    elif saved:
+        raise DetrkitError(
+            f"{folder} holds a run already: continue it with `detrkit train --resume {folder}`, or choose another --out"
+        )
+    elif trained:
+        raise DetrkitError(f"{folder} holds a run already, without its last.pt: choose another --out")
+
+
+def _check_same(config: TrainConfig, folder: Path) -> None:
+    """Refuses to resume with settings that would make the continuation another run."""
+    saved = folder / "config.yaml"
+    if not saved.exists():
+        raise DetrkitError(f"{folder}: no config.yaml, so no run of detrkit to resume")
+    difference = first_difference(load_config(saved), config)
+    if difference is not None:
+        raise DetrkitError(
+            f"{saved}: {difference}: a resumed run keeps its settings; to change them start a new one with --init-from"
+        )
+
+
+def first_difference(before: TrainConfig, now: TrainConfig, *, epochs: bool = False) -> str | None:
+    """What differs between two configs of which one is to continue the other: "optim.lr was 0.1, now it is 0.2".
+
+    Args:
+        before: of the run as it was started.
+        now: of its continuation.
+        epochs: whether another number of epochs is a difference too; a run by itself may go on for longer.
+    """
+    first, second = dataclasses.asdict(before), dataclasses.asdict(now)
+    for section, values in second.items():
+        for key, value in values.items():
+            old = first[section][key]
+            old, value = (list(v) if isinstance(v, tuple | list) else v for v in (old, value))
+            free = key in _FREE.get(section, set()) and not (epochs and key.endswith("epochs"))
+            if old != value and not free:
+                return f"{section}.{key} was {old!r}, now it is {value!r}"
+    return None
+
+
+def check_same_data(state: dict[str, Any], train: Dataset, data: Fingerprint) -> None:
+    """Refuses to go on with a run on other classes or other data.
+
+    Args:
+        state: from last.pt; of earlier versions it knows the classes alone.
+        train: the training split as it is now.
+        data: of all splits as they are now.
+
+    Raises:
+        DetrkitError: says what differs.
+    """
+    classes = ModelSpec.from_json(state["spec"]).classes
+    difference = None if classes is None else class_difference(classes, train.classes)
+    difference = difference or data_difference(state.get("data"), data)
+    if difference is not None:
+        raise DetrkitError(
+            f"{train.path}: {difference}: a resumed run keeps its classes and its images (another place is fine); to "
+            "train on others start a new run with --init-from"
+        )

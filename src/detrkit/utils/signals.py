@@ -1,0 +1,161 @@
+"""Signals that ask a command to stop: Ctrl-C, SIGTERM, SIGHUP (the terminal closes), SIGUSR1 (Slurm's warning)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, Self
+
+from detrkit.console import FIRST_PROCESS, console
+
+NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+_WORKER_GRACE_SECONDS = 300
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked to stop. As a KeyboardInterrupt it passes through what handles errors.
+
+    Attributes:
+        number: of the signal.
+        agreed: whether all processes of a run stop at the same place.
+    """
+
+    def __init__(self, number: int, *, agreed: bool = False) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+        self.agreed = agreed
+
+
+def number_of(stop: KeyboardInterrupt) -> int:
+    """The signal that stopped a command."""
+    return stop.number if isinstance(stop, Stopped) else int(signal.SIGINT)
+
+
+class SignalWatch:
+    """A context in which signals end what is done at once (`Stopped`) or, inside `waiting`, only leave a wish.
+
+    Ctrl-C after another signal stops at once in any case: with `Stopped`, or, where a watch was made with `program`,
+    by the end of the process, since an exception can be lost in a destructor or inside torch. A signal that the process
+    was started to ignore (nohup) stays ignored. Outside the main thread nothing is watched.
+
+    Args:
+        program: the process is the command's own and may be ended. After the context any signal ends it, with its
+            status and without a word: nothing is left to be done.
+
+    Attributes:
+        asked: the first signal that came, 0 for none.
+        last_words: what is said when a second Ctrl-C ends the process; a function of no arguments.
+    """
+
+    def __init__(self, *, program: bool = False) -> None:
+        self.asked = 0
+        self.last_words: Callable[[], str] = lambda: "stopped"
+        self._program = program
+        self._waits = False
+        self._outer: SignalWatch | None = None
+        self._previous: dict[int, Any] = {}
+        self._terminals: list[int] = []
+
+    def __enter__(self) -> Self:
+        self._terminals = [handle for handle in (1, 2) if os.isatty(handle)]
+        for number in NUMBERS:
+            previous = signal.getsignal(number)
+            if previous in (signal.SIG_IGN, None):
+                continue
+            around = getattr(previous, "__self__", None)
+            if isinstance(around, SignalWatch):
+                self._outer = around
+            try:
+                signal.signal(number, self._ask)
+            except ValueError:
+                break  # not the main thread: whoever runs us there handles signals
+            self._previous[number] = previous
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, self._end_quietly if self._program else handler)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context in which the first signal is only noted in `asked`.
+
+        Raises:
+            Stopped: at its end, if a signal came and nobody acted on it.
+        """
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+        if self.asked:
+            raise Stopped(self.asked)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        first = not self.asked
+        self._note(number)
+        if number == getattr(signal, "SIGHUP", None):
+            self._leave_terminal()
+        if first and self._waits:
+            with suppress(RuntimeError, OSError):  # in the middle of another line
+                console.print("stopping as soon as the state is safe (Ctrl-C again: at once, without saving)")
+        elif first:
+            raise Stopped(number)
+        elif number == int(signal.SIGINT):
+            if self._of_program():
+                self._end_process()
+            raise Stopped(number)
+
+    def _note(self, number: int) -> None:
+        self.asked = self.asked or number
+        if self._outer is not None:  # which is not to be surprised by the next one
+            self._outer._note(number)
+
+    def _of_program(self) -> bool:
+        return self._program or (self._outer is not None and self._outer._of_program())
+
+    def _leave_terminal(self) -> None:
+        """Writes to a terminal that is gone would fail, and end the run before it is saved."""
+        for handle in self._terminals:
+            if not os.isatty(handle):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, handle)
+                os.close(null)
+
+    def _end_process(self) -> None:
+        with suppress(OSError):
+            if 1 in self._terminals:
+                os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
+            if FIRST_PROCESS:
+                os.write(2, f"detrkit: {self.last_words()}\n".encode("utf-8", "replace"))
+        for child in multiprocessing.active_children():  # workers that load images
+            child.kill()
+        os._exit(128 + signal.SIGINT)
+
+    def _end_quietly(self, number: int, _: FrameType | None) -> None:
+        with suppress(RuntimeError, OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(128 + (self.asked or number))
+
+
+def leave_signals_to_parent(_: int = 0) -> None:
+    """In a worker process: a signal to the whole group (a terminal's Ctrl-C, a job's end) is the parent's business.
+
+    The parent finishes its step first, for which it needs the worker. SIGTERM is obeyed late: with it the parent ends
+    a worker that does not end by itself.
+
+    Args:
+        _: number of the worker, as torch gives it.
+    """
+    for number in NUMBERS:
+        signal.signal(number, _obey_late if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+def _obey_late(*_: Any) -> None:
+    signal.alarm(_WORKER_GRACE_SECONDS)
