@@ -128,7 +128,7 @@ def test_lists_name_images_and_are_no_paths(tmp_path: Path) -> None:
         ("train.txt", "line 3"),
         ("train.txt", "line 4"),
         ("missing.xml", ""),
-        ("bad.xml", ""),
+        ("bad.xml", "line 2"),
         ("missing.xml", "image missing"),
     ]
     assert "leads out of the dataset's folder" in found[0][2] and "absolute path" in found[1][2]
