@@ -185,9 +185,9 @@ class LossConfig:
     eos_coef: float | None = None
     """DETR: weight of the no-object class (0.1)."""
     focal_alpha: float | None = None
-    """Deformable DETR: alpha of the focal loss (0.25)."""
+    """Deformable DETR: alpha of the focal loss (0.25); the matching cost keeps 0.25."""
     focal_gamma: float | None = None
-    """Deformable DETR: gamma of the focal loss (2)."""
+    """Deformable DETR: gamma of the focal loss (2); the matching cost keeps 2."""
     mask_loss_coef: float | None = None
     """With masks: weight of the focal loss of the pixels (1)."""
     dice_loss_coef: float | None = None

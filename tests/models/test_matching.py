@@ -113,3 +113,58 @@ def test_cardinality_counts_the_queries_whose_best_class_is_not_the_last(name):
     losses = criterion(Outputs(logits[-1], boxes[-1]), targets)
     found = (logits[-1].argmax(-1) != CLASSES - 1).sum(-1)
     assert losses["cardinality_error"].item() == (found - torch.tensor([2, 5])).abs().float().mean().item()
+
+
+@pytest.mark.parametrize("columns", [1, 2, 200])
+@pytest.mark.parametrize("name", ["detr-r50", "deformable-detr-r50"])
+def test_losses_of_few_and_many_classes_equal_a_loop(name, columns):
+    generator = torch.Generator().manual_seed(columns)
+    classes = columns
+    logits = 3 * torch.randn(2, QUERIES, classes + (name == "detr-r50"), generator=generator)
+    boxes = torch.rand(2, QUERIES, 4, generator=generator) * 0.8 + 0.1
+    labels = [torch.randint(classes, (n,), generator=generator) for n in (3, 5)]
+    targets = [Target(own, torch.rand(len(own), 4, generator=generator) * 0.8 + 0.1) for own in labels]
+    criterion = build_criterion(name, num_classes=classes)
+    losses = criterion(Outputs(logits, boxes), targets)
+    pairs = criterion.matcher(Outputs(logits, boxes), targets)
+
+    wrong, cardinality = 0, 0
+    for b, (query, target) in enumerate(pairs):
+        wrong += int((logits[b, query].argmax(-1) != labels[b][target]).sum())
+        # the official formula, of both models
+        cardinality += abs(int((logits[b].argmax(-1) != logits.shape[-1] - 1).sum()) - len(labels[b])) / 2
+    assert losses["class_error"].item() == pytest.approx(100 * wrong / 8)
+    assert losses["cardinality_error"].item() == pytest.approx(cardinality)
+    assert losses["loss_ce"].item() == pytest.approx(plain_class_loss(name, logits, labels, pairs), rel=1e-5)
+
+
+def plain_class_loss(name, logits, labels, pairs, alpha=0.25, gamma=2.0):
+    """The class term, query by query, in float64."""
+    total = weights = 0.0
+    for b, (query, target) in enumerate(pairs):
+        right = dict(zip(query.tolist(), labels[b][target].tolist(), strict=True))
+        for q, row in enumerate(logits[b].double()):
+            if name == "detr-r50":
+                weight = 1.0 if q in right else 0.1
+                total -= weight * row.log_softmax(-1)[right.get(q, len(row) - 1)].item()
+                weights += weight
+            else:
+                wanted = torch.zeros(len(row), dtype=torch.bool)
+                if q in right:
+                    wanted[right[q]] = True
+                total += plain_focal(row, wanted, alpha, gamma).sum().item()
+    return total / (weights or sum(map(len, labels)))
+
+
+@pytest.mark.parametrize("alpha, gamma", [(0.5, 2.0), (0.9, 2.0), (0.25, 1.0)])
+def test_focal_settings_move_the_loss_alone(alpha, gamma):
+    """The official matcher has 0.25 and 2 written into it."""
+    logits, boxes, targets = problem(5, (4, 6))
+    outputs = Outputs(logits[0], boxes[0])
+    criterion = build_criterion("deformable-detr-r50", num_classes=CLASSES, focal_alpha=alpha, focal_gamma=gamma)
+    pairs = criterion.matcher(outputs, targets)
+    for b, (query, target) in enumerate(pairs):
+        expected = linear_sum_assignment(plain_cost(criterion.matcher, logits[0, b], boxes[0, b], targets[b]))
+        assert [query.tolist(), target.tolist()] == [side.tolist() for side in expected]
+    expected = plain_class_loss("deformable", logits[0], [t.labels for t in targets], pairs, alpha, gamma)
+    assert criterion(outputs, targets)["loss_ce"].item() == pytest.approx(expected, rel=1e-5)

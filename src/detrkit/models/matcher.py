@@ -169,7 +169,7 @@ class FocalMatcher(HungarianMatcher):
     """The matcher of Deformable DETR, whose class cost is the focal loss saved by predicting the class.
 
     Args:
-        alpha, gamma: of the focal loss (published: 0.25, 2).
+        alpha, gamma: of the cost (published: 0.25, 2, whatever those of the loss are).
         costs: as `HungarianMatcher` (published: 2, 5, 2).
     """
 
