@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -168,3 +169,25 @@ def test_published_by_name(monkeypatch, detector, tmp_path):
     monkeypatch.setattr("detrkit.checkpoint.published_weights", lambda name: path)
     with pytest.raises(DetrkitError, match="do not fit"):  # it went for the file of that name
         detrkit.load("detr-demo")
+
+
+@pytest.mark.parametrize("norm", ["frozen", "group", "batch"])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("detr-r50", {"position_embedding": "learned"}),
+        ("detr-r50-panoptic", {}),
+        ("deformable-detr-r50-two-stage", {"masks": True}),
+    ],
+)
+def test_detectors_go_to_other_processes(name, more, norm):
+    """Started afresh (spawn) or by joblib, a process gets its detector pickled."""
+    options = {**OPTIONS, **more, "backbone_norm": norm}
+    options |= {"backbone": "resnet10", "backbone_width": 16}
+    torch.manual_seed(7)
+    spec = ModelSpec(name, options, num_classes=3, classes=SPEC.classes, size=64, max_size=96)
+    sent = Detector(spec.build(), spec, device="cpu")
+    before = sent.predict(picture(2), threshold=0.0)
+    arrived = pickle.loads(pickle.dumps(sent))
+    equal(arrived.predict(picture(2), threshold=0.0), before)
+    assert arrived.spec == spec and not arrived.model.training

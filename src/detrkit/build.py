@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import Padding
-from detrkit.convert.files import WeightsFile, find_weights, load_pickle, read_weights
+from detrkit.convert.files import WeightsFile, find_weights, load_pickle, read_tensors, read_weights
 from detrkit.convert.huggingface import from_huggingface
 from detrkit.convert.keymap import official_names
 from detrkit.convert.official import COUNTER, bare_state_dict, check_fit, load_official
@@ -203,9 +203,7 @@ def load_backbone(model: nn.Module, weights: str | Path) -> None:
     else:
         path = find_weights(weights)
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        given = load_file(path)
+        given, _ = read_tensors(path)
     else:
         given = bare_state_dict(load_pickle(path))
     own: dict[str, Tensor] = backbone.body.state_dict()

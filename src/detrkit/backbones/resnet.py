@@ -27,12 +27,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
+
+def group_norm(channels: int) -> GroupNorm:
+    """A group norm of at most 32 groups of 4 channels or more; a function with a name, as pickled models need it."""
+    return GroupNorm(min(32, channels // 4), channels)
+
+
 # "frozen": constants, for pretrained weights (published). "group": trains from random weights, and treats every image
 # by itself, so that results do not depend on the batch (GroupNorm, Wu & He 2018; He et al. 2019 train detectors from
 # scratch with it). "batch": torchvision's own, as the colab demo has it.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
-    "group": lambda channels: GroupNorm(min(32, channels // 4), channels),
+    "group": group_norm,
     "batch": nn.BatchNorm2d,
 }
 

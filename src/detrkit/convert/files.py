@@ -20,11 +20,13 @@ from detrkit.classes import ClassList
 from detrkit.coco_classes import COCO_NAMES
 from detrkit.convert.huggingface_folder import WEIGHTS as HUGGINGFACE_FILES
 from detrkit.convert.huggingface_folder import spec_of_folder
-from detrkit.convert.official import WeightsError, bare_state_dict
+from detrkit.convert.official import WeightsError, bare_state_dict, plain_names
 from detrkit.convert.paddle import PUBLISHED, SETTINGS, load_paddle
 from detrkit.download import sha256
 from detrkit.errors import DetrkitError
 from detrkit.registry import published_file
+from detrkit.utils.documents import parse_json, read_bytes
+from detrkit.utils.names import relative_path
 
 METADATA_KEY = "detrkit"  # of the spec, in a safetensors header and in an official file that detrkit wrote
 STATE_FORMAT = "detrkit-training-state"
@@ -163,7 +165,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return bare_state_dict(load_pickle(find_weights(path))), {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return plain_names(tensors), file.metadata() or {}
+    except WeightsError as error:
+        raise DetrkitError(f"{path}: {error}") from error
     except (SafetensorError, OSError) as error:
         raise DetrkitError(f"{path}: damaged, or not a safetensors file") from error
 
@@ -172,13 +177,22 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     """The tensors of a Hugging Face directory that are in several files, which an index lists.
 
     Raises:
-        DetrkitError: a damaged index, or a file missing or damaged.
+        DetrkitError: no index; one that names something else than regular files in its folder; a file that is damaged.
     """
-    try:
-        files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DetrkitError(f"{path}: damaged, or not an index of weights") from error
-    return {name: tensor for file in files for name, tensor in read_tensors(path.with_name(file))[0].items()}
+    content = parse_json(read_bytes(path), str(path))
+    table = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(table, dict) or not table:
+        raise DetrkitError(f"{path}: damaged, or not an index of weights: it has no weight_map")
+    files: dict[str, Path] = {}
+    for name, file in table.items():
+        where = f"{path}: weight_map: {name[:80]}"
+        if not isinstance(file, str):
+            raise DetrkitError(f"{where}: the name of a file in this folder expected, not {json.dumps(file)[:80]}")
+        if file not in files:
+            files[file] = path.parent / relative_path(file, where, inside="the folder of the index", what="file")
+            if not files[file].is_file():
+                raise DetrkitError(f"{where}: {files[file]} is not there (or no regular file): get all of the weights")
+    return {name: tensor for file in sorted(files) for name, tensor in read_tensors(files[file])[0].items()}
 
 
 def _read_safetensors(path: Path) -> WeightsFile:

@@ -34,17 +34,33 @@ class WeightsError(DetrkitError, RuntimeError):
 def bare_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors by official name: from a file's whole content (weights under "model") or a bare state dict.
 
-    A "module." in front of every name (saved from DistributedDataParallel) is dropped.
+    What wrappers put into the names is taken out (`plain_names`).
 
     Raises:
-        WeightsError: something that is neither.
+        WeightsError: something that is neither, or a name that is there wrapped and plain.
     """
     inner = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(inner, Mapping) or not inner or not all(isinstance(v, Tensor) for v in inner.values()):
         raise WeightsError('no weights found: expected a state dict, or a file\'s content with one under "model"')
-    if all(name.startswith("module.") for name in inner):
-        return {name.removeprefix("module."): tensor for name, tensor in inner.items()}
-    return dict(inner)
+    return plain_names(inner)
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without what wrappers put into its names, in any order.
+
+    That is "module." in front of all of them (DistributedDataParallel), and the part "_orig_mod." anywhere
+    (torch.compile, also of a submodule).
+
+    Raises:
+        WeightsError: two entries have the same name then.
+    """
+    names = {name: name.replace("_orig_mod.", "") for name in state}
+    while names and all(plain.startswith("module.") for plain in names.values()):
+        names = {name: plain.removeprefix("module.") for name, plain in names.items()}
+    if len(set(names.values())) < len(names):
+        twice = next(plain for name, plain in names.items() if plain != name and plain in state)
+        raise WeightsError(f"{twice} is there twice, wrapped by torch.compile and plain: keep one of the two")
+    return {names[name]: tensor for name, tensor in state.items()}
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:

@@ -68,13 +68,17 @@ def full_path(path: str | Path) -> Path:
         raise DetrkitError(f"{path}: the working directory is gone ({error.strerror}): go to another one") from error
 
 
-def relative_path(text: str, where: str, *, up: bool = False) -> PurePosixPath:
-    """A relative path as a file gives it for an image that is read: "val/17.jpg", also with backslashes.
+def relative_path(
+    text: str, where: str, *, up: bool = False, inside: str = "the dataset's folder", what: str = "image"
+) -> PurePosixPath:
+    """A relative path as a file gives it for one that is read, such as an image: "val/17.jpg", also with backslashes.
 
     Args:
         text: the path.
         where: file and field that it is from, for the message.
         up: allow a path that leads above the folder that it is relative to.
+        inside: that folder, for the message.
+        what: is at the path, for the message.
 
     Raises:
         DetrkitError: absolute, above its folder (unless `up`), or no path that a file system can hold.
@@ -88,9 +92,9 @@ def relative_path(text: str, where: str, *, up: bool = False) -> PurePosixPath:
     if not text.strip() or not path.parts:
         reason = "is empty"
     elif path.is_absolute() or PureWindowsPath(text).drive:
-        reason = "is an absolute path: give it relative to the dataset's folder"
+        reason = f"is an absolute path: give it relative to {inside}"
     elif lowest < 0 and not up:
-        reason = "leads out of the dataset's folder: put the image into it"
+        reason = f"leads out of {inside}: put the {what} into it"
     else:
         reason = next(filter(None, map(why_unusable, path.parts)), None)
     if reason is not None:
