@@ -76,6 +76,14 @@ def test_safetensors_there_and_back(model, tmp_path):
     assert same(load_model(path)[0], model)
 
 
+def test_a_compiled_model_is_saved_as_a_plain_one(model, tmp_path):
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
+    path = save_model(tmp_path / "a.safetensors", wrapped, SPEC)
+    assert same(load_model(path)[0], model)
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == set(model.state_dict())
+
+
 def test_shared_and_strided_tensors(tmp_path):
     weight = torch.rand(4, 6)
     state = {"a": weight, "b": weight, "view": weight[1:], "turned": weight.T, "half": weight.half()}

@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torchvision
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from detrkit.backbones.resnet import Padding
 from detrkit.convert.files import WeightsFile, find_weights, load_pickle, read_tensors, read_weights
 from detrkit.convert.huggingface import from_huggingface
 from detrkit.convert.keymap import official_names
-from detrkit.convert.official import COUNTER, bare_state_dict, check_fit, load_official
+from detrkit.convert.official import COUNTER, bare_state_dict, check_fit, load_official, plain_names
 from detrkit.convert.told import tell
 from detrkit.download import download
 from detrkit.errors import DetrkitError
@@ -160,12 +160,7 @@ def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = 
         WeightsError: the weights do not fit; the message lists what is missing, left over or of another shape.
     """
     own = model.state_dict()
-    if file.names == "detrkit":
-        names = [(name, name) for name in own]
-        given = dict(file.state)
-    else:
-        names = official_names(model)
-        given = from_huggingface(model, file.state) if file.names == "huggingface" else bare_state_dict(file.state)
+    names, given = _translated(model, file)
     if new_class_head:
         for theirs, ours in names:
             tensor = own[ours]
@@ -178,6 +173,48 @@ def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = 
         model.load_state_dict(given)
     else:
         load_official(model, given)
+
+
+class Fit(NamedTuple):
+    """What of a file's weights fits a model.
+
+    Attributes:
+        state: the tensors that do, by the model's own names.
+        left_over: names, as the file's format has them, of those that the model lacks or has in another shape.
+    """
+
+    state: dict[str, Tensor]
+    left_over: list[str]
+
+
+def fitting_weights(model: nn.Module, file: WeightsFile) -> Fit:
+    """The weights of a file that fit, for fine-tuning: what a file lacks or has too much of is no error.
+
+    Args:
+        model: as the file tells it.
+        file: of weights of which some were taken away or added.
+
+    Raises:
+        WeightsError: less than half of the model's tensors are there: these are weights of something else; the message
+            lists what does not fit.
+    """
+    own = model.state_dict()
+    names, given = _translated(model, file)
+    state = {
+        ours: given[theirs] for theirs, ours in names if theirs in given and given[theirs].shape == own[ours].shape
+    }
+    if 2 * len(state) < len(own):
+        check_fit({theirs: own[ours] for theirs, ours in names}, given, model)
+    taken = {theirs for theirs, ours in names if ours in state}
+    return Fit(state, [name for name in given if name not in taken and not name.endswith(COUNTER)])
+
+
+def _translated(model: nn.Module, file: WeightsFile) -> tuple[list[tuple[str, str]], dict[str, Tensor]]:
+    """(name in the file's format, model's name) of every entry, and the file's tensors by the names of its format."""
+    if file.names == "detrkit":
+        return [(name, name) for name in model.state_dict()], plain_names(file.state)
+    given = from_huggingface(model, file.state) if file.names == "huggingface" else bare_state_dict(file.state)
+    return official_names(model), given
 
 
 def load_backbone(model: nn.Module, weights: str | Path) -> None:

@@ -16,13 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD, Padding
-from detrkit.build import build_model, build_options, check_declared, load_weights, published_weights
+from detrkit.build import (
+    build_model,
+    build_options,
+    check_declared,
+    load_weights,
+    published_weights,
+)
 from detrkit.classes import ClassList
 from detrkit.coco_classes import COCO_91, COCO_250
 from detrkit.convert.files import METADATA_KEY, WeightsFile, read_weights
 from detrkit.convert.huggingface import BackboneNames, to_huggingface
 from detrkit.convert.huggingface_folder import CONFIG, PREPROCESSOR, WEIGHTS, config_of, preprocessor_of
-from detrkit.convert.official import bare_state_dict, to_official
+from detrkit.convert.official import bare_state_dict, plain_names, to_official
 from detrkit.convert.told import accepted, classes_told, tell
 from detrkit.errors import DetrkitError
 from detrkit.registry import ARCHITECTURES, architecture
@@ -121,7 +127,7 @@ def save_model(path: str | Path, model: nn.Module | Mapping[str, Tensor], spec: 
         DetrkitError: the file cannot be written.
     """
     path = Path(path)
-    state = model.state_dict() if isinstance(model, nn.Module) else model
+    state = plain_names(model.state_dict() if isinstance(model, nn.Module) else model)  # as of a compiled model
     with _atomic(path) as part:
         save_file(_separate(state), part, metadata={"format": "pt", METADATA_KEY: spec.to_json()})
         part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
@@ -203,15 +209,9 @@ def load_model(
     Raises:
         DetrkitError: missing, damaged or foreign file, an unknown architecture, or weights that do not fit.
     """
-    file = read_weights(path)
     if name is not None and name not in ARCHITECTURES:
         raise DetrkitError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
-    try:
-        spec = _spec_of(file, name, dict(options or {}))
-        check_declared(architecture(spec.name), build_options(architecture(spec.name), _options(spec)), file)
-        model = spec.build()
-    except (ValueError, TypeError) as error:
-        raise DetrkitError(f"{file.path}: {error}") from error
+    file, model, spec = described(path, name, dict(options or {}))
     try:
         load_weights(model, file)
     except DetrkitError as error:
@@ -219,24 +219,51 @@ def load_model(
     return model.eval(), spec
 
 
+def described(
+    path: str | Path, name: str | None, asked: dict[str, Any], dilation: bool | None = None
+) -> tuple[WeightsFile, nn.Module, ModelSpec]:
+    """A weights file, the model that it is of with random weights, and its spec; arguments as of `load_model`.
+
+    Raises:
+        DetrkitError: missing, damaged or foreign file, or one that does not tell its model.
+    """
+    file = read_weights(path)
+    try:
+        spec = _spec_of(file, name, asked, dilation)
+        check_declared(architecture(spec.name), build_options(architecture(spec.name), _options(spec)), file)
+        return file, spec.build(), spec
+    except (ValueError, TypeError) as error:
+        raise DetrkitError(f"{file.path}: {error}") from error
+
+
 def load_any(name_or_path: str | Path, *, name: str | None = None) -> tuple[nn.Module, ModelSpec]:
     """As `load_model`; a model name stands for its published weights, which are downloaded at the first use.
 
     Args and errors: as `load_model`.
     """
+    path, known = located(name_or_path)
+    return load_model(path, name=known or name)
+
+
+def located(name_or_path: str | Path) -> tuple[Path, str | None]:
+    """The weights file, and the model's name where that was given, whose published weights they are.
+
+    Raises:
+        DetrkitError: no file, and no model of that name.
+    """
     path = Path(name_or_path)
     if str(name_or_path) in ARCHITECTURES:
-        path, name = published_weights(str(name_or_path)), str(name_or_path)
-    elif not path.exists() and path.suffix == "" and path.name == str(name_or_path):
+        return published_weights(str(name_or_path)), str(name_or_path)
+    if not path.exists() and path.suffix == "" and path.name == str(name_or_path):
         raise DetrkitError(f"{name_or_path}: neither a file nor a model; models are {', '.join(ARCHITECTURES)}")
-    return load_model(path, name=name)
+    return path, None
 
 
 def _options(spec: ModelSpec) -> dict[str, Any]:
     return {k: v for k, v in spec.options.items() if k != "backbone_weights"}
 
 
-def _spec_of(file: WeightsFile, name: str | None, asked: dict[str, Any]) -> ModelSpec:
+def _spec_of(file: WeightsFile, name: str | None, asked: dict[str, Any], dilation: bool | None) -> ModelSpec:
     """The file's own spec, or one for a file without.
 
     Raises:
@@ -251,13 +278,13 @@ def _spec_of(file: WeightsFile, name: str | None, asked: dict[str, Any]) -> Mode
             raise DetrkitError(f"{file.path}: these are the published weights of {file.published}, not of {name}")
         spec = published_spec(file.published)
     else:
-        return _spec_told(file, name, asked)
+        return _spec_told(file, name, asked, dilation)
     known = architecture(spec.name)
     _check_asked(file, {**accepted(known.build), **build_options(known, _options(spec))}, asked)
     return spec
 
 
-def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any]) -> ModelSpec:
+def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any], dilation: bool | None) -> ModelSpec:
     """A spec from what the tensors of a file tell, the arguments in it, and what was asked for.
 
     Raises:
@@ -270,12 +297,12 @@ def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any]) -> Mo
     _check_asked(file, told.options, asked)
     told.options.update(asked)
     if told.needs_dilation:
-        if name is None:
+        if name is None and dilation is None:
             raise DetrkitError(
                 f"{file.path}: whether this is a DC5 model (dilation) does not show in its weights; say it once: "
                 f"detrkit convert {file.path} {file.path.with_suffix('.safetensors').name} --dilation True or False"
             )
-        told.options["dilation"] = architecture(name).options.get("dilation", False)
+        told.options["dilation"] = dilation if name is None else architecture(name).options.get("dilation", False)
     if name not in (None, told.name):
         raise DetrkitError(f"{file.path}: weights of {told.name}, not of {name} (dilation and backbone say so)")
     known = architecture(told.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 
 import numpy as np
@@ -195,11 +196,51 @@ def test_other_files_of_weights(tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
     assert same(load_model(folder)[0], ours)
     (folder / "model-2.safetensors").unlink()
-    with pytest.raises(DetrkitError, match=r"model-2\.safetensors: damaged, or not a safetensors file"):
+    with pytest.raises(DetrkitError, match=r"weight_map: .*model-2\.safetensors is not there"):
         load_model(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(DetrkitError, match=r"index\.json: damaged"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        ("../x/model.safetensors", "'../x/model.safetensors' leads out of the folder of the index"),
+        ("/etc/hostname", "is an absolute path"),
+        ("https://example.org/a/../../../b.safetensors", "leads out of|is not there"),
+        ("a\x00b", "holds a control character"),
+        (5, "the name of a file in this folder expected, not 5"),
+        (None, "the name of a file in this folder expected, not null"),
+        (["model.safetensors"], "the name of a file in this folder expected"),
+        ("model-1.safetensors", r"model-1\.safetensors is not there"),
+        ("pipe", r"pipe is not there \(or no regular file\)"),
+        ("folder", r"folder is not there \(or no regular file\)"),
+        ("", "is empty"),
+    ],
+)
+def test_an_index_opens_regular_files_of_its_folder_alone(tmp_path, shard, message):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe")
+    (folder / "folder").mkdir()
+    (tmp_path / "x").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "x" / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "detr"}')
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"class_labels_classifier.weight": shard}}))
+    with pytest.raises(DetrkitError, match=message) as error:
+        load_model(folder)
+    assert "\n" not in str(error.value) and str(index) in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"weight_map": 3}', '{"weight_map": {}}', "{", "[" * 100_000])
+def test_what_is_no_index(tmp_path, content):
+    (tmp_path / "config.json").write_text('{"model_type": "detr"}')
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(DetrkitError, match=r"index\.json: ") as error:
+        load_model(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_names_that_somebody_changed(tmp_path):

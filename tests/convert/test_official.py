@@ -34,6 +34,32 @@ def test_content_with_model_key_prefix_and_half_precision(kind):
         assert torch.equal(tensor, state[f"module.{name}"].to(tensor.dtype)), name
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: f"module.module.{name}",
+        lambda name: name.replace("transformer.", "transformer._orig_mod."),  # one part was compiled
+    ],
+    ids=["compiled", "compiled, distributed", "distributed, compiled", "distributed twice", "a part compiled"],
+)
+def test_names_of_wrapped_models(wrap):
+    source, target = DETR(**SMALL), DETR(**SMALL)
+    load_official(target, {"model": {wrap(name): tensor for name, tensor in to_official(source).items()}})
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
+
+
+def test_a_tensor_under_two_names():
+    state = to_official(DETR(**SMALL))
+    state["_orig_mod.query_embed.weight"] = state["query_embed.weight"] + 1
+    with pytest.raises(WeightsError, match=r"query_embed\.weight is there twice, wrapped"):
+        load_official(DETR(**SMALL), state)
+
+
 def test_learned_positions_have_official_names():
     model = DETR(**SMALL, position_embedding="learned")
     names = list(to_official(model))

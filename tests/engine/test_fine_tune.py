@@ -11,8 +11,11 @@ from tiny import MODEL, tiny_config
 from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec, load_model, save_model
 from detrkit.classes import ClassList
+from detrkit.config import ModelConfig
+from detrkit.convert import to_official
 from detrkit.engine import train
-from detrkit.engine.fine_tune import init_from
+from detrkit.engine.fine_tune import init_from, load_first_weights
+from detrkit.errors import DetrkitError
 
 OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
 
@@ -108,3 +111,84 @@ def test_training_starts_from_a_checkpoint(shapes, tmp_path):
     (tmp_path / "source.safetensors").unlink()  # going on does not need it any more
     again = train(config.changed(optim={"epochs": 2}), resume=True)
     assert load_model(again.best)[1].training["init_from"].endswith("source.safetensors")
+
+
+def _saved_official(path, source, change):
+    state = dict(to_official(source))
+    change(state)
+    torch.save({"model": state}, path)
+
+
+def _without_class_head(state):
+    for name in [n for n in state if n.startswith("class_embed.")]:
+        del state[name]
+
+
+def _without_one_bias_and_with_another_tensor(state):
+    del state["bbox_embed.layers.0.bias"]
+    state["extra.weight"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "new", "unused"),
+    [
+        (_without_class_head, {"class_head.weight", "class_head.bias"}, []),
+        (_without_one_bias_and_with_another_tensor, {"box_head.layers.0.bias"}, ["extra.weight"]),
+    ],
+)
+def test_training_starts_from_weights_that_are_not_whole(shapes, tmp_path, change, new, unused, capsys):
+    """As after the usual advice, to delete the class head of the published file."""
+    source = _model(2, 7, backbone_stage=5)
+    _saved_official(tmp_path / "a.pth", source, change)
+    config = tiny_config(
+        shapes,
+        tmp_path / "run",
+        model=ModelConfig(name="detr-r50"),
+        optim={"epochs": 1, "lr": 1e-12, "lr_backbone": 1e-12, "weight_decay": 0.0},
+        run={"init_from": str(tmp_path / "a.pth")},
+    )
+    result = train(config)
+    model, spec = load_model(result.best)
+    assert len(spec.classes) == 3 and spec.options["hidden_dim"] == 32
+    state, given = model.state_dict(), source.state_dict()
+    for name, tensor in state.items():
+        if name in new or name.startswith("class_head."):
+            continue
+        torch.testing.assert_close(tensor, given[name], rtol=0, atol=1e-6)
+    assert not torch.allclose(state["box_head.layers.0.bias"], torch.zeros(())) or "box_head.layers.0.bias" not in new
+    lines = {line.split(":")[0].strip(): line for line in (result.folder / "init.txt").read_text().splitlines()}
+    assert set(lines["new (random)"].partition(": ")[2].split(", ")) == new
+    assert (lines["not used"].partition(": ")[2].split(", ") if unused else []) == unused
+    assert f"{len(new)} new" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dilation", [False, True])
+def test_the_model_asked_for_says_whether_weights_are_dc5(tmp_path, dilation):
+    """The published file without its class head says it no more: its hash is another one."""
+    _saved_official(tmp_path / "a.pth", _model(2, 7, backbone="resnet50", backbone_stage=5), _without_class_head)
+    weights = load_first_weights(tmp_path / "a.pth", dilation=dilation)
+    assert weights.spec.name == ("detr-r50-dc5" if dilation else "detr-r50")
+    with pytest.raises(DetrkitError, match="whether this is a DC5 model"):
+        load_first_weights(tmp_path / "a.pth")
+
+
+def test_weights_of_something_else_are_not_taken_in_part(tmp_path):
+    state = {n if n.startswith("backbone.") else f"old.{n}": t for n, t in _model(2, 7).state_dict().items()}
+    path = save_model(tmp_path / "a.safetensors", state, ModelSpec("detr-r50", OPTIONS, 2))
+    with pytest.raises(DetrkitError, match=r"a\.safetensors: these weights do not fit the model \(DETR\)"):
+        load_first_weights(path)
+
+
+def test_a_detector_that_is_to_be_frozen_must_be_whole(tmp_path):
+    _saved_official(tmp_path / "a.pth", _model(2, 7, backbone_stage=5), _without_class_head)
+    with pytest.raises(DetrkitError, match=r"missing \(2\): class_embed\.weight, class_embed\.bias"):
+        load_first_weights(tmp_path / "a.pth", whole=True, dilation=False)
+
+
+def test_classes_are_not_kept_without_a_class_head():
+    source, model = _model(4, 0), _model(3, 1)
+    state = {n: t for n, t in source.state_dict().items() if not n.startswith("class_head.")}
+    spec = ModelSpec("detr-r50", OPTIONS, 4, ClassList(("cat", "N/A", "dog", "cow"), (1, 2, 3, 4)))
+    report = init_from(model, ClassList(("dog", "axolotl", "cat"), (0, 1, 2)), state, spec, background=True)
+    assert report.classes_kept == [] and report.classes_new == ["dog", "axolotl", "cat"]
+    assert report.new == ["class_head.weight", "class_head.bias"]

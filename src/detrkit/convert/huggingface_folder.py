@@ -52,6 +52,7 @@ _TWINS = (
     ("decoder_ffn_dim", "encoder_ffn_dim", "dim_feedforward"),
 )
 _CLASS_HEAD = re.compile(r"(?:.*\.)?class_(?:labels_classifier|embed\.\d+)\.weight")
+_BOX_HEAD = re.compile(r"(?:.*\.)?bbox_(?:predictor|embed\.\d+)\.layers\.0\.weight")
 _UNNAMED = re.compile(r"LABEL_\d+")  # transformers' own names for labels that have none
 _LAST_MAP = 4  # stage 5: the stem is 0, with timm and with transformers' own
 _UNLIMITED = 1_000_000  # a longest side in pixels that no picture has: transformers must be given one
@@ -70,7 +71,7 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
 
     Args:
         folder: with config.json and perhaps preprocessor_config.json.
-        state: its weights, which tell whether the model has masks and how many classes.
+        state: its weights, which tell whether the model has masks and, as a rule, how many classes.
 
     Raises:
         DetrkitError: a model or an input that detrkit does not have.
@@ -102,10 +103,7 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     else:
         options["position_embedding"] = positions
     options |= _backbone_options(path, config, kind, options)
-    rows = next((len(tensor) for name, tensor in state.items() if _CLASS_HEAD.fullmatch(name)), None)
-    if rows is None:
-        raise DetrkitError(f"{folder}: no class head in the weights: a bare backbone or transformer, not a detector")
-    classes = rows - (kind is DETR)  # DETR's head has a row for "no object"
+    classes = _class_count(folder, config, kind, state)
     told = Told(kind, options)
     return {
         "version": 1,
@@ -190,6 +188,20 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DetrkitError(f"{path}: a JSON object expected")
     return content
+
+
+def _class_count(folder: Path, config: Mapping[str, Any], kind: type[nn.Module], state: Mapping[str, Tensor]) -> int:
+    """The number of labels: that of the class head, or of the names where it was taken away, as for fine-tuning.
+
+    Raises:
+        DetrkitError: neither.
+    """
+    rows = next((len(tensor) for name, tensor in state.items() if _CLASS_HEAD.fullmatch(name)), None)
+    if rows is not None:
+        return rows - (kind is DETR)  # DETR's head has a row for "no object"
+    if any(_BOX_HEAD.fullmatch(name) for name in state) and config.get("id2label"):
+        return len(config["id2label"])
+    raise DetrkitError(f"{folder}: no class head in the weights: a bare backbone or transformer, not a detector")
 
 
 def _classes(path: Path, config: Mapping[str, Any], count: int) -> dict[str, Any] | None:

@@ -15,6 +15,13 @@ from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
 from detrkit.registry import ARCHITECTURES
 
+# tensors that tell the kind of model, and their axis that is as long as its width: the class head, and another one for
+# weights whose class head was taken away for fine-tuning
+_SIGNS: tuple[tuple[type[nn.Module], tuple[tuple[str, int], ...]], ...] = (
+    (DETRdemo, (("linear_class.weight", 1), ("query_pos", 1))),
+    (DeformableDETR, (("class_embed.0.weight", 1), ("input_proj.0.0.weight", 0))),
+    (DETR, (("class_embed.weight", 1), ("input_proj.weight", 0))),
+)
 UNDILATED = ("resnet10", "resnet18", "resnet34")  # have no DC5 form, so nothing is left to ask
 # arguments of the official main.py that are the model's; its others are of training and data
 _OFFICIAL = (
@@ -69,32 +76,36 @@ def tell(state: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None
         The model; None for tensors of something else. The tensors never tell dilation, and the number of heads with
         masks alone.
     """
-    if "linear_class.weight" in state:
-        told = Told(DETRdemo, _sizes(state, "linear_class.weight", "query_pos"))
-    elif "class_embed.0.weight" in state:
-        told = Told(DeformableDETR, _sizes(state, "class_embed.0.weight", "query_embed.weight"))
+    masks = any(name.startswith("detr.") for name in state)  # the official DETRsegm holds the detector as `detr`
+    inner = {name.removeprefix("detr."): tensor for name, tensor in state.items()}
+    found = (
+        (kind, inner[name].shape[axis])
+        for kind, signs in _SIGNS
+        for name, axis in signs
+        if name in inner and inner[name].ndim > axis
+    )
+    kind, width = next(found, (None, 0))
+    if kind is None:
+        return None
+    told = Told(kind, _sizes(inner, width, "query_pos" if kind is DETRdemo else "query_embed.weight"))
+    if kind is DeformableDETR:
         told.options.update(
-            num_feature_levels=len(state.get("transformer.level_embed", ())) or 1,
-            with_box_refine=any(name.startswith("transformer.decoder.bbox_embed.") for name in state),
-            two_stage="transformer.enc_output.weight" in state,
+            num_feature_levels=len(inner.get("transformer.level_embed", ())) or 1,
+            with_box_refine=any(name.startswith("transformer.decoder.bbox_embed.") for name in inner),
+            two_stage="transformer.enc_output.weight" in inner,
         )
-    elif "class_embed.weight" in state or "detr.class_embed.weight" in state:
-        masks = "class_embed.weight" not in state  # the official DETRsegm holds the detector as `detr`
-        inner = {name.removeprefix("detr."): tensor for name, tensor in state.items()}
-        told = Told(DETR, _sizes(inner, "class_embed.weight", "query_embed.weight"))
+    elif kind is DETR:
         told.options.update(masks=masks, pre_norm="transformer.encoder.norm.weight" in inner)
         if masks and "mask_head.lay1.weight" in state:
-            told.options["nheads"] = len(state["mask_head.lay1.weight"]) - told.options["hidden_dim"]
-        if (rows := inner.get("backbone.1.row_embed.weight")) is not None:
-            told.options.update(position_embedding="learned", position_entries=len(rows))
-    else:
-        return None
+            told.options["nheads"] = len(state["mask_head.lay1.weight"]) - width
+    if kind is not DETRdemo and (rows := inner.get("backbone.1.row_embed.weight")) is not None:
+        told.options.update(position_embedding="learned", position_entries=len(rows))
     if told.options.get("backbone") in UNDILATED:
         told.options["dilation"] = False
     for option in _OFFICIAL:
         if arguments is not None and option in arguments:
             told.options[option] = arguments[option]
-    known = accepted(told.kind)  # Deformable DETR's main.py has position_embedding, for one, which it cannot change
+    known = accepted(told.kind)  # Deformable DETR's main.py shares arguments with DETR's that its model does not have
     return Told(told.kind, {option: value for option, value in told.options.items() if option in known})
 
 
@@ -109,16 +120,16 @@ def classes_told(state: Mapping[str, Tensor], *, softmax: bool) -> int | None:
     return None if rows is None else rows - softmax
 
 
-def _sizes(state: Mapping[str, Tensor], class_head: str, queries: str) -> dict[str, Any]:
+def _sizes(state: Mapping[str, Tensor], width: int, queries: str) -> dict[str, Any]:
     """What the tensors of every kind tell.
 
     Args:
         state: official names, without "detr." in front.
-        class_head: name of the class head's weight, (rows, D).
+        width: D.
         queries: name of the queries, (Q, ...).
     """
     body = "backbone.0.body." if "backbone.0.body.conv1.weight" in state else "backbone."
-    options: dict[str, Any] = {"hidden_dim": state[class_head].shape[1]}
+    options: dict[str, Any] = {"hidden_dim": width}
     for part in ("encoder", "decoder"):
         layers = rf"transformer\.{part}\.layers\.(\d+)\."
         options[f"{part[:3]}_layers"] = blocks(state, layers)

@@ -4,15 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from detrkit.checkpoint import ModelSpec
+from detrkit.backbones.resnet import Norm
+from detrkit.build import Fit, fitting_weights, load_weights
+from detrkit.checkpoint import ModelSpec, described, located
 from detrkit.classes import ClassList
+from detrkit.errors import DetrkitError
 
 CLASS_HEADS = ("class_head.", "class_heads.")
 _QUERIES = ("queries", "queries.weight")
+
+
+class FirstWeights(NamedTuple):
+    """Weights to start from, which need not be whole.
+
+    Attributes:
+        state: the tensors that fit the model of `spec`, by detrkit's names.
+        spec: of the model that they are of.
+        norm: of its backbone.
+        left_over: names of tensors in the file that do not fit that model.
+    """
+
+    state: dict[str, Tensor]
+    spec: ModelSpec
+    norm: Norm
+    left_over: list[str]
+
+
+def load_first_weights(name_or_path: str | Path, *, whole: bool = False, dilation: bool | None = None) -> FirstWeights:
+    """Reads weights of any kind to start a training from.
+
+    Args:
+        name_or_path: as `load_any`.
+        whole: every tensor of the model must be there. Otherwise the class head, or another part of it, may be missing,
+            and others left over.
+        dilation: whether the model is a DC5 one, for files that do not say it.
+
+    Raises:
+        DetrkitError: missing, damaged or foreign file; weights that do not fit, or of which less than half do.
+    """
+    path, name = located(name_or_path)
+    file, model, spec = described(path, name, {}, dilation)
+    try:
+        if whole:
+            load_weights(model, file)
+        fit = Fit(model.state_dict(), []) if whole else fitting_weights(model, file)
+    except DetrkitError as error:
+        raise DetrkitError(f"{file.path}: {error}") from error
+    backbone: Any = model.backbone
+    return FirstWeights(fit.state, spec, backbone.norm, fit.left_over)
 
 
 @dataclass
@@ -34,23 +79,27 @@ class InitReport:
     classes_kept: list[str] = field(default_factory=list)
     classes_new: list[str] = field(default_factory=list)
 
-    def lines(self) -> list[str]:
-        """For a terminal and the run's log."""
+    def lines(self, most: int | None = 8) -> list[str]:
+        """For a terminal and the run's log.
+
+        Args:
+            most: names in a list; None for all.
+        """
         lines = [f"{len(self.kept)} tensors kept, {len(self.adapted)} adapted, {len(self.new)} new"]
         lines += [f"  adapted {name}: {why}" for name, why in self.adapted.items()]
         if self.classes_kept:
-            lines.append(f"  classes kept by name: {_some(self.classes_kept)}")
+            lines.append(f"  classes kept by name: {_some(self.classes_kept, most)}")
         if self.classes_new:
-            lines.append(f"  classes that start anew: {_some(self.classes_new)}")
+            lines.append(f"  classes that start anew: {_some(self.classes_new, most)}")
         if self.new:
-            lines.append(f"  new (random): {_some(self.new)}")
+            lines.append(f"  new (random): {_some(self.new, most)}")
         if self.unused:
-            lines.append(f"  not used: {_some(self.unused)}")
+            lines.append(f"  not used: {_some(self.unused, most)}")
         return lines
 
 
-def _some(names: list[str], most: int = 8) -> str:
-    rest = len(names) - most
+def _some(names: list[str], most: int | None) -> str:
+    rest = 0 if most is None else len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
@@ -104,5 +153,7 @@ def init_from(
             report.adapted[name] = f"the first {count} of {len(given)} queries"
         else:
             report.new.append(name)
+    if not any(name.startswith(CLASS_HEADS) for name in (*report.kept, *report.adapted)):
+        report.classes_kept, report.classes_new = [], list(names)  # the source's class head is not there, or no fit
     report.unused = [name for name in source if name not in own]
     return report

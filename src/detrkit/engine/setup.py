@@ -15,11 +15,11 @@ from torch import nn
 
 import detrkit
 from detrkit.build import build_model
-from detrkit.checkpoint import ModelSpec, load_any
+from detrkit.checkpoint import ModelSpec
 from detrkit.config import TrainConfig
 from detrkit.console import console
 from detrkit.data import Dataset, open_dataset
-from detrkit.engine.fine_tune import CLASS_HEADS, InitReport, init_from
+from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
 from detrkit.errors import DetrkitError
 from detrkit.registry import architecture
 
@@ -72,13 +72,16 @@ class Source:
 
     Attributes:
         name: as the config has it.
-        model: with the weights.
-        spec: of the model.
+        weights: what is there of them, and the model that they are of.
     """
 
     name: str
-    model: nn.Module
-    spec: ModelSpec
+    weights: FirstWeights
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Of the model that the weights are of."""
+        return self.weights.spec
 
 
 def load_source(config: TrainConfig) -> Source | None:
@@ -88,7 +91,14 @@ def load_source(config: TrainConfig) -> Source | None:
         DetrkitError: weights that are not there.
     """
     name = config.run.freeze_detector or config.run.init_from
-    return None if name is None else Source(name, *load_any(name))
+    if name is None:
+        return None
+    dilation = config.model.dilation
+    if dilation is None and config.model.name is not None:
+        dilation = bool(architecture(config.model.name).options.get("dilation", False))
+    # fine-tuning takes what fits; a detector that is not trained any more must be whole
+    whole = config.run.freeze_detector is not None
+    return Source(name, load_first_weights(name, whole=whole, dilation=dilation))
 
 
 def chosen_model(config: TrainConfig, source: Source | None) -> tuple[str, dict[str, Any]]:
@@ -179,7 +189,7 @@ def make_model(
     name, options = chosen_model(config, source)
     backbone_weights: str | None = None
     if source is not None:
-        options.setdefault("backbone_norm", source.model.backbone.norm)  # type: ignore[union-attr]
+        options.setdefault("backbone_norm", source.weights.norm)
     elif config.model.backbone_weights == "random":
         # frozen statistics of random weights would be a network without norm
         options.setdefault("backbone_norm", "group")
@@ -207,7 +217,8 @@ def make_model(
     if source is None:
         return model, spec, None
     softmax = architecture(name).scores == "softmax"
-    report = init_from(model, spec.classes, source.model.state_dict(), source.spec, background=softmax)
+    report = init_from(model, spec.classes, source.weights.state, source.spec, background=softmax)
+    report.unused += source.weights.left_over
     started = "init_from"
     if config.run.freeze_detector is not None:
         _check_whole(report, source, train)

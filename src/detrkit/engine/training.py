@@ -154,7 +154,7 @@ def _run(
             if whole is not None:
                 run_folder.write_config(whole)
             if kept is not None:
-                (folder / "init.txt").write_text("\n".join(kept.lines()) + "\n", encoding="utf-8")
+                (folder / "init.txt").write_text("\n".join(kept.lines(most=None)) + "\n", encoding="utf-8")
     fabric.barrier()
     trainer = Trainer(config, fabric, splits, model, spec, folder, stop=stop, data=data)
     if state is not None:
