@@ -47,7 +47,7 @@ def _with_gradients(run, value, shapes, locations, weights, seed=1):
     leaves = [t.clone().requires_grad_() for t in (value, locations, weights)]
     out = run(leaves[0], shapes, leaves[1], leaves[2])
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return [out.detach(), *torch.autograd.grad(out, leaves, direction.to(out.dtype))]
+    return [out.detach(), *torch.autograd.grad(out, leaves, direction.to(out))]
 
 
 def _assert_close(got, want, atol):
