@@ -9,6 +9,7 @@ import inspect
 import itertools
 import re
 import shlex
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -227,3 +228,19 @@ def test_every_page_is_in_the_navigation():
 def test_no_machine_paths():
     for page in [*PAGES, ROOT / "mkdocs.yml"]:
         assert not re.search(r"(?<![\w.])/(work|tmp|home|root)/", page.read_text(encoding="utf-8")), page
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("status", [0, 2, 138])
+def test_the_slurm_script_starts_goes_on_and_requeues(tmp_path, started, status):
+    """With stand-ins for Slurm: a run that has begun is resumed, and SIGUSR1's status puts the job back."""
+    (script,) = (block for block in blocks(DOCS / "training.md", "bash") if "#SBATCH" in block)
+    if started:  # all that a node which dies in the first epoch leaves
+        (tmp_path / "runs" / "tuned").mkdir(parents=True)
+        (tmp_path / "runs" / "tuned" / "config.yaml").write_text("")
+    slurm = f"srun() {{ echo srun $*; return {status}; }}; scontrol() {{ echo scontrol $*; }}; SLURM_JOB_ID=7\n"
+    done = subprocess.run(["bash", "-c", slurm + script], cwd=tmp_path, capture_output=True, text=True)
+    words = "--resume runs/tuned" if started else "my_data --init-from detr-r50 --out runs/tuned"
+    requeued = ["scontrol requeue 7"] if status == 138 else []
+    assert done.stdout.splitlines() == [f"srun detrkit train {words}", *requeued]
+    assert (done.returncode, done.stderr) == (status, "")

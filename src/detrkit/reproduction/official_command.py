@@ -26,6 +26,7 @@ from detrkit.registry import ARCHITECTURES, architecture
 from detrkit.reproduction.data import EvaluationData, Places
 from detrkit.reproduction.running import run
 from detrkit.reproduction.tables import figure_table
+from detrkit.utils.signals import SignalWatch, Stopped, number_of
 
 ABOUT = "Evaluates a DETR as the original main.py --eval does, with its arguments; published checkpoints are verified."
 # options of main.py that make no difference to an evaluation, with their defaults
@@ -84,16 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     given = parser().parse_args(argv)
     try:
-        evaluate(given)
+        with SignalWatch(program=argv is None):
+            evaluate(given)
     except DetrkitError as error:
         print(f"reproduce.py: error: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(f"reproduce.py: {stop}", file=sys.stderr)
         return 128 + stop.number
-    except KeyboardInterrupt:
-        print("reproduce.py: stopped; the same command goes on", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"reproduce.py: {Stopped(number_of(stop))}; the same command goes on", file=sys.stderr)
+        return 128 + number_of(stop)
     leave_processes()
     return 0
 
