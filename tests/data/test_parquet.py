@@ -168,7 +168,7 @@ def test_names_that_nothing_says(tmp_path: Path) -> None:
     with pytest.raises(DetrkitError, match=r"objects\.category has numbers, and neither metadata nor README\.md"):
         open_dataset(file)
     (tmp_path / "hub/README.md").write_text("---\ndataset_info: [\n---\n")
-    with pytest.raises(DetrkitError, match=r"README\.md: malformed YAML"):
+    with pytest.raises(DetrkitError, match=r"README\.md:2: malformed YAML"):
         open_dataset(file)
     names = "{features: [{name: objects, sequence: [{name: category, dtype: {class_label: {names: {a: b}}}}]}]}"
     (tmp_path / "hub/README.md").write_text(f"---\ndataset_info: {names}\n---\n")

@@ -90,7 +90,10 @@ def parquet_errors(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DetrkitError(f"{file}: parquet file is missing") from error
-    except (pyarrow.ArrowException, OSError) as error:
+    except DetrkitError:
+        raise
+    # of damaged files pyarrow also gives Python's own errors
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
         if file.is_file() and file.stat().st_size < _POINTER_BYTES and b"git-lfs" in file.read_bytes():
             raise DetrkitError(f"{file}: only a pointer to the file; fetch it with `git lfs pull`") from error
         raise DetrkitError(f"{file}: not a parquet file that can be read ({_one_line(error)})") from error

@@ -14,23 +14,26 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from detrkit.classes import ClassList
-from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, make_record, read_text, size_or_error
+from detrkit.data.readers.class_names import check_class_names
+from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, make_record, size_or_error
+from detrkit.data.readers.parquet_names import card_names, metadata_names
 from detrkit.data.sample import Record
 from detrkit.data.sources import IMAGE_COLUMN, ParquetImage, open_parquet, parquet_errors
 from detrkit.errors import DetrkitError
+from detrkit.utils.names import checked_name
 
 # "train-00000-of-00004", with the hash that older uploads have
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})(-[0-9a-f]+)?")
+# What a column may have at most: a box beside an image of some hundred bytes, and small files of anything.
+_VALUES, _VALUES_PER_BYTE = 1_000_000, 16
 _PLACES = ("*.parquet", "data/*.parquet", "*/*.parquet", "*/*/*.parquet")
 
 
@@ -71,8 +74,12 @@ def _split_of(file: Path) -> str:
 
 
 def splits(path: Path) -> list[str]:
-    """The names of the splits."""
-    return sorted(_files(path))
+    """The names of the splits.
+
+    Raises:
+        DetrkitError: as `_files`, or the name of a file is none of a split.
+    """
+    return sorted(checked_name(split, f"{path}: name of a split") for split in _files(path))
 
 
 def read(
@@ -88,9 +95,9 @@ def read(
         raise DetrkitError(f"{path}: parquet has no masks of its objects; open it without masks")
     findings = findings if findings is not None else Findings()
     files = _files(path)
-    classes = _read_classes(path, files, split)
+    classes = _read_classes(path, files, split, findings)
     label_of = {name: label for label, name in enumerate(classes.names)}
-    rows = [row for file in files[split] for row in _rows(file)]
+    rows = [row for file in files[split] for row in _rows(file, findings)]
     image_ids = _unique([row["image_id"] for row in rows])
     annotation_ids = iter(_unique([value for row in rows for value in row["objects"]["id"]]))
     with ThreadPoolExecutor(8) as pool:
@@ -107,58 +114,151 @@ def read(
     return classes, sorted(records, key=lambda record: record.image_id), findings
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file without the bytes of the images.
+def _rows(file: Path, findings: Findings) -> list[dict[str, Any]]:
+    """The rows of a file without the bytes of the images; one that cannot be read is noted and has no objects.
 
     Returns:
         For each row `image` (ParquetImage), `image_id`, `width` and `height` (None if there is no such column), and
         `objects`: lists of equal length under `bbox`, `category`, `id`, `area` and `iscrowd`.
 
     Raises:
-        DetrkitError: it lacks a column that is needed.
+        DetrkitError: it lacks a column that is needed, or has it in another type; more rows than bytes.
     """
     source = open_parquet(file)
-    names = source.schema_arrow.names
-    for needed in (IMAGE_COLUMN, "objects"):
-        if needed not in names:
-            raise DetrkitError(f"{file}: no column {needed}; it has {', '.join(names)}")
-    columns = [name for name in ("image_id", "width", "height") if name in names]
     with parquet_errors(file):
-        rows: list[dict[str, Any]] = source.read(columns=[*columns, f"{IMAGE_COLUMN}.path", "objects"]).to_pylist()
+        schema = source.schema_arrow
+        recorded = _recorded_names(schema, file)
+        _check_counts(source.metadata, file)
+        columns = [name for name in ("image_id", "width", "height") if name in schema.names]
+        table = source.read(columns=[*columns, *recorded, "objects"])
+        rows = _python_rows(table, file, findings)
     for number, row in enumerate(rows):
-        recorded = (row.pop(IMAGE_COLUMN, None) or {}).get("path") or str(row.get("image_id", number))
-        row["image"] = ParquetImage(file, number, Path(recorded).name)
         for name in ("image_id", "width", "height"):
             row.setdefault(name, None)
-        row["objects"] = _as_lists(row["objects"], f"{file}: row {number}: column objects")
+        row["image"] = ParquetImage(file, number, _image_name(row, number, file, findings))
+        row["objects"] = _as_lists(row.get("objects"), number, file, findings)
     return rows
 
 
-def _as_lists(objects: Any, where: str) -> dict[str, list[Any]]:
+def _recorded_names(schema: Any, file: Path) -> list[str]:
+    """The column of the images' names, if there is one.
+
+    Raises:
+        DetrkitError: a column that is needed is missing, there twice, or of a type that has nothing of the kind.
+    """
+    from pyarrow import types
+
+    for needed in (IMAGE_COLUMN, "objects"):
+        count = schema.names.count(needed)
+        if count != 1:
+            names = ", ".join(schema.names)[:300]
+            raise DetrkitError(f"{file}: {'no' if not count else 'more than one'} column {needed}; it has {names}")
+    image, objects = schema.field(IMAGE_COLUMN).type, schema.field("objects").type
+    fields = {field.name: field.type for field in image} if types.is_struct(image) else {"bytes": image}
+    if not any(is_it(fields.get("bytes")) for is_it in (types.is_binary, types.is_large_binary) if "bytes" in fields):
+        raise DetrkitError(
+            f"{file}: column {IMAGE_COLUMN} is {_type(image)}: expected the bytes of image files, or a struct of bytes "
+            "and path"
+        )
+    listed = any(is_it(objects) for is_it in (types.is_list, types.is_large_list, types.is_fixed_size_list))
+    if not types.is_struct(objects.value_type if listed else objects):
+        raise DetrkitError(
+            f"{file}: column objects is {_type(objects)}: expected a struct of lists or a list of structs"
+        )
+    return [f"{IMAGE_COLUMN}.path"] if "path" in fields else []
+
+
+def _type(of: Any) -> str:
+    """A type of Arrow for a message."""
+    return " ".join(str(of).split())[:80]
+
+
+def _check_counts(metadata: Any, file: Path) -> None:
+    """Refuses a small file that would fill the memory: equal values take no place in a file, but they do here.
+
+    Raises:
+        DetrkitError: many more values in a column than the file has bytes.
+    """
+    size = file.stat().st_size
+    values = metadata.num_rows
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            values = max(values, metadata.row_group(group).column(column).num_values)
+    if values > _VALUES + _VALUES_PER_BYTE * size:
+        raise DetrkitError(f"{file}: says that it has {values} values in {size} bytes: not written by a usual tool")
+
+
+def _python_rows(table: Any, file: Path, findings: Findings) -> list[dict[str, Any]]:
+    """The rows as Python's values; a value that has none (text that is no UTF-8, a year 300000) empties its row."""
+    try:
+        values: list[dict[str, Any]] = table.to_pylist()
+        return values
+    except (ValueError, OverflowError, TypeError):
+        rows: list[dict[str, Any]] = []
+        for number in range(table.num_rows):
+            row: dict[str, Any] = {}
+            for name in table.column_names:
+                try:
+                    row[name] = table[name][number].as_py()
+                except (ValueError, OverflowError, TypeError) as error:
+                    reason = f"column {name} cannot be read ({' '.join(str(error).split())[:80]})"
+                    findings.add("error", file, f"row {number}", reason)
+            rows.append(row)
+        return rows
+
+
+def _image_name(row: dict[str, Any], number: int, file: Path, findings: Findings) -> str:
+    """How a row's image is called: by the last part of its path, else by its id, else by the number of the row."""
+    image = row.pop(IMAGE_COLUMN, None)
+    path = image.get("path") if isinstance(image, dict) else None
+    other = str(row["image_id"] if is_int(row["image_id"]) else number)
+    if path is None:
+        text = row["image_id"] if isinstance(row["image_id"], str) else other
+    else:
+        text = re.split(r"[/\\]", path)[-1] if isinstance(path, str) else ""
+    try:
+        return checked_name(text, str(file))
+    except DetrkitError:
+        if path:
+            reason = f"image.path {repr(path)[:80]} does not end in the name of a file: called {other}"
+            findings.add("warning", file, f"row {number}", reason)
+        return other
+
+
+def _as_lists(objects: Any, number: int, file: Path, findings: Findings) -> dict[str, list[Any]]:
     """The objects of a row as a list for each field, whichever way round they are stored.
 
     Raises:
-        DetrkitError: no bbox or category, or lists of different lengths.
+        DetrkitError: no bbox or category, or lists of different lengths (strict findings; else it has no objects).
     """
     if isinstance(objects, list):
         keys = dict.fromkeys(key for one in objects for key in one or ())
-        objects = {key: [(one or {}).get(key) for one in objects] for key in keys} or {"bbox": [], "category": []}
-    lists = {key: value or [] for key, value in (objects or {"bbox": [], "category": []}).items()}
-    for needed in ("bbox", "category"):
-        if needed not in lists:
-            raise DetrkitError(f"{where}: no field {needed}; it has {', '.join(lists)}")
-    count = len(lists["bbox"])
-    for optional in ("id", "area", "iscrowd"):
-        lists.setdefault(optional, [None] * count)
-    for key in ("category", "id", "area", "iscrowd"):
-        if len(lists[key]) != count:
-            raise DetrkitError(f"{where}: {count} values of bbox, but {len(lists[key])} of {key}")
-    return lists
+        objects = {key: [(one or {}).get(key) for one in objects] for key in keys}
+        objects = objects or {"bbox": [], "category": []}
+    lists = {"bbox": [], "category": []} if objects is None else dict(objects)
+    count = len(lists["bbox"]) if isinstance(lists.get("bbox"), list) else 0
+    reason = None
+    for key in ("bbox", "category"):
+        if key not in lists:
+            reason = reason or f"no field {key}; it has {', '.join(lists)[:200]}"
+    for key in ("bbox", "category", "id", "area", "iscrowd"):
+        values = lists.get(key)
+        if values is None:  # no list at all, as where there are no objects
+            values = [] if key in ("bbox", "category") else [None] * count
+        if not isinstance(values, list):
+            reason = reason or f"{key} is {repr(values)[:80]}, not a list"
+        elif len(values) != count:
+            reason = reason or f"{count} values of bbox, but {len(values)} of {key}"
+        lists[key] = values
+    if reason is None:
+        return lists
+    findings.add("error", file, f"row {number}", f"column objects: {reason}")
+    return {key: [] for key in ("bbox", "category", "id", "area", "iscrowd")}
 
 
 def _unique(values: Sequence[Any]) -> list[int]:
-    """The ids themselves if all are integers and no two are equal, else 1, 2, ..."""
-    if all(is_int(value) for value in values) and len(set(values)) == len(values):
+    """The ids themselves if all are integers (of 64 bits) and no two are equal, else 1, 2, ..."""
+    if all(is_int(value) and abs(value) < 1 << 63 for value in values) and len(set(values)) == len(values):
         return list(values)
     return list(range(1, len(values) + 1))
 
@@ -174,87 +274,59 @@ def _objects(lists: dict[str, list[Any]], image: ParquetImage, label_of: dict[st
     objects = Objects()
     for k, (bbox, category) in enumerate(zip(lists["bbox"], lists["category"], strict=True)):
         name = f"row {image.row}, object {k + 1}"
-        box = corners_of(bbox)
+        box = corners_of(bbox) if isinstance(bbox, list) else None
         label = label_of.get(category) if isinstance(category, str) else category
+        area, crowd = lists["area"][k], lists["iscrowd"][k]
         if not is_int(label) or not 0 <= label < len(label_of):
-            findings.add("error", image.file, name, f"category {category!r} is not one of the {len(label_of)} classes")
+            reason = f"category {repr(category)[:80]} is not one of the {len(label_of)} classes"
         elif box is None:
-            findings.add("error", image.file, name, f"bbox {bbox} is not [x, y, width, height] in pixels")
+            reason = f"bbox {repr(bbox)[:80]} is not [x, y, width, height] in pixels"
+        elif area is not None and not (_is_number(area) and 0 <= area < math.inf):
+            reason = f"area {repr(area)[:80]} is not a number of square pixels"
+        elif crowd is not None and crowd not in (0, 1):
+            reason = f"iscrowd {repr(crowd)[:80]} is not 0 or 1"
         else:
-            area = lists["area"][k]
             objects.boxes.append(box)
             objects.annotated.append(bbox)
             objects.labels.append(label)
-            objects.crowd.append(bool(lists["iscrowd"][k]))
-            objects.areas.append(area if isinstance(area, int | float) else None)
+            objects.crowd.append(bool(crowd))
+            objects.areas.append(area)
             objects.annotation_ids.append(lists["id"][k])
             objects.names.append(name)
+            continue
+        findings.add("error", image.file, name, reason)
     return objects
 
 
-def _read_classes(path: Path, files: dict[str, list[Path]], split: str) -> ClassList:
+def _is_number(value: Any) -> bool:
+    """Whether a value is an int or a float (no bool)."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_classes(path: Path, files: dict[str, list[Path]], split: str, findings: Findings) -> ClassList:
     """The classes by the rule at the top of this file.
 
     Raises:
-        DetrkitError: numbers without names.
+        DetrkitError: numbers without names, or (strict findings) a name that cannot be used.
     """
     first = files[split][0]
-    metadata = open_parquet(first).schema_arrow.metadata or {}
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    except (ValueError, AttributeError):
-        features = {}
-    names = _label_names(_below(_below(features, "objects"), "category")) or _card_names(path)
+    source = open_parquet(first)
+    with parquet_errors(first):
+        metadata = source.schema_arrow.metadata or {}
+    names = metadata_names(metadata.get(b"huggingface", b"{}"), first)
+    where = first
+    if names is None:
+        names, where = card_names(path)
     if names is None:
         every = [file for listed in files.values() for file in listed]
-        found = {value for file in every for row in _rows(file) for value in row["objects"]["category"]}
-        if not found or not all(isinstance(value, str) for value in found):
+        quiet = Findings(strict=False)  # what is wrong in the rows is told when they are read
+        found = [value for file in every for row in _rows(file, quiet) for value in row["objects"]["category"]]
+        texts = {value for value in found if isinstance(value, str)}
+        if not texts or any(is_int(value) for value in found):
             raise DetrkitError(
                 f"{first}: column objects.category has numbers, and neither metadata nor README.md has their names: "
                 "write dataset_info with a class_label into README.md"
             )
-        names = sorted(found)
+        names, where = sorted(texts), first
+    check_class_names(((f"class {number}", name) for number, name in enumerate(names)), where, findings)
     return ClassList(tuple(names), tuple(range(len(names))))
-
-
-def _card_names(path: Path) -> list[str] | None:
-    """The names in the dataset card, the YAML at the top of README.md.
-
-    Raises:
-        DetrkitError: malformed YAML.
-    """
-    folder = path if path.is_dir() else path.parent
-    card = next((f for f in (folder / "README.md", folder.parent / "README.md") if f.is_file()), None)
-    if card is None:
-        return None
-    front = re.match(r"---\n(.*?)\n---", read_text(card), re.DOTALL)
-    try:
-        value = yaml.safe_load(front[1]) if front else None
-        return _label_names(_below(_below(_below(value, "dataset_info"), "objects"), "category"))
-    except yaml.YAMLError as error:
-        raise DetrkitError(f"{card}: malformed YAML ({getattr(error, 'problem', error)})") from error
-    except ValueError as error:
-        raise DetrkitError(f"{card}: the names of class_label must be numbered 0, 1, ... ({error})") from error
-
-
-def _below(tree: Any, name: str) -> Any:
-    """What the first entry called `name` holds, in nested mappings ({name: ...}) and lists ([{"name": name, ...}])."""
-    if isinstance(tree, dict):
-        if name in tree:
-            return tree[name]
-        if tree.get("name") == name:
-            return {key: value for key, value in tree.items() if key != "name"}
-    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    return next((found for value in values if (found := _below(value, name)) is not None), None)
-
-
-def _label_names(tree: Any) -> list[str] | None:
-    """The names of a ClassLabel, as the metadata ({"_type": "ClassLabel"}) or the card ("class_label") describe it."""
-    label = tree if isinstance(tree, dict) and tree.get("_type") == "ClassLabel" else _below(tree, "class_label")
-    names = label.get("names") if isinstance(label, dict) else None
-    if isinstance(names, dict):  # the card's: {"0": name, ...}
-        names = [names[key] for key in sorted(names, key=int)]
-    if names:
-        return [str(name) for name in names]
-    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    return next((found for value in values if (found := _label_names(value)) is not None), None)
