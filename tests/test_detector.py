@@ -191,3 +191,49 @@ def test_detectors_go_to_other_processes(name, more, norm):
     arrived = pickle.loads(pickle.dumps(sent))
     equal(arrived.predict(picture(2), threshold=0.0), before)
     assert arrived.spec == spec and not arrived.model.training
+
+
+def test_results_are_ordinary_tensors(detector):
+    found = detector.predict(picture(7), threshold=0.0)
+    boxes = found.boxes.clone()
+    found.boxes += 5
+    assert torch.equal(found.boxes, boxes + 5)
+    found.boxes.clamp_(0, 50)
+    weights = torch.ones(len(found), requires_grad=True)
+    (weights * found.scores).sum().backward()
+    assert torch.equal(weights.grad, found.scores)
+    assert not any(t.is_inference() or t.requires_grad for t in (found.boxes, found.scores, found.labels))
+
+
+def test_panoptic_results_are_ordinary_tensors():
+    spec = replace(
+        SPEC, options={**OPTIONS, "masks": True}, classes=ClassList(("a", "b", "c"), (4, 5, 9), (True, False, False))
+    )
+    result = Detector(spec.build(), spec, device="cpu").predict(picture(7), threshold=0.0)
+    result.id_map[0] = 0
+    assert not result.id_map.is_inference() and result.masks.shape[1:] == (100, 130)
+
+
+def test_an_empty_crop_is_named(detector):
+    crop = np.zeros((60, 50, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"^image 1 is 50 x 0 pixels"):
+        detector.predict([crop, crop[5:5], crop])
+    with pytest.raises(ValueError, match=r"^the image is 0 x 60 pixels"):
+        detector.predict(crop[:, 9:9])
+    with pytest.raises(ValueError, match=r"^image 9 as an array must be"):  # of another batch
+        detector.predict([crop] * 9 + [crop[0]], batch_size=4)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), -0.1, 1.5, float("inf"), "high", [0.5]])
+def test_thresholds_are_checked_as_on_the_command_line(detector, threshold):
+    for call in (detector.predict, detector.stream):  # the stream before its first result
+        with pytest.raises(ValueError, match=r"^threshold is .*: a score from 0 to 1$"):
+            call([picture(1)], threshold=threshold)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        detector.stream([picture(1)], batch_size=0)
+
+
+def test_hidden_files_are_no_pictures(detector, tmp_path):
+    for name in ("a.jfif", "b.png", ".c.png", "._b.png"):
+        picture(1).save(tmp_path / name, format="PNG")
+    assert len(detector.predict(tmp_path)) == 2

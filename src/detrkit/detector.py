@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from detrkit.checkpoint import ModelSpec, load_any
 from detrkit.classes import ClassList
-from detrkit.data.images import SUFFIXES, read_rgb
+from detrkit.data.images import SUFFIXES, Picture, as_rgb, is_picture
 from detrkit.data.sample import Sample
 from detrkit.data.transforms import EvalTransform, normalise
 from detrkit.errors import DetrkitError
@@ -27,7 +27,6 @@ from detrkit.registry import architecture
 from detrkit.results import Detections, PanopticResult
 
 Found = Detections | PanopticResult
-Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Detector:
@@ -89,27 +88,29 @@ class Detector:
         """Finds the objects in one picture or in several, or with a panoptic model the segments.
 
         Args:
-            images: a picture, or a list of them, or a folder. A picture is a path to an image file, a PIL image, a
-                (H, W, 3) uint8 RGB array, or a (3, H, W) uint8 RGB tensor. EXIF orientation of files and PIL images is
-                followed, so boxes fit the picture as one sees it.
-            threshold: what has a greater score is kept; by default `Detector.threshold`. 0.5 shows most objects; the
-                DETR notebooks use 0.7, and 0.85 for segments. For evaluation use 0.
+            images: a picture, or a list of them, or a folder. A picture is a path to an image file (or a dataset's row
+                of a parquet file), the bytes of one, a PIL image of any mode, a (H, W, 3) uint8 RGB array, or a
+                (3, H, W) uint8 RGB tensor. EXIF orientation of files and PIL images is followed, so boxes fit the
+                picture as one sees it; pixels of 12, 16 and 32 bits are scaled (`detrkit.data.pixels.to_rgb`).
+            threshold: what has a greater score is kept, 0 to 1; by default `Detector.threshold`. 0.5 shows most
+                objects; the DETR notebooks use 0.7, and 0.85 for segments. For evaluation use 0.
             batch_size: pictures a forward pass; the result does not depend on it (but see `padding="official"`).
 
         Returns:
             For one picture Detections, or the PanopticResult of a panoptic model; a list of them for a list or a
             folder. Detections are sorted by descending score, boxes xyxy in pixels of the picture, and have masks if
-            the model does.
+            the model does. Their tensors are ordinary ones: they may be changed in place and used in a loss.
 
         Raises:
             DetrkitError: a file is missing, not an image or damaged, or a folder has no images.
-            ValueError: an array or tensor of another shape or type.
+            ValueError: an array or tensor of another shape or type, a picture without pixels (which one is said), a
+                threshold that is not from 0 to 1, or a batch size below 1.
         """
         if isinstance(images, (str, Path)) and Path(images).is_dir():
             return list(self.stream(image_files(Path(images)), threshold=threshold, batch_size=batch_size))
         if isinstance(images, (list, tuple)):
             return list(self.stream(images, threshold=threshold, batch_size=batch_size))
-        return next(self.stream([images], threshold=threshold))  # type: ignore[list-item]
+        return next(self._stream([images], self._checked(threshold), 1, single=True))
 
     def stream(
         self, images: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 8
@@ -120,15 +121,47 @@ class Detector:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: at least 1")
-        threshold = self.threshold if threshold is None else threshold
-        source = iter(images)
-        while pictures := [as_rgb(image) for image in islice(source, batch_size)]:
+        return self._stream(images, self._checked(threshold), batch_size)
+
+    def _checked(self, threshold: float | None) -> float:
+        """The threshold, or the default one.
+
+        Raises:
+            ValueError: it is not from 0 to 1.
+        """
+        if threshold is None:
+            return self.threshold
+        try:
+            if 0 <= float(threshold) <= 1:  # False of NaN
+                return float(threshold)
+        except (TypeError, ValueError):
+            pass
+        raise ValueError(f"threshold is {threshold!r}: a score from 0 to 1")
+
+    def _stream(
+        self, images: Iterable[Any], threshold: float, batch_size: int, *, single: bool = False
+    ) -> Iterator[Found]:
+        """As `stream`; a `single` picture has no number in messages."""
+        source = (as_rgb(image, None if single else f"image {number}") for number, image in enumerate(images))
+        while pictures := list(islice(source, batch_size)):
             for found, picture in zip(self._detect(pictures, threshold), pictures, strict=True):
                 yield replace(found, image=picture)
 
-    @torch.inference_mode()
     def _detect(self, pictures: Sequence[Image.Image], threshold: float) -> list[Found]:
         """What is found in one batch, on the CPU."""
+        found = self._inferred(pictures, threshold)
+        # Copies made outside inference mode are ordinary tensors: those made in it could not be changed in place, nor
+        # be used in a loss. Sorting copies anyway.
+        return [
+            replace(one, id_map=one.id_map.to("cpu", copy=True))
+            if isinstance(one, PanopticResult)
+            else one.select(one.scores.argsort(descending=True, stable=True)).to("cpu")
+            for one in found
+        ]
+
+    @torch.inference_mode()
+    def _inferred(self, pictures: Sequence[Image.Image], threshold: float) -> Sequence[Found]:
+        """What is found in one batch, on the device."""
         batch = Batch.from_images([self._prepared(picture) for picture in pictures]).to(self.device)
         # masks are made for those queries alone that are above the threshold
         outputs = self.model(batch, defer_masks=True)
@@ -140,10 +173,9 @@ class Detector:
             "classes": self.classes,
         }
         if self.panoptic:
-            return [result.to("cpu") for result in panoptic(outputs, sizes=sizes, **options)]
+            return panoptic(outputs, sizes=sizes, **options)
         # a model with more queries is meant to find more objects
-        found = postprocess(outputs, sizes, top_k=max(100, outputs.logits.shape[1]), **options)
-        return [one.select(one.scores.argsort(descending=True, stable=True)).to("cpu") for one in found]
+        return postprocess(outputs, sizes, top_k=max(100, outputs.logits.shape[1]), **options)
 
     def _prepared(self, picture: Image.Image) -> Tensor:
         """(3, h, w) float: resized by the published rule and normalised."""
@@ -216,34 +248,12 @@ def as_device(name: torch.device | str) -> torch.device:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder, by name.
+    """The image files in a folder, by name; hidden ones are none.
 
     Raises:
         DetrkitError: there is none.
     """
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
+    files = sorted(f for f in folder.iterdir() if is_picture(f) and f.is_file())
     if not files:
         raise DetrkitError(f"{folder}: no images in this folder (known: {', '.join(sorted(SUFFIXES))})")
     return files
-
-
-def as_rgb(image: Picture | Any) -> Image.Image:
-    """Any supported picture as an upright 8-bit RGB image.
-
-    Raises:
-        DetrkitError: a file is missing, not an image or damaged.
-        ValueError: an array or tensor of another shape or type.
-    """
-    if isinstance(image, (str, Path)):
-        return read_rgb(Path(image))
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
-    if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"a picture as a tensor must be (3, H, W) uint8, not {tuple(image.shape)} {image.dtype}")
-        return Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"a picture as an array must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
-        return Image.fromarray(np.ascontiguousarray(image))
-    raise ValueError(f"not a picture: {type(image).__name__}; expected a path, PIL image, uint8 array or tensor")

@@ -85,7 +85,7 @@ def test_16_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "deep.png")
     # value * 255 / 65535, rounded: 32768 / 257 = 127.5 -> 128, 129 / 257 = 0.502 -> 1
     assert decode(tmp_path / "deep.png")[0].tolist() == [[0, 1, 128], [255, 0, 1]]
-    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "float.tiff")
+    Image.fromarray(np.full((2, 2), 300, np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(DetrkitError, match="floating-point"):
         decode(tmp_path / "float.tiff")
 

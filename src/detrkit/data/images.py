@@ -1,4 +1,7 @@
-"""Images of a dataset, in files or in rows of parquet files: their size from the header, and their pixels as RGB.
+"""Images of every kind, in files, in rows of parquet files or in memory: their size, and their pixels as RGB.
+
+`read_rgb` (a file) and `as_rgb` (anything) are the one way to pixels, of training, evaluation and prediction alike:
+8-bit RGB, turned upright by the EXIF orientation once.
 
 Pillow decodes everything. torchvision's decoder gives the same pixels (both are libjpeg-turbo) in 1.4 ms instead of
 1.7 ms per COCO image, but is deprecated since torchvision 0.29 and knows neither BMP nor TIFF.
@@ -6,19 +9,33 @@ Pillow decodes everything. torchvision's decoder gives the same pixels (both are
 
 from __future__ import annotations
 
+import os
+import stat
 from io import BytesIO
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import TiffImageFile
+from torch import Tensor
 from torchvision import tv_tensors
 
-from detrkit.data.sources import ImageSource
+from detrkit.data.pixels import to_rgb
+from detrkit.data.sources import ImageSource, ParquetImage
 from detrkit.errors import DetrkitError
 
-# What PIL opens among the files of an image folder; others (.txt, .DS_Store) are not images.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+Picture = str | Path | ParquetImage | bytes | Image.Image | np.ndarray | Tensor
+
+# Files that are pictures, of all that Pillow opens: no films, documents, icons or measurements.
+_JPEG_2000 = {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"}
+    | (_JPEG_2000 if features.check("jpg_2000") else set())
+    | ({".avif"} if features.check("avif") else set())
+)
 # The usual formats and the suffix that goes with each.
 SUFFIX_OF = {
     "JPEG": ".jpg",
@@ -31,7 +48,9 @@ SUFFIX_OF = {
     "PPM": ".ppm",
 }
 _DRAWINGS = ("EPS", "WMF")  # Pillow starts other programs for them
+_PLUGIN_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".jxl"})  # pictures once a plugin for Pillow is imported
 _ORIENTATION = 0x0112
+_TIFF_SIZE = 257, 256  # tags: height, width
 # How the pixels are turned upright for each EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,31 +61,93 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BACK = {6: 8, 8: 6}  # the orientation that undoes another; the others undo themselves
+_ORIENTATION_CARRIERS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # of `Image.info`
 
 
-def _open(file: ImageSource) -> ImageFile.ImageFile:
+class ImageHeader(NamedTuple):
+    """What is known of an image before it is decoded.
+
+    Attributes:
+        stored: (height, width) in pixels as stored.
+        upright: (height, width) in pixels after EXIF orientation.
+        orientation: of EXIF, 1 (upright) to 8; 1 when there is none or the tag is damaged.
+    """
+
+    stored: tuple[int, int]
+    upright: tuple[int, int]
+    orientation: int
+
+
+def is_picture(file: Path) -> bool:
+    """Whether a file of an image folder is an image, by its name: hidden ones ("._a.jpg" of macOS) are none."""
+    suffix = file.suffix.lower()
+    known = suffix in SUFFIXES or (suffix in _PLUGIN_SUFFIXES and suffix in Image.EXTENSION)
+    return known and not file.name.startswith(".")
+
+
+def _refused(name: object, problem: str, error: Exception) -> DetrkitError:
+    """What Pillow raised on a missing or damaged image, as one line."""
+    if isinstance(error, FileNotFoundError):
+        return DetrkitError(f"{name}: image file is missing")
+    if isinstance(error, UnidentifiedImageError):
+        return DetrkitError(f"{name}: not an image that can be read (empty, damaged or of an unknown format)")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return DetrkitError(f"{name}: {problem} ({reason.splitlines()[0]})")
+
+
+def _open(file: ImageSource | bytes) -> ImageFile.ImageFile:
     """The opened image, its header read.
 
     Raises:
-        DetrkitError: the file is missing or no image.
+        DetrkitError: the file is missing, no regular file, no image, or a drawing without pixels (EPS, WMF).
     """
     try:
-        return Image.open(file if isinstance(file, Path) else BytesIO(file.read()))
-    except FileNotFoundError as error:
-        raise DetrkitError(f"{file}: image file is missing") from error
-    except UnidentifiedImageError as error:
-        raise DetrkitError(f"{file}: not an image that can be read (empty, damaged or of an unknown format)") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DetrkitError(f"{file}: cannot read the image ({error})") from error
+        if isinstance(file, Path) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise DetrkitError(f"{file}: not a regular file")  # a pipe or a device would be waited for
+        content = file if isinstance(file, (Path, bytes)) else file.read()
+        image = Image.open(BytesIO(content) if isinstance(content, bytes) else content)
+    except DetrkitError:
+        raise
+    except Exception as error:  # struct.error, IndexError, EOFError, MemoryError: what the parsers of 40 formats raise
+        raise _refused(_name(file), "cannot read the image", error) from error
+    if image.format in _DRAWINGS:
+        image.close()
+        raise DetrkitError(f"{_name(file)}: a drawing ({image.format}), not an image of pixels; save it as PNG")
+    return image
+
+
+def _name(image: object) -> str:
+    """What messages call an image."""
+    return str(image) if isinstance(image, (str, Path, ParquetImage)) else "the image"
 
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) when there is none or the tag is damaged."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError):
+        return int(value) if value in _UPRIGHT else 1
+    except Exception:  # damaged EXIF: whatever Pillow's parser raises
         return 1
-    return value if value in _UPRIGHT else 1
+
+
+def _header(image: Image.Image) -> ImageHeader:
+    """That of an opened image."""
+    orientation = _orientation(image)
+    stored = image.height, image.width
+    if orientation >= 5 and isinstance(image, TiffImageFile):
+        stored = tuple(int(image.tag_v2[tag]) for tag in _TIFF_SIZE)  # type: ignore[assignment] # `size` is upright
+    return ImageHeader(stored, stored[::-1] if orientation >= 5 else stored, orientation)
+
+
+def read_header(file: ImageSource) -> ImageHeader:
+    """Sizes and orientation of an image; reads only the header.
+
+    Raises:
+        DetrkitError: the file is missing or no image.
+    """
+    with _open(file) as image:
+        return _header(image)
 
 
 def image_size(file: ImageSource) -> tuple[int, int]:
@@ -75,9 +156,7 @@ def image_size(file: ImageSource) -> tuple[int, int]:
     Raises:
         DetrkitError: the file is missing or no image.
     """
-    with _open(file) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+    return read_header(file).upright
 
 
 def stored_size(file: ImageSource) -> tuple[int, int]:
@@ -86,8 +165,7 @@ def stored_size(file: ImageSource) -> tuple[int, int]:
     Raises:
         DetrkitError: the file is missing or no image.
     """
-    with _open(file) as image:
-        return image.height, image.width
+    return read_header(file).stored
 
 
 def orientation(file: ImageSource) -> int:
@@ -96,8 +174,7 @@ def orientation(file: ImageSource) -> int:
     Raises:
         DetrkitError: the file is missing or no image.
     """
-    with _open(file) as image:
-        return _orientation(image)
+    return read_header(file).orientation
 
 
 def checked_format(file: ImageSource) -> str:
@@ -109,42 +186,40 @@ def checked_format(file: ImageSource) -> str:
     Raises:
         DetrkitError: missing, no regular file, no image, or a drawing without pixels (EPS, WMF).
     """
-    if isinstance(file, Path) and not file.is_file():
-        raise DetrkitError(f"{file}: image file is missing" if not file.exists() else f"{file}: not a regular file")
     with _open(file) as image:
         form = str(image.format)
         try:
-            if form in _DRAWINGS:
-                raise DetrkitError(f"{file}: a drawing ({form}), not an image of pixels; save it as PNG")
             if form in SUFFIX_OF:
                 image.verify()
             else:
                 image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DetrkitError(f"{file}: the image is damaged or truncated ({error})") from error
+        except Exception as error:
+            raise _refused(file, "the image is damaged or truncated", error) from error
     return form
 
 
 def misfit(file: ImageSource, size: tuple[int, int]) -> str | None:
     """Why the image cannot have annotations for (height, width) = `size`, or None; reads only the header."""
     try:
-        upright = image_size(file)
-        if size == upright or size == stored_size(file):
-            return None
+        header = read_header(file)
     except DetrkitError as error:
         return str(error).removeprefix(f"{file}: ")
-    return f"is {upright[1]}x{upright[0]} pixels but its annotations say {size[1]}x{size[0]} (width x height)"
+    if size in (header.upright, header.stored):
+        return None
+    height, width = header.upright
+    return f"is {width}x{height} pixels but its annotations say {size[1]}x{size[0]} (width x height)"
 
 
 def read_rgb(
-    file: ImageSource, size: tuple[int, int] | None = None, *, at_least: tuple[int, int] | None = None
+    file: ImageSource | bytes, size: tuple[int, int] | None = None, *, at_least: tuple[int, int] | None = None
 ) -> Image.Image:
-    """The picture as 8-bit RGB, turned upright by its EXIF orientation.
+    """The picture as 8-bit RGB, turned upright by its EXIF orientation; the result has no orientation left.
 
-    Gray, palette, CMYK and 16-bit images become RGB; transparency is dropped (as the published code does).
+    Images of all modes become RGB, those of 12, 16 and 32 bits are scaled (`detrkit.data.pixels.to_rgb`); transparency
+    is dropped (as the published code does).
 
     Args:
-        file: the image.
+        file: the image, or its bytes.
         size: (height, width) that the annotations speak of. When the stored pixels have it and the upright ones have
             not, the image was annotated as stored, and is left so.
         at_least: (height, width) in pixels to which the picture will be made smaller. A JPEG is then decoded at a half,
@@ -152,40 +227,92 @@ def read_rgb(
             to seven pixels of the file further out.
 
     Raises:
-        DetrkitError: missing, damaged or truncated file, or its size is not `size`.
+        DetrkitError: missing, damaged or truncated file, its size is not `size`, or its pixels have no known range.
     """
     with _open(file) as image:
-        orientation = _orientation(image)
-        stored = image.height, image.width
-        upright = stored[::-1] if orientation >= 5 else stored
-        if size is not None and size not in (upright, stored):
-            raise DetrkitError(
-                f"{file}: the image is {upright[1]}x{upright[0]} pixels but its annotations say {size[1]}x{size[0]} "
-                "(width x height); correct the size or the image file"
-            )
-        turned = orientation != 1 and (size is None or size == upright)
-        try:
-            if at_least is not None:
-                image.draft(image.mode, at_least if turned and orientation >= 5 else at_least[::-1])
-            picture = _to_rgb(image, file)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DetrkitError(f"{file}: the image is damaged or truncated ({error})") from error
+        return _upright_rgb(image, _name(file), size, at_least)
+
+
+def _upright_rgb(
+    image: Image.Image,
+    name: object,
+    size: tuple[int, int] | None = None,
+    at_least: tuple[int, int] | None = None,
+) -> Image.Image:
+    """As `read_rgb`, of an opened image."""
+    header = _header(image)
+    if size is not None and size not in (header.upright, header.stored):
+        height, width = header.upright
+        raise DetrkitError(
+            f"{name}: the image is {width}x{height} pixels but its annotations say {size[1]}x{size[0]} "
+            "(width x height); correct the size or the image file"
+        )
+    turned = header.orientation != 1 and (size is None or size == header.upright)
+    try:
+        if at_least is not None:
+            image.draft(image.mode, at_least if turned and header.orientation >= 5 else at_least[::-1])
+        picture = to_rgb(image, name)
+    except DetrkitError:
+        raise
+    except Exception as error:
+        raise _refused(name, "the image is damaged or truncated", error) from error
+    if header.orientation == 1:
+        return picture
+    # Pillow turns a TIFF itself as it loads it, and no other format
+    left = _orientation(image)
     if turned:
-        picture = picture.transpose(_UPRIGHT[orientation])
+        pending = left
+    else:
+        pending = 1 if left == header.orientation else _BACK.get(header.orientation, header.orientation)
+    picture = picture.transpose(_UPRIGHT[pending]) if pending != 1 else picture.copy()
+    for carrier in _ORIENTATION_CARRIERS:  # or the next who looks turns it again
+        picture.info.pop(carrier, None)
     return picture
 
 
-def _to_rgb(image: Image.Image, file: ImageSource) -> Image.Image:
-    """Any mode of PIL as RGB; `Image.convert` alone would clip 16-bit values to white."""
-    if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise DetrkitError(f"{file}: floating-point pixels have no fixed range; save the image with 8 or 16 bits")
-    if image.mode == "RGB":
-        image.load()
-        return image  # `convert` would copy it: 0.2 ms for a COCO image
-    return image.convert("RGB")
+def as_rgb(image: Picture | Any, name: object = None) -> Image.Image:
+    """Anything that is a picture as an upright 8-bit RGB image, with no orientation left; never the image given itself.
+
+    Args:
+        image: a path, the row of a parquet file, the bytes of an image file, a PIL image of any mode (its EXIF
+            orientation is followed), an (H, W, 3) uint8 RGB array or a (3, H, W) uint8 RGB tensor.
+        name: what messages call a picture that is no file; by default "the image".
+
+    Raises:
+        DetrkitError: a file or PIL image is missing, not an image, damaged or of pixels of no known range.
+        ValueError: an array or tensor of another shape or type, or a picture without pixels.
+    """
+    if isinstance(image, (str, Path, ParquetImage)):
+        return read_rgb(Path(image) if isinstance(image, str) else image)
+    name = name or "the image"
+    if isinstance(image, bytes):
+        with _open(image) as opened:
+            return _upright_rgb(opened, name)
+    array: np.ndarray
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(_empty(name, *image.size))
+        picture = _upright_rgb(image, name)
+        return picture.copy() if picture is image else picture
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"{name} as a tensor must be (3, H, W) uint8, not {tuple(image.shape)} {image.dtype}")
+        array = image.detach().permute(1, 2, 0).cpu().numpy()
+    elif isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"{name} as an array must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        array = image
+    else:
+        raise ValueError(
+            f"{name} is not a picture: {type(image).__name__}; expected a path, PIL image, uint8 array or tensor"
+        )
+    if 0 in array.shape:
+        raise ValueError(_empty(name, array.shape[1], array.shape[0]))
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _empty(name: object, width: int, height: int) -> str:
+    return f"{name} is {width} x {height} pixels (width x height): an empty crop has nothing to find"
 
 
 def decode(
