@@ -142,6 +142,7 @@ def test_orientation_is_followed_once(tmp_path: Path, suffix: str, orientation: 
         assert as_rgb(read_rgb(file, (32, 48))).size == (48, 32)
 
 
+@pytest.mark.filterwarnings("ignore:(Corrupt EXIF|Tag data larger):UserWarning")
 def test_damaged_exif_is_upright(tmp_path: Path) -> None:
     turned_file(tmp_path / "a.jpg", 6)
     data = (tmp_path / "a.jpg").read_bytes()

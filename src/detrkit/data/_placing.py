@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from detrkit.data.images import SUFFIX_OF, SUFFIXES, checked_format, read_rgb
+from detrkit.data.images import COMMON_SUFFIXES, SUFFIX_OF, SUFFIXES, checked_format, read_rgb
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource, ParquetImage
 from detrkit.errors import DetrkitError
@@ -90,7 +90,7 @@ class ImagePlacer:
         stem = name.removesuffix(suffix)
         usual = SUFFIX_OF.get(form, ".png" if self.listed else f".{form.lower()}")
         image_suffixes = Image.registered_extensions()
-        if suffix.lower() not in (SUFFIXES if self.listed else image_suffixes):
+        if suffix.lower() not in (COMMON_SUFFIXES if self.listed else image_suffixes):
             # "a.jfif" becomes a.jpg, but "IMG.2020" is a name without suffix
             stem, suffix = (stem if suffix.lower() in image_suffixes else name), usual
         if self.listed:
@@ -120,7 +120,7 @@ class ImagePlacer:
         name, form = self.name(file, folder)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / name
-        anew = self.listed and form not in SUFFIX_OF and Path(file.name).suffix.lower() not in SUFFIXES
+        anew = self.listed and form not in SUFFIX_OF and Path(file.name).suffix.lower() not in COMMON_SUFFIXES
         if self.how != "copy" and (anew or isinstance(file, ParquetImage)):
             kind = f"a {form} image, which has to be written as PNG," if anew else "a row of a parquet file"
             raise DetrkitError(f"{file}: {kind} cannot be linked: use --images copy")

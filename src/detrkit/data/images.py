@@ -30,11 +30,12 @@ Picture = str | Path | ParquetImage | bytes | Image.Image | np.ndarray | Tensor
 
 # Files that are pictures, of all that Pillow opens: no films, documents, icons or measurements.
 _JPEG_2000 = {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"}
-    | (_JPEG_2000 if features.check("jpg_2000") else set())
-    | ({".avif"} if features.check("avif") else set())
+# Those that other programs find in image folders too: what is written there has one of them.
+COMMON_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+SUFFIXES = COMMON_SUFFIXES.union(
+    {".jpe", ".jfif", ".mpo", ".apng", ".dib", ".pbm", ".pnm", ".tga", ".qoi"},
+    _JPEG_2000 if features.check("jpg_2000") else (),
+    {".avif"} if features.check("avif") else (),
 )
 # The usual formats and the suffix that goes with each.
 SUFFIX_OF = {
