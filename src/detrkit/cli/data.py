@@ -147,13 +147,13 @@ class DataConvert:
         console = _console()
         console.print(table)
         for name, text in (
-            ("clamped", "boxes left their image and end at its border now"),
-            ("turned", "images have boxes that lay as the image is stored and are turned now as EXIF turns the image"),
-            ("reencoded", f"images are of a format that {self.to} does not know and are written as PNG"),
+            ("clamped", "boxes that left their image and end at its border now"),
+            ("turned", "images whose boxes lay as the image is stored and lie upright now, as EXIF turns the image"),
+            ("reencoded", f"images of a format that {self.to} does not know, written as PNG"),
         ):
             count = sum(getattr(s, name) for s in done)
             if count:
-                console.print(f"{count} {text}", soft_wrap=True, highlight=False)
+                console.print(f"{text}: {count}", soft_wrap=True, highlight=False)
         console.print(escape(str(full_path(self.destination))), soft_wrap=True, highlight=False)
         return 0
 
