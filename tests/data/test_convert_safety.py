@@ -96,6 +96,20 @@ def test_a_pipe_is_no_image(tmp_path: Path) -> None:
         convert(source, tmp_path / "out", to="coco")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 8\n%%EndComments\nrun\n", r"a drawing \(EPS\)"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "damaged or truncated"),  # Pillow opens it, and cannot decode it
+    ],
+)
+def test_what_pillow_opens_without_pixels_is_not_copied(tmp_path: Path, content: bytes, reason: str) -> None:
+    source = write_source(tmp_path / "source")
+    (source / "train/2.png").write_bytes(content)
+    with pytest.raises(DetrkitError, match=rf"2\.png: .*{reason}"):
+        convert(source, tmp_path / "out", to="coco")
+
+
 def test_a_damaged_image_is_not_copied(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
     content = (source / "train/2.png").read_bytes()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from odd_dataset import write_odd
 from PIL import Image
 
 from detrkit.cli.data import DataCommand
@@ -40,6 +41,15 @@ def test_shapes_check_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run("convert", root, tmp_path / "y", "--to", "yolo") == 0
     assert str(tmp_path / "y") in capsys.readouterr().out
     assert len(open_dataset(tmp_path / "y")) == 3
+
+
+def test_convert_says_what_it_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("convert", write_odd(tmp_path / "odd"), tmp_path / "yolo", "--to", "yolo") == 0
+    out = capsys.readouterr().out
+    assert "│ train │     32 │" in out
+    assert "boxes that left their image and end at its border now: 1\n" in out
+    assert "and lie upright now, as EXIF turns the image: 8\n" in out
+    assert "images of a format that yolo does not know, written as PNG: 1\n" in out
 
 
 def test_panoptic_shapes_check_preview_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from detrkit.classes import ClassList
 from detrkit.data._parquet_target import write_parquet
 from detrkit.data._placing import UNWRITABLE, ImagePlacer
 from detrkit.data.dataset import Dataset
-from detrkit.data.images import image_size, orientation, stored_size
+from detrkit.data.images import read_header
 from detrkit.data.sample import Record
 from detrkit.errors import DetrkitError
 from detrkit.utils.names import below
@@ -198,16 +198,16 @@ def _upright(name: str, file: Path, record: Record) -> WrittenImage:
     keep = ~record.crowd
     boxes, labels, crowd = record.boxes[keep], record.labels[keep], record.crowd[keep]
     size = record.height, record.width
-    upright = image_size(file)
+    stored, upright, orientation = read_header(file)
     turned = upright != size
     if turned:
-        if stored_size(file) != size:
+        if stored != size:
             raise DetrkitError(
                 f"{record.file}: the image is {upright[1]}x{upright[0]} pixels but its annotations say "
                 f"{size[1]}x{size[0]} (width x height), and coordinates of YOLO are relative to the size of the image; "
                 "see `detrkit data check`"
             )
-        boxes = upright_boxes(boxes, size, orientation(file))
+        boxes = upright_boxes(boxes, size, orientation)
     return WrittenImage(name, *upright, boxes, labels, crowd, turned)
 
 

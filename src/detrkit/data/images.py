@@ -169,15 +169,6 @@ def stored_size(file: ImageSource) -> tuple[int, int]:
     return read_header(file).stored
 
 
-def orientation(file: ImageSource) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) when there is none; reads only the header.
-
-    Raises:
-        DetrkitError: the file is missing or no image.
-    """
-    return read_header(file).orientation
-
-
 def checked_format(file: ImageSource) -> str:
     """The format of an image as Pillow calls it ("JPEG"), once it is sure that the file is an image.
 
