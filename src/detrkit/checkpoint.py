@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +30,8 @@ from detrkit.convert.official import bare_state_dict, plain_names, to_official
 from detrkit.convert.told import accepted, classes_told, tell
 from detrkit.errors import DetrkitError
 from detrkit.registry import ARCHITECTURES, architecture
+from detrkit.utils.atomic import atomic_file, new_file_mode
+from detrkit.utils.folders import new_directory
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +128,8 @@ def save_model(path: str | Path, model: nn.Module | Mapping[str, Tensor], spec: 
     """
     path = Path(path)
     state = plain_names(model.state_dict() if isinstance(model, nn.Module) else model)  # as of a compiled model
-    with _atomic(path) as part:
+    with atomic_file(path, in_folder=True) as part:  # safetensors makes a temporary file of its own beside it
         save_file(_separate(state), part, metadata={"format": "pt", METADATA_KEY: spec.to_json()})
-        part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
     return path
 
 
@@ -140,8 +139,8 @@ def save_official(path: str | Path, model: nn.Module, spec: ModelSpec) -> Path:
     Args and errors: as `save_model`.
     """
     path = Path(path)
-    with _atomic(path) as part:
-        torch.save({"model": to_official(model), METADATA_KEY: spec.to_json()}, part)
+    with atomic_file(path) as part, part.open("wb") as file:
+        torch.save({"model": to_official(model), METADATA_KEY: spec.to_json()}, file)
     return path
 
 
@@ -175,18 +174,11 @@ def save_huggingface(
     preprocessor = preprocessor_of(spec, deformable=config["model_type"] == "deformable_detr")
     if path.is_dir() and any(path.iterdir()):
         raise DetrkitError(f"{path}: there is something in this directory: name a new one")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
+    with new_directory(path, manifest=False) as part:
         save_file(state, part / WEIGHTS[0], metadata={"format": "pt"})
-        (part / WEIGHTS[0]).chmod(0o666 & ~_umask())
+        (part / WEIGHTS[0]).chmod(new_file_mode())  # safetensors makes files that only their owner may read
         for file, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
             (part / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return path
 
 
@@ -337,35 +329,6 @@ def published_spec(name: str) -> ModelSpec:
         max_size=known.max_size,
         training={"published": known.weights, "metrics": dict(known.published)},
     )
-
-
-def _umask() -> int:
-    """The permissions that new files shall not have; asking for them means setting them."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-class _atomic:
-    """A temporary name beside a file, which becomes the file when all went well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.part = path.with_name(f".{path.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.part
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if error is None:
-            with self.part.open("rb") as file:
-                os.fsync(file.fileno())  # or a power cut could leave the new name with old bytes
-            os.replace(self.part, self.path)
-            return
-        self.part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DetrkitError(f"cannot write {self.path}: {error.strerror or error}") from error
 
 
 def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

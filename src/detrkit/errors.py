@@ -14,6 +14,10 @@ class PeerError(DetrkitError):
     """Another process of the run found the input bad and says so: this one has nothing to add."""
 
 
+class WriteError(DetrkitError):
+    """Something cannot be written: no room, no permission, a folder that is gone."""
+
+
 class Interrupted(Exception):
     """A run was asked to stop by a signal (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1).
 

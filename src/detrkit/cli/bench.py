@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
-from detrkit.cli.predict import write_text
 from detrkit.console import console
 from detrkit.errors import DetrkitError
+from detrkit.utils.atomic import write_atomic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,7 +97,7 @@ class Bench:
         for line in _lines(measured):
             console.print(line)
         if self.json is not None:
-            write_text(self.json, json.dumps(self._record(measured, setting, where), indent=1) + "\n")
+            write_atomic(self.json, json.dumps(self._record(measured, setting, where), indent=1) + "\n")
             console.print(f"figures: {self.json}", markup=False)
         return 0
 

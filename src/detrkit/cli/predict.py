@@ -19,6 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from detrkit.errors import DetrkitError
+from detrkit.utils.atomic import make_folder, write_atomic
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -96,7 +97,7 @@ class Predict:
         if not found:
             raise DetrkitError(f"none of the {len(files)} pictures could be read")
         target = self.out / "predictions.json"
-        write_text(target, json.dumps(written, indent=1) + "\n")
+        write_atomic(target, json.dumps(written, indent=1) + "\n")
         _print(found, console, panoptic=detector.panoptic)
         console.print(f"{len(found)} pictures in {escape(str(self.out))}", soft_wrap=True, highlight=False)
         console.print(escape(str(target)), soft_wrap=True, highlight=False)
@@ -205,36 +206,9 @@ def entries(found: Detections | PanopticResult) -> list[dict[str, Any]]:
 
 def write_picture(picture: Image.Image, path: Path) -> None:
     """Writes a picture under its name only when it is whole."""
-    part = path.with_name(f".{os.getpid()}-{path.name}")  # the suffix tells PIL the format
-    try:
-        picture.save(part, quality=92)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+    from detrkit.utils.image_files import image_bytes
 
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file under its name only when it is whole."""
-    part = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def make_folder(path: Path) -> None:
-    """Makes a folder.
-
-    Raises:
-        DetrkitError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DetrkitError(f"cannot make the folder {path}: {error.strerror or error}") from error
+    write_atomic(path, image_bytes(picture, path.suffix, quality=92), durable=False)
 
 
 def _print(found: dict[str, list[dict[str, Any]]], console: Console, most: int = 20, *, panoptic: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor
 from detrkit.comparison.stages import is_stage, order_of
 from detrkit.errors import DetrkitError
 from detrkit.models.outputs import Target
+from detrkit.utils.atomic import atomic_file
 
 if TYPE_CHECKING:
     from detrkit.comparison.sides import Side
@@ -82,15 +82,8 @@ def save_recording(path: str | Path, recording: Recording) -> Path:
     if recording.target is not None:
         parts = (recording.target.labels, recording.target.boxes, recording.target.masks)
         arrays |= {name: part.numpy() for name, part in zip(TARGETS, parts, strict=True) if part is not None}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+    with atomic_file(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     return path
 
 

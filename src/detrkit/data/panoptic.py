@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit.errors import DetrkitError
+from detrkit.utils.image_files import image_bytes
 
 VOID = 0
 LARGEST_ID = 2**24 - 1
@@ -65,7 +66,7 @@ def read_id_map(file: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 def write_id_map(file: Path, ids: np.ndarray, *, compress_level: int = 6) -> None:
     """Writes (H, W) ids of 0 to `LARGEST_ID` as a panoptic PNG; `compress_level` as in zlib."""
     colours = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], 2).astype(np.uint8)
-    Image.fromarray(colours).save(file, compress_level=compress_level)
+    file.write_bytes(image_bytes(colours, compress_level=compress_level))
 
 
 def segment_masks(ids: np.ndarray, segments: Sequence[int] | np.ndarray) -> Tensor:

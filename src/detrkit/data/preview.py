@@ -16,6 +16,8 @@ from detrkit.data.sample import Sample
 from detrkit.data.transforms import Transform
 from detrkit.errors import DetrkitError
 from detrkit.results import PanopticResult, Segment
+from detrkit.utils.atomic import write_atomic
+from detrkit.utils.image_files import image_bytes
 from detrkit.utils.names import full_path
 
 
@@ -62,12 +64,7 @@ def preview(
             titles.append(f"epoch {epoch}  {_size(changed)}")
     headings = ["original", *(["augmented"] * variants)]
     sheet = grid(pictures, columns=variants + 1, titles=titles, headings=headings)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(out)
-    except OSError as error:
-        raise DetrkitError(f"{out}: cannot be written ({error.strerror})") from error
-    return out
+    return write_atomic(out, image_bytes(sheet, out.suffix))
 
 
 def _size(sample: Sample) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
-from detrkit.errors import DetrkitError
+from detrkit.console import console
+from detrkit.errors import DetrkitError, WriteError
+from detrkit.utils.atomic import append, check_there, make_folder, write_atomic
 
 
 class CsvLog:
@@ -21,64 +26,123 @@ class CsvLog:
     def __init__(self, path: Path, *, key: str) -> None:
         self.path = path
         self.key = key
-        self.columns: list[str] = []
-        if path.exists():
-            self.columns = list(self.rows()[0]) if self.rows() else []
+        rows = self.rows()
+        self.columns: list[str] = list(rows[0]) if rows else []
 
     def rows(self) -> list[dict[str, Any]]:
-        """All lines, values as text."""
-        if not self.path.exists():
+        """All whole lines, values as text; what a kill or a power cut left of others is passed over.
+
+        Raises:
+            DetrkitError: the file cannot be read, or is another one.
+        """
+        try:
+            text = self.path.read_bytes().decode("utf-8", "replace")
+        except FileNotFoundError:
             return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        except OSError as error:
+            raise DetrkitError(f"{self.path}: cannot be read ({error.strerror})") from error
+        lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+        table = csv.reader(lines)
+        try:
+            columns = next(table, [])
+            values = [line for line in table if len(line) == len(columns)]
+        except csv.Error as error:
+            raise DetrkitError(f"{self.path}: damaged ({error}): move it away") from error
+        if columns and (self.key not in columns or len(set(columns)) < len(columns)):
+            raise DetrkitError(f"{self.path}: damaged, it has no column {self.key!r}: move it away")
+        rows = [dict(zip(columns, line, strict=True)) for line in values]
+        return [row for row in rows if row[self.key].isdecimal()]
 
     def add(self, row: dict[str, Any]) -> None:
-        """Appends a line."""
-        if set(row) - set(self.columns):
+        """Appends a line, whole or not at all.
+
+        Raises:
+            WriteError: it cannot be written, or the folder is gone.
+        """
+        check_there(self.path.parent)
+        if set(row) - set(self.columns) or not self.path.exists():
             rows = self.rows()
             self.columns += [c for c in row if c not in self.columns]
-            self._write([*rows, row])
+            write_atomic(self.path, self._text([*rows, row]))
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
+        append(self.path, self._text([row], header=False).encode(), lines=True)
 
     def keep_before(self, value: int) -> None:
-        """Drops lines whose key is `value` or more: what came after the state that is resumed."""
-        rows = self.rows()
-        kept = [r for r in rows if int(r[self.key]) < value]
-        if len(kept) != len(rows):
-            self._write(kept)
+        """Drops lines whose key is `value` or more, what came after the state that is resumed, and cut-off lines.
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        try:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self.columns)
-                writer.writeheader()
-                writer.writerows(rows)
-            os.replace(temporary, self.path)
-        except OSError as error:
-            raise DetrkitError(f"cannot write {self.path}: {error.strerror or error}") from error
+        Raises:
+            DetrkitError: the file cannot be read or written, or is another one.
+        """
+        kept = [r for r in self.rows() if int(r[self.key]) < value]
+        text = self._text(kept)
+        if self.path.exists() and self.path.read_bytes() != text.encode():
+            write_atomic(self.path, text)
+
+    def _text(self, rows: list[dict[str, Any]], *, header: bool = True) -> str:
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, self.columns)
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return buffer.getvalue()
 
 
 class TensorBoardLog:
-    """Scalars for TensorBoard, or nothing when switched off."""
+    """Scalars for TensorBoard, or nothing when switched off.
+
+    The file is written here and not by torch's SummaryWriter, whose thread prints a traceback when the disk is full
+    and raises the error anywhere later. Trouble with it never ends a run: it is said once, and the run goes on
+    without.
+
+    Args:
+        folder: made if need be.
+        on: whether to write.
+        purge_step: of a resumed run, its next step: TensorBoard forgets earlier points from there on.
+    """
 
     def __init__(self, folder: Path, *, on: bool, purge_step: int | None = None) -> None:
-        self._writer: Any = None
-        if on:
-            from torch.utils.tensorboard import SummaryWriter
+        self.on = on
+        self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
+        if not on:
+            return
+        from tensorboard.compat.proto.event_pb2 import SessionLog
 
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        events: list[dict[str, Any]] = [{"file_version": "brain.Event:2"}]
+        if purge_step is not None:
+            events.append({"step": purge_step, "session_log": SessionLog(status=SessionLog.START)})
+        try:
+            make_folder(folder)
+        except WriteError as error:
+            self._give_up(error)
+        self._write(events)
 
     def add(self, values: dict[str, Any], step: int) -> None:
         """One point of each curve."""
-        if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, step)
+        if not self.on:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-    def close(self) -> None:
-        """Writes what is left."""
-        if self._writer is not None:
-            self._writer.close()
+        points = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
+        self._write([{"step": step, "summary": Summary(value=points)}])
+
+    def _write(self, events: list[dict[str, Any]]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        if not self.on:
+            return
+        buffer = io.BytesIO()
+        for event in events:
+            RecordWriter(buffer).write(Event(wall_time=time.time(), **event).SerializeToString())
+        try:
+            append(self.path, buffer.getvalue())
+        except WriteError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: WriteError) -> None:
+        self.on = False
+        console.print(f"warning: {error}; the run goes on without TensorBoard", markup=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from detrkit.convert.files import STATE_FORMAT
 from detrkit.errors import DetrkitError
+from detrkit.utils.atomic import atomic_file, check_there
 
 
 def rng_state() -> dict[str, Any]:
@@ -36,17 +36,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes a state so that a crash at any moment leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": STATE_FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+    """Writes a state so that a crash at any moment leaves the old file or the new one.
+
+    Raises:
+        WriteError: it cannot be written; the old file is as it was.
+    """
+    check_there(path.parent)
+    with atomic_file(path) as part, part.open("wb") as file:
+        torch.save({"format": STATE_FORMAT, **state}, file)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from detrkit.errors import DetrkitError
-from detrkit.evaluation.files import png, write_atomic
 from detrkit.evaluation.panoptic_matching import ImageMatches, score_image
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.evaluation.panoptic_truth import VOID, IdMaps, PanopticTruth
 from detrkit.evaluation.result_table import Unknown
 from detrkit.results import PanopticResult, Segment
+from detrkit.utils.atomic import write_atomic
+from detrkit.utils.image_files import image_bytes
 
 
 class PanopticEvaluator:
@@ -80,7 +81,8 @@ class PanopticEvaluator:
         result = self._known(result)
         matches = score_image(self.truth, image_id, result.id_map.cpu().numpy(), result.segments_info())
         if self.out is not None:
-            write_atomic(self.out.with_suffix("") / self.truth.files[index], png(result.to_coco()[0]))
+            file = self.out.with_suffix("") / self.truth.files[index]
+            write_atomic(file, image_bytes(result.to_coco()[0]), durable=False)
         self._images[image_id] = matches
 
     def _known(self, result: PanopticResult) -> PanopticResult:

@@ -13,13 +13,14 @@ import numpy as np
 
 from detrkit.classes import ClassList
 from detrkit.errors import DetrkitError
-from detrkit.evaluation.files import png, write_atomic
 from detrkit.evaluation.ground_truth import read_json
 from detrkit.evaluation.panoptic import PanopticEvaluator
 from detrkit.evaluation.panoptic_matching import ImageMatches, score_image
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.evaluation.panoptic_truth import IdMaps, PanopticTruth, PngFolder, Segments, image_entries, png_folder
 from detrkit.results import PanopticResult
+from detrkit.utils.atomic import write_atomic
+from detrkit.utils.image_files import image_bytes
 
 # Images of which the ground truth's ids are checked, too: hotcoco takes ids that segments_info lacks as they come. What
 # spoils PNGs (resizing, palettes, the wrong folder) spoils all of them; checking 100 took a tenth of the time of 5,000.
@@ -173,6 +174,6 @@ def write_panoptic(path: str | Path, results: Iterable[tuple[str, PanopticResult
     entries = []
     for file_name, result in results:
         pixels, info = result.to_coco()
-        write_atomic(path.with_suffix("") / file_name, png(pixels))
+        write_atomic(path.with_suffix("") / file_name, image_bytes(pixels), durable=False)
         entries.append({"image_id": result.image_id, "file_name": file_name, "segments_info": info})
     return write_atomic(path, json.dumps({"annotations": entries}) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,10 @@ from PIL import Image
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.confusion import Confusion
 from detrkit.evaluation.curves import PrecisionRecall
-from detrkit.evaluation.files import write_atomic
 from detrkit.evaluation.metrics import Metrics, markdown_table
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
+from detrkit.utils.atomic import write_atomic
+from detrkit.utils.image_files import image_bytes
 
 _PANOPTIC_FOOTNOTE = (
     "In percent. SQ: mean IoU of the matched segments (IoU above 0.5); RQ: TP / (TP + FP / 2 + FN / 2); PQ = SQ * RQ "
@@ -86,10 +86,8 @@ def write_report(
         parts.extend([f"## {heading}", f"![{heading}]({name})", text])
 
     if sheet is not None:
-        buffer = io.BytesIO()
-        sheet.convert("RGB").save(buffer, format="PNG")
         void = "" if panoptic is None else " Pixels of no segment (void) are hatched."
-        picture("examples.png", buffer.getvalue(), "Examples", f"Small images are enlarged.{void}")
+        picture("examples.png", image_bytes(sheet.convert("RGB")), "Examples", f"Small images are enlarged.{void}")
     if panoptic is not None:
         parts += ["## Classes: segments", _panoptic_classes(panoptic)]
     if metrics is not None:

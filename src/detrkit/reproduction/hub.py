@@ -6,13 +6,11 @@ post-processing has the official signatures. They are what hubconf.py returns.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +21,7 @@ from detrkit.models.batch import Batch
 from detrkit.models.outputs import Outputs
 from detrkit.models.panoptic_postprocess import panoptic
 from detrkit.models.postprocess import Size, largest, postprocess
+from detrkit.utils.image_files import image_bytes
 
 LAST_THING = 90  # of COCO's ids, which are the labels of the published panoptic models
 
@@ -216,13 +215,11 @@ class PostProcessPanoptic(nn.Module):
             one = Outputs(outputs["pred_logits"][i : i + 1], outputs["pred_boxes"][i : i + 1], masks[None])
             options: dict[str, Any] = {"image_sizes": [size], "sizes": [target], "things": things}
             pixels, segments = panoptic(one, **options, threshold=self.threshold, official=True)[0].to_coco()
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, format="PNG")
             names = ("id", "isthing", "category_id", "area")
             info = [{name: segment[name] for name in names} for segment in segments]
             for segment in info:
                 segment["isthing"] = bool(segment["isthing"])
-            found.append({"png_string": buffer.getvalue(), "segments_info": info})
+            found.append({"png_string": image_bytes(pixels), "segments_info": info})
         return found
 
 

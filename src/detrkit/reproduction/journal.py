@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import numpy as np
 from detrkit.engine.gathering import Evaluation
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.evaluator import ImageResults
-from detrkit.evaluation.files import write_atomic
 from detrkit.evaluation.panoptic_matching import ImageMatches
+from detrkit.utils.atomic import append, write_atomic
 
 FOLDER, SETTINGS = "journal", "settings.json"
 _MATCHES = {"matched": np.int64, "iou": np.float64, "invented": np.int64, "missed": np.int64}
@@ -102,19 +101,7 @@ class Journal:
             images.append(image)
         line = json.dumps({"seconds": round(seconds, 4), "images": images}) + "\n"
         file = self.folder / f"process-{rank}.jsonl"
-        try:
-            with file.open("a+b") as stream:
-                if stream.tell() and _last_byte(stream) != b"\n":
-                    line = "\n" + line  # after a line that was cut off
-                stream.write(line.encode())
-        except OSError as error:
-            raise DetrkitError(f"{file}: cannot be written ({error.strerror}); give another --out") from error
-
-
-def _last_byte(stream: Any) -> bytes:
-    stream.seek(-1, os.SEEK_END)
-    last: bytes = stream.read(1)
-    return last
+        append(file, line.encode(), lines=True)
 
 
 def _plain(row: ImageResults | ImageMatches) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.evaluation import Metrics
-from detrkit.evaluation.files import write_atomic
 from detrkit.evaluation.metrics import markdown_table
 from detrkit.published import FIGURES, Published
+from detrkit.utils.atomic import write_atomic
 
 TOLERANCE = 0.2  # points, between a measured figure and a published one
 _NAMES = {"AP_segm": "mask AP"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -15,12 +14,13 @@ from PIL import Image, ImageColor
 from detrkit.data import Dataset
 from detrkit.engine.examples import spread
 from detrkit.engine.setup import Splits
-from detrkit.evaluation.files import write_atomic
 from detrkit.evaluation.metrics import markdown_table
 from detrkit.results import Detections
 from detrkit.study.config import StudyConfig
 from detrkit.study.results import LAST, MemberResult
 from detrkit.study.tables import Outcome, foreign_classes, study_tables, table_csv
+from detrkit.utils.atomic import write_atomic
+from detrkit.utils.image_files import image_bytes
 from detrkit.visualize import SheetRow, as_detections, models_sheet
 from detrkit.visualize.curves import png_bytes, study_curves
 
@@ -61,7 +61,7 @@ def write_study(folder: Path, study: StudyConfig, outcome: Outcome, splits: Spli
         dataset = splits.test or splits.val
         assert dataset is not None  # a study without one is refused when it is read
         found = {m.heading: _detections(folder / m.name, r, dataset) for m, r in done}
-        write_atomic(folder / "examples.png", _png(_sheet(dataset, found, colors)))
+        write_atomic(folder / "examples.png", image_bytes(_sheet(dataset, found, colors).convert("RGB")))
         above = ", ".join(f"{m.heading} {r.shown_above:g}" for m, r in done)
         links = ", ".join(f"[{m.heading}]({m.name}/{LAST}/report.md)" for m, _ in done)
         parts += ["## Examples", "![Image, ground truth and every model](examples.png)"]
@@ -165,10 +165,3 @@ def _sheet(dataset: Dataset, found: dict[str, list[Detections]], colors: dict[st
         name = sample.file.name if sample.file is not None else str(sample.image_id)
         rows.append(SheetRow(picture, as_detections(sample.boxes, sample.labels, dataset.classes), caption=name))
     return models_sheet(rows, found, [ImageColor.getrgb(colors[heading])[:3] for heading in found])
-
-
-def _png(picture: Image.Image) -> bytes:
-    """The picture as a PNG file's content."""
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, format="PNG")
-    return buffer.getvalue()

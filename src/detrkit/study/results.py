@@ -23,7 +23,7 @@ from detrkit.engine.examples import shown_above
 from detrkit.engine.logs import CsvLog
 from detrkit.errors import DetrkitError
 from detrkit.evaluation import Metrics
-from detrkit.evaluation.files import write_atomic
+from detrkit.utils.atomic import write_atomic
 
 RESULT, FAILURE, LAST = "result.json", "failure.txt", "eval-last"
 

@@ -21,12 +21,12 @@ from detrkit.engine.resuming import first_decides, saved_in
 from detrkit.engine.setup import open_splits
 from detrkit.engine.training import train
 from detrkit.errors import DetrkitError, Interrupted
-from detrkit.evaluation.files import write_atomic
 from detrkit.models.criterion import build_criterion
 from detrkit.study.config import Member, StudyConfig, check_same, load_study
 from detrkit.study.report import write_study
 from detrkit.study.results import FAILURE, MemberResult, evaluate_last, read_result
 from detrkit.study.tables import Outcome
+from detrkit.utils.atomic import write_atomic
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.signals import number_of
 

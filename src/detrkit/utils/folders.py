@@ -17,12 +17,13 @@ MANIFEST = "detrkit-files.json"
 
 
 @contextmanager
-def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+def new_directory(path: str | Path, *, force: bool = False, manifest: bool = True) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name, with a manifest, when the block ends without an error.
 
     Args:
         path: the folder to make.
-        force: replace a folder that detrkit wrote and nobody has changed since, or an empty one.
+        force: replace a folder that detrkit wrote and nobody has changed since.
+        manifest: write one. A folder without is never replaced.
 
     Raises:
         DetrkitError: `path` exists and may not be replaced, or cannot be written; nothing has changed then.
@@ -33,7 +34,8 @@ def new_directory(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     sweep(path.parent)
     with write_errors(path), locked_temporary(path, folder=True) as temporary:
         yield temporary
-        write_manifest(temporary)
+        if manifest:
+            write_manifest(temporary)
         check_replaceable(path, force=force)  # somebody may have been faster
         if path.exists():
             with locked_temporary(path, folder=True) as old:

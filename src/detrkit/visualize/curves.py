@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from detrkit.utils.atomic import write_atomic
 from detrkit.visualize.colors import LINE_COLORS, color_of, text_color
 
 if TYPE_CHECKING:  # evaluate/ draws with this module, so the import must not go both ways
@@ -261,14 +261,9 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes the figure as a PNG file, makes its folder if need be, and returns its path."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when complete: a run rewrites its curves while somebody looks at them.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(png_bytes(figure))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    """Writes the figure as a PNG file, makes its folder if need be, and returns its path.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    return write_atomic(path, png_bytes(figure))
