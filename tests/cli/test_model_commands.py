@@ -133,7 +133,7 @@ def test_predict_refuses_devices_and_folders(weights, photos, tmp_path):
     with pytest.raises(DetrkitError, match="device nowhere: not to be had on this machine"):
         Predict(str(weights), (str(photos),), device="nowhere").run()
     (tmp_path / "file").write_text("")
-    with pytest.raises(DetrkitError, match="cannot make the folder"):
+    with pytest.raises(DetrkitError, match="file is a file: choose another output folder"):
         run(weights, photos, out=tmp_path / "file")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,7 +23,8 @@ class Convert:
 
     The name of TARGET decides what is written. With the suffix .safetensors it is detrkit's form, which also holds the
     model's name, its options, classes and input size. With .pth it is the official form, which the official code reads.
-    Without a suffix it is a directory that Hugging Face's from_pretrained reads, with class names as id2label.
+    Without a suffix it is a directory that Hugging Face's from_pretrained reads, with class names as id2label. A file
+    that is there already is replaced only with --force, a directory never, and SOURCE itself never.
 
     SOURCE may be any of these, a training state or run directory, or a .pdparams file of PaddleDetection. No file is
     unpickled with code in it. Published .pth files are recognised by their hash, other .pth files by the arguments and
@@ -56,6 +58,9 @@ class Convert:
     """For Hugging Face: whose names the backbone's weights have, those of transformers' own ResNet or timm's, which
     loading them then needs. By default transformers' own; for DC5 timm's, because transformers' own has none."""
 
+    force: bool = False
+    """Replace a file that is there already."""
+
     def run(self) -> int:
         """Reads, writes and prints the path."""
         from detrkit.checkpoint import load_model, save_huggingface, save_model, save_official
@@ -69,6 +74,7 @@ class Convert:
             )
         if self.backbone_names is not None and suffix:
             raise DetrkitError(f"--backbone-names is for Hugging Face directories, and {self.target} is none")
+        self._check_target()
         given = {"dilation": self.dilation, "nheads": self.nheads}
         options = {option: value for option, value in given.items() if value is not None}
         model, spec = load_model(self.source, name=self.model, options=options)
@@ -85,6 +91,20 @@ class Convert:
         classes = f"{spec.num_classes} classes" + ("" if spec.classes else " without names (--classes gives them)")
         Console().print(f"{escape(str(self.target))}: {spec.name}, {classes}", soft_wrap=True, highlight=False)
         return 0
+
+    def _check_target(self) -> None:
+        """Refuses to write over anything that is not to be replaced.
+
+        Raises:
+            DetrkitError: the target is there, or it is the source or a file of it.
+        """
+        source, target = Path(os.path.realpath(self.source)), Path(os.path.realpath(self.target))
+        if not target.exists():
+            return
+        if source in target.parents or (source.exists() and target.samefile(source)):  # through hard links, too
+            raise DetrkitError(f"{self.target} is the source, or a file of it: name another target")
+        if target.is_file() and not self.force:
+            raise DetrkitError(f"{self.target} exists already: name another file, or pass --force to replace it")
 
 
 def _class_list(given: str, labels: int, *, masks: bool) -> ClassList:

@@ -22,7 +22,7 @@ class Quickstart:
     seed: int = 0
     """Of the images, the weights and the order."""
     force: bool = False
-    """Replace an earlier quickstart in that folder."""
+    """Replace an earlier quickstart in that folder. Files there that are not of it stop that."""
 
     def run(self) -> int:
         """Runs it all."""

@@ -22,6 +22,7 @@ from detrkit.engine.gathering import Evaluation, Truth, collect, without_masks
 from detrkit.engine.processes import join_processes
 from detrkit.evaluation import Metrics, write_report
 from detrkit.models.deformable_detr import DeformableDETR
+from detrkit.utils.atomic import make_folder
 
 Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
 
@@ -107,6 +108,8 @@ def evaluate(
     process = {"rank": rank, "world_size": world, "device": where}
     loader = eval_loader(dataset, spec, batch_size=batch_size, workers=workers, **process)
     folder = None if out is None else Path(out)
+    if folder is not None and rank == 0:
+        make_folder(folder)  # or hours of work might have no place to go
     evaluation = Evaluation(
         Truth.of(dataset, spec, net),
         spec,
@@ -124,7 +127,6 @@ def evaluate(
     seconds = time.perf_counter() - began
     metrics = evaluation.compute()
     if folder is not None and rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         evaluation.objects.save(folder / "results.json")
         if evaluation.segments is not None:
             evaluation.segments.save()

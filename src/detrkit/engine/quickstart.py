@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
 
 from detrkit.config import load_config
 from detrkit.console import console
 from detrkit.data.shapes import write_shapes
+from detrkit.engine.run_files import foreign_to_run
 from detrkit.engine.training import RunResult, train
 from detrkit.errors import DetrkitError
+from detrkit.utils.folders import check_replaceable, remove_folder
+from detrkit.utils.lock import FolderLock
+from detrkit.utils.names import full_path
 
 IMAGES = {"train": 2000, "val": 200}
 
@@ -21,21 +25,40 @@ def quickstart(out: str | Path, *, epochs: int | None = None, seed: int = 0, for
         out: folder for `shapes/` and `run/`.
         epochs: passes over the training images; by default the recipe's.
         seed: of images, weights and order.
-        force: replace an earlier quickstart there.
+        force: replace an earlier quickstart there. Files that are not of it stop that.
 
     Raises:
-        DetrkitError: the folder is not empty.
+        DetrkitError: the folder holds an earlier quickstart, or with `force`, somebody else's files.
     """
     out = Path(out)
     data, run = out / "shapes", out / "run"
-    if (data.exists() or run.exists()) and not force:
+    if not force and any(os.path.lexists(place) for place in (data, run)):
         raise DetrkitError(f"{out} holds an earlier quickstart: look at {run}, use --force to replace it, or --out")
-    for old in (data, run):
-        if old.exists():
-            shutil.rmtree(old)
+    check_replaceable(full_path(data), force=True)
+    _remove_run(run)
     console.print(f"generating {IMAGES['train']} images to train on and {IMAGES['val']} to test on in {data}")
-    write_shapes(data, images=IMAGES, seed=seed)
+    write_shapes(data, images=IMAGES, seed=seed, force=force)
     config = load_config("quickstart", data=str(data)).changed(run={"out": str(run), "seed": seed})
     if epochs is not None:
         config = config.changed(optim={"epochs": epochs})
     return train(config)
+
+
+def _remove_run(run: Path) -> None:
+    """Removes an earlier run, if there is one.
+
+    Raises:
+        DetrkitError: it is still running, or something else is there; nothing has changed then.
+    """
+    if not os.path.lexists(run):
+        return
+    if run.is_symlink() or not run.is_dir():
+        raise DetrkitError(f"{run} is not a folder of an earlier quickstart: choose another --out")
+    with FolderLock(run):
+        foreign = foreign_to_run(run)
+        if foreign is not None:
+            raise DetrkitError(
+                f"{run} holds {foreign}, which is not of a run of detrkit, so it is not replaced: choose another "
+                "--out, or remove it yourself"
+            )
+        remove_folder(run)

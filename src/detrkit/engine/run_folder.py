@@ -14,11 +14,12 @@ import torch
 from detrkit.checkpoint import ModelSpec
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset
-from detrkit.errors import DetrkitError
+from detrkit.engine.run_files import MARK, sweep_old
+from detrkit.utils.atomic import make_folder, sweep, write_atomic, write_errors
 
 _README = """# {name}
 
-A training run of detrkit. `detrkit train --resume {folder}` continues it exactly where it stopped.
+{mark} `detrkit train --resume {folder}` continues it exactly where it stopped.
 
 | file | what it is |
 |---|---|
@@ -42,31 +43,26 @@ def prepare(config: TrainConfig) -> Path:
     Raises:
         DetrkitError: it cannot be written.
     """
-    folder = Path(config.run.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DetrkitError(f"cannot make {folder}: {error.strerror or error}") from error
+    folder = make_folder(config.run.out)
+    sweep(folder)
+    sweep_old(folder)
     return folder
 
 
 def write_config(config: TrainConfig) -> None:
     """Writes config.yaml, which --resume and --recipe read."""
-    (Path(config.run.out) / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    write_atomic(Path(config.run.out) / "config.yaml", config.to_yaml())
 
 
 def describe(folder: Path, spec: ModelSpec, train: Dataset) -> None:
     """Writes the files that say what the run is, but for its settings."""
-    (folder / "README.md").write_text(_README.format(name=folder.name, folder=folder), encoding="utf-8")
-    (folder / "classes.txt").write_text(
-        "".join(
-            f"{i}\t{c}\t{n}\n" for i, (c, n) in enumerate(zip(train.classes.ids, train.classes.names, strict=True))
-        ),
-        encoding="utf-8",
-    )
-    (folder / "environment.txt").write_text(_environment(spec), encoding="utf-8")
+    write_atomic(folder / "README.md", _README.format(mark=MARK, name=folder.name, folder=folder))
+    classes = enumerate(zip(train.classes.ids, train.classes.names, strict=True))
+    write_atomic(folder / "classes.txt", "".join(f"{i}\t{c}\t{n}\n" for i, (c, n) in classes))
+    write_atomic(folder / "environment.txt", _environment(spec))
     for log in ("steps.csv", "epochs.csv"):  # of a run that ended before it saved a state
-        (folder / log).unlink(missing_ok=True)
+        with write_errors(folder / log):
+            (folder / log).unlink(missing_ok=True)
 
 
 def _environment(spec: ModelSpec) -> str:

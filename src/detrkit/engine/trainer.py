@@ -130,14 +130,11 @@ class Trainer:
         """
         on = self.main and self.config.run.tensorboard
         board = TensorBoardLog(self.folder / "tensorboard", on=on, purge_step=self.progress.step + 1)
-        try:
-            with self.stop.waiting():
-                while self.progress.epoch < self.config.optim.epochs and not self._enough():
-                    self._train_epoch(board)
-                    self._end_epoch(board)
-                    self.stop.check()
-        finally:
-            board.close()
+        with self.stop.waiting():
+            while self.progress.epoch < self.config.optim.epochs and not self._enough():
+                self._train_epoch(board)
+                self._end_epoch(board)
+                self.stop.check()
 
     def _enough(self) -> bool:
         """Whether to end before the last epoch."""

@@ -25,6 +25,7 @@ from detrkit.engine.gathering import Evaluation
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.processes import BEFORE_FIRST_STEP, StopSignals
 from detrkit.engine.resuming import begin, check_same_data, saved_in
+from detrkit.engine.run_files import naming_last_state
 from detrkit.engine.setup import (
     Splits,
     chosen_model,
@@ -37,6 +38,7 @@ from detrkit.engine.steps import detector_step, mask_step
 from detrkit.engine.trainer import Trainer
 from detrkit.errors import DetrkitError, Interrupted
 from detrkit.evaluation import Metrics, write_report
+from detrkit.utils.atomic import write_atomic
 from detrkit.utils.signals import Stopped
 
 LEARNED = 0.9  # AP50 or PQ on the few images of --overfit
@@ -85,7 +87,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
     folder, stop = Path(config.run.out), StopSignals()
     stop.last_words = lambda: str(_interrupted(signal.SIGINT, folder, "at once"))
     try:
-        with stop, ExitStack() as held:
+        with stop, ExitStack() as held, naming_last_state(folder):
             fabric, place, state = begin(config, resume=resume, held=held)
             stop.join(fabric.world_size)
             if config.optim.mask_epochs:
@@ -154,7 +156,7 @@ def _run(
             if whole is not None:
                 run_folder.write_config(whole)
             if kept is not None:
-                (folder / "init.txt").write_text("\n".join(kept.lines(most=None)) + "\n", encoding="utf-8")
+                write_atomic(folder / "init.txt", "\n".join(kept.lines(most=None)) + "\n")
     fabric.barrier()
     trainer = Trainer(config, fabric, splits, model, spec, folder, stop=stop, data=data)
     if state is not None:

@@ -23,7 +23,7 @@ from detrkit.engine.examples import shown_above
 from detrkit.engine.logs import CsvLog
 from detrkit.errors import DetrkitError
 from detrkit.evaluation import Metrics
-from detrkit.utils.atomic import write_atomic
+from detrkit.utils.atomic import write_atomic, write_errors
 
 RESULT, FAILURE, LAST = "result.json", "failure.txt", "eval-last"
 
@@ -131,7 +131,8 @@ def evaluate_last(folder: Path, config: TrainConfig, split: str) -> None:
         shown_above=shown_above(spec),
         machine=machine(config),
     )
-    (folder / FAILURE).unlink(missing_ok=True)
+    with write_errors(folder / FAILURE):
+        (folder / FAILURE).unlink(missing_ok=True)
     write_atomic(folder / RESULT, json.dumps(result.to_json(), indent=2) + "\n")
 
 

@@ -119,9 +119,7 @@ def write_atomic(path: str | Path, content: bytes | str, *, safe: str = "", dura
 
 
 @contextmanager
-def atomic_file(
-    path: str | Path, *, safe: str = "", durable: bool = True, in_folder: bool = False
-) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, safe: str = "", durable: bool = True, in_folder: bool = False) -> Iterator[Path]:
     """A temporary file that becomes `path` when the block ends without an error, and goes when it does not.
 
     Args:
@@ -253,6 +251,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is a temporary one of detrkit."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def sweep(folder: Path) -> None:
     """Removes temporary files and folders that ended processes left in a folder; once per folder and process."""
     key = (os.getpid(), folder)
@@ -260,7 +263,7 @@ def sweep(folder: Path) -> None:
         return
     _swept.add(key)
     try:
-        left = [entry.name for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
+        left = [entry.name for entry in os.scandir(folder) if is_temporary(entry.name)]
     except OSError:
         return
     for name in left:

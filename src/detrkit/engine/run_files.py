@@ -1,0 +1,112 @@
+"""The files of a run's folder: which ones they are, what may be removed, and which state is the last good one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from detrkit.convert.files import METADATA_KEY
+from detrkit.engine.resuming import saved_in
+from detrkit.engine.steps import DETECTOR
+from detrkit.errors import WriteError
+from detrkit.utils.atomic import is_temporary
+from detrkit.utils.lock import NAME as LOCK
+
+MARK = "A training run of detrkit."  # in the README.md of each
+_NAMES = (
+    *("README.md", "config.yaml", "classes.txt", "environment.txt", "init.txt", "steps.csv", "epochs.csv", LOCK),
+    *("last.pt", "best.safetensors", "report.md", "metrics.json", "results.json", "panoptic.json"),
+    *("examples.png", "training.png", "precision_recall.png", "confusion.png"),
+)
+_BELOW = {"tensorboard": re.compile(r"events\.out\.tfevents\..*"), "panoptic": re.compile(r".*\.png")}
+_ANY = "|".join(map(re.escape, _NAMES))
+# temporary files of earlier versions, with the number of the process that wrote them, and without
+_OLD_WITH_PROCESS = re.compile(rf"\.({_ANY})\.(?P<process>\d+)\.(part|tmp)|\.(?P<first>\d+)-({_ANY})")
+_OLD_WITHOUT = re.compile(rf"\.({_ANY})\.[a-z0-9_]{{8}}|\.(steps|epochs)\.csv\.tmp")
+_OLD_WEIGHTS = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors'
+_HEAD_BYTES = 65536
+
+
+@contextmanager
+def naming_last_state(folder: Path) -> Iterator[None]:
+    """Adds to the error of a failed write which state of the run is safe.
+
+    Raises:
+        WriteError: as it was, with the last good state, if there is one.
+    """
+    try:
+        yield
+    except WriteError as error:
+        place = saved_in(folder)
+        if place is None:
+            raise
+        raise WriteError(f"{error}; the last good state is {folder / place / 'last.pt'}") from error
+
+
+def foreign_to_run(folder: Path) -> str | None:
+    """What in a folder is not of a run of detrkit, in words; None if all of it is.
+
+    Raises:
+        WriteError: the folder cannot be looked into.
+    """
+    runs, names, marked = (folder, folder / DETECTOR), set(), False
+    try:
+        for place, folders, files in os.walk(folder, onerror=_raise):
+            here = Path(place)
+            folders[:] = [name for name in folders if not is_temporary(name)]
+            pattern = _BELOW.get(here.name) if here.parent in runs else None
+            for name in [*folders, *files]:
+                path = here / name
+                if name in folders:
+                    of_run = here in runs and (name in _BELOW or path == runs[1]) and not path.is_symlink()
+                elif here in runs:
+                    of_run = name in _NAMES
+                    marked = marked or (name == "README.md" and MARK in path.read_text("utf-8", "replace"))
+                else:
+                    of_run = pattern is not None and pattern.fullmatch(name) is not None
+                if of_run:
+                    names.add(name)
+                elif not is_temporary(name) and not _is_old_temporary(path):
+                    return str(path.relative_to(folder))
+    except OSError as error:
+        raise WriteError(f"{folder}: cannot be looked into ({error.strerror})") from error
+    return None if marked or names <= {LOCK} else min(names - {LOCK})
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def sweep_old(folder: Path) -> None:
+    """Removes temporary files that ended processes of earlier versions left in a run's folder."""
+    with suppress(OSError):
+        for file in list(folder.iterdir()):
+            if _is_old_temporary(file):
+                file.unlink(missing_ok=True)
+
+
+def _is_old_temporary(file: Path) -> bool:
+    """Whether this is a temporary file of an earlier version that no process writes any more."""
+    if file.is_symlink() or not file.is_file():
+        return False
+    numbered = _OLD_WITH_PROCESS.fullmatch(file.name)
+    if numbered is not None:
+        return not _lives(int(numbered["process"] or numbered["first"]))
+    if _OLD_WEIGHTS.fullmatch(file.name):
+        with suppress(OSError), file.open("rb") as stream:
+            return METADATA_KEY.encode() in stream.read(_HEAD_BYTES)
+    return _OLD_WITHOUT.fullmatch(file.name) is not None
+
+
+def _lives(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
