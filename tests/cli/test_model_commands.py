@@ -182,7 +182,7 @@ def test_convert_masks_both_ways(tmp_path):
 def test_convert_asks_for_dilation_and_heads(tmp_path, capsys):
     model = build_model("detr-r50", num_classes=4, **{**OPTIONS, "backbone": "resnet50", "backbone_norm": "frozen"})
     torch.save(to_official(model), tmp_path / "a.pth")
-    command = ["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")]
+    command = ["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"), "--force"]
     assert main(command) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "dilation" in error and "--dilation True or False" in error
@@ -205,7 +205,7 @@ def test_convert_says_what_labels_mean(tmp_path, capsys):
 
     def convert(labels, *extra):
         torch.save({"model": to_official(build_model("detr-r50", num_classes=labels, **options))}, tmp_path / "a.pth")
-        return main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors"), *extra])
+        return main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors"), "--force", *extra])
 
     assert convert(2) == 0
     assert "2 classes without names (--classes gives them)" in capsys.readouterr().out
