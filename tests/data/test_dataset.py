@@ -138,7 +138,7 @@ def test_masks_equal_pycocotools(tmp_path: Path) -> None:
         ({"category_id": 5}, "annotation 1: category 5 is not in the list"),
         ({"bbox": [1, 2, 3]}, r"annotation 1: bbox \[1, 2, 3\] is not"),
         ({"bbox": [1, float("nan"), 3, 4]}, "annotation 1: box .* is not finite"),
-        ({"id": "x"}, "annotation x: annotation id must be an integer"),
+        ({"id": "x"}, "annotation 'x': annotation id must be an integer"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -85,7 +85,8 @@ def test_check_finds_the_same_in_both(official: Path, tmp_path: Path) -> None:
     for report in reports:
         assert report.ok and len(report.of("warning")) == 2
     coco, parquet = reports
-    assert [(f.severity, f.reason) for f in coco.of("info")] == [(f.severity, f.reason) for f in parquet.of("info")]
+    infos = [f.reason for f in coco.of("info") if "no object has a segmentation" not in f.reason]  # the jsons have []
+    assert infos == [f.reason for f in parquet.of("info")]
     assert {f.reason for f in coco.of("warning")} == {f.reason for f in parquet.of("warning")}
     assert {f.id for f in parquet.of("warning")} == {"row 3, object 6", "row 4, object 6"}
     for ours, theirs in zip(parquet.splits, coco.splits, strict=True):

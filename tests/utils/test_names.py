@@ -59,6 +59,9 @@ def test_full_paths(tmp_path, monkeypatch):
     assert full_path("~/a") == tmp_path / "a"
     with pytest.raises(DetrkitError, match=r"^~nosuchuser/a: there is no such user"):
         full_path("~nosuchuser/a")
+    for path, reason in (("a\0b", "holds a null character"), ("x/" + 256 * "y", "is longer than 255 bytes")):
+        with pytest.raises(DetrkitError, match=reason):
+            full_path(path)
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -66,3 +69,9 @@ def test_full_paths(tmp_path, monkeypatch):
     with pytest.raises(DetrkitError, match=r"^a: the working directory is gone"):
         full_path("a")
     os.chdir(tmp_path)
+
+
+def test_paths_longer_than_systems_hold():
+    assert relative_path("/".join(10 * ["a" * 200]), "here").parts[9] == "a" * 200
+    with pytest.raises(DetrkitError, match="is longer than 2048 bytes"):
+        relative_path("/".join(11 * ["a" * 200]), "here")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from detrkit.classes import ClassList
+from detrkit.data.check_images import check_images
 from detrkit.data.check_panoptic import check_panoptic
-from detrkit.data.images import SUFFIXES, image_size, misfit, read_rgb
+from detrkit.data.dataset import nothing_left
+from detrkit.data.images import is_picture
 from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
 from detrkit.data.readers.yolo_files import Labels
 from detrkit.data.sample import Record
@@ -100,11 +101,14 @@ class Report:
 def check(path: str | Path, split: str | None = None, *, decode: bool = False, layout: str | None = None) -> Report:
     """Looks for every fault in a dataset's files.
 
-    Errors: missing or unreadable images, sizes that differ from the annotations, boxes that are not numbers, unknown
-    classes, ids used twice, malformed files and lines. Warnings, each handled when the dataset is opened: boxes without
-    area, boxes that leave the image, the same box twice, annotations and label files without image, an image in the
-    lists of both training and evaluation. Infos: images without objects, crowd, classes without objects, files that
-    nothing refers to. Of a panoptic dataset every PNG is compared with its json, see `check_panoptic`.
+    Errors, at which opening ends: missing or unreadable images, sizes that differ from the annotations, boxes that are
+    not numbers, unknown classes, two classes of one name, ids used twice, segmentations that mean no mask (opened with
+    masks), malformed files and lines, splits of which no object is left, classes that the training split has not.
+    Warnings, each handled when the dataset is opened: boxes without area, boxes that leave the image, areas that are no
+    numbers or do not fit the box, the same box twice, annotations and label files without image, an image in the lists
+    of both training and evaluation. Infos: images without objects, crowd, classes without objects, files that nothing
+    refers to, EXIF orientations that the sizes do not show. Of a panoptic dataset every PNG is compared with its json,
+    see `check_panoptic`.
 
     Args:
         path: the dataset's folder or file.
@@ -127,6 +131,7 @@ def check(path: str | Path, split: str | None = None, *, decode: bool = False, l
         return report
     chosen = names if split is None else [match_split(split, names, path)]
     files: dict[str, list[ImageSource]] = {}
+    classes_of: dict[str, ClassList] = {}
     for name in chosen:
         dropped, clamped = findings.dropped, findings.clamped
         try:
@@ -136,12 +141,15 @@ def check(path: str | Path, split: str | None = None, *, decode: bool = False, l
             continue
         summary = _summary(name, classes, records, findings.dropped - dropped, findings.clamped - clamped)
         report.splits.append(summary)
+        classes_of[name] = classes
         _note_infos(summary, records, path, findings)
-        _check_images(records, decode, findings)
+        present = [record for record in records if record.file not in findings.missing]
+        check_images(present, path, name, findings, decode=decode)
         if chosen_layout == "coco-panoptic":
             check_panoptic(records, path, name, findings)
         files[name] = [r.file for r in records]
     _check_overlap(files, path, findings)
+    _check_classes(classes_of, path, findings)
     if split is None and path.is_dir() and files:
         _check_unused(
             path, chosen_layout, [f for listed in files.values() for f in listed if isinstance(f, Path)], findings
@@ -201,8 +209,10 @@ def _summary(name: str, classes: ClassList, records: list[Record], dropped: int,
 def _note_infos(summary: SplitSummary, records: list[Record], path: Path, findings: Findings) -> None:
     """What is worth knowing about a split, one line each."""
     where = f"split {summary.name}"
-    if not records:
+    if not records and not any(fault.severity == "error" for fault in findings.faults):  # which says why
         findings.add("error", path, where, "has no image")
+    for reason in nothing_left(records, summary.dropped):
+        findings.add("error", path, where, reason)
     if summary.empty:
         names = [r.file.name for r in records if r.crowd.all()]
         findings.add("info", path, where, f"{summary.empty} images without objects: {_some(names)}")
@@ -218,29 +228,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _check_images(records: list[Record], decode: bool, findings: Findings) -> None:
-    """Notes images that are missing, unreadable or of another size."""
-
-    def examine(record: Record) -> Fault | None:
-        size = record.height, record.width
-        where = f"image {record.image_id}"
-        reason = misfit(record.file, size)
-        if reason is not None:
-            return Fault("error", record.file, where, reason)
-        try:
-            if decode:
-                read_rgb(record.file, size)
-            if image_size(record.file) != size:
-                reason = "annotated as stored, not as its EXIF orientation turns it: read as stored"
-                return Fault("warning", record.file, where, reason)
-        except DetrkitError as error:
-            return Fault("error", record.file, where, str(error).removeprefix(f"{record.file}: "))
-        return None
-
-    with ThreadPoolExecutor(8) as pool:
-        findings.faults += [fault for fault in pool.map(examine, records) if fault is not None]
-
-
 def _check_overlap(files: dict[str, list[ImageSource]], path: Path, findings: Findings) -> None:
     """Notes images that are in a split for training and in one for evaluation."""
     for train in (n for n in files if n.startswith("train") and not n.startswith("trainval")):
@@ -249,6 +236,24 @@ def _check_overlap(files: dict[str, list[ImageSource]], path: Path, findings: Fi
             if common:
                 reason = f"{len(common)} images are also in {other}: {_some(common)}"
                 findings.add("warning", path, f"split {train}", reason)
+
+
+def _check_classes(classes: dict[str, ClassList], path: Path, findings: Findings) -> None:
+    """Notes splits whose classes are not those of the training split."""
+    train = next((name for name in classes if name.startswith("train")), None)
+    if train is None:
+        return
+    ids = dict(zip(classes[train].ids, classes[train].names, strict=True))
+    for split, other in classes.items():
+        extra = sorted(set(other.names) - set(ids.values()))
+        if extra:
+            reason = f"has classes that {train} has not: {_some(extra)}: training with both refuses them"
+            findings.add("error", path, f"split {split}", reason)
+        for category_id, name in zip(other.ids, other.names, strict=True):
+            known = ids.get(category_id, name)
+            if known != name:
+                reason = f"category {category_id} is {name!r} here and {known!r} in {train}: matched by name"
+                findings.add("warning", path, f"split {split}", reason)
 
 
 def _check_unused(path: Path, layout: str, files: list[Path], findings: Findings) -> None:
@@ -275,4 +280,4 @@ def _check_unused(path: Path, layout: str, files: list[Path], findings: Findings
 
 def _images_in(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
-        yield from (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+        yield from filter(is_picture, folder.iterdir())

@@ -12,16 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from hotcoco import mask as rle_codec
 from torch import Tensor
 from torchvision import tv_tensors
 
 from detrkit.classes import ClassList
 from detrkit.data.images import decode, misfit
-from detrkit.data.panoptic import VOID, read_id_map, segment_masks
+from detrkit.data.panoptic import VOID, read_id_map
 from detrkit.data.readers import READERS, find_layout, match_split
 from detrkit.data.sample import Record, Sample
-from detrkit.data.sources import ImageSource
+from detrkit.data.segmentations import object_masks, panoptic_file
 from detrkit.errors import DetrkitError
 from detrkit.results import encode_masks
 from detrkit.utils.names import full_path
@@ -41,6 +40,7 @@ class Dataset:
         dropped: number of boxes that were left out for having no area.
         clamped: number of boxes that were cut at the border of their image.
         skipped: number of images that were left out as unusable.
+        notes: what was handled when it was opened that one should know, one line each.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Dataset:
         dropped: int = 0,
         clamped: int = 0,
         skipped: int = 0,
+        notes: Sequence[str] = (),
     ) -> None:
         self.records = list(records)
         self.classes = classes
@@ -67,6 +68,7 @@ class Dataset:
         self.dropped = dropped
         self.clamped = clamped
         self.skipped = skipped
+        self.notes = tuple(notes)
         self._pixels: Tensor | None = None
         self._offsets: list[int] = []
 
@@ -191,6 +193,7 @@ class Dataset:
             dropped=self.dropped,
             clamped=self.clamped,
             skipped=self.skipped,
+            notes=self.notes,
         )
 
     def ground_truth(self) -> dict[str, Any]:
@@ -281,52 +284,6 @@ def _selected(record: Record, keep: np.ndarray) -> Record:
     return replace(record, **kept)
 
 
-def panoptic_file(record: Record) -> Path:
-    """The panoptic PNG of a record that has one."""
-    if record.panoptic_file is None:
-        raise ValueError(f"{record.file}: no panoptic PNG belongs to it")
-    return record.panoptic_file
-
-
-def object_masks(record: Record, keep: np.ndarray) -> Tensor:
-    """(N, H, W) bool masks of the objects at the indices `keep` (N,) of a record.
-
-    Raises:
-        DetrkitError: a segmentation that cannot be decoded, a bad panoptic PNG, or a segment that is not in it.
-    """
-    size = record.height, record.width
-    if record.panoptic_file is None:
-        return segmentation_masks([record.segmentations[k] for k in keep], size, record.file)
-    ids = record.segment_ids[keep]
-    masks = segment_masks(read_id_map(record.panoptic_file, size), ids)
-    absent = np.flatnonzero(~masks.flatten(1).any(1).numpy())
-    if len(absent):
-        raise DetrkitError(
-            f"{record.panoptic_file}: no pixel has the id {ids[absent[0]]} of segments_info; "
-            "`detrkit data check` lists every fault"
-        )
-    return masks
-
-
-def segmentation_masks(segmentations: Sequence[Any], size: tuple[int, int], file: ImageSource) -> Tensor:
-    """(N, H, W) bool masks of COCO polygon lists or RLEs (compressed or not).
-
-    Raises:
-        DetrkitError: a segmentation that cannot be decoded, or an RLE of another size; names the image.
-    """
-    masks = torch.zeros(len(segmentations), *size, dtype=torch.bool)
-    for k, segmentation in enumerate(segmentations):
-        try:
-            rle = rle_codec.frPyObjects(segmentation, *size)
-            array = rle_codec.decode(rle_codec.merge(rle) if isinstance(rle, list) else rle)  # (H, W)
-        except Exception as error:  # the codec raises whatever its Rust side does
-            raise DetrkitError(f"{file.name}: segmentation of object {k + 1} cannot be decoded ({error})") from error
-        if array.shape != size:
-            raise DetrkitError(f"{file.name}: segmentation of object {k + 1} is {array.shape}, the image {size} (h, w)")
-        masks[k] = torch.from_numpy(np.ascontiguousarray(array)).bool()
-    return masks
-
-
 def open_dataset(
     path: str | Path,
     *,
@@ -392,4 +349,18 @@ def open_dataset(
         dropped=findings.dropped,
         clamped=findings.clamped,
         skipped=listed - len(records),
+        notes=[*findings.notes, *nothing_left(records, findings.dropped)],
     )
+
+
+def nothing_left(records: Sequence[Record], dropped: int) -> list[str]:
+    """Says that no object is left of what a split annotates, if it is so: to training every image is background.
+
+    Args:
+        records: of the split.
+        dropped: number of boxes that were left out.
+    """
+    crowd = sum(int(record.crowd.sum()) for record in records)
+    if any(not record.crowd.all() for record in records) or not crowd + dropped:
+        return []
+    return [f"no object is left: {crowd} crowd regions, {dropped} boxes without area; every image is background"]

@@ -17,6 +17,7 @@ from detrkit.errors import DetrkitError
 
 YAML_MAX_BYTES = 1 << 20  # of a recipe or a data.yaml; the 1203 names of LVIS take 30 kB
 YAML_MAX_NODES = 100_000  # values once aliases are followed
+MESSAGE_CHARACTERS = 80  # of a value that a message shows
 YAML_MAX_DEPTH = 100  # of nested lists and mappings
 
 _XML_ENCODING = re.compile(rb"\s*<\?xml\s[^>]*?encoding\s*=\s*[\"']([A-Za-z][A-Za-z0-9._-]*)")
@@ -77,6 +78,15 @@ def decoded(data: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         raise DetrkitError(f"{where}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def shown(value: Any) -> str:
+    """A value from a file as messages show it: in one line, shortened, control characters escaped."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= MESSAGE_CHARACTERS else text[: MESSAGE_CHARACTERS - 3] + "..."
 
 
 def parse_json(data: bytes | str, where: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from detrkit.errors import DetrkitError
 
 _NAME_BYTES = 255  # of a name, on the usual file systems
+_PATH_BYTES = 2048  # of a relative path; systems hold 4096 with the folder that it is relative to
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -58,8 +59,13 @@ def full_path(path: str | Path) -> Path:
     """A path that was given on the command line, from the root on; ~ and ~user stand for home folders.
 
     Raises:
-        DetrkitError: an unknown user, or a relative path in a folder that has been deleted.
+        DetrkitError: an unknown user, a relative path in a folder that has been deleted, or no path that a file system
+            can hold.
     """
+    for part in Path(path).parts:
+        if "\0" in part or len(os.fsencode(part)) > _NAME_BYTES:
+            reason = "holds a null character" if "\0" in part else f"is longer than {_NAME_BYTES} bytes"
+            raise DetrkitError(f"{str(path)[:80]!r}: {part[:40]!r} {reason}: no file has such a name")
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
@@ -93,6 +99,8 @@ def relative_path(
         reason = "is empty"
     elif path.is_absolute() or PureWindowsPath(text).drive:
         reason = f"is an absolute path: give it relative to {inside}"
+    elif 4 * len(text) > _PATH_BYTES and len(text.encode("utf-8", "surrogatepass")) > _PATH_BYTES:
+        reason = f"is longer than {_PATH_BYTES} bytes"
     elif lowest < 0 and not up:
         reason = f"leads out of {inside}: put the {what} into it"
     else:

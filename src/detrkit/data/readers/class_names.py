@@ -27,6 +27,8 @@ def check_class_names(names: Iterable[tuple[str, str]], file: Path, findings: Fi
     first: dict[str, str] = {}
     for where, name in names:
         reason = why_unusable(name)
+        if reason is None and not name.isascii() and name != name.encode("utf-8", "replace").decode():
+            reason = "holds half a character (a lone surrogate)"  # that a file name may have, but no text
         if not name.strip():
             findings.add("error", file, where, "has no name")
         elif reason is not None:

@@ -7,19 +7,26 @@ Boxes are [x, y, width, height] in pixels, without any shift. Images come in the
 from __future__ import annotations
 
 import gc
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from detrkit.classes import ClassList
-from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, is_one_of, make_record
+from detrkit.data.readers.coco_lists import Listed, distinct_categories, load_json, read_categories, read_images
+from detrkit.data.readers.coco_places import dataset_root, image_files
+from detrkit.data.readers.common import Findings, Objects, corners_of, finite, is_int, is_one_of, make_record
 from detrkit.data.sample import Record
+from detrkit.data.segmentations import segmentation_fault
 from detrkit.errors import DetrkitError
+from detrkit.utils.documents import shown
+from detrkit.utils.names import checked_name
 
 _ROBOFLOW = "_annotations.coco.json"
+_CROWD = (None, 0, 1)
+_LARGEST_AREA = 1e18  # square pixels, far more than an image has
+_NO_SEGMENTATION = "has no segmentation: give it one, or open the dataset without masks (leave out --masks)"
 _OTHER_TASKS = ("panoptic_", "captions_", "person_keypoints_", "stuff_")
 
 
@@ -27,21 +34,34 @@ def recognise(path: Path) -> bool:
     """Whether `path` is a COCO json file or a folder of the COCO or Roboflow layout."""
     if path.is_file():
         return path.suffix == ".json"
-    return path.is_dir() and bool(_files(path))
+    return path.is_dir() and bool(_annotation_files(path))
 
 
-def _files(path: Path) -> dict[str, Path]:
-    """Split -> annotation file."""
+def _annotation_files(path: Path) -> list[Path]:
+    """The annotation files of a folder."""
     roboflow = sorted(path.glob(f"*/{_ROBOFLOW}"))
     if roboflow:
-        return {file.parent.name: file for file in roboflow}
+        return roboflow
     if (path / _ROBOFLOW).is_file():
-        return {path.name: path / _ROBOFLOW}
+        return [path / _ROBOFLOW]
     folder = path / "annotations" if next(path.glob("annotations/*.json"), None) else path
     found = sorted(folder.glob("instances_*.json"))
     if not found and folder != path:
         found = [f for f in sorted(folder.glob("*.json")) if not f.name.startswith(_OTHER_TASKS)]
-    return {_split_of(file, path): file for file in found}
+    return found
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """Split -> annotation file.
+
+    Raises:
+        DetrkitError: a file name that gives no name of a split, such as "instances_...json".
+    """
+    found = _annotation_files(path)
+    names = [_split_of(file, path) for file in found]
+    # two files of one folder of images are two splits
+    names = [name if names.count(name) == 1 else file.stem for name, file in zip(names, found, strict=True)]
+    return {checked_name(name, f"{file}: the split"): file for name, file in zip(names, found, strict=True)}
 
 
 def _split_of(file: Path, root: Path) -> str:
@@ -56,41 +76,19 @@ def _split_of(file: Path, root: Path) -> str:
 
 
 def splits(path: Path) -> list[str]:
-    """The names of the splits."""
+    """The names of the splits.
+
+    Raises:
+        DetrkitError: a file name that gives no name of a split.
+    """
     if path.is_file():
-        return [_split_of(path, path.parent.parent if path.parent.name == "annotations" else path.parent)]
+        return [checked_name(_split_of(path, dataset_root(path)), f"{path}: the split")]
     return list(_files(path))
 
 
 def annotation_file(path: Path, split: str) -> Path:
     """The json file of a split."""
     return path if path.is_file() else _files(path)[split]
-
-
-def load_json(file: Path) -> dict[str, Any]:
-    """The json object in `file`.
-
-    Raises:
-        DetrkitError: not readable, malformed, or not an object with `images` and `categories`.
-    """
-    try:
-        value = json.loads(file.read_bytes())
-    except json.JSONDecodeError as error:
-        raise DetrkitError(
-            f"{file}: malformed JSON in line {error.lineno}, column {error.colno} ({error.msg})"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DetrkitError(f"{file}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise DetrkitError(f"{file}: cannot be read ({error.strerror})") from error
-    keys = ("images", "categories")
-    if not isinstance(value, dict) or not all(isinstance(value.get(k), list) for k in keys):
-        raise DetrkitError(
-            f"{file}: not a COCO json: expected an object with the lists images, annotations, categories"
-        )
-    if not isinstance(value.get("annotations", []), list):
-        raise DetrkitError(f"{file}: field annotations is not a list")
-    return value
 
 
 def read(
@@ -136,62 +134,26 @@ def _read(file: Path, split: str, masks: bool | None, findings: Findings) -> tup
             f'{file} is a COCO panoptic file: name it panoptic_{split}.json, or open it with layout="coco-panoptic"'
         )
     categories = read_categories(data["categories"], file, findings)
-    classes = ClassList.contiguous(categories)
+    names = distinct_categories(categories, data["categories"], annotations, file, findings)
+    classes = ClassList.contiguous(names)
     images = read_images(data["images"], file, findings)
-    folder = image_folder(file, split, [str(i["file_name"]) for i in images.values()])
-    per_image = _objects(annotations, classes.label_of, images, file, masks, findings)
+    files = image_files(file, split, {i: e["file_name"] for i, e in images.entries.items()}, findings)
+    images.refused.update(images.entries.keys() - files.keys())
+    known = Listed({i: images.entries[i] for i in files}, images.refused)
+    per_image = _objects(annotations, classes.label_of, known, file, masks, findings)
     records = []
-    for image_id in sorted(images):
-        image = images[image_id]
-        name = folder / image["file_name"].replace("\\", "/")
+    for image_id in sorted(files):
+        image = known.entries[image_id]
         size = image["height"], image["width"]
-        records.append(make_record(image_id, name, size, per_image.get(image_id, Objects()), file, findings))
+        objects = per_image.get(image_id, Objects())
+        records.append(make_record(image_id, files[image_id], size, objects, file, findings))
     return classes, records, findings
-
-
-def read_categories(entries: list[Any], file: Path, findings: Findings) -> dict[int, str]:
-    """Id -> name."""
-    categories: dict[int, str] = {}
-    for k, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not is_int(entry.get("id")) or not isinstance(entry.get("name"), str):
-            findings.add("error", file, f"categories[{k}]", "needs an integer id and a name")
-        elif entry["id"] in categories:
-            findings.add("error", file, f"category {entry['id']}", "id is used twice")
-        else:
-            categories[entry["id"]] = entry["name"]
-    if not categories:
-        raise DetrkitError(f"{file}: field categories lists no class")
-    return categories
-
-
-def read_images(entries: list[Any], file: Path, findings: Findings) -> dict[int, dict[str, Any]]:
-    """Id -> entry, the entries having file_name, height and width."""
-    images: dict[int, dict[str, Any]] = {}
-    seen: dict[str, int] = {}
-    for k, entry in enumerate(entries):
-        where = f"images[{k}]"
-        if not isinstance(entry, dict) or not is_int(entry.get("id")):
-            findings.add("error", file, where, "needs an integer id")
-            continue
-        where = f"image {entry['id']}"
-        if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-            findings.add("error", file, where, "needs a file_name")
-        elif not all(is_int(entry.get(key)) and entry[key] > 0 for key in ("height", "width")):
-            findings.add("error", file, where, "height and width must be positive integers (pixels)")
-        elif entry["id"] in images:
-            findings.add("error", file, where, "image id is used twice")
-        else:
-            images[entry["id"]] = entry
-            other = seen.setdefault(entry["file_name"], entry["id"])
-            if other != entry["id"]:
-                findings.add("warning", file, where, f"same file_name {entry['file_name']} as image {other}")
-    return images
 
 
 def _objects(
     annotations: list[Any],
     label_of: dict[int, int],
-    images: dict[int, dict[str, Any]],
+    images: Listed[dict[str, Any]],
     file: Path,
     masks: bool | None,
     findings: Findings,
@@ -199,61 +161,87 @@ def _objects(
     """Image id -> its objects."""
     per_image: dict[int, Objects] = defaultdict(Objects)
     seen: set[int] = set()
+    unplaced: list[Any] = []  # image ids that no image has
+    without: list[str] = []  # annotations that have an empty segmentation
+    examine = masks or (masks is None and not findings.strict)
     for k, a in enumerate(annotations):
         if not isinstance(a, dict):
             findings.add("error", file, f"annotations[{k}]", "is not an object")
             continue
         annotation_id = a.get("id", k + 1)
-        name = f"annotation {annotation_id}"
+        name = f"annotation {annotation_id}" if is_int(annotation_id) else f"annotation {shown(annotation_id)}"
+        image_id, category_id = a.get("image_id"), a.get("category_id")
         corners = corners_of(a.get("bbox"))
+        crowd = a.get("iscrowd")
+        segmentation = a.get("segmentation") if masks is not False else None
         if not is_int(annotation_id) or annotation_id in seen:
             findings.add("error", file, name, "annotation id must be an integer that is used once")
-        elif not is_one_of(a.get("image_id"), images):
-            findings.add("warning", file, name, f"image {a.get('image_id')} is not in the list of images: left out")
-        elif not is_one_of(a.get("category_id"), label_of):
-            findings.add("error", file, name, f"category {a.get('category_id')} is not in the list of categories")
+        elif not is_one_of(image_id, images.entries):
+            if not is_one_of(image_id, images.refused):
+                unplaced.append(image_id)
+                reason = f"image {shown(image_id)} is not in the list of images: left out"
+                findings.add("warning", file, name, reason)
+        elif not is_one_of(category_id, label_of):
+            findings.add("error", file, name, f"category {shown(category_id)} is not in the list of categories")
         elif corners is None:
-            findings.add("error", file, name, f"bbox {a.get('bbox')} is not [x, y, width, height] in pixels")
-        elif masks and not a.get("iscrowd") and not a.get("segmentation"):
-            findings.add("error", file, name, "has no segmentation: open the dataset without masks")
+            reason = f"bbox {shown(a.get('bbox'))} is not [x, y, width, height] in pixels"
+            findings.add("error", file, name, reason)
+        elif crowd not in _CROWD:
+            findings.add("error", file, name, f"iscrowd {shown(crowd)} is neither 0 nor 1")
         else:
+            if examine:
+                if segmentation:
+                    entry = images.entries[image_id]
+                    fault = segmentation_fault(segmentation, (entry["height"], entry["width"]))
+                    if fault is not None:
+                        findings.add("error", file, name, fault)
+                        segmentation = None
+                elif not crowd:
+                    if masks:
+                        findings.add("error", file, name, _NO_SEGMENTATION)
+                    without += [name] * ("segmentation" in a)
+            area = a.get("area")
+            if area is not None and (type(area) is not float or not 0 < area < _LARGEST_AREA):
+                number = finite(area)
+                if number is None or not 0 < number < _LARGEST_AREA:
+                    if corners[2] > corners[0] and corners[3] > corners[1]:  # else the box is the fault
+                        reason = f"area {shown(area)} is not a positive number of square pixels: taken from the box"
+                        findings.add("warning", file, name, reason)
+                    area = None
             seen.add(annotation_id)
-            objects = per_image[a["image_id"]]
+            objects = per_image[image_id]
             objects.boxes.append(corners)
             objects.annotated.append(a["bbox"])
-            objects.labels.append(label_of[a["category_id"]])
-            objects.crowd.append(bool(a.get("iscrowd", 0)))
-            objects.areas.append(a["area"] if isinstance(a.get("area"), int | float) else None)
+            objects.labels.append(label_of[category_id])
+            objects.crowd.append(bool(crowd))
+            objects.areas.append(area)
             objects.annotation_ids.append(annotation_id)
             objects.names.append(name)
             if masks is not False:
-                objects.segmentations.append(a.get("segmentation"))
+                objects.segmentations.append(segmentation)
+    _note_unplaced(unplaced, len(seen), images, file, findings)
+    if len(without) == len(seen) and without:
+        findings.add("info", file, "", "no object has a segmentation: the dataset is one of boxes, not of masks")
+    else:
+        for name in without:
+            findings.add("warning", file, name, _NO_SEGMENTATION)
     return per_image
 
 
-def image_folder(file: Path, split: str, names: list[str], also: Sequence[Path] = ()) -> Path:
-    """The folder that the json's file names are relative to: the first usual place that holds one of the images.
-
-    Args:
-        file: the json.
-        split: its split.
-        names: file names of the images.
-        also: places to look at after the usual ones.
-
-    Raises:
-        DetrkitError: none does.
-    """
-    here = file.parent
-    root = here.parent if here.name == "annotations" else here
-    usual = [root / split, root / "images" / split, root / split / "images", root / "images", root / "JPEGImages", here]
-    usual += [root.parent / split, root.parent / "images" / split, root.parent / "images", root.parent / "JPEGImages"]
-    usual += [root, root.parent, *also]
-    # The first names suffice: a dataset with more than a few missing images is reported image by image.
-    for folder in usual:
-        if any((folder / name.replace("\\", "/")).is_file() for name in names[:20]):
-            return folder
-    existing = [folder for folder in usual[:6] if folder.is_dir()]
-    if not names:
-        return (existing or [here])[0]
-    tried = ", ".join(str(folder) for folder in dict.fromkeys(usual[:5]))
-    raise DetrkitError(f"{file}: images such as {names[0]} were found in none of {tried}; put them in the first")
+def _note_unplaced(
+    unplaced: list[Any], placed: int, images: Listed[dict[str, Any]], file: Path, findings: Findings
+) -> None:
+    """Says that annotations belong to no image, which is an error if it is so with all of them."""
+    if not unplaced:
+        return
+    if placed or not images.entries:
+        text = (
+            f"{len(unplaced)} annotations belong to no image of the list, such as image {shown(unplaced[0])}: left out"
+        )
+        findings.notes.append(f"{file}: {text}")
+        return
+    example = next(iter(images.entries))
+    kinds = type(unplaced[0]).__name__, type(example).__name__
+    reason = f"none of the {len(unplaced)} annotations belongs to an image: they have image_id {shown(unplaced[0])}"
+    reason += f" ({kinds[0]}), the images have ids such as {example} ({kinds[1]}): write both alike"
+    findings.add("error", file, "annotations", reason)

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,15 @@ from typing import Any
 
 from detrkit.classes import ClassList
 from detrkit.data.panoptic import LARGEST_ID
-from detrkit.data.readers.coco import image_folder, load_json, no_garbage_collection, read_categories, read_images
-from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, is_one_of, make_record
+from detrkit.data.readers.class_names import check_class_names
+from detrkit.data.readers.coco import no_garbage_collection
+from detrkit.data.readers.coco_lists import Listed, load_json, read_categories, read_images
+from detrkit.data.readers.coco_places import Place, dataset_root, image_files
+from detrkit.data.readers.common import Findings, Objects, corners_of, finite, is_int, is_one_of, make_record
 from detrkit.data.sample import Record
 from detrkit.errors import DetrkitError
+from detrkit.utils.documents import shown
+from detrkit.utils.names import checked_name
 
 _PREFIX = "panoptic_"
 
@@ -32,19 +36,23 @@ def recognise(path: Path) -> bool:
     """Whether `path` is a json file or a folder with panoptic_*.json, in it or in its annotations/."""
     if path.is_file():
         return path.suffix == ".json"
-    return path.is_dir() and bool(_files(path))
+    return path.is_dir() and bool(_annotation_files(path))
+
+
+def _annotation_files(path: Path) -> list[Path]:
+    """The annotation files of a folder."""
+    folder = path / "annotations" if next(path.glob(f"annotations/{_PREFIX}*.json"), None) else path
+    # panoptic_coco_categories.json is panopticapi's list of categories
+    return [f for f in sorted(folder.glob(f"{_PREFIX}*.json")) if not f.stem.endswith("_categories")]
 
 
 def _files(path: Path) -> dict[str, Path]:
     """Split -> annotation file."""
-    folder = path / "annotations" if next(path.glob(f"annotations/{_PREFIX}*.json"), None) else path
-    # panoptic_coco_categories.json is panopticapi's list of categories
-    found = [f for f in sorted(folder.glob(f"{_PREFIX}*.json")) if not f.stem.endswith("_categories")]
-    return {_split_of(file): file for file in found}
+    return {_split_of(file): file for file in _annotation_files(path)}
 
 
 def _split_of(file: Path) -> str:
-    return file.stem.removeprefix(_PREFIX)
+    return checked_name(file.stem.removeprefix(_PREFIX), f"{file}: the split")
 
 
 def splits(path: Path) -> list[str]:
@@ -80,23 +88,28 @@ def read(
         data = load_json(file)
         _refuse_instances(data, file)
         categories = read_categories(data["categories"], file, findings)
+        check_class_names(((f"category {i}", name) for i, name in sorted(categories.items())), file, findings)
         classes = ClassList.contiguous(categories, _things(data["categories"], categories, file, findings))
         images = read_images(data["images"], file, findings)
         annotations = _annotations(data.get("annotations", []), images, file, findings)
         pngs = _png_folder(file, [a["file_name"] for a in annotations.values()])
-        names = [images[i]["file_name"] for i in annotations]
-        folder = image_folder(file, split, names, also=[*_more_folders(file, split, pngs), *more_images])
+        names = {i: images.entries[i]["file_name"] for i in annotations}
+        files = image_files(file, split, names, findings, [*_more_folders(file, split, pngs.folder), *more_images])
         records = []
         count = 0
-        for image_id in sorted(annotations):
-            image, annotation = images[image_id], annotations[image_id]
+        for image_id in sorted(files):
+            image, annotation = images.entries[image_id], annotations[image_id]
+            png = pngs.file(annotation["file_name"])
+            if png is None:
+                reason = f"file_name {shown(annotation['file_name'])} (of the PNG) leads out of {pngs.root}"
+                findings.add("error", file, f"image {image_id}", reason)
+                continue
             objects = _objects(annotation["segments_info"], classes.label_of, image_id, count, file, findings)
             count += len(annotation["segments_info"])
             size = image["height"], image["width"]
-            name = folder / image["file_name"].replace("\\", "/")
             # what lies within what may have the same box: no duplicates are looked for
-            record = make_record(image_id, name, size, objects, file, findings, duplicates=False)
-            records.append(replace(record, panoptic_file=pngs / annotation["file_name"].replace("\\", "/")))
+            record = make_record(image_id, files[image_id], size, objects, file, findings, duplicates=False)
+            records.append(replace(record, panoptic_file=png))
     return classes, records, findings
 
 
@@ -119,24 +132,29 @@ def _things(entries: list[Any], categories: dict[int, str], file: Path, findings
 
 
 def _annotations(
-    entries: list[Any], images: dict[int, dict[str, Any]], file: Path, findings: Findings
+    entries: list[Any], images: Listed[dict[str, Any]], file: Path, findings: Findings
 ) -> dict[int, dict[str, Any]]:
     """Image id -> its annotation, which has a file_name and a list segments_info."""
     annotations: dict[int, dict[str, Any]] = {}
     for k, entry in enumerate(entries):
         where = f"annotations[{k}]"
         image_id: Any = entry.get("image_id") if isinstance(entry, dict) else None
-        if not is_one_of(image_id, images):
-            findings.add("warning", file, where, f"image {image_id} is not in the list of images: left out")
+        if is_one_of(image_id, images.refused):
+            continue
+        if not is_one_of(image_id, images.entries):
+            findings.add("warning", file, where, f"image {shown(image_id)} is not in the list of images: left out")
         elif not isinstance(entry.get("file_name"), str) or not isinstance(entry.get("segments_info"), list):
             findings.add("error", file, where, "needs a file_name (of the PNG) and a list segments_info")
         elif image_id in annotations:
             findings.add("error", file, where, f"a second annotation of image {image_id}")
         else:
             annotations[image_id] = entry
-    for image_id in images.keys() - annotations.keys():
+    if entries and images.entries and not annotations:
+        reason = f"none belongs to an image: the images have ids such as {next(iter(images.entries))}"
+        findings.add("error", file, "annotations", reason)
+    for image_id in images.entries.keys() - annotations.keys():
         findings.add("warning", file, f"image {image_id}", "has no annotation: left out")
-    if list(annotations) != [image_id for image_id in images if image_id in annotations]:
+    if list(annotations) != [image_id for image_id in images.entries if image_id in annotations]:
         findings.add("info", file, "", "images and annotations are in different orders: paired by image_id")
     return annotations
 
@@ -156,11 +174,13 @@ def _objects(
         if segment["id"] in objects.segment_ids:
             findings.add("error", file, name, "id is used twice in the image")
         elif not is_one_of(segment.get("category_id"), label_of):
-            findings.add("error", file, name, f"category {segment.get('category_id')} is not in the list of categories")
+            reason = f"category {shown(segment.get('category_id'))} is not in the list of categories"
+            findings.add("error", file, name, reason)
         elif corners is None:
-            findings.add("error", file, name, f"bbox {segment.get('bbox')} is not [x, y, width, height] in pixels")
-        elif not (isinstance(segment.get("area"), int | float) and 0 < segment["area"] < math.inf):
-            findings.add("error", file, name, f"area {segment.get('area')} is not a positive number of pixels")
+            reason = f"bbox {shown(segment.get('bbox'))} is not [x, y, width, height] in pixels"
+            findings.add("error", file, name, reason)
+        elif (finite(segment.get("area")) or 0) <= 0:
+            findings.add("error", file, name, f"area {shown(segment.get('area'))} is not a positive number of pixels")
         else:
             objects.boxes.append(corners)
             objects.annotated.append(segment["bbox"])
@@ -173,29 +193,26 @@ def _objects(
     return objects
 
 
-def _root(file: Path) -> Path:
-    return file.parent.parent if file.parent.name == "annotations" else file.parent
-
-
-def _png_folder(file: Path, names: list[str]) -> Path:
-    """The folder of the PNGs: named as the json, beside it or beside its folder; else any called panoptic.
+def _png_folder(file: Path, names: list[str]) -> Place:
+    """The place of the PNGs: named as the json, beside it or beside its folder; else any called panoptic.
 
     Raises:
         DetrkitError: none holds one of the first PNGs.
     """
-    usual = [_root(file) / file.stem, file.parent / file.stem]
-    others = sorted(d for d in _root(file).glob("*panoptic*") if d.is_dir())
+    root = dataset_root(file)
+    usual = [root / file.stem, file.parent / file.stem]
+    others = sorted(d for d in root.glob("*panoptic*") if d.is_dir())
     # The first names suffice: a dataset with more than a few missing PNGs is reported file by file.
     for folder in dict.fromkeys([*usual, *others]):
-        if any((folder / name).is_file() for name in names[:20]):
-            return folder
+        if any(Place(folder, root).has(name) for name in names[:20]):
+            return Place(folder, root)
     if not names:
-        return usual[0]
+        return Place(usual[0], root)
     archive = next((f.with_suffix(".zip") for f in usual if f.with_suffix(".zip").is_file()), None)
     if archive is not None:
         raise DetrkitError(f"{archive} is an archive: unpack it there, it holds the panoptic PNGs")
     tried = " or ".join(str(folder) for folder in dict.fromkeys(usual))
-    raise DetrkitError(f"{file}: panoptic PNGs such as {names[0]} were not found: put them in {tried}")
+    raise DetrkitError(f"{file}: panoptic PNGs such as {names[0]:.200} were not found: put them in {tried}")
 
 
 def _more_folders(file: Path, split: str, pngs: Path) -> list[Path]:
@@ -204,6 +221,6 @@ def _more_folders(file: Path, split: str, pngs: Path) -> list[Path]:
     In a folder beside that of the PNGs, or in the dataset of the same name without "panoptic" (coco/val2017 for
     coco_panoptic/panoptic_val2017).
     """
-    root = _root(file)
+    root = dataset_root(file)
     plain = root.name.replace("panoptic", "").strip("_-. ")
     return [*sorted(d for d in root.iterdir() if d.is_dir() and d != pngs), root.parent / plain / split]

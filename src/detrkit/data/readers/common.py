@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
+from PIL import Image
 
 from detrkit.data.images import image_size
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.errors import DetrkitError
+from detrkit.utils.documents import shown
 
 Severity = Literal["error", "warning", "info"]
 # Files round coordinates (COCO to 0.01 pixel, YOLO to 6 digits): less than this outside the image is no fault.
 ROUNDING_PIXELS = 0.05
+# A segment is as large as its box at most; files round both.
+AREA_TOLERANCE = 1.05
+SMALLEST_SHARE = 1e-3  # of its box that a segment covers; less is a mistake of units
+MOST_PIXELS = 2**31  # of an image, where Pillow has no limit
+_NUMBERS = frozenset({int, float})
 _ALIASES = ({"train", "training"}, {"val", "valid", "validation", "dev"}, {"test", "testing"})
 
 
@@ -47,12 +55,16 @@ class Findings:
         strict: whether an error ends the reading.
         dropped: boxes left out for having no area.
         clamped: boxes cut at the border of the image.
+        notes: what was handled in a way that the user should know when the dataset is opened, one line each.
+        missing: images of which an error says already that they are not there.
     """
 
     strict: bool = True
     faults: list[Fault] = field(default_factory=list)
     dropped: int = 0
     clamped: int = 0
+    notes: list[str] = field(default_factory=list)
+    missing: set[ImageSource] = field(default_factory=set)
 
     def add(self, severity: Severity, file: ImageSource, id: str, reason: str) -> None:
         """Notes a fault.
@@ -65,6 +77,11 @@ class Findings:
             raise DetrkitError(f"{where}{reason}; `detrkit data check` lists every fault")
         if not self.strict:
             self.faults.append(Fault(severity, file, id, reason))
+
+    def note(self, severity: Literal["warning", "info"], file: ImageSource, id: str, reason: str) -> None:
+        """Notes a fault that whoever opens the dataset should know of, too."""
+        self.add(severity, file, id, reason)
+        self.notes.append(f"{file}: {id}: {reason}" if id else f"{file}: {reason}")
 
 
 @dataclass
@@ -89,23 +106,58 @@ class Objects:
     names: list[str] = field(default_factory=list)
 
 
+def finite(value: Any) -> float | None:
+    """A finite number that a file gave, or None: no number, NaN, infinite, too large, or one of Python's bools."""
+    if type(value) not in _NUMBERS:
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def whole(value: Any) -> int | None:
+    """A whole number of 64 bits that a file gave, also written as 40.0, or None."""
+    if type(value) is float:
+        value = int(value) if value.is_integer() else None
+    return value if is_int(value) else None
+
+
 def corners_of(bbox: Any) -> tuple[float, float, float, float] | None:
-    """Xyxy of an xywh box, or None if it is not four numbers."""
+    """Xyxy of an xywh box, or None if it is not four numbers; they may be NaN or infinite."""
     try:
         x, y, w, h = bbox
+        if not {type(x), type(y), type(w), type(h)} <= _NUMBERS:
+            return None
         return x + 0.0, y + 0.0, x + w + 0.0, y + h + 0.0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
 def is_int(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number (Python's bools are not)."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value is a whole number of 64 bits (Python's bools are not)."""
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def is_one_of(value: Any, known: Container[Any]) -> bool:
-    """Whether a value from a file is a key that is known; a list or an object is none."""
-    return isinstance(value, Hashable) and value in known
+    """Whether a value from a file is a key that is known; a list or an object is none, nor is True for 1."""
+    try:
+        return value in known and type(value) is not bool
+    except TypeError:  # not hashable; asking for it first takes 5 times as long
+        return False
+
+
+def size_fault(height: Any, width: Any) -> str | None:
+    """Why no image can have the height and width that a file gives, or None."""
+    sides = whole(height), whole(width)
+    if sides[0] is None or sides[1] is None or min(sides) <= 0:  # type: ignore[type-var]
+        return f"height {shown(height)} and width {shown(width)} must be positive whole numbers (pixels)"
+    # Pillow refuses to decode more than twice this number
+    most = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else MOST_PIXELS
+    if sides[0] * sides[1] > most:
+        return f"{sides[1]}x{sides[0]} pixels (width x height) are more than an image may have ({most}): correct them"
+    return None
 
 
 def size_or_error(file: ImageSource) -> tuple[int, int] | DetrkitError:
@@ -156,8 +208,10 @@ def make_record(
         findings.add("warning", source, objects.names[k], reason)
     findings.dropped += int((finite & ~solid).sum())
     findings.clamped += int((outside & solid).sum())
-    if duplicates and not findings.strict:
-        _find_duplicates(boxes, objects, solid, source, file, findings)
+    if not findings.strict:
+        if duplicates:
+            _find_duplicates(boxes, objects, solid, source, file, findings)
+        _find_misfit_areas(raw, objects, solid, source, file, findings)
     keep = np.flatnonzero(solid)
     boxes = boxes[keep]
     own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -210,11 +264,37 @@ def _find_duplicates(
         findings.add(severity, source, objects.names[k], reason + ("" if same else ", of another class"))
 
 
+def _find_misfit_areas(
+    raw: np.ndarray, objects: Objects, solid: np.ndarray, source: Path, file: ImageSource, findings: Findings
+) -> None:
+    """Notes areas that no segment in its box can have: larger than the box, or next to nothing (relative units)."""
+    for k in np.flatnonzero(solid):
+        area = objects.areas[k] if objects.areas else None
+        if area is None:
+            continue
+        box = float((raw[k, 2] - raw[k, 0]) * (raw[k, 3] - raw[k, 1]))
+        if area > AREA_TOLERANCE * box + 1 or area < SMALLEST_SHARE * box:
+            reason = f"area {area:g} does not fit the box of {box:g} square pixels (image {file.name}): "
+            findings.add("warning", source, objects.names[k], reason + "taken as it stands")
+
+
+class UnknownSplit(DetrkitError):
+    """A dataset does not have the split that was asked for.
+
+    Attributes:
+        names: of the splits that it has.
+    """
+
+    def __init__(self, message: str, names: Sequence[str]) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+
 def match_split(wanted: str | None, names: Sequence[str], path: Path) -> str:
     """The split that `wanted` means: its exact name, or "train" for "train2017", or "val" for "valid".
 
     Raises:
-        DetrkitError: no such split, several that fit, or None where there is a choice.
+        UnknownSplit: no such split, several that fit, or None where there is a choice.
     """
     have = ", ".join(names)
     if wanted is None:
@@ -231,7 +311,7 @@ def match_split(wanted: str | None, names: Sequence[str], path: Path) -> str:
         return fits[0]
     if fits:
         raise DetrkitError(f"{path}: split {wanted!r} can mean {' or '.join(fits)}: write it out")
-    raise DetrkitError(f"{path} has no split {wanted!r}; it has {have}")
+    raise UnknownSplit(f"{path} has no split {wanted!r}; it has {have}", names)
 
 
 def read_text(file: Path) -> str:
