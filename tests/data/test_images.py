@@ -7,6 +7,7 @@ import pytest
 import torch
 from data_helpers import picture
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from detrkit.data.images import decode, image_size, stored_size
 from detrkit.errors import DetrkitError
@@ -42,6 +43,26 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     assert np.array_equal(decode(file).permute(1, 2, 0).numpy(), expected)
     assert image_size(file) == expected.shape[:2]
     assert stored_size(file) == (2, 3)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_header_of_a_png_is_read_without_its_pixels(
+    tmp_path: Path, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless EXIF comes after them, as the format allows."""
+    file = tmp_path / "a.png"
+    stored = save_oriented(file, 6)
+    content = file.read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    chunk = content[start:end] if late else b""
+    file.write_bytes(content[:start] + content[end:-12] + chunk + content[-12:])
+    decoded = []
+    load = PngImageFile.load
+    monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(1) or load(image))
+    assert image_size(file) == ((3, 2) if late else (2, 3)) and bool(decoded) == late
+    expected = UPRIGHT[6](stored) if late else stored
+    assert np.array_equal(decode(file).permute(1, 2, 0).numpy(), expected)
 
 
 def test_annotated_as_stored_stays_as_stored(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision import tv_tensors
@@ -63,6 +64,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _BACK = {6: 8, 8: 6}  # the orientation that undoes another; the others undo themselves
+_PNG_CHUNKS = 100_000  # that are passed over; encoders write 8 to 64 kB in each
 _ORIENTATION_CARRIERS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # of `Image.info`
 
 
@@ -126,10 +128,38 @@ def _name(image: object) -> str:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) when there is none or the tag is damaged."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        if isinstance(image, PngImageFile) and "exif" not in image.info and not _text_after_pixels(image):
+            exif = super(PngImageFile, image).getexif()  # `PngImageFile.getexif` would decode the image to look there
+        else:
+            exif = image.getexif()
+        value = exif.get(_ORIENTATION, 1)
         return int(value) if value in _UPRIGHT else 1
     except Exception:  # damaged EXIF: whatever Pillow's parser raises
         return 1
+
+
+def _text_after_pixels(image: PngImageFile) -> bool:
+    """Whether EXIF or text, which may hold it, can follow the pixels of a PNG that is not decoded yet.
+
+    The chunks are passed over: 0.1 ms for a COCO image, where decoding takes 12.
+    """
+    if not image.tile or image.fp is None:
+        return True
+    start = image.fp.tell()
+    try:
+        position = image.tile[0][2] - 8  # the first chunk of pixels
+        for _ in range(_PNG_CHUNKS):
+            image.fp.seek(position)
+            head = image.fp.read(8)
+            kind = head[4:]
+            if len(head) < 8 or kind == b"IEND":
+                return False
+            if kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+                return True
+            position += 12 + int.from_bytes(head[:4], "big")
+        return True
+    finally:
+        image.fp.seek(start)
 
 
 def _header(image: Image.Image) -> ImageHeader:
