@@ -177,6 +177,7 @@ VARIANTS = [
     ("deformable-detr-r50-single-scale", {"hidden_dim": 64}),
     ("deformable-detr-r50", {"num_feature_levels": 3}),
     ("deformable-detr-r50-refine", {"dec_layers": 2}),
+    ("deformable-detr-r50", {"position_embedding": "learned", "position_entries": 20}),
     ("deformable-detr-r50-two-stage", {}),
 ]
 
@@ -219,7 +220,7 @@ def test_official_training_checkpoint_says_what_it_is(tmp_path, dilation):
 
 @pytest.mark.parametrize("kind", ["Namespace", "dict"])
 def test_arguments_of_the_deformable_main(tmp_path, kind):
-    """Which has a position_embedding, that its model cannot change, and no pre_norm."""
+    """Which has arguments that are not its model's, and no pre_norm."""
     given = {**TINY, "hidden_dim": 64, "dilation": False, "masks": False, "num_feature_levels": 4}
     given |= {"with_box_refine": True, "two_stage": True, "num_queries": 40, "nheads": 4}
     given |= {"enc_n_points": 2, "dec_n_points": 3, "dropout": 0.1}

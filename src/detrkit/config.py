@@ -42,9 +42,9 @@ class ModelConfig:
     dilation: bool | None = None
     """DC5: the last stage at stride 16."""
     position_embedding: Literal["sine", "learned"] | None = None
-    """Position encoding of the feature map (sine)."""
+    """Position encoding of the feature map, or maps (sine)."""
     position_entries: int | None = None
-    """DETR: rows and columns a learned encoding can hold (50)."""
+    """Rows and columns a learned encoding can hold (50); Deformable DETR's first map has one for 8 pixels."""
     num_queries: int | None = None
     """The most objects found in an image (100; deformable 300)."""
     hidden_dim: int | None = None
@@ -154,7 +154,8 @@ class OptimConfig:
     warmup_steps: int = 0
     """Steps in which the learning rate rises linearly."""
     accumulate: int = 1
-    """Batches per step: the gradient equals that of one batch of all their images."""
+    """Batches per step: the gradient equals that of one batch of all their images. A dataset with too few images for
+    one step is repeated to fill it."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights, which is then what is evaluated and kept; 0 for none."""
     mask_epochs: int = 0
@@ -235,7 +236,7 @@ class RunConfig:
     Deformable DETR, whose scores are lower."""
     patience: int = 0
     """Stop when the figure that decides which epoch is best (AP; with masks, the masks' AP; on panoptic data, PQ) has
-    not risen for this many evaluations; 0 for never."""
+    not risen for this many evaluations; 0 for never. Evaluations of a split without objects do not count."""
     log_every: int = 10
     """Steps between lines of steps.csv."""
     save_every: int = 0

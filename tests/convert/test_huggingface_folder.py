@@ -43,6 +43,7 @@ MODELS = {
     "single-scale-dc5": ("deformable-detr-r50-single-scale-dc5", {}, None),
     "base": ("deformable-detr-r50", {"enc_n_points": 2, "dec_n_points": 3}, None),
     "base-timm": ("deformable-detr-r50", {}, "timm"),
+    "deformable-learned": ("deformable-detr-r50-two-stage", {"position_embedding": "learned"}, None),
     "two-stages-read": ("deformable-detr-r50", {"backbone_stages": (4, 5), "num_feature_levels": 3}, None),
     "refine": ("deformable-detr-r50-refine", {}, None),
     "two-stage": ("deformable-detr-r50-two-stage", {}, None),

@@ -67,6 +67,18 @@ def test_learned_positions_have_official_names():
     load_official(DETR(**SMALL, position_embedding="learned"), to_official(model))
 
 
+def test_learned_positions_of_deformable_models_have_official_names():
+    """One table for all levels, listed behind the backbone as every part of the official `Joiner`."""
+    options = {**SMALL, "position_embedding": "learned", "position_entries": 7}
+    source, target = DeformableDETR(**options), DeformableDETR(**options)
+    state = to_official(source)
+    assert list(state)[-2:] == ["backbone.1.row_embed.weight", "backbone.1.col_embed.weight"]
+    assert state["backbone.1.row_embed.weight"].shape == (7, 16)
+    assert state["backbone.1.row_embed.weight"].min() >= 0 and state["backbone.1.row_embed.weight"].max() <= 1
+    load_official(target, state)
+    assert torch.equal(target.position_encoding.col_embed.weight, source.position_encoding.col_embed.weight)
+
+
 def test_batch_norm_counters():
     frozen, counted = DETR(**SMALL), DETR(**SMALL, backbone_norm="batch")
     state = to_official(counted)

@@ -7,6 +7,7 @@ import torch
 
 import goldens
 from detrkit.build import build_model
+from detrkit.errors import ImageSizeError
 from detrkit.models.batch import Batch
 from detrkit.registry import ARCHITECTURES
 
@@ -179,3 +180,36 @@ def test_a_batch_of_one_size_has_no_mask():
 def test_what_is_no_batch(bad):
     with pytest.raises(ValueError, match="batch"):
         Batch.from_images(bad)
+
+
+@pytest.mark.parametrize("two_stage", [False, True])
+def test_learned_positions_of_deformable_models(two_stage):
+    """Cells are counted from the top left corner, in every level, whatever an image is padded to."""
+    name = "deformable-detr-r50-two-stage" if two_stage else "deformable-detr-r50"
+    options = {**SMALL, "backbone": "resnet18", "position_embedding": "learned"}
+    model = build_model(name, **options).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    assert worst_difference(model, pictures(5)) <= 1e-4
+
+
+def test_learned_positions_enter_as_the_official_module_gives_them():
+    """`PositionEmbeddingLearned` of the official models/position_encoding.py, by the names there."""
+    options = {**SMALL, "backbone": "resnet18", "position_embedding": "learned"}
+    model = build_model("deformable-detr-r50", **options).eval()
+    with torch.inference_mode():
+        stages = model([goldens.image("learned", 90, 130)], capture=True).capture.stages
+    table = model.position_encoding
+    for level, (h, w) in enumerate([(12, 17), (6, 9), (3, 5), (2, 3)]):
+        x_emb, y_emb = table.col_embed(torch.arange(w)), table.row_embed(torch.arange(h))
+        pos = torch.cat([x_emb.unsqueeze(0).repeat(h, 1, 1), y_emb.unsqueeze(1).repeat(1, w, 1)], -1).permute(2, 0, 1)
+        torch.testing.assert_close(stages[f"position.{level}"][0], pos, rtol=0, atol=0)
+
+
+def test_maps_larger_than_the_learned_table():
+    model = build_model(
+        "deformable-detr-r50", **SMALL, backbone="resnet18", position_embedding="learned", position_entries=11
+    )
+    with pytest.raises(ImageSizeError, match=r"a feature map of 12 x 10 cells needs more .*position_entries=12"):
+        model([goldens.image("learned", 90, 75)])

@@ -65,7 +65,7 @@ class Train:
         if result.can_learn is not None:
             verdict = "the pipeline can learn" if result.can_learn else "the pipeline did NOT learn them: train longer?"
             name, value = learned(result.metrics)
-            console.print(f"overfit: {name} {value * 100:.1f} on {config.run.overfit} images: {verdict}")
+            console.print(f"overfit: {name} {value * 100:.1f} on {result.overfitted} images: {verdict}")
             return 0 if result.can_learn else 1
         return 0
 

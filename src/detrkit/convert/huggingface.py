@@ -28,6 +28,10 @@ _ENCODER_LAYER: PrefixRule = (
     "model.encoder.layers.",
     (("norm1", "self_attn_layer_norm"), *_FEED_FORWARD, ("norm2", "final_layer_norm")),
 )
+_POSITIONS: tuple[PrefixRule, ...] = (
+    ("backbone.1.row_embed.", "model.position_embedding.row_embeddings.", ()),
+    ("backbone.1.col_embed.", "model.position_embedding.column_embeddings.", ()),
+)
 DETR_RULES: tuple[PrefixRule, ...] = (
     _ENCODER_LAYER,
     (
@@ -46,8 +50,7 @@ DETR_RULES: tuple[PrefixRule, ...] = (
     ("bbox_embed.", "bbox_predictor.", ()),
     ("query_embed.", "model.query_position_embeddings.", ()),
     ("input_proj.", "model.input_projection.", ()),
-    ("backbone.1.row_embed.", "model.position_embedding.row_embeddings.", ()),
-    ("backbone.1.col_embed.", "model.position_embedding.column_embeddings.", ()),
+    *_POSITIONS,
 )
 DEFORMABLE_RULES: tuple[PrefixRule, ...] = (
     _ENCODER_LAYER,
@@ -67,6 +70,7 @@ DEFORMABLE_RULES: tuple[PrefixRule, ...] = (
     ("bbox_embed.", "bbox_embed.", ()),
     ("query_embed.", "model.query_position_embeddings.", ()),
     ("input_proj.", "model.input_proj.", ()),
+    *_POSITIONS,
 )
 MASK_RULES: tuple[PrefixRule, ...] = tuple((part, part, ()) for part in ("bbox_attention.", "mask_head."))
 RULES: dict[type[nn.Module], tuple[PrefixRule, ...]] = {DETR: DETR_RULES, DeformableDETR: DEFORMABLE_RULES}

@@ -96,12 +96,7 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
         options |= {ours: config.get(theirs, defaults[ours]) for theirs, ours in _DEFORMABLE}
         if options["two_stage"]:
             options["num_queries"] = config.get("two_stage_num_proposals", options["num_queries"])
-        if positions != "sine":
-            raise DetrkitError(
-                f"{path}: position_embedding_type is {positions!r}: detrkit's Deformable DETR has 'sine'"
-            )
-    else:
-        options["position_embedding"] = positions
+    options["position_embedding"] = positions
     options |= _backbone_options(path, config, kind, options)
     classes = _class_count(folder, config, kind, state)
     told = Told(kind, options)

@@ -114,6 +114,7 @@ def deformable_rules(model: DeformableDETR) -> Iterator[Rule]:
         yield f"projections.{level}.", f"input_proj.{level}.0."
         yield f"projection_norms.{level}.", f"input_proj.{level}.1."
     yield "backbone.body.", "backbone.0.body."
+    yield "position_encoding.", "backbone.1."
 
 
 RULES: dict[type[nn.Module], Callable[..., Iterator[Rule]]] = {

@@ -52,8 +52,8 @@ class TrainSampler:
 
     The permutation of an epoch follows from (seed, epoch). Global batch k is permutation[k * G : (k + 1) * G] with
     G = batch_size * world_size; process `rank` takes its slice [rank * batch_size : (rank + 1) * batch_size]. The last
-    incomplete global batch is dropped, as published; a dataset smaller than one global batch is repeated to fill
-    exactly one.
+    incomplete global batch is dropped, as published; a dataset smaller than the images of one step (G * accumulate) is
+    repeated to fill exactly one.
 
     With `size_of`, the items of every `GROUPED_STEPS` optimiser steps are put in another order before they are cut
     into batches: pictures of like size come into one step, and the steps are shuffled. That, too, follows from the seed
@@ -65,7 +65,8 @@ class TrainSampler:
         seed: of the training.
         rank: number of this process, from 0.
         world_size: number of processes.
-        accumulate: batches per optimiser step; only `size_of` asks for it.
+        accumulate: batches per optimiser step. An epoch has one step or more: where there are too few images for one,
+            they are repeated.
         size_of: the (height, width) in pixels of an item after augmentation; None to leave the order as drawn.
     """
 
@@ -105,8 +106,8 @@ class TrainSampler:
         self.start_batch = start_batch
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, wherever it starts."""
-        return max(1, self.length // (self.batch_size * self.world_size))
+        """Batches in a whole epoch, wherever it starts: at least those of one step."""
+        return max(self.accumulate, self.length // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[Item]]:
         """The batches of this process, each a list of `batch_size` items."""
@@ -319,7 +320,7 @@ def make_loader(
         draft: for training, decode a JPEG at a half, a quarter or an eighth of its size where the augmented picture
             is smaller still (`read_rgb`). Boxes and masks stay the same, pixels do not. Cached images are whole.
         group_by_size: for training, put pictures of like size into one step, against padding (`TrainSampler`).
-        accumulate: batches per optimiser step, which `group_by_size` fills together.
+        accumulate: batches per optimiser step, which `group_by_size` fills together; an epoch has at least so many.
         order: for evaluation, a permutation of the indices such as `order_by_aspect(dataset)`.
         mean: of the normalisation, per channel of an image in [0, 1].
         std: likewise.

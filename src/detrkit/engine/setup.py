@@ -20,6 +20,7 @@ from detrkit.config import TrainConfig
 from detrkit.console import console
 from detrkit.data import Dataset, open_dataset
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
+from detrkit.engine.objects import check_objects
 from detrkit.errors import DetrkitError
 from detrkit.registry import architecture
 
@@ -122,11 +123,21 @@ def predicts_masks(name: str, options: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Splits:
-    """The datasets of a run; `val` and `test` may be absent."""
+    """The datasets of a run; `val` and `test` may be absent.
+
+    Attributes:
+        overfit: whether `val` has the images to learn and `train` the same ones, repeated to fill an epoch.
+    """
 
     train: Dataset
     val: Dataset | None
     test: Dataset | None
+    overfit: bool = False
+
+    @property
+    def learned(self) -> Dataset:
+        """The images that are learned from, once each."""
+        return self.val if self.overfit and self.val is not None else self.train
 
 
 def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
@@ -137,7 +148,7 @@ def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
         masks: whether samples have masks, as a model that predicts them needs.
 
     Raises:
-        DetrkitError: a path or split that is not there, or classes that differ between the splits.
+        DetrkitError: a path or split that is not there, no object to learn, or classes that differ between the splits.
     """
     data = config.data
 
@@ -149,14 +160,13 @@ def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
         console.print(f"{train.skipped} images of {train.split} are left out; `detrkit data check` says why")
     if len(train) == 0:
         raise DetrkitError(f"{data.path}: the split {train.split} has no images")
+    check_objects(train)
     if config.run.overfit:
         with_objects = [i for i, r in enumerate(train.records) if (~r.crowd).any()][: config.run.overfit]
-        if not with_objects:
-            raise DetrkitError(f"{data.path}: no image of {train.split} has an object: nothing to overfit")
         few = train.subset(with_objects)
         # an epoch of a few images would be a step or two: repeat them, so that epochs, logs and evaluations keep a pace
         times = -(-OVERFIT_STEPS * data.batch_size * config.optim.accumulate // len(few))
-        return Splits(train.subset(with_objects * times), few, None)
+        return Splits(train.subset(with_objects * times), few, None, overfit=True)
     val = test = None
     if data.val_split not in (None, "none"):
         val = opened(data.val_data or data.path, data.val_split)

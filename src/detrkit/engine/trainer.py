@@ -99,7 +99,7 @@ class Trainer:
             std=spec.std,
             device=fabric.device,
         )
-        self.steps_per_epoch = max(1, len(self.loader) // config.optim.accumulate)
+        self.steps_per_epoch = len(self.loader) // config.optim.accumulate  # at least 1: the loader fills a step
         self.progress = Progress()
         self._saved = (0, 0)  # the last state's epoch and step in it: nothing needs to be saved twice
         self.truths: dict[str, Truth] = {}
@@ -141,7 +141,7 @@ class Trainer:
         run, progress = self.config.run, self.progress
         if run.overfit and progress.learned >= OVERFITTED:
             name = progress.figure if progress.figure == "PQ" else f"{progress.figure}50"
-            self._say(f"{name} {progress.learned * 100:.1f} on the {run.overfit} images: enough")
+            self._say(f"{name} {progress.learned * 100:.1f} on {len(self.splits.learned)} images: enough")
             return True
         if run.patience and progress.stale >= run.patience:
             self._say(f"{progress.figure} has not risen for {run.patience} evaluations: stopping early")
@@ -185,7 +185,7 @@ class Trainer:
         config = self.config.optim
         factor = lr_factor(config, self.progress.step, self.steps_per_epoch)
         set_lr(self.optimizer, factor)
-        parts = [next(batches) for _ in range(min(config.accumulate, len(self.loader)))]
+        parts = [next(batches) for _ in range(config.accumulate)]
         try:
             values = self.update(parts)
         except NonFiniteError as error:
@@ -218,17 +218,18 @@ class Trainer:
             row |= row_of(metrics)
             row["val/seconds"] = time.perf_counter() - began
             self.stop.during = ""
-        improved = False
+        improved = undefined = False
         if metrics is not None:
             progress.figure, value = deciding(metrics)
+            undefined = not value >= 0  # there is nothing to find: nothing can rise, and nothing has not risen
             improved = progress.best < value
-            progress.stale += 1
+            progress.stale += not undefined
             progress.learned = learned(metrics)[1] if config.run.overfit else -1.0
         if improved:
             progress.best, progress.best_epoch, progress.stale = value, progress.epoch + 1, 0
         if self.main:
-            if improved or self.splits.val is None:
-                self._save_best(metrics)
+            if improved or self.splits.val is None or (undefined and progress.best_epoch < 0):
+                self._save_best(metrics, progress.epoch + 1)
             self.epochs_log.add(row)
             board.add(row, progress.epoch + 1)
         self._say(_epoch_line(row, config.optim.epochs, improved))
@@ -245,7 +246,7 @@ class Trainer:
         if not splits:
             return {}
         if self.main and not (self.folder / "best.safetensors").exists():
-            self._save_best(None)  # stopped and resumed at its end, before any evaluation
+            self._save_best(None, self.progress.epoch)  # stopped and resumed at its end, before any evaluation
         weights = [load_model(self.folder / "best.safetensors")[0].state_dict() if self.main else None]
         if self.world > 1:
             dist.broadcast_object_list(weights)
@@ -319,9 +320,9 @@ class Trainer:
             place = f"at the evaluation of epoch {progress.epoch + 1}"
         self._say(f"resumed {self.folder / 'last.pt'} {place}")
 
-    def _save_best(self, metrics: Metrics | None) -> None:
+    def _save_best(self, metrics: Metrics | None, epoch: int) -> None:
         figures = {} if metrics is None else known(metrics)
-        training = {**self.spec.training, "epoch": self.progress.epoch + 1, "metrics": figures}
+        training = {**self.spec.training, "epoch": epoch, "metrics": figures}
         save_model(self.folder / "best.safetensors", self.current, replace(self.spec, training=training))
 
     # saying

@@ -15,7 +15,6 @@ from torch import nn
 from detrkit.checkpoint import ModelSpec, load_model
 from detrkit.config import TrainConfig
 from detrkit.console import console
-from detrkit.data import Dataset
 from detrkit.engine import run_folder
 from detrkit.engine.examples import example_sheet, shown_above
 from detrkit.engine.figures import deciding, in_words, learned
@@ -23,6 +22,7 @@ from detrkit.engine.fine_tune import InitReport
 from detrkit.engine.fingerprint import fingerprint
 from detrkit.engine.gathering import Evaluation
 from detrkit.engine.logs import CsvLog
+from detrkit.engine.objects import count_objects
 from detrkit.engine.processes import BEFORE_FIRST_STEP, StopSignals
 from detrkit.engine.resuming import begin, check_same_data, saved_in
 from detrkit.engine.run_files import naming_last_state
@@ -57,6 +57,7 @@ class RunResult:
         best: best.safetensors.
         report: report.md, or None without a validation split.
         can_learn: with overfit: whether AP50 (on panoptic data, PQ) reached 0.9; otherwise None.
+        overfitted: with overfit: on how many images, which are fewer than asked for if there are no more.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class RunResult:
     best: Path
     report: Path | None
     can_learn: bool | None = None
+    overfitted: int | None = None
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
@@ -162,7 +164,7 @@ def _run(
     if state is not None:
         trainer.resume(state)
     if main:
-        _announce(config, spec, splits.train, splits.val, trainer, kept.lines() if kept is not None else [])
+        _announce(config, spec, splits, trainer, kept.lines() if kept is not None else [])
     began = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - began
@@ -170,7 +172,7 @@ def _run(
     evaluations = trainer.best_evaluations()
     if not main:
         return RunResult(folder, None, None, folder / "best.safetensors", None)
-    return _finish(config, splits, evaluations, folder, seconds)
+    return _finish(config, splits, evaluations, folder, seconds, fabric.world_size)
 
 
 def _materials(
@@ -240,25 +242,26 @@ def _normal(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _announce(
-    config: TrainConfig, spec: ModelSpec, train: Dataset, val: Dataset | None, trainer: Trainer, kept: list[str]
-) -> None:
+def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Trainer, kept: list[str]) -> None:
     """What is about to happen, in a few lines, with a warning where it cannot work."""
+    train, val = splits.train, splits.val
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     steps = trainer.steps_per_epoch * config.optim.epochs
     whole = config.data.batch_size * trainer.world * config.optim.accumulate
     console.print(f"{spec.name}: {parameters / 1e6:.1f} M trainable parameters, {spec.num_classes} classes")
-    # a dataset to overfit is repeated to fill an epoch; the images are those it is evaluated on
-    images = len(val) if config.run.overfit and val is not None else len(train)
+    counts = count_objects(splits.learned)
     console.print(
-        f"{images} images to train on"
+        f"{counts.images} images to train on"
         + (f", {len(val)} to evaluate on" if val is not None else "")
         + f"; {config.optim.epochs} epochs of {trainer.steps_per_epoch} steps of {whole} images"
         + f" on {trainer.fabric.device}"
         + (f" x {trainer.world}" if trainer.world > 1 else "")
     )
-    for line in kept:
+    for line in [*counts.lines(), *kept]:
         console.print(line)
+    if config.run.patience and (val is None or not count_objects(val).objects):
+        why = "there is no split to evaluate on" if val is None else f"no image of {val.split} has an object"
+        console.print(f"warning: {why}, so that --patience has nothing to count and stops nothing")
     trained = config.run.init_from or config.run.freeze_detector
     if steps < FEW_STEPS and trained is None and not config.run.overfit:
         console.print(
@@ -273,9 +276,9 @@ def _announce(
 
 
 def _finish(
-    config: TrainConfig, splits: Splits, evaluations: dict[str, Evaluation], folder: Path, seconds: float
+    config: TrainConfig, splits: Splits, evaluations: dict[str, Evaluation], folder: Path, seconds: float, world: int
 ) -> RunResult:
-    """Writes the report of the best checkpoint."""
+    """Writes the report of the best checkpoint, which `world` processes trained in so many seconds."""
     best = folder / "best.safetensors"
     if splits.val is None:
         return RunResult(folder, None, None, best, None)
@@ -286,8 +289,9 @@ def _finish(
         "model": " ".join([spec.name, *(f"{k}={v}" for k, v in spec.options.items())]),
         "dataset": f"{Path(config.data.path).name}, split {splits.val.split}, {len(splits.val)} images",
         "input": f"short side {spec.size}, longest side {spec.max_size} pixels",
-        "best epoch": f"{spec.training.get('epoch')} of {len(rows)}, by its {deciding(metrics['val'])[0]}",
-        "images per step": config.data.batch_size * config.optim.accumulate,
+        "best epoch": f"{spec.training.get('epoch')} of {len(rows)}, {_reason(metrics['val'])}",
+        "images per step": config.data.batch_size * config.optim.accumulate * world,
+        **count_objects(splits.learned).rows(),
         "seed": config.run.seed,
     }
     if config.run.freeze_detector is not None:
@@ -306,5 +310,13 @@ def _finish(
         curves=rows,
         timing={"training, minutes": round(seconds / 60, 1)},
     )
-    can_learn = learned(metrics["val"])[1] >= LEARNED if config.run.overfit else None
-    return RunResult(folder, metrics["val"], metrics.get("test"), best, report, can_learn)
+    if not config.run.overfit:
+        return RunResult(folder, metrics["val"], metrics.get("test"), best, report)
+    can_learn = learned(metrics["val"])[1] >= LEARNED
+    return RunResult(folder, metrics["val"], None, best, report, can_learn, overfitted=len(splits.val))
+
+
+def _reason(metrics: Metrics) -> str:
+    """Why the best epoch is the best."""
+    name, value = deciding(metrics)
+    return f"by its {name}" if value >= 0 else f"the last evaluated: {name} is n/a"

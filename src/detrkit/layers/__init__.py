@@ -4,7 +4,7 @@ from detrkit.layers.attention import MultiHeadAttention
 from detrkit.layers.checkpointing import set_checkpointing
 from detrkit.layers.mlp import MLP
 from detrkit.layers.norms import FrozenBatchNorm2d, GroupNorm
-from detrkit.layers.position import LearnedPositionEncoding, SinePositionEncoding
+from detrkit.layers.position import LearnedPositionEncoding, SinePositionEncoding, position_encoding
 from detrkit.layers.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "LearnedPositionEncoding",
     "MultiHeadAttention",
     "SinePositionEncoding",
+    "position_encoding",
     "set_checkpointing",
 ]

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from detrkit.errors import ImageSizeError
+
+
+def position_encoding(
+    kind: Literal["sine", "learned"], width: int, *, entries: int = 50, offset: float = 0.0
+) -> SinePositionEncoding | LearnedPositionEncoding:
+    """The encoding that a model's `position_embedding` names.
+
+    Args:
+        kind: "sine" or "learned".
+        width: channels.
+        entries: of a learned one.
+        offset: of a sine one.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind == "sine":
+        return SinePositionEncoding(width, offset=offset)
+    if kind == "learned":
+        return LearnedPositionEncoding(width, entries=entries)
+    raise ValueError(f"position_embedding is {kind!r}: choose sine or learned")
 
 
 class SinePositionEncoding(nn.Module):

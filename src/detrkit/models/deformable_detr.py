@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
-from detrkit.layers import MLP, GroupNorm, SinePositionEncoding
+from detrkit.layers import MLP, GroupNorm, position_encoding
 from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.deformable import DeformableDecoderLayer, DeformableEncoderLayer, MSDeformAttention
 from detrkit.layers.linear import Linear
@@ -36,6 +37,8 @@ class DeformableDETR(Segmenter):
     Args:
         num_classes: columns of the logits; each is a sigmoid of its own, there is no "no object".
         backbone, backbone_norm, backbone_width, dilation, train_backbone: as in `DETR`.
+        position_embedding, position_entries: as in `DETR`, of every level's map. The finest has stride 8, where the
+            published 50 entries hold an image of 400 pixels.
         num_feature_levels: 1 reads the last backbone stage; more reads `backbone_stages`, and further levels come
             from 3x3 convolutions of stride 2 (Sec. A.2).
         backbone_stages: stages read with more than one level (published: 3, 4, 5).
@@ -58,6 +61,8 @@ class DeformableDETR(Segmenter):
         backbone_width: int = 64,
         backbone_stages: Sequence[int] = (3, 4, 5),
         dilation: bool = False,
+        position_embedding: Literal["sine", "learned"] = "sine",
+        position_entries: int = 50,
         num_feature_levels: int = 4,
         num_queries: int = 300,
         hidden_dim: int = 256,
@@ -108,7 +113,8 @@ class DeformableDETR(Segmenter):
         for convolution in convolutions:
             nn.init.xavier_uniform_(convolution.weight)
             nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-        self.position_encoding = SinePositionEncoding(hidden_dim, offset=0.5)
+        # one for all levels: a learned table is shared, as in the official code
+        self.position_encoding = position_encoding(position_embedding, hidden_dim, entries=position_entries, offset=0.5)
         self.level_embed = nn.Parameter(torch.randn(num_feature_levels, hidden_dim))
 
         self.encoder = nn.ModuleList(

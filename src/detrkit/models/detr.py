@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
-from detrkit.layers import MLP, Decoder, Encoder, LearnedPositionEncoding, SinePositionEncoding
+from detrkit.layers import MLP, Decoder, Encoder, position_encoding
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.batch import Batch
@@ -81,13 +81,7 @@ class DETR(Segmenter):
         if not train_backbone:
             self.backbone.requires_grad_(False)
         self.input_projection = nn.Conv2d(self.backbone.channels[-1], hidden_dim, 1)
-        self.position_encoding: nn.Module
-        if position_embedding == "sine":
-            self.position_encoding = SinePositionEncoding(hidden_dim)
-        elif position_embedding == "learned":
-            self.position_encoding = LearnedPositionEncoding(hidden_dim, entries=position_entries)
-        else:
-            raise ValueError(f"position_embedding is {position_embedding!r}: choose sine or learned")
+        self.position_encoding = position_encoding(position_embedding, hidden_dim, entries=position_entries)
         self.encoder = Encoder(
             enc_layers, hidden_dim, nheads, dim_feedforward, dropout=dropout, pre_norm=pre_norm, final_norm=pre_norm
         )
