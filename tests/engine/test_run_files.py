@@ -7,7 +7,7 @@ import pytest
 from detrkit.data.shapes import write_shapes
 from detrkit.engine import quickstart as module
 from detrkit.engine.run_files import foreign_to_run, naming_last_state, sweep_old
-from detrkit.errors import DetrkitError, WriteError
+from detrkit.errors import DetrkitError, Interrupted, WriteError
 
 NO_PROCESS = 2**22 + 7  # above the largest number that Linux gives
 
@@ -103,6 +103,17 @@ def test_quickstart_replaces_its_own(tmp_path, trained):
     module.quickstart(tmp_path, force=True, seed=1)
     assert len(trained) == 2
     assert os.listdir(tmp_path) == ["shapes"]
+
+
+def test_a_quickstart_that_was_stopped_too_early_says_how_to_start_again(tmp_path, monkeypatch, trained):
+    def stopped(config):
+        with pytest.raises(DetrkitError, match="is being written by this process"):
+            module.quickstart(tmp_path)
+        raise Interrupted(15, config.run.out, saved=False)
+
+    monkeypatch.setattr(module, "train", stopped)
+    with pytest.raises(Interrupted, match=r"nothing was saved; the same command with --force starts it again$"):
+        module.quickstart(tmp_path)
 
 
 def somebodys_shapes(root):

@@ -8,9 +8,10 @@ from pathlib import Path
 from detrkit.config import load_config
 from detrkit.console import console
 from detrkit.data.shapes import write_shapes
+from detrkit.engine.resuming import saved_in
 from detrkit.engine.run_files import foreign_to_run
 from detrkit.engine.training import RunResult, train
-from detrkit.errors import DetrkitError
+from detrkit.errors import DetrkitError, Interrupted
 from detrkit.utils.folders import check_replaceable, remove_folder
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.names import full_path
@@ -28,20 +29,32 @@ def quickstart(out: str | Path, *, epochs: int | None = None, seed: int = 0, for
         force: replace an earlier quickstart there. Files that are not of it stop that.
 
     Raises:
-        DetrkitError: the folder holds an earlier quickstart, or with `force`, somebody else's files.
+        Interrupted: asked to stop.
+        DetrkitError: the folder holds an earlier quickstart, or with `force`, somebody else's files; or
+            another process writes it.
     """
     out = Path(out)
     data, run = out / "shapes", out / "run"
-    if not force and any(os.path.lexists(place) for place in (data, run)):
-        raise DetrkitError(f"{out} holds an earlier quickstart: look at {run}, use --force to replace it, or --out")
-    check_replaceable(full_path(data), force=True)
-    _remove_run(run)
-    console.print(f"generating {IMAGES['train']} images to train on and {IMAGES['val']} to test on in {data}")
-    write_shapes(data, images=IMAGES, seed=seed, force=force)
-    config = load_config("quickstart", data=str(data)).changed(run={"out": str(run), "seed": seed})
-    if epochs is not None:
-        config = config.changed(optim={"epochs": epochs})
-    return train(config)
+    with FolderLock(out):
+        if not force and any(os.path.lexists(place) for place in (data, run)):
+            raise DetrkitError(
+                f"{out} holds an earlier quickstart: look at {run}, go on with `detrkit train --resume {run}`, use "
+                "--force to replace it, or --out"
+            )
+        check_replaceable(full_path(data), force=True)
+        _remove_run(run)
+        console.print(f"generating {IMAGES['train']} images to train on and {IMAGES['val']} to test on in {data}")
+        write_shapes(data, images=IMAGES, seed=seed, force=force)
+        config = load_config("quickstart", data=str(data)).changed(run={"out": str(run), "seed": seed})
+        if epochs is not None:
+            config = config.changed(optim={"epochs": epochs})
+        try:
+            return train(config)
+        except Interrupted as stop:
+            if saved_in(run) is not None:
+                raise
+            command = "the same command with --force"
+            raise Interrupted(stop.number, str(run), command, saved=False, agreed=stop.agreed) from stop
 
 
 def _remove_run(run: Path) -> None:

@@ -60,7 +60,7 @@ def describe(folder: Path, spec: ModelSpec, train: Dataset) -> None:
     classes = enumerate(zip(train.classes.ids, train.classes.names, strict=True))
     write_atomic(folder / "classes.txt", "".join(f"{i}\t{c}\t{n}\n" for i, (c, n) in classes))
     write_atomic(folder / "environment.txt", _environment(spec))
-    for log in ("steps.csv", "epochs.csv"):  # of a run that ended before it saved a state
+    for log in ("steps.csv", "epochs.csv", "init.txt"):  # of a run that ended before it saved a state
         with write_errors(folder / log):
             (folder / log).unlink(missing_ok=True)
 
