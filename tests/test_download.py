@@ -123,6 +123,9 @@ def test_home(monkeypatch, tmp_path):
     assert home() == tmp_path
     monkeypatch.delenv("DETRKIT_HOME")
     assert home().parts[-2:] == (".cache", "detrkit")
+    monkeypatch.setenv("DETRKIT_HOME", "~nosuchuser/x")
+    with pytest.raises(DetrkitError, match=r"^~nosuchuser/x: no such home folder: set DETRKIT_HOME"):
+        home()
 
 
 def test_unwritable_folder(server, tmp_path):

@@ -17,7 +17,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from detrkit.errors import DetrkitError
+from detrkit.errors import DetrkitError, WriteError
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
@@ -37,9 +37,16 @@ class DownloadError(DetrkitError):
 
 
 def home() -> Path:
-    """Where downloads are kept: $DETRKIT_HOME, by default ~/.cache/detrkit."""
-    chosen = os.environ.get("DETRKIT_HOME")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "detrkit"
+    """Where downloads are kept: $DETRKIT_HOME, by default ~/.cache/detrkit.
+
+    Raises:
+        DetrkitError: there is no home folder.
+    """
+    chosen = os.environ.get("DETRKIT_HOME") or "~/.cache/detrkit"
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError as error:
+        raise DetrkitError(f"{chosen}: no such home folder: set DETRKIT_HOME to a folder for downloads") from error
 
 
 def sha256(path: Path) -> str:
@@ -85,7 +92,7 @@ def download(
     Raises:
         DownloadError: no connection, an HTTP error, or another file than expected; the message says where a file
             obtained by other means has to be put.
-        DetrkitError: the file cannot be written.
+        WriteError: the file cannot be written; what has arrived is kept.
         ValueError: not exactly one of sha256_prefix and md5_digest.
     """
     if (sha256_prefix is None) == (md5_digest is None):
@@ -121,7 +128,7 @@ def download(
                 raise DownloadError(f"{url} is not the expected file: {reason}", f"not the expected file: {reason}")
             os.replace(part, path)
     except OSError as error:
-        raise DetrkitError(
+        raise WriteError(
             f"cannot write {path}: {error.strerror or error} (set DETRKIT_HOME to another folder)"
         ) from error
     return path

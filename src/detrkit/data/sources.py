@@ -140,14 +140,18 @@ def _copy_images(source: Any, file: Path, copy: Path) -> None:
         Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
         struct = pyarrow.types.is_struct(source.schema_arrow.field(IMAGE_COLUMN).type)
         schema = pyarrow.schema([("bytes", pyarrow.large_binary())])
-        with pyarrow.OSFile(str(part), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
-            name = f"{IMAGE_COLUMN}.bytes" if struct else IMAGE_COLUMN
-            for batch in source.iter_batches(_COPIED_TOGETHER, columns=[name], use_threads=False):
-                values = batch.column(0)
-                if struct:
-                    (values,) = values.flatten()  # null where the struct is
-                writer.write_batch(pyarrow.record_batch([values.cast(pyarrow.large_binary())], schema=schema))
-        os.replace(part, copy)
+        try:
+            with pyarrow.OSFile(str(part), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
+                name = f"{IMAGE_COLUMN}.bytes" if struct else IMAGE_COLUMN
+                for batch in source.iter_batches(_COPIED_TOGETHER, columns=[name], use_threads=False):
+                    values = batch.column(0)
+                    if struct:
+                        (values,) = values.flatten()  # null where the struct is
+                    writer.write_batch(pyarrow.record_batch([values.cast(pyarrow.large_binary())], schema=schema))
+            os.replace(part, copy)
+        except BaseException:
+            os.truncate(part, 0)  # and not removed: others may wait for its lock
+            raise
 
 
 def _one_line(error: Exception) -> str:
