@@ -14,6 +14,7 @@ import pytest
 
 from detrkit.errors import DetrkitError
 from detrkit.utils.lock import NAME, FolderLock
+from disk import full_disk
 
 _HOLD = (
     "import sys; from detrkit.utils.lock import FolderLock\nwith FolderLock(sys.argv[1]): print('held', flush=True); "
@@ -129,3 +130,12 @@ def test_the_folder_may_go_away_while_the_file_is_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", gone_once)
     with FolderLock(tmp_path / "run"):
         assert calls and (tmp_path / "run" / NAME).exists()
+
+
+@pytest.mark.parametrize("size", [0, 10])
+def test_a_full_disk_takes_the_words_not_the_lock(size, tmp_path):
+    with full_disk(size), FolderLock(tmp_path):
+        assert (tmp_path / NAME).read_bytes() == b""
+        with pytest.raises(DetrkitError, match="being written by this process"), FolderLock(tmp_path):
+            pass
+    assert os.listdir(tmp_path) == []

@@ -157,8 +157,14 @@ def _lock(handle: int, folder: Path) -> bool:
 
 
 def _sign(handle: int) -> None:
-    """Writes into the locked file who has it."""
+    """Writes into the locked file who has it; on a full disk nothing, which locks as well."""
     since = time.strftime("%Y-%m-%d %H:%M")
     text = f"{_FIRST_LINE}process {os.getpid()} on {socket.gethostname()} since {since}\n{shlex.join(sys.argv)}\n"
+    line = text.encode("utf-8", "replace")
     os.ftruncate(handle, 0)
-    os.pwrite(handle, text.encode("utf-8", "replace"), 0)
+    try:
+        whole = os.pwrite(handle, line, 0) == len(line)
+    except OSError:
+        whole = False
+    if not whole:
+        os.ftruncate(handle, 0)
