@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -99,6 +101,31 @@ def test_when_it_is_used(monkeypatch):
         assert not in_one_pass(x, weight)
     monkeypatch.setattr(dense, "_ON_X86", False)
     assert not in_one_pass(x, weight)
+
+
+def test_bfloat16_without_kernels_for_it(monkeypatch):
+    """As on a processor without AVX-512, where oneDNN's operators fail: PyTorch's own operators compute."""
+    monkeypatch.setattr(dense, "bf16_kernels", lambda: False)
+    x, weight, bias = (noise(*shape, dtype=torch.bfloat16) for shape in ((MANY_ROWS, 32), (48, 32), (48,)))
+    assert not in_one_pass(x, weight, bias)
+    for name in ("_linear_pointwise", "_convolution_pointwise", "_convolution_pointwise_"):
+        monkeypatch.setattr(torch.ops.mkldnn, name, None)
+    want = F.linear(x.double(), weight.double(), bias.double())
+    for rows in (20, MANY_ROWS):
+        torch.testing.assert_close(linear(x[:rows], weight, bias).double(), want[:rows], atol=0.05, rtol=0.01)
+    picture, kernel = noise(2, 24, 9, 7, dtype=torch.bfloat16), noise(40, 24, 3, 3, dtype=torch.bfloat16)
+    want = F.conv2d(picture.double(), kernel.double(), padding=1).relu()
+    got = convolve(picture, kernel, None, padding=(1, 1), relu=True)
+    torch.testing.assert_close(got.double(), want, atol=0.2, rtol=0.01)
+
+
+def test_this_processor_says_what_it_has():
+    """PyTorch asks for AVX-512 (with bw, vl and dq) or avx_ne_convert."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists() or "flags" not in flags.read_text():
+        pytest.skip("no list of the processor's flags")
+    words = set(flags.read_text().split())
+    assert dense.bf16_kernels() == bool({"avx512bw", "avx512vl", "avx512dq"} <= words or "avx_ne_convert" in words)
 
 
 def test_graphs_and_counters_see_the_operators_of_torch():

@@ -62,7 +62,8 @@ class AttentionMaps(nn.Module):
         if prior is not None:
             scores = scores + prior
         scores = scores.masked_fill(padding.flatten(1)[:, None, None], float("-inf"))
-        return scores.flatten(2).softmax(-1).view(*scores.shape[:3], *padding.shape[1:])
+        weights = scores.flatten(2).softmax(-1).view(*scores.shape[:3], *padding.shape[1:])
+        return weights.to(states.dtype)  # a prior is float32 in models of every dtype
 
 
 class BoxPrior(nn.Module):

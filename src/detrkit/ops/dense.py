@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 MANY_ROWS, FEW = 1000, 16
 
 _ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
-_DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (Tensor, nn.Parameter)  # what pretends to be a tensor wants to see every operator
 
 
@@ -41,6 +41,18 @@ def learns(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+@cache
+def bf16_kernels() -> bool:
+    """Whether oneDNN has bfloat16 kernels for this processor, which needs AVX-512 or avx_ne_convert.
+
+    Without them its operators fail. PyTorch's own ask the same question, and then compute bfloat16 by other kernels.
+    """
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # not in this build of PyTorch
+        return False
+
+
 def onednn_takes(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether oneDNN can compute with these tensors: on an x86 processor, outside of graphs that are recorded."""
     # exporting, compiling, tracing and counting want PyTorch's own operators
@@ -50,7 +62,7 @@ def onednn_takes(x: Tensor, *weights: Tensor | None) -> bool:
     return bool(
         _ON_X86
         and x.device.type == "cpu"
-        and x.dtype in _DTYPES
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and bf16_kernels()))
         and all(type(t) in _PLAIN and t.dtype == x.dtype for t in tensors)
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
