@@ -38,6 +38,18 @@ def test_there_and_back(things):
     assert ("things" in plain) == (things is not None)  # a detection checkpoint stays what it was
 
 
+def test_a_class_may_be_called_like_an_unused_label():
+    dataset = ClassList.contiguous({1: "N/A", 4: "nan"})
+    assert dataset.used == {"N/A": 0, "nan": 1} and not dataset.is_unused(0)
+    assert ClassList.from_json(json.loads(json.dumps(dataset.to_json()))) == dataset
+    official = ClassList.official({1: "N/A", 2: "cat"})
+    assert official.names == ("N/A", "N/A", "cat") and official.used == {"N/A": 1, "cat": 2}
+    assert ClassList.from_json(json.loads(json.dumps(official.to_json()))) == official
+    # checkpoints written before: whatever is called so is unused
+    old = ClassList.from_json({"names": ["N/A", "cat"], "ids": [0, 1]})
+    assert old == ClassList.official({1: "cat"}) and old.to_json() == {"names": ["N/A", "cat"], "ids": [0, 1]}
+
+
 def test_lengths_and_ids_must_fit():
     with pytest.raises(ValueError, match="2 class names but 1 marks of things"):
         ClassList(("a", "b"), (1, 2), (True,))

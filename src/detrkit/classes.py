@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+UNUSED = "N/A"  # the name of labels that are no class
+
 
 @dataclass(frozen=True)
 class ClassList:
@@ -16,11 +18,14 @@ class ClassList:
         ids: the dataset's own category id of label 0, 1, ... (COCO's 1..90 with gaps; 0.. for YOLO).
         things: whether the objects of label 0, 1, ... can be counted (a person), or are stuff (the sky), as the
             dataset says; None: nothing is said, and all are things.
+        unused: labels that are no class: the gaps of the published models' ids. By default those called "N/A", as in
+            checkpoints; a dataset may have a class of that name.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
     things: tuple[bool, ...] | None = None
+    unused: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids):
@@ -29,6 +34,8 @@ class ClassList:
             raise ValueError("category ids must be unique")
         if self.things is not None and len(self.things) != len(self.names):
             raise ValueError(f"{len(self.names)} class names but {len(self.things)} marks of things")
+        if self.unused is None:
+            object.__setattr__(self, "unused", self._called_unused())
 
     def __len__(self) -> int:
         return len(self.names)
@@ -43,7 +50,7 @@ class ClassList:
         """
         ids = sorted(categories)
         marks = None if things is None else tuple(bool(things[i]) for i in ids)
-        return cls(tuple(categories[i] for i in ids), tuple(ids), marks)
+        return cls(tuple(categories[i] for i in ids), tuple(ids), marks, frozenset())
 
     @classmethod
     def official(
@@ -58,7 +65,8 @@ class ClassList:
         """
         ids = range(max(count, *(i + 1 for i in categories)))
         marks = None if things is None else tuple(bool(things.get(i, False)) for i in ids)
-        return cls(tuple(categories.get(i, "N/A") for i in ids), tuple(ids), marks)
+        names = tuple(categories.get(i, UNUSED) for i in ids)
+        return cls(names, tuple(ids), marks, frozenset(ids) - categories.keys())
 
     @property
     def label_of(self) -> dict[int, int]:
@@ -69,17 +77,34 @@ class ClassList:
         """Whether objects of this label can be counted."""
         return self.things is None or self.things[label]
 
+    def is_unused(self, label: int) -> bool:
+        """Whether a label is no class."""
+        return self.unused is not None and label in self.unused
+
+    @property
+    def used(self) -> dict[str, int]:
+        """Name -> label of the labels that are classes."""
+        return {name: label for label, name in enumerate(self.names) if not self.is_unused(label)}
+
+    def _called_unused(self) -> frozenset[int]:
+        return frozenset(label for label, name in enumerate(self.names) if name == UNUSED)
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists, as a checkpoint's metadata holds them."""
         plain: dict[str, Any] = {"names": list(self.names), "ids": list(self.ids)}
-        return plain if self.things is None else plain | {"things": list(self.things)}
+        if self.things is not None:
+            plain["things"] = list(self.things)
+        if self.unused is not None and self.unused != self._called_unused():
+            plain["unused"] = sorted(self.unused)
+        return plain
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ClassList:
         """The inverse of `to_json`."""
-        things = value.get("things")
+        things, unused = value.get("things"), value.get("unused")
         return cls(
             tuple(str(n) for n in value["names"]),
             tuple(int(i) for i in value["ids"]),
             None if things is None else tuple(bool(t) for t in things),
+            None if unused is None else frozenset(int(label) for label in unused),
         )

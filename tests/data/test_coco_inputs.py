@@ -194,9 +194,15 @@ def test_image_ids_of_another_type(tmp_path: Path) -> None:
 
 def test_nothing_left_is_said(tmp_path: Path) -> None:
     write(tmp_path, object_(iscrowd=1), object_(2, bbox=[1, 1, 0, 0]))
+    reason = "no object is left: 1 crowd regions, 1 boxes without area; every image is background"
+    assert open_dataset(tmp_path).notes[0] == f"{tmp_path}: split train: {reason}"
+    assert ("split train", reason) in faults(tmp_path)
+
+
+def test_boxes_left_out_are_said(tmp_path: Path) -> None:
+    write(tmp_path, object_(), object_(2, bbox=[50, 5, 10, 10]))
     (note,) = open_dataset(tmp_path).notes
-    assert note == "no object is left: 1 crowd regions, 1 boxes without area; every image is background"
-    assert ("split train", note) in faults(tmp_path)
+    assert note.startswith(f"{tmp_path}: split train: 1 boxes have no area in their image and are left out")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import detrkit
 from detrkit.build import build_model
 from detrkit.checkpoint import ModelSpec, save_model
 from detrkit.classes import ClassList
+from detrkit.data import Dataset
 from detrkit.engine.evaluating import evaluate
 from detrkit.engine.gathering import dataset_labels
 from detrkit.errors import DetrkitError
@@ -83,6 +84,15 @@ def test_classes_are_matched_by_name(shapes):
     assert labels.ids[1] not in dataset.classes.ids
     with pytest.raises(DetrkitError, match="knows none of the classes"):
         dataset_labels(_model(["submarine"])[1], dataset)
+
+
+def test_a_class_may_be_called_like_an_unused_label():
+    classes = ClassList.contiguous({3: "N/A", 5: "nan"})
+    spec = ModelSpec("detr-r50", OPTIONS, 2, classes)
+    labels = dataset_labels(spec, Dataset([], classes))
+    assert labels == classes and labels.used == {"N/A": 0, "nan": 1}
+    other = dataset_labels(spec, Dataset([], ClassList.contiguous({7: "nan"})))
+    assert other.used == {"nan": 1} and other.ids[1] == 7
 
 
 @pytest.mark.skipif("DETRKIT_DATA" not in os.environ, reason="DETRKIT_DATA is not set")

@@ -26,7 +26,7 @@ from detrkit.download import sha256
 from detrkit.errors import DetrkitError
 from detrkit.registry import published_file
 from detrkit.utils.documents import parse_json, read_bytes
-from detrkit.utils.names import relative_path
+from detrkit.utils.names import expanded_path, relative_path
 
 METADATA_KEY = "detrkit"  # of the spec, in a safetensors header and in an official file that detrkit wrote
 STATE_FORMAT = "detrkit-training-state"
@@ -63,7 +63,7 @@ def find_weights(path: str | Path) -> Path:
     Raises:
         DetrkitError: nothing there, a directory without weights, an empty file, or a web page.
     """
-    path = Path(path).expanduser()
+    path = expanded_path(path)
     if path.is_dir():
         for folder in (path, path / "checkpoints"):
             for name in RUN_FILES:

@@ -172,6 +172,7 @@ class Dataset:
             tuple(self.classes.names[k] for k in chosen),
             tuple(self.classes.ids[k] for k in chosen),
             (True,) * len(chosen),
+            frozenset(k for k, label in enumerate(chosen.tolist()) if self.classes.is_unused(label)),
         )
         label_of = np.cumsum(marks) - 1
         records = []
@@ -349,8 +350,19 @@ def open_dataset(
         dropped=findings.dropped,
         clamped=findings.clamped,
         skipped=listed - len(records),
-        notes=[*findings.notes, *nothing_left(records, findings.dropped)],
+        notes=[*findings.notes, *_notes(records, findings.dropped, f"{path}: split {chosen}")],
     )
+
+
+def _notes(records: Sequence[Record], dropped: int, where: str) -> list[str]:
+    """What whoever opens a split should know about its boxes."""
+    notes = [f"{where}: {reason}" for reason in nothing_left(records, dropped)]
+    if dropped:
+        notes.append(
+            f"{where}: {dropped} boxes have no area in their image and are left out: nothing could match them "
+            "(evaluated from the json itself they count as missed)"
+        )
+    return notes
 
 
 def nothing_left(records: Sequence[Record], dropped: int) -> list[str]:

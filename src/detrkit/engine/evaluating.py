@@ -13,7 +13,7 @@ from torch import nn
 
 from detrkit.checkpoint import ModelSpec, load_any
 from detrkit.coco_classes import COCO_91, COCO_250
-from detrkit.console import track
+from detrkit.console import console, track
 from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, order_by_aspect
 from detrkit.data.loader import Loader
 from detrkit.detector import Detector, as_device, default_device, has_masks
@@ -99,6 +99,9 @@ def evaluate(
     spec = replace(spec, size=size or spec.size, max_size=max_size or spec.max_size)
     masks = masks and has_masks(net)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, split=split, layout=layout, masks=masks)
+    if not quiet:
+        for note in dataset.notes:
+            console.print(note, markup=False)
     if not masks:
         dataset = without_masks(dataset)
     if limit is not None:

@@ -120,9 +120,9 @@ def init_from(
         background: whether class heads have a last row for "no object" (softmax models).
     """
     report = InitReport()
-    known = {} if spec.classes is None else {n: i for i, n in enumerate(spec.classes.names) if n != "N/A"}
-    names = () if classes is None else classes.names
-    rows = {label: known[name] for label, name in enumerate(names) if name in known}
+    known = {} if spec.classes is None else spec.classes.used
+    names = {} if classes is None else classes.used
+    rows = {label: known[name] for name, label in names.items() if name in known}
     same = classes is not None and spec.classes is not None and classes.names == spec.classes.names
     if not same:
         report.classes_kept = [n for n in names if n in known]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from detrkit.checkpoint import ModelSpec
-from detrkit.classes import ClassList
+from detrkit.classes import UNUSED, ClassList
 from detrkit.data import Dataset
 from detrkit.detector import has_masks, is_panoptic, segments_above
 from detrkit.engine.processes import StopSignals
@@ -30,7 +30,7 @@ from detrkit.registry import architecture
 def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
     """The model's labels with the dataset's category ids, matched by class name.
 
-    Labels of classes that the dataset does not annotate are called "N/A": the evaluation leaves them out, as it must,
+    Labels of classes that the dataset does not annotate are unused: the evaluation leaves them out, as it must,
     since nothing is known of them.
 
     Raises:
@@ -43,16 +43,21 @@ def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
                 f"{len(dataset.classes)}: they cannot be matched"
             )
         return dataset.classes
-    ids = {n: i for n, i in zip(dataset.classes.names, dataset.classes.ids, strict=True) if n != "N/A"}
-    common = [n for n in spec.classes.names if n in ids]
+    ids = {name: dataset.classes.ids[label] for name, label in dataset.classes.used.items()}
+    common = {label for name, label in spec.classes.used.items() if name in ids}
     if not common:
         raise DetrkitError(
             f"the model knows none of the classes of {dataset.path} ({', '.join(list(ids)[:5])}, ...): it knows "
-            f"{', '.join([n for n in spec.classes.names if n != 'N/A'][:5])}, ..."
+            f"{', '.join(list(spec.classes.used)[:5])}, ..."
         )
-    unused = iter(range(max(ids.values()) + 1, max(ids.values()) + 1 + len(spec.classes)))
-    names = tuple(n if n in ids else "N/A" for n in spec.classes.names)
-    return ClassList(names, tuple(ids[n] if n in ids else next(unused) for n in names), spec.classes.things)
+    free = iter(range(max(ids.values()) + 1, max(ids.values()) + 1 + len(spec.classes)))
+    labels = list(enumerate(spec.classes.names))
+    return ClassList(
+        tuple(name if label in common else UNUSED for label, name in labels),
+        tuple(ids[name] if label in common else next(free) for label, name in labels),
+        spec.classes.things,
+        frozenset(range(len(spec.classes))) - common,
+    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class Evaluation:
         self.top_k = max(100, max_dets)
         self.threshold = segments_above(spec) if threshold is None else threshold
         kind: Literal["bbox", "segm"] = "segm" if truth.masks else "bbox"
-        # unknown is stuff: all other labels are classes of the dataset, or "N/A"
+        # unknown is stuff: all other labels are classes of the dataset, or unused
         self.objects = DetectionEvaluator(truth.objects, max_dets=max_dets, iou_type=kind, unknown_categories="ignore")
         self.segments = None
         if truth.panoptic is not None:

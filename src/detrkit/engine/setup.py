@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from detrkit.checkpoint import ModelSpec
 from detrkit.config import TrainConfig
 from detrkit.console import console
 from detrkit.data import Dataset, open_dataset
+from detrkit.data.readers.common import UnknownSplit
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
 from detrkit.engine.objects import check_objects
 from detrkit.errors import DetrkitError
@@ -152,10 +153,16 @@ def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
     """
     data = config.data
 
-    def opened(path: str, split: str | None, unusable: Literal["error", "skip"] = "error") -> Dataset:
-        return open_dataset(path, split=split, layout=data.layout, masks=masks, ids=data.ids, unusable=unusable)
+    def opened(path: str, use: str, split: str | None, unusable: Literal["error", "skip"] = "error") -> Dataset:
+        try:
+            dataset = open_dataset(path, split=split, layout=data.layout, masks=masks, ids=data.ids, unusable=unusable)
+        except UnknownSplit as error:
+            raise DetrkitError(f"{error}; {_split_hint(use, error.names)}") from error
+        for note in dataset.notes:
+            console.print(note, markup=False)
+        return dataset
 
-    train = opened(data.path, data.train_split, data.unusable)
+    train = opened(data.path, "train", data.train_split, data.unusable)
     if train.skipped:
         console.print(f"{train.skipped} images of {train.split} are left out; `detrkit data check` says why")
     if len(train) == 0:
@@ -169,9 +176,9 @@ def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
         return Splits(train.subset(with_objects * times), few, None, overfit=True)
     val = test = None
     if data.val_split not in (None, "none"):
-        val = opened(data.val_data or data.path, data.val_split)
+        val = opened(data.val_data or data.path, "val", data.val_split)
     if data.test_split is not None:
-        test = opened(data.val_data or data.path, data.test_split)
+        test = opened(data.val_data or data.path, "test", data.test_split)
     for other in (val, test):
         if other is not None and set(other.class_names) - set(train.class_names):
             extra = sorted(set(other.class_names) - set(train.class_names))
@@ -180,6 +187,19 @@ def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
                 f"{', '.join(extra[:5])}; give both splits one class list"
             )
     return Splits(train, val, test)
+
+
+def _split_hint(use: str, names: Sequence[str]) -> str:
+    """The options that say which split of a dataset is meant.
+
+    Args:
+        use: "train", "val" or "test".
+        names: of the splits that there are.
+    """
+    if use == "train" and len(names) == 1:
+        return f"to train on it, without evaluation, pass --train-split {names[0]} --val-split none"
+    without = " (none: no evaluation)" if use == "val" else ""
+    return f"choose with --{use}-split{without}"
 
 
 def make_model(
@@ -242,7 +262,7 @@ def _check_whole(report: InitReport, source: Source, train: Dataset) -> None:
     Raises:
         DetrkitError: a class it does not know, or weights it does not have.
     """
-    unknown = [name for name in report.classes_new if name != "N/A"]
+    unknown = report.classes_new
     if unknown:
         raise DetrkitError(
             f"run.freeze_detector: {source.name} does not know {len(unknown)} of the classes of {train.path}, such as "

@@ -54,7 +54,7 @@ class DetectionEvaluator:
         iou_type: "bbox", or "segm" for detections with masks, of whose boxes it knows too: see `compute`.
         class_names: other names than the file's, see `GroundTruth.renamed`.
         unknown_categories: what to do with detections of a category that the ground truth does not have: an "error",
-            or "ignore" them. The unused ids of the published models (class "N/A") are always left out.
+            or "ignore" them. The unused ids of the published models (`ClassList.unused`) are always left out.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class DetectionEvaluator:
             unused = [False] * len(ids)
         else:
             ids = [detections.classes.ids[label] for label in labels]
-            unused = [detections.classes.names[label] == "N/A" for label in labels]
+            unused = [detections.classes.is_unused(label) for label in labels.tolist()]
         position = self.truth.category_position
         category = np.array([position.get(i, -1) for i in ids], np.int64)
         keep = category >= 0

@@ -41,7 +41,7 @@ class PanopticEvaluator:
         maps: folder of its PNGs, or a function that gives the (H, W) ids of an image, see `PanopticTruth.load`.
         out: a json that is to hold the results: their PNGs are written as they come, into the folder of its name.
         unknown_categories: what to do with segments of a category that the ground truth does not have: an "error", or
-            "ignore" them, as if they were void. The unused ids of the published models (class "N/A") are always void.
+            "ignore" them, as if they were void. Unused labels (`ClassList.unused`) are always void.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PanopticEvaluator:
         classes, known = result.classes, self.truth.category_position
 
         def ignored(segment: Segment) -> bool:
-            if classes is not None and classes.names[segment.label] == "N/A":
+            if classes is not None and classes.is_unused(segment.label):
                 return True
             category = segment.label if classes is None else classes.ids[segment.label]
             return self.unknown_categories == "ignore" and category not in known

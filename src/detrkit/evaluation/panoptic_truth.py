@@ -96,7 +96,7 @@ class PanopticTruth:
     @property
     def classes(self) -> ClassList:
         """Names, ids and things; a label is a position."""
-        return ClassList(self.names, self.category_ids, self.things)
+        return ClassList(self.names, self.category_ids, self.things, frozenset())
 
     def check_complete(self, found: Container[Any]) -> None:
         """Raises DetrkitError unless there is an image, and `found` has every one."""

@@ -26,6 +26,7 @@ from detrkit.registry import ARCHITECTURES, architecture
 from detrkit.reproduction.data import EvaluationData, Places
 from detrkit.reproduction.running import run
 from detrkit.reproduction.tables import figure_table
+from detrkit.utils.names import expanded_path
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
 
 ABOUT = "Evaluates a DETR as the original main.py --eval does, with its arguments; published checkpoints are verified."
@@ -117,7 +118,7 @@ def evaluate(given: argparse.Namespace) -> None:
     if panoptic and given.coco_panoptic_path is None:
         raise DetrkitError("--coco_panoptic_path is missing: give the folder with panoptic_val2017/ and annotations/")
     model, spec, file, row = asked_model(given)
-    places = Places(*(None if p is None else Path(p).expanduser() for p in (given.coco_path, given.coco_panoptic_path)))
+    places = Places(*(None if p is None else expanded_path(p) for p in (given.coco_path, given.coco_panoptic_path)))
     data = EvaluationData.open(places, panoptic=panoptic and given.masks, masks=given.masks)
     folder = Path(given.output_dir or Path("reproduction") / spec.name)
     result = run(

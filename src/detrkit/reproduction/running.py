@@ -29,6 +29,7 @@ from detrkit.reproduction.data import EvaluationData, Places
 from detrkit.reproduction.journal import Journal
 from detrkit.reproduction.pictures import segments_sheet
 from detrkit.reproduction.tables import Reproduced, settings_that_differ, write_summary
+from detrkit.utils.names import expanded_path
 
 EXAMPLES = 8  # images on a sheet
 
@@ -85,8 +86,8 @@ def reproduce(
     rank, _ = join_processes()
     if device is not None:
         as_device(device)
-    places = Places(*(None if p is None else Path(p).expanduser() for p in (coco, panoptic)), split=split)
-    given = None if weights is None else Path(weights).expanduser()
+    places = Places(*(None if p is None else expanded_path(p) for p in (coco, panoptic)), split=split)
+    given = None if weights is None else expanded_path(weights)
     rows = chosen_rows(names, places, given)
     # what is wrong with the input is said before downloads and hours of work
     kinds = dict.fromkeys(row.evaluation.data for row in rows)

@@ -55,21 +55,30 @@ def below(root: Path, *names: str, where: str) -> Path:
     return root.joinpath(*(checked_name(name, where) for name in names))
 
 
-def full_path(path: str | Path) -> Path:
-    """A path that was given on the command line, from the root on; ~ and ~user stand for home folders.
+def expanded_path(path: str | Path) -> Path:
+    """A path that was given on the command line; ~ and ~user stand for home folders.
 
     Raises:
-        DetrkitError: an unknown user, a relative path in a folder that has been deleted, or no path that a file system
-            can hold.
+        DetrkitError: an unknown user, or no path that a file system can hold.
     """
     for part in Path(path).parts:
         if "\0" in part or len(os.fsencode(part)) > _NAME_BYTES:
             reason = "holds a null character" if "\0" in part else f"is longer than {_NAME_BYTES} bytes"
             raise DetrkitError(f"{str(path)[:80]!r}: {part[:40]!r} {reason}: no file has such a name")
     try:
-        return Path(path).expanduser().absolute()
+        return Path(path).expanduser()
     except RuntimeError as error:
         raise DetrkitError(f"{path}: there is no such user: write the home folder out") from error
+
+
+def full_path(path: str | Path) -> Path:
+    """Likewise, from the root on.
+
+    Raises:
+        DetrkitError: as `expanded_path`, or a relative path in a folder that has been deleted.
+    """
+    try:
+        return expanded_path(path).absolute()
     except OSError as error:
         raise DetrkitError(f"{path}: the working directory is gone ({error.strerror}): go to another one") from error
 

@@ -32,8 +32,14 @@ def find_layout(path: Path, layout: str | None = None, *, masks: bool = False) -
     Raises:
         DetrkitError: nothing there, an unknown layout, or none that fits.
     """
-    if not path.exists():
-        raise DetrkitError(f"{path}: no such file or folder")
+    try:
+        path.stat()
+        if path.is_dir():
+            next(path.iterdir(), None)
+    except FileNotFoundError as error:
+        raise DetrkitError(f"{path}: no such file or folder") from error
+    except OSError as error:
+        raise DetrkitError(f"{path}: cannot be read ({error.strerror})") from error
     if layout is not None and layout not in READERS:
         raise DetrkitError(f"layout {layout!r} is not known; choose {', '.join(READERS)}")
     if path.is_file() and path.name.endswith(_ARCHIVES):

@@ -329,4 +329,4 @@ def _read_classes(path: Path, files: dict[str, list[Path]], split: str, findings
             )
         names, where = sorted(texts), first
     check_class_names(((f"class {number}", name) for number, name in enumerate(names)), where, findings)
-    return ClassList(tuple(names), tuple(range(len(names))))
+    return ClassList(tuple(names), tuple(range(len(names))), unused=frozenset())

@@ -210,7 +210,7 @@ def _read_annotations(
         check_class_names((("name of an object", name) for name in names), folder, findings)
         if not names:
             raise DetrkitError(f"{path}: no object in Annotations/ and no classes.txt: there is no class to learn")
-    return ClassList(tuple(names), tuple(range(1, len(names) + 1))), annotations
+    return ClassList(tuple(names), tuple(range(1, len(names) + 1)), unused=frozenset()), annotations
 
 
 def _parse(xml: Path, listed: bool, findings: Findings) -> ElementTree.Element | None:

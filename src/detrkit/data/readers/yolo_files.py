@@ -98,7 +98,7 @@ def read_classes(path: Path, file: Path, config: dict[str, Any], findings: Findi
     """
     if not config:
         listed = read_class_file(classes_file(path) or path / "classes.txt", findings, numbered=True)
-        return ClassList(tuple(listed), tuple(range(len(listed))))
+        return ClassList(tuple(listed), tuple(range(len(listed))), unused=frozenset())
     names = config["names"]
     numbered: dict[int, str] = {}
     for key, name in names.items() if isinstance(names, dict) else enumerate(names):
