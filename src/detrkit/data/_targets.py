@@ -143,32 +143,25 @@ def _finish_voc(root: Path, splits: Sequence[str], classes: ClassList) -> None:
 
 
 def _refuse_voc(splits: Sequence[str], classes: Sequence[ClassList], source: str) -> None:
-    """classes.txt has one name a line, without blanks around it; XML has no control characters."""
+    _refuse_blanks(classes, source)
     for some in classes:
         for category, name in zip(some.ids, some.names, strict=True):
-            reason = None
-            if not name.strip():
-                reason = "is empty"
-            elif len(name.splitlines()) != 1:
-                reason = "has a line break"
-            elif name != name.strip():
-                reason = "begins or ends with a blank"
-            elif UNWRITABLE.search(name):
-                reason = "holds a character that XML does not allow"
-            if reason is not None:
+            if UNWRITABLE.search(name):
                 raise DetrkitError(
-                    f"{source}: the name {name[:80]!r} of category {category} {reason}, which Pascal VOC cannot hold; "
-                    "rename the class"
+                    f"{source}: the name {name[:80]!r} of category {category} holds a line break or a character that "
+                    "XML does not allow; rename the class"
                 )
-    _refuse_twice(splits, classes, source)
 
 
-def _refuse_twice(splits: Sequence[str], classes: Sequence[ClassList], source: str) -> None:
-    """Raises DetrkitError for a name of two classes, where the name says which class it is."""
+def _refuse_blanks(classes: Sequence[ClassList], source: str) -> None:
+    """Raises DetrkitError for names with blanks around them: readers of lists take them away."""
     for some in classes:
-        for k, name in enumerate(some.names):
-            if name in some.names[:k]:
-                raise DetrkitError(f"{source}: two classes are called {name!r}, and names tell them apart; rename one")
+        for category, name in zip(some.ids, some.names, strict=True):
+            if name != name.strip():
+                raise DetrkitError(
+                    f"{source}: the name {name[:80]!r} of category {category} begins or ends with a blank, which only "
+                    "COCO and parquet can hold; rename the class"
+                )
 
 
 def _write_yolo(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -> list[WrittenImage]:
@@ -257,6 +250,7 @@ def _refuse_yolo(splits: Sequence[str], classes: Sequence[ClassList], source: st
     taken = sorted(keys & _YAML_FIELDS | {"images", "labels"} & set(splits))
     if taken:
         raise DetrkitError(f"{source}: a split cannot be called {taken[0]} in YOLO; rename it")
+    _refuse_blanks(classes, source)
 
 
 def _write_parquet(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -> list[WrittenImage]:
@@ -266,12 +260,12 @@ def _write_parquet(root: Path, split: str, dataset: Dataset, placer: ImagePlacer
 
 
 def _nothing(*_: object) -> None:
-    """Nothing belongs to all splits."""
+    """Nothing belongs to all splits, or is refused."""
 
 
 TARGETS = {
     "coco": Target(_write_coco, _nothing, _refuse_coco, listed=False, own_classes=True, clamps=False),
     "voc": Target(_write_voc, _finish_voc, _refuse_voc),
     "yolo": Target(_write_yolo, _finish_yolo, _refuse_yolo, split=_yolo_key, empty_splits=False, tolerance=1e-6),
-    "parquet": Target(_write_parquet, _nothing, _refuse_twice, listed=False, own_classes=True, clamps=False),
+    "parquet": Target(_write_parquet, _nothing, _nothing, listed=False, own_classes=True, clamps=False),
 }

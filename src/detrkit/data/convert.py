@@ -163,13 +163,6 @@ def _refuse(datasets: dict[str, Dataset], target: Target, to: str, source: Path)
     for name, dataset in datasets.items():
         if not target.own_classes and dataset.classes != classes[0]:
             raise DetrkitError(f"{source}: split {name} has other classes than {first}; convert them one by one")
-        for text in dataset.classes.names:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise DetrkitError(
-                    f"{source}: class {text!r} holds half a character (a lone surrogate); rename it"
-                ) from error
     lowered: dict[str, str] = {}
     for name in datasets:
         other = lowered.setdefault(name.casefold(), name)
