@@ -20,13 +20,25 @@ def make_run(folder):
     (folder / "run.lock").write_text("written by detrkit, process 1 on host\n")  # and killed
     for place in ("", "detector/"):
         (folder / f"{place}tensorboard/events.out.tfevents.1.host.2.0").write_text("")
+    (folder / "eval-val" / "panoptic").mkdir(parents=True)
+    for name in ("eval-val/report.md", "eval-val/panoptic/1.png"):
+        (folder / name).write_text("")
     (folder / ".last.pt.detrkit-01234567.tmp").write_text("")
     (folder / f".last.pt.{NO_PROCESS}.tmp").write_text("")
     return folder
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.txt", "tensorboard/notes.txt", "last.pt.bak", "sub/last.pt", "detector/detector/last.pt", ".hidden"]
+    "name",
+    [
+        "notes.txt",
+        "tensorboard/notes.txt",
+        "last.pt.bak",
+        "sub/last.pt",
+        "detector/detector/last.pt",
+        "eval-val/mine",
+        ".hidden",
+    ],
 )
 def test_foreign_files_are_found(name, tmp_path):
     run = make_run(tmp_path / "run")

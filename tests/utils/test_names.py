@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from detrkit.errors import DetrkitError
-from detrkit.utils.names import below, checked_name, full_path, relative_path
+from detrkit.utils.names import below, checked_name, full_path, real_path, relative_path
 
 NO_NAMES = [
     "",
@@ -68,6 +68,8 @@ def test_full_paths(tmp_path, monkeypatch):
     assert full_path("/a") == Path("/a")
     with pytest.raises(DetrkitError, match=r"^a: the working directory is gone"):
         full_path("a")
+    with pytest.raises(DetrkitError, match=r"^a: the working directory is gone"):
+        real_path("a")
     os.chdir(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from detrkit.errors import DetrkitError
+from detrkit.utils.names import real_path
 
 if TYPE_CHECKING:
     from detrkit.classes import ClassList
@@ -98,7 +98,7 @@ class Convert:
         Raises:
             DetrkitError: the target is there, or it is the source or a file of it.
         """
-        source, target = Path(os.path.realpath(self.source)), Path(os.path.realpath(self.target))
+        source, target = real_path(self.source), real_path(self.target)
         if not target.exists():
             return
         if source in target.parents or (source.exists() and target.samefile(source)):  # through hard links, too

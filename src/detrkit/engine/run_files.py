@@ -52,17 +52,25 @@ def foreign_to_run(folder: Path) -> str | None:
     Raises:
         WriteError: the folder cannot be looked into.
     """
-    runs, names, marked = (folder, folder / DETECTOR), set(), False
+
+    def holds_files(place: Path) -> bool:
+        """Whether this is the run's folder, that of its first step or that of an evaluation."""
+        return place == folder or (
+            place.parent == folder and (place.name == DETECTOR or place.name.startswith("eval-"))
+        )
+
+    names, marked = set(), False
     try:
         for place, folders, files in os.walk(folder, onerror=_raise):
             here = Path(place)
             folders[:] = [name for name in folders if not is_temporary(name)]
-            pattern = _BELOW.get(here.name) if here.parent in runs else None
+            pattern = _BELOW.get(here.name) if holds_files(here.parent) else None
             for name in [*folders, *files]:
                 path = here / name
                 if name in folders:
-                    of_run = here in runs and (name in _BELOW or path == runs[1]) and not path.is_symlink()
-                elif here in runs:
+                    of_run = holds_files(path) or (holds_files(here) and name in _BELOW)
+                    of_run = of_run and not path.is_symlink()
+                elif holds_files(here):
                     of_run = name in _NAMES
                     marked = marked or (name == "README.md" and MARK in path.read_text("utf-8", "replace"))
                 else:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detrkit.errors import DetrkitError, WriteError
+from detrkit.utils.names import real_path
 
 try:
     import fcntl
@@ -137,7 +138,7 @@ def atomic_file(path: str | Path, *, safe: str = "", durable: bool = True, in_fo
     Raises:
         WriteError: it cannot be written; nothing has changed then.
     """
-    target = Path(os.path.realpath(path))
+    target = real_path(path)
     with write_errors(path, safe):
         if target.is_dir():
             raise IsADirectoryError(21, "a folder has this name")

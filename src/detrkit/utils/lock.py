@@ -20,6 +20,7 @@ from pathlib import Path
 
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import make_folder
+from detrkit.utils.names import real_path
 
 try:
     import fcntl
@@ -56,7 +57,7 @@ class FolderLock:
         Raises:
             DetrkitError: another process writes the folder, which is named; or the folder cannot be written.
         """
-        folder = Path(os.path.realpath(self.folder))
+        folder = real_path(self.folder)
         self._made = [place for place in (folder, *folder.parents) if not place.exists()]
         file = folder / NAME
         with _guard:

@@ -80,7 +80,23 @@ def full_path(path: str | Path) -> Path:
     try:
         return expanded_path(path).absolute()
     except OSError as error:
-        raise DetrkitError(f"{path}: the working directory is gone ({error.strerror}): go to another one") from error
+        raise _folder_gone(path, error) from error
+
+
+def real_path(path: str | Path) -> Path:
+    """A path from the root on, with links followed.
+
+    Raises:
+        DetrkitError: a relative path in a folder that has been deleted.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except OSError as error:
+        raise _folder_gone(path, error) from error
+
+
+def _folder_gone(path: str | Path, error: OSError) -> DetrkitError:
+    return DetrkitError(f"{path}: the working directory is gone ({error.strerror}): go to another one")
 
 
 def relative_path(
