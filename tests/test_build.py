@@ -114,7 +114,7 @@ def test_wrong_arguments():
         build_model("detr-r50", num_classes=0)
     with pytest.raises(ValueError, match="weights or backbone_weights"):
         build_model("detr-r50", weights="x", backbone_weights="imagenet")
-    with pytest.raises(ValueError, match="no dilated"):
+    with pytest.raises(ValueError, match="dilation=True and backbone='resnet18': torchvision dilates"):
         build_model("detr-r50-dc5", backbone="resnet18")
 
 

@@ -41,13 +41,13 @@ def test_recipes_build(name):
         ("optim: {learning_rate: 1}", r"optim\.learning_rate: unknown field"),
         ("optimiser: {}", r"optimiser: unknown field"),
         ("data: {augment: heavy}", r"data\.augment: .*'detr', 'flip' or 'none'"),
-        ("data: [1, 2", r"not YAML"),
+        ("data: [1, 2", r"malformed YAML"),
         ("- 1", r"expected sections"),
     ],
 )
 def test_bad_recipes_name_file_and_field(tmp_path, text, message):
     (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(DetrkitError, match=rf"bad\.yaml: {message}"):
+    with pytest.raises(DetrkitError, match=rf"bad\.yaml(:\d+)?: {message}"):
         load_config(tmp_path / "bad.yaml")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from detrkit.convert.official import COUNTER, bare_state_dict, check_fit, load_o
 from detrkit.convert.told import tell
 from detrkit.download import download
 from detrkit.errors import DetrkitError
+from detrkit.models.settings import check_options, check_parameters
 from detrkit.registry import Architecture, architecture
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ def build_model(
             nheads, dim_feedforward, dropout, pre_norm, position_embedding; and those of the model's class.
 
     Raises:
-        ValueError: an unknown model or value, or both kinds of weights.
+        ValueError: an unknown model, a value out of range, values that do not go together, a model larger than this
+            machine's memory, or both kinds of weights.
         TypeError: an override the model does not take.
         DetrkitError: weights that are missing, damaged, of another model or do not fit.
     """
@@ -64,6 +67,8 @@ def build_model(
     classes = known.num_classes if num_classes is None else num_classes
     if classes < 1:
         raise ValueError(f"num_classes is {num_classes}: a model needs at least one class")
+    if torch.get_default_device().type != "meta":  # which takes no memory
+        check_parameters(known.build, options)
     model = known.build(num_classes=classes, padding=padding, **options)
     if backbone_weights is not None:
         load_backbone(model, backbone_weights)
@@ -79,12 +84,15 @@ def build_options(known: Architecture, overrides: Mapping[str, Any]) -> dict[str
 
     Raises:
         TypeError: an argument the class does not take; the message lists those it does.
+        ValueError: an argument out of range, or arguments that do not go together.
     """
     accepted = [p for p in inspect.signature(known.build).parameters if p not in ("num_classes", "padding")]
     wrong = sorted(set(overrides) - set(accepted))
     if wrong:
         raise TypeError(f"{known.name} takes no argument {', '.join(wrong)}: choose from {', '.join(accepted)}")
-    return {**known.options, **overrides}
+    options = {**known.options, **overrides}
+    check_options(known.build, options)
+    return options
 
 
 def published_weights(name: str) -> Path:

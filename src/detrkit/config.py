@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -10,12 +11,29 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from detrkit.errors import DetrkitError
+from detrkit.utils.documents import decoded, parse_yaml, read_text
+from detrkit.utils.ranges import (
+    BatchSize,
+    Count,
+    CountOrNone,
+    Decay,
+    Devices,
+    InputSize,
+    Layers,
+    Seed,
+    Share,
+    Weight,
+    Width,
+    Workers,
+    out_of_range,
+)
 
 T = TypeVar("T")
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,39 +51,39 @@ class ModelConfig:
     """resnet18, 34, 50, 101, 152, or resnet10 (small work, random weights)."""
     backbone_norm: Literal["frozen", "group", "batch"] | None = None
     """By default frozen with pretrained weights, group with random ones."""
-    backbone_width: int | None = None
+    backbone_width: Width | None = None
     """Channels of the stem (64); fewer for small work from random weights."""
-    backbone_stage: int | None = None
+    backbone_stage: Annotated[int, Field(ge=2, le=5)] | None = None
     """DETR: the stage whose map the transformer reads (5 = stride 32)."""
-    backbone_stages: tuple[int, ...] | None = None
+    backbone_stages: tuple[Annotated[int, Field(ge=2, le=5)], ...] | None = None
     """Deformable DETR: the stages whose maps are read (3 4 5)."""
     dilation: bool | None = None
     """DC5: the last stage at stride 16."""
     position_embedding: Literal["sine", "learned"] | None = None
     """Position encoding of the feature map, or maps (sine)."""
-    position_entries: int | None = None
+    position_entries: Width | None = None
     """Rows and columns a learned encoding can hold (50); Deformable DETR's first map has one for 8 pixels."""
-    num_queries: int | None = None
+    num_queries: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """The most objects found in an image (100; deformable 300)."""
-    hidden_dim: int | None = None
+    hidden_dim: Width | None = None
     """Width of the transformer (256)."""
-    nheads: int | None = None
+    nheads: Width | None = None
     """Attention heads (8)."""
-    dim_feedforward: int | None = None
+    dim_feedforward: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Width of the feed-forward networks (2048; deformable 1024)."""
-    enc_layers: int | None = None
-    """Encoder layers (6)."""
-    dec_layers: int | None = None
+    enc_layers: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Encoder layers (6; 0 as in the paper's Table 2)."""
+    dec_layers: Layers | None = None
     """Decoder layers (6)."""
-    dropout: float | None = None
+    dropout: Decay | None = None
     """In the transformer (0.1)."""
     pre_norm: bool | None = None
     """DETR: normalise before each part instead of after it."""
-    num_feature_levels: int | None = None
+    num_feature_levels: Annotated[int, Field(ge=1, le=10)] | None = None
     """Deformable DETR: levels of the feature pyramid (4)."""
-    enc_n_points: int | None = None
+    enc_n_points: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Deformable DETR: sampled points per head and level in the encoder (4)."""
-    dec_n_points: int | None = None
+    dec_n_points: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Deformable DETR: the same in the decoder (4)."""
     with_box_refine: bool | None = None
     """Deformable DETR: every decoder layer corrects the boxes of the one before."""
@@ -107,18 +125,18 @@ class DataConfig:
     unusable: Literal["error", "skip"] = "error"
     """Training images that are missing, unreadable or of another size than their annotations say: stop at the first
     one, or leave them out and say how many."""
-    size: int | None = None
+    size: InputSize | None = None
     """Short side of the images in pixels (training draws from 0.6 to 1 times it, as published); by default that of
     --init-from, else 800."""
-    max_size: int | None = None
+    max_size: InputSize | None = None
     """Longest side in pixels; by default that of --init-from, or size * 1333 / 800."""
     augment: Literal["detr", "flip", "none"] = "detr"
     """Training augmentation: as published (flip, multi-scale, crops), flips alone, or none."""
-    batch_size: int = 2
+    batch_size: BatchSize = 2
     """Images per process and step."""
-    eval_batch_size: int | None = None
+    eval_batch_size: BatchSize | None = None
     """Images per process in evaluation; by default batch_size. It does not change the result."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Processes that load images; by default 0 on a CPU, whose cores train, else processors - 1, at most 4."""
     cache: Literal["auto", "none", "ram"] = "auto"
     """Keep decoded images in memory: auto does when they take less than 1 GiB."""
@@ -135,33 +153,33 @@ class OptimConfig:
 
     __pydantic_config__ = _STRICT
 
-    epochs: int = 300
+    epochs: Count = 300
     """Passes over the training split."""
-    lr: float = 1e-4
+    lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
     """Learning rate of the transformer and the heads (AdamW), for the global batch given."""
-    lr_backbone: float = 1e-5
+    lr_backbone: Annotated[float, Field(ge=0, le=100)] = 1e-5
     """Learning rate of the backbone; 0 freezes it."""
-    lr_sampling_factor: float = 0.1
+    lr_sampling_factor: Weight = 0.1
     """Deformable DETR: share of lr for sampling offsets and reference points."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
     """Decoupled weight decay, on everything as published."""
-    clip_max_norm: float = 0.1
+    clip_max_norm: Annotated[float, Field(ge=0, le=1e9)] = 0.1
     """Largest global gradient norm; 0 for no clipping."""
     schedule: Literal["step", "cosine"] = "step"
     """The learning rate falls to a tenth after lr_drop epochs, or along a cosine to 0."""
-    lr_drop: int = 200
+    lr_drop: Count = 200
     """Epochs before the drop of the step schedule."""
-    warmup_steps: int = 0
+    warmup_steps: CountOrNone = 0
     """Steps in which the learning rate rises linearly."""
-    accumulate: int = 1
+    accumulate: BatchSize = 1
     """Batches per step: the gradient equals that of one batch of all their images. A dataset with too few images for
     one step is repeated to fill it."""
-    ema: float = 0.0
+    ema: Decay = 0.0
     """Decay of the exponential moving average of the weights, which is then what is evaluated and kept; 0 for none."""
-    mask_epochs: int = 0
+    mask_epochs: CountOrNone = 0
     """Train masks in a second step of so many epochs, as published: first the detector alone, for `epochs`, in the
     folder detector/ of the run; then the masks, with the detector frozen. 0: one step."""
-    mask_lr_drop: int | None = None
+    mask_lr_drop: Count | None = None
     """Epochs of the second step before its drop; by default lr_drop in proportion."""
 
 
@@ -171,27 +189,27 @@ class LossConfig:
 
     __pydantic_config__ = _STRICT
 
-    set_cost_class: float | None = None
+    set_cost_class: Weight | None = None
     """Matching cost of the class (1; deformable 2)."""
-    set_cost_bbox: float | None = None
+    set_cost_bbox: Weight | None = None
     """Matching cost of the box's L1 distance (5)."""
-    set_cost_giou: float | None = None
+    set_cost_giou: Weight | None = None
     """Matching cost of the box's GIoU (2)."""
-    cls_loss_coef: float | None = None
+    cls_loss_coef: Weight | None = None
     """Weight of the class loss (1; deformable 2)."""
-    bbox_loss_coef: float | None = None
+    bbox_loss_coef: Weight | None = None
     """Weight of the box's L1 loss (5)."""
-    giou_loss_coef: float | None = None
+    giou_loss_coef: Weight | None = None
     """Weight of the box's GIoU loss (2)."""
-    eos_coef: float | None = None
+    eos_coef: Weight | None = None
     """DETR: weight of the no-object class (0.1)."""
-    focal_alpha: float | None = None
+    focal_alpha: Share | None = None
     """Deformable DETR: alpha of the focal loss (0.25); the matching cost keeps 0.25."""
-    focal_gamma: float | None = None
+    focal_gamma: Annotated[float, Field(ge=0, le=100)] | None = None
     """Deformable DETR: gamma of the focal loss (2); the matching cost keeps 2."""
-    mask_loss_coef: float | None = None
+    mask_loss_coef: Weight | None = None
     """With masks: weight of the focal loss of the pixels (1)."""
-    dice_loss_coef: float | None = None
+    dice_loss_coef: Weight | None = None
     """With masks: weight of the dice loss (1)."""
 
     def overrides(self) -> dict[str, float]:
@@ -207,7 +225,7 @@ class RunConfig:
 
     out: str = "runs/detrkit"
     """The run's folder, for checkpoints, logs and report."""
-    seed: int = 42
+    seed: Seed = 42
     """Of weights, order and augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast; weights and losses stay in fp32."""
@@ -215,9 +233,9 @@ class RunConfig:
     """Keep less for the backward pass and compute it again: the same gradients, less memory, more time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
-    devices: int = 1
+    devices: Devices = 1
     """Processes on this machine; under torchrun or Slurm theirs counts."""
-    nodes: int = 1
+    nodes: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Machines; under torchrun or Slurm theirs counts."""
     init_from: str | None = None
     """Fine-tune: start from these weights (a model name for the published ones, a checkpoint, or a run). Heads are
@@ -225,21 +243,21 @@ class RunConfig:
     freeze_detector: str | None = None
     """Train masks alone, on this detector (a model name for the published weights, a checkpoint, or a run), which stays
     as it is. It has to know every class of the dataset."""
-    overfit: int = 0
+    overfit: CountOrNone = 0
     """Train and evaluate on this many training images, without augmentation, to see whether the pipeline can learn."""
-    eval_every: int = 1
+    eval_every: Count = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
-    max_dets: int = 100
+    max_dets: Count = 100
     """Detections counted per image in AP."""
-    threshold: float | None = None
+    threshold: Share | None = None
     """Panoptic evaluation: score above which a query becomes a segment; by default 0.85 as published, 0.4 for
     Deformable DETR, whose scores are lower."""
-    patience: int = 0
+    patience: CountOrNone = 0
     """Stop when the figure that decides which epoch is best (AP; with masks, the masks' AP; on panoptic data, PQ) has
     not risen for this many evaluations; 0 for never. Evaluations of a split without objects do not count."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between lines of steps.csv."""
-    save_every: int = 0
+    save_every: CountOrNone = 0
     """Steps between saves of last.pt within an epoch; it is saved after every epoch anyhow."""
     tensorboard: bool = True
     """Also log for TensorBoard."""
@@ -290,9 +308,11 @@ def load_config(source: str | Path, *, data: str | None = None) -> TrainConfig:
         data: the dataset's path; overrides the file's.
 
     Raises:
-        DetrkitError: no such file, not YAML, or a field that is unknown or of the wrong type; names file and field.
+        DetrkitError: no such file, not YAML, or a field that is unknown, of the wrong type or out of range; names file
+            and field.
     """
     plain = read_yaml(source, expected="sections data, model, optim, loss, run")
+    plain = {section: values for section, values in plain.items() if values is not None}  # all of it commented out
     config = validated(TrainConfig, plain, str(source), hint="see `detrkit train --help` for the fields")
     return config if data is None else config.changed(data={"path": data})
 
@@ -316,16 +336,14 @@ def read_yaml(source: str | Path, *, expected: str, folder: str = "recipes") -> 
     """
     path = Path(source)
     if str(source) in shipped(folder):
-        text = resources.files("detrkit").joinpath(folder, f"{source}.yaml").read_text(encoding="utf-8")
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = decoded(resources.files("detrkit").joinpath(folder, f"{source}.yaml").read_bytes(), str(source))
+    elif os.path.exists(path):  # False of what cannot be a path, which Path.exists raises an error of
+        text = read_text(path)
     else:
         known = ", ".join(shipped(folder))
         raise DetrkitError(f"{source}: no such file, and no recipe of that name (there are {known})")
-    try:
-        plain = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise DetrkitError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    plain = parse_yaml(text, str(source))
+    plain = {} if plain is None else plain
     if not isinstance(plain, dict):
         raise DetrkitError(f"{source}: expected {expected}; found {type(plain).__name__}")
     return plain
@@ -341,12 +359,15 @@ def validated(kind: type[T], plain: Any, where: str, *, hint: str) -> T:
         hint: where the fields are explained.
 
     Raises:
-        DetrkitError: a field that is unknown, missing or of the wrong type; names `where` and the field.
+        DetrkitError: a field that is unknown, missing, of the wrong type or out of range; names `where` and the field.
     """
     try:
         return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:
         first = error.errors()[0]
         field_name = ".".join(str(part) for part in first["loc"])
+        if first["type"] in (*_OUT_OF_RANGE, "finite_number"):
+            reason = out_of_range(first["ctx"]) if first["type"] in _OUT_OF_RANGE else "must be a finite number"
+            raise DetrkitError(f"{where}: {field_name} is {first['input']}: {reason}") from error
         reason = "unknown field" if first["type"] == "unexpected_keyword_argument" else first["msg"]
         raise DetrkitError(f"{where}: {field_name}: {reason} ({hint})") from error

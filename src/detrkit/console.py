@@ -1,4 +1,7 @@
-"""What commands say: bars on a terminal, plain lines in a log."""
+"""What commands say: bars on a terminal, plain lines in a log.
+
+Names of files and classes are shown as they are: nothing in a text is markup, and control characters are written out.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from detrkit.utils.visible import visible
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
@@ -20,7 +26,30 @@ _names = next(
     ("NODE_RANK",),  # started by hand on every node, where it starts the others
 )
 FIRST_PROCESS = all(os.environ.get(name, "0") == "0" for name in _names)
-console = Console(highlight=False, soft_wrap=True, quiet=not FIRST_PROCESS)
+
+
+class Terminal(Console):
+    """A terminal, file or pipe on which texts show what is in them.
+
+    Args:
+        options: of rich's Console.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """Every text that is printed, alone or in a table, comes by here."""
+        return super().render_str(visible(text), **options)
+
+
+console = Terminal(soft_wrap=True, quiet=not FIRST_PROCESS)
+
+
+def table_console(width: int = 120) -> Console:
+    """The terminal for tables, or so many columns: a pipe has no width to fit."""
+    terminal = Terminal(quiet=not FIRST_PROCESS)
+    return terminal if terminal.is_terminal else Terminal(width=width, quiet=not FIRST_PROCESS)
 
 
 class Meter:
@@ -33,13 +62,13 @@ class Meter:
         self._bar: Progress | None = None
         if console.is_terminal and not quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
                 transient=True,
             )

@@ -25,6 +25,8 @@ from detrkit.models.panoptic_postprocess import panoptic
 from detrkit.models.postprocess import postprocess
 from detrkit.registry import architecture
 from detrkit.results import Detections, PanopticResult
+from detrkit.utils.memory import check_batch
+from detrkit.utils.ranges import BatchSize, Pixels, Share, check_arguments
 
 Found = Detections | PanopticResult
 
@@ -70,20 +72,19 @@ class Detector:
         self.model.to(self.device)
         return self
 
-    def resized(self, size: int) -> Detector:
+    def resized(self, size: Pixels) -> Detector:
         """The same model for images whose short side becomes `size` pixels; the maximum changes in proportion.
 
         Raises:
-            ValueError: a size below 1.
+            ValueError: a size out of range.
         """
-        if size < 1:
-            raise ValueError(f"size is {size}: the short side needs at least one pixel")
+        check_arguments(Detector.resized, {"size": size})
         limit = self.spec.max_size
         limit = None if limit is None else max(size, round(limit * size / self.spec.size))
         return Detector(self.model, replace(self.spec, size=size, max_size=limit), device=self.device)
 
     def predict(
-        self, images: Picture | Sequence[Picture], *, threshold: float | None = None, batch_size: int = 8
+        self, images: Picture | Sequence[Picture], *, threshold: Share | None = None, batch_size: BatchSize = 8
     ) -> Found | list[Found]:
         """Finds the objects in one picture or in several, or with a panoptic model the segments.
 
@@ -110,7 +111,7 @@ class Detector:
             return list(self.stream(image_files(Path(images)), threshold=threshold, batch_size=batch_size))
         if isinstance(images, (list, tuple)):
             return list(self.stream(images, threshold=threshold, batch_size=batch_size))
-        return next(self._stream([images], self._checked(threshold), 1, single=True))
+        return next(self._stream([images], self._threshold(threshold, 1), 1, single=True))
 
     def stream(
         self, images: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 8
@@ -119,24 +120,17 @@ class Detector:
 
         Args and errors: as `predict`.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: at least 1")
-        return self._stream(images, self._checked(threshold), batch_size)
+        return self._stream(images, self._threshold(threshold, batch_size), batch_size)
 
-    def _checked(self, threshold: float | None) -> float:
-        """The threshold, or the default one.
+    def _threshold(self, threshold: float | None, batch_size: int) -> float:
+        """The threshold, or the default one, after a look at what was asked for.
 
         Raises:
-            ValueError: it is not from 0 to 1.
+            ValueError: a number out of range, or images that do not fit into memory.
         """
-        if threshold is None:
-            return self.threshold
-        try:
-            if 0 <= float(threshold) <= 1:  # False of NaN
-                return float(threshold)
-        except (TypeError, ValueError):
-            pass
-        raise ValueError(f"threshold is {threshold!r}: a score from 0 to 1")
+        check_arguments(Detector.predict, {"threshold": threshold, "batch_size": batch_size})
+        check_batch(self.spec.size, self.spec.max_size, 1)
+        return self.threshold if threshold is None else float(threshold)
 
     def _stream(
         self, images: Iterable[Any], threshold: float, batch_size: int, *, single: bool = False

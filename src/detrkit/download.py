@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from detrkit.console import Terminal
 from detrkit.errors import DetrkitError, WriteError
 
 CHUNK = 1 << 20  # bytes
@@ -223,9 +223,9 @@ class _Bar:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.console = Console(stderr=True)
+        self.console = Terminal(stderr=True)
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
@@ -249,7 +249,7 @@ class _Bar:
             self.progress.update(self.task, completed=done, total=total)
         elif not self.announced:
             size = "" if total is None else f" ({total / 1e6:.1f} MB)"
-            self.console.print(f"downloading {self.name}{size}", highlight=False)
+            self.console.print(f"downloading {self.name}{size}")
             self.announced = True
 
     def advance(self, count: int) -> None:

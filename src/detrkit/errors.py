@@ -55,5 +55,9 @@ class Interrupted(Exception):
         self.agreed = agreed
 
 
+class SettingError(DetrkitError, ValueError):
+    """A setting out of its range, or settings that do not go together."""
+
+
 class ImageSizeError(DetrkitError, ValueError):
     """An image is too large for a model with learned positions."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from detrkit.errors import SettingError
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
@@ -88,10 +89,10 @@ def architecture(name: str) -> Architecture:
     """The architecture of that name.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        SettingError: an unknown name; the message lists the known ones.
     """
     if name not in ARCHITECTURES:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
+        raise SettingError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
 
 

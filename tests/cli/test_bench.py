@@ -82,10 +82,10 @@ def test_a_name_has_random_weights_and_downloads_nothing(tmp_path, capsys, monke
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--batch", "0"], "--batch 0: at least 1"),
-        (["--repeats", "0"], "--repeats 0: at least 1"),
+        (["--batch", "0"], "--batch 0: must be at least 1"),
+        (["--repeats", "0"], "--repeats 0: must be at least 1"),
         (["--size", "800", "600"], "--size 800 600: first the short side"),
-        (["--size", "8", "600"], "at least 32 pixels"),
+        (["--size", "8", "600"], "--size 8 600: must be at least 32"),
         (["--images", "nowhere"], "--images nowhere: no such folder"),
         (["--images", "."], "no images in this folder"),
         (["--json", "nowhere/bench.json"], "there is no folder nowhere"),

@@ -74,9 +74,9 @@ def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, words
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("--batch-size", "0", "data.batch_size is 0"),
-        ("--lr", "-1", "optim.lr is -1.0"),
-        ("--ema", "1", "optim.ema is 1"),
+        ("--batch-size", "0", "--batch-size 0: must be at least 1"),
+        ("--lr", "-1", "--lr -1.0: must be above 0"),
+        ("--ema", "1", "--ema 1.0: must be below 1"),
     ],
 )
 def test_numbers_out_of_range(capsys, tmp_path, field, value, message):
@@ -84,6 +84,7 @@ def test_numbers_out_of_range(capsys, tmp_path, field, value, message):
         capsys, "train", str(tmp_path), "--recipe", "small", field, value, "--out", str(tmp_path / "run")
     )
     assert status == 2 and message in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_foreign_files_as_checkpoints(capsys, tmp_path):

@@ -117,9 +117,6 @@ def test_unreadable_picture_is_reported_and_left_out(weights, photos, tmp_path, 
         (["missing.jpg"], {}, "missing.jpg: no such file or folder"),
         (["*.nothing"], {}, "no picture matches"),
         ([], {}, "no pictures given"),
-        (["photos"], {"threshold": 1.5}, "--threshold 1.5"),
-        (["photos"], {"size": 0}, "--size 0"),
-        (["photos"], {"batch_size": 0}, "--batch-size 0"),
     ],
 )
 def test_predict_refuses(weights, photos, tmp_path, monkeypatch, inputs, options, message):

@@ -121,7 +121,7 @@ def test_preview(shapes: Path, tmp_path: Path) -> None:
 
 def test_preview_refuses(shapes: Path, tmp_path: Path) -> None:
     dataset = open_dataset(shapes, split="val")
-    with pytest.raises(DetrkitError, match="count=0"):
+    with pytest.raises(DetrkitError, match="count is 0"):
         preview(dataset, train_transform(32), count=0, out=tmp_path / "a.png")
     with pytest.raises(DetrkitError, match=r"a\.tiff: name a \.png"):
         preview(dataset, train_transform(32), out=tmp_path / "a.tiff")

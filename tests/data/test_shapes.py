@@ -249,7 +249,7 @@ def test_existing_folders_are_safe(tmp_path: Path) -> None:
     ],
 )
 def test_bad_options(tmp_path: Path, options: dict[str, object]) -> None:
-    with pytest.raises(DetrkitError, match=f"shapes: {next(iter(options))}="):
+    with pytest.raises(DetrkitError, match=next(iter(options))):
         write_shapes(tmp_path / "s", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "s").exists()
 

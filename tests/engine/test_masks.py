@@ -199,9 +199,12 @@ def test_masks_on_a_detector_from_elsewhere(things_and_stuff, tmp_path):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"run": {"freeze_detector": "a", "init_from": "b"}}, "run.freeze_detector and run.init_from"),
-        ({"run": {"freeze_detector": "a"}, "optim": {"mask_epochs": 1}}, "run.freeze_detector and optim.mask_epochs"),
-        ({"model": {"masks": False}, "optim": {"mask_epochs": 1}}, "model.masks is false"),
+        ({"run": {"freeze_detector": "a", "init_from": "b"}}, "run.freeze_detector is 'a' and run.init_from is 'b'"),
+        (
+            {"run": {"freeze_detector": "a"}, "optim": {"mask_epochs": 1}},
+            "'a' and optim.mask_epochs is 1",
+        ),
+        ({"model": {"masks": False}, "optim": {"mask_epochs": 1}}, "model.masks is False"),
         ({"optim": {"mask_epochs": -1}}, "optim.mask_epochs is -1"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -24,7 +25,10 @@ from detrkit.cli.study import Study
 from detrkit.cli.train import Train, with_defaults, with_values
 from detrkit.console import FIRST_PROCESS
 from detrkit.errors import DetrkitError, Interrupted, PeerError
+from detrkit.utils.memory import used_up
+from detrkit.utils.ranges import as_option, check_values
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
+from detrkit.utils.visible import one_line, visible
 
 _ABOUT = "The toolkit for the DETR family: train, evaluate and use detection transformers on any data, on any machine."
 
@@ -40,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         said in one line on stderr; 128 + n when a signal stopped it.
     """
     warnings.showwarning = _say_warning
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Torch's OpenMP threads wait for each other by spinning: with anything else on the processors, for threads that do
     # not run. Training the quickstart on two cores beside one busy process took over 300 ms an image, with short
     # spinning 36 ms; alone 12 to 15 ms either way. libgomp reads this when torch is imported: no command has done so.
@@ -56,13 +63,20 @@ def _run(words: Sequence[str]) -> int:
     """The status of a command; what ends it is said in one line."""
     try:
         command: Any = _parse(words)
+        check_values(command, said=as_option)
         status = int(command.run())
         _leave_processes()
         return status
     except PeerError:
         return 2
     except DetrkitError as error:
-        print(f"detrkit: error: {error}", file=sys.stderr)
+        print(f"detrkit: error: {visible(str(error))}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not used_up(error):
+            raise
+        print(f"detrkit: error: out of memory: {one_line(str(error).partition('. ')[0])}", file=sys.stderr)
+        print("detrkit: smaller images, a smaller batch or a smaller model need less", file=sys.stderr)
         return 2
     except Interrupted as stop:
         if stop.agreed:  # a process that leaves alone would wait for the others
@@ -89,7 +103,7 @@ def _leave_processes() -> None:
 def _say_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
     """A warning as one line, without the source line that is of no use to who runs a command."""
     if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {one_line(str(message))}", file=sys.stderr)
 
 
 def _parse(words: Sequence[str]) -> Any:

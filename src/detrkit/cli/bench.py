@@ -16,6 +16,7 @@ from rich.table import Table
 from detrkit.console import console
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.ranges import BatchSize, Count, InputSize
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,11 +52,11 @@ class Bench:
     """One of `detrkit models`, with random weights; or a checkpoint or a run's folder."""
     published: bool = False
     """Take the published weights of the model named, which are downloaded once."""
-    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="SHORT LONG")] = None
+    size: Annotated[tuple[InputSize, InputSize] | None, tyro.conf.arg(metavar="SHORT LONG")] = None
     """Short side of the input and its longest side at most, in pixels; generated pictures fill it. By default the
     model's own: 800 1333 as published, which a generated picture of 640 x 427 pixels fills to 800 x 1199. Training
     draws from 0.6 to 1 times it, as published."""
-    batch: int = 1
+    batch: BatchSize = 1
     """Pictures at once."""
     device: str | None = None
     """Such as cpu, cuda or cuda:1 (with --train: cpu or cuda); by default an accelerator if there is one."""
@@ -65,7 +66,7 @@ class Bench:
     """Measure steps of training: random objects on the pictures, published augmentation, losses and optimiser."""
     images: Path | None = None
     """Folder of pictures; by default generated ones, as large as COCO's."""
-    repeats: int = 7
+    repeats: Count = 7
     """Turns with the stopwatch, and as many without."""
     json: Path | None = None
     """Also write all figures there."""
@@ -91,14 +92,14 @@ class Bench:
             measured = measure(model, setting, training=self.train)
         where = machine(measured.device)
         weights = "random weights" if self._random else "its weights"
-        console.print(f"{spec.name}, {weights}; {pictures} of {size:.0f} kB on average", markup=False)
+        console.print(f"{spec.name}, {weights}; {pictures} of {size:.0f} kB on average")
         console.print(", ".join(f"{name} {value}" for name, value in where.items()) + f", {self.precision}")
         console.print(_table(measured))
         for line in _lines(measured):
             console.print(line)
         if self.json is not None:
             write_atomic(self.json, json.dumps(self._record(measured, setting, where), indent=1) + "\n")
-            console.print(f"figures: {self.json}", markup=False)
+            console.print(f"figures: {self.json}")
         return 0
 
     @property
@@ -111,13 +112,10 @@ class Bench:
         """Refuses what cannot be, before anything takes time.
 
         Raises:
-            DetrkitError: a number out of range, or a path that is not there.
+            DetrkitError: sides in the other order, or a path that is not there.
         """
-        if self.batch < 1 or self.repeats < 1:
-            name = "batch" if self.batch < 1 else "repeats"
-            raise DetrkitError(f"--{name} {getattr(self, name)}: at least 1")
-        if self.size is not None and not 32 <= self.size[0] <= self.size[1]:
-            raise DetrkitError(f"--size {self.size[0]} {self.size[1]}: first the short side, at least 32 pixels")
+        if self.size is not None and self.size[0] > self.size[1]:
+            raise DetrkitError(f"--size {self.size[0]} {self.size[1]}: first the short side")
         if self.images is not None and not self.images.is_dir():
             raise DetrkitError(f"--images {self.images}: no such folder")
         if self.json is not None and not self.json.parent.is_dir():

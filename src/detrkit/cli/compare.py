@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
 
-from detrkit.console import console
+from detrkit.console import console, table_console
 from detrkit.errors import DetrkitError
+from detrkit.utils.ranges import AnyInteger, Pixels, Tolerance, WideSeed
 
 if TYPE_CHECKING:
     from detrkit.checkpoint import ModelSpec
@@ -45,17 +45,17 @@ class Compare:
     """Model name, such as detr-r50-dc5, for weights that do not say what they are of."""
     input: str | None = None
     """ones (the default), noise, or a picture's file. A file of stages brings its own."""
-    size: tuple[int, int] = (800, 1199)
+    size: tuple[Pixels, Pixels] = (800, 1199)
     """Height and width of ones and noise in pixels."""
-    seed: int = 0
+    seed: WideSeed = 0
     """Of the noise."""
     data: str | None = None
     """Take the input, and the objects that losses are of, from this dataset."""
     split: str | None = "val"
     """The dataset's split."""
-    image_id: int | None = None
+    image_id: AnyInteger | None = None
     """The dataset's id of the image; by default the first with objects."""
-    tolerance: float | None = None
+    tolerance: Tolerance | None = None
     """The largest difference of any stage whose root mean square is at most 1 (of others in proportion); by default
     each stage has its own."""
     save: Path | None = None
@@ -70,8 +70,6 @@ class Compare:
 
         if self.b is None and self.save is None:
             raise DetrkitError("nothing to compare with: give B, or --save FILE.npz to keep the stages of A")
-        if self.tolerance is not None and not self.tolerance >= 0:
-            raise DetrkitError(f"--tolerance {self.tolerance}: must be 0 or more")
         if self.save is not None and self.save.suffix != ".npz":
             raise DetrkitError(f"--save {self.save}: the name must end with .npz")
         device = as_device(self.device)
@@ -85,10 +83,9 @@ class Compare:
             return 0
         second = b if isinstance(b, Recording) else record(b, given.pixels, given.target)
         comparison = compare(first, second, tolerance=self.tolerance)
-        wide = console if console.is_terminal else Console(width=120)  # a pipe has no width to fit
-        wide.print(comparison.table())
+        table_console().print(comparison.table())
         for line in comparison.summary():
-            console.print(line, markup=False)
+            console.print(line)
         return 0 if comparison.agrees else 1
 
     def _input(self, a: Side | Recording, b: Side | Recording | None) -> ModelInput:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 
+from detrkit.console import console
 from detrkit.errors import DetrkitError
 from detrkit.utils.names import real_path
+from detrkit.utils.ranges import Width
 
 if TYPE_CHECKING:
     from detrkit.classes import ClassList
@@ -48,7 +48,7 @@ class Convert:
     """Model name, such as detr-r50, for files that do not say what they are of."""
     dilation: bool | None = None
     """Whether the model is a DC5 one, for files that do not say it."""
-    nheads: int | None = None
+    nheads: Width | None = None
     """Attention heads, for files that do not say it; by default 8."""
     classes: str | None = None
     """What the labels mean, for files that do not say it: coco or coco-panoptic, counted as in the published models, or
@@ -89,7 +89,7 @@ class Convert:
         else:
             save_huggingface(self.target, model, spec, backbone=self.backbone_names)
         classes = f"{spec.num_classes} classes" + ("" if spec.classes else " without names (--classes gives them)")
-        Console().print(f"{escape(str(self.target))}: {spec.name}, {classes}", soft_wrap=True, highlight=False)
+        console.print(f"{self.target}: {spec.name}, {classes}")
         return 0
 
     def _check_target(self) -> None:

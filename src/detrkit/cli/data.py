@@ -13,23 +13,31 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import Positional
 
+from detrkit.console import table_console
 from detrkit.utils.names import full_path
+from detrkit.utils.ranges import (
+    CountOrNone,
+    Decay,
+    Few,
+    InputSize,
+    ShapesClasses,
+    ShapesImages,
+    ShapesObjects,
+    ShapesSide,
+    ShapesSize,
+    WideSeed,
+)
+from detrkit.utils.visible import one_line
 
 if TYPE_CHECKING:
     from detrkit.data.check import Report
 
 Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
-
-
-def _console() -> Console:
-    """The terminal, or plain lines 120 characters wide: a pipe has no width to fit."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class DataCheck:
     """Which annotations to check. By default those that are recognised, of COCO instances before panoptic."""
     decode: bool = False
     """Decode every image instead of reading its header: finds truncated files, at some 3 ms per image."""
-    limit: int = 50
+    limit: CountOrNone = 50
     """How many faults of each severity are printed (all are counted); 0 for all."""
 
     def run(self) -> int:
@@ -56,19 +64,19 @@ class DataCheck:
         from detrkit.data.check import check
 
         report = check(self.path, self.split, decode=self.decode, layout=self.layout)
-        console = _console()
+        console = table_console()
         _print_summary(report, console)
         for severity in ("error", "warning", "info"):
             faults = report.of(severity)
             shown = faults[: self.limit] if self.limit > 0 else faults
             for fault in shown:
                 where = f"{fault.file}: {fault.id}: " if fault.id else f"{fault.file}: "
-                line = f"[{_COLOURS[severity]}]{severity}[/] {escape(where + fault.reason)}"
-                console.print(line, soft_wrap=True, highlight=False)
+                line = Text.assemble((severity, _COLOURS[severity]), " ", one_line(where + fault.reason))
+                console.print(line, soft_wrap=True)
             if len(shown) < len(faults):
-                console.print(f"... and {len(faults) - len(shown)} more (--limit 0 prints all)", highlight=False)
+                console.print(f"... and {len(faults) - len(shown)} more (--limit 0 prints all)")
         counts = ", ".join(f"{len(report.of(s))} {s}s" for s in ("error", "warning", "info"))
-        console.print(f"{escape(str(report.path))} ({report.layout}): {counts}", soft_wrap=True, highlight=False)
+        console.print(f"{report.path!s} ({report.layout}): {counts}", soft_wrap=True)
         return 0 if report.ok else 1
 
 
@@ -79,11 +87,11 @@ def _print_summary(report: Report, console: Console) -> None:
     for name in ("images", "objects", "crowd", "without objects", "boxes dropped", "boxes clamped"):
         splits.add_column(name, justify="right")
     for s in report.splits:
-        splits.add_row(escape(s.name), *map(str, (s.images, s.objects, s.crowd, s.empty, s.dropped, s.clamped)))
+        splits.add_row(one_line(s.name), *map(str, (s.images, s.objects, s.crowd, s.empty, s.dropped, s.clamped)))
     if report.splits:
         console.print(splits)
     for s in report.splits:
-        classes = Table(title=escape(f"Objects of {s.name} (areas in square pixels)"), title_justify="left")
+        classes = Table(title=f"Objects of {s.name} (areas in square pixels)", title_justify="left")
         classes.add_column("id", justify="right")
         classes.add_column("class")
         for name in ("objects", "images", "small <32²", "medium", "large ≥96²"):
@@ -94,7 +102,7 @@ def _print_summary(report: Report, console: Console) -> None:
         for c in s.classes:
             kind = ["thing" if c.thing else "stuff"] if stuff else []
             numbers = map(str, (c.objects, c.images, c.small, c.medium, c.large))
-            classes.add_row(str(c.id), escape(c.name), *numbers, *kind)
+            classes.add_row(str(c.id), one_line(c.name), *numbers, *kind)
         console.print(classes)
 
 
@@ -143,8 +151,8 @@ class DataConvert:
         for name in ("images", "objects", "boxes without area left out", "crowd left out"):
             table.add_column(name, justify="right")
         for s in done:
-            table.add_row(escape(s.name), *map(str, (s.images, s.objects, s.dropped, s.lost_crowd)))
-        console = _console()
+            table.add_row(one_line(s.name), *map(str, (s.images, s.objects, s.dropped, s.lost_crowd)))
+        console = table_console()
         console.print(table)
         for name, text in (
             ("clamped", "boxes that left their image and end at its border now"),
@@ -153,8 +161,8 @@ class DataConvert:
         ):
             count = sum(getattr(s, name) for s in done)
             if count:
-                console.print(f"{text}: {count}", soft_wrap=True, highlight=False)
-        console.print(escape(str(full_path(self.destination))), soft_wrap=True, highlight=False)
+                console.print(f"{text}: {count}", soft_wrap=True)
+        console.print(str(full_path(self.destination)), soft_wrap=True)
         return 0
 
 
@@ -167,27 +175,27 @@ class DataShapes:
 
     path: Positional[Path]
     """The folder to make."""
-    train: int = 2000
+    train: ShapesImages = 2000
     """Number of training images."""
-    val: int = 200
+    val: ShapesImages = 200
     """Number of validation images."""
-    test: int = 0
+    test: ShapesImages = 0
     """Number of test images."""
-    sides: tuple[int, int] = (96, 128)
+    sides: tuple[ShapesSide, ShapesSide] = (96, 128)
     """Smallest and largest side of an image, pixels."""
-    classes: int = 5
+    classes: ShapesClasses = 5
     """Number of classes, 1 to 10: circle, square, triangle, star, ring, cross, heart, crescent, hexagon, arrow."""
-    objects: tuple[int, int] = (1, 6)
+    objects: tuple[ShapesObjects, ShapesObjects] = (1, 6)
     """Fewest and most objects drawn per image."""
-    object_size: tuple[float, float] = (0.15, 0.5)
+    object_size: tuple[ShapesSize, ShapesSize] = (0.15, 0.5)
     """Smallest and largest diameter of an object, as a share of the image's shorter side."""
-    hidden: float = 0.6
+    hidden: Decay = 0.6
     """An object of which more than this share is hidden is left out."""
     colours: Literal["random", "class"] = "random"
     """random: colour says nothing about the class; class: every class has its hue, which is easier to learn."""
     panoptic: bool = False
     """Write panoptic truth too: the shapes are things; sky, grass and sand behind them are stuff."""
-    seed: int = 0
+    seed: WideSeed = 0
     """Another seed, other images."""
     force: bool = False
     """Replace a dataset that detrkit wrote there and nobody has changed since."""
@@ -215,9 +223,9 @@ class DataShapes:
         table.add_column("images", justify="right")
         for name, count in images.items():
             table.add_row(f"{name}2017", str(count))
-        console = _console()
+        console = table_console()
         console.print(table)
-        console.print(escape(str(root)), soft_wrap=True, highlight=False)
+        console.print(str(root), soft_wrap=True)
         return 0
 
 
@@ -231,11 +239,11 @@ class DataPreview:
     """The picture to write."""
     split: str | None = None
     """The split to show, such as train. May be left out if there is only one."""
-    count: int = 6
+    count: Few = 6
     """Number of images."""
-    variants: int = 3
+    variants: Few = 3
     """Augmented versions of each."""
-    size: int = 800
+    size: InputSize = 800
     """Largest short side, pixels; at 800 the augmentation is the published one, else it is scaled."""
     augment: Literal["detr", "flip", "none"] = "detr"
     """detr: the published augmentation; flip: mirror only; none: resize only."""
@@ -243,7 +251,7 @@ class DataPreview:
     """Draw masks too; of a panoptic dataset the segments of things and stuff."""
     layout: Layout | None = None
     """Which annotations to show. By default those recognised, of COCO panoptic with --masks, else instances."""
-    seed: int = 0
+    seed: WideSeed = 0
     """Of the augmentation."""
 
     def run(self) -> int:
@@ -255,7 +263,7 @@ class DataPreview:
         dataset = open_dataset(self.path, split=self.split, layout=self.layout, masks=self.masks)
         transform = train_transform(self.size, augment=self.augment)
         out = preview(dataset, transform, count=self.count, out=self.out, seed=self.seed, variants=self.variants)
-        _console().print(escape(str(out)), soft_wrap=True, highlight=False)
+        table_console().print(str(out), soft_wrap=True)
         return 0
 
 
@@ -291,11 +299,11 @@ class DataDownload:
             dataset = open_dataset(root, split=split, unusable="skip")
             objects = sum(int((~r.crowd).sum()) for r in dataset.records)
             table.add_row(split, *map(str, (len(dataset) + dataset.skipped, dataset.skipped, objects)))
-        console = _console()
+        console = table_console()
         console.print(table)
-        console.print(escape(str(root)), soft_wrap=True, highlight=False)
+        console.print(str(root), soft_wrap=True)
         words = shlex.join(["detrkit", "train", str(self.to or self.name), "--recipe", self.name])
-        console.print(f"train on it: {escape(words)}", soft_wrap=True, highlight=False)
+        console.print(f"train on it: {words}", soft_wrap=True)
         return 0
 
 

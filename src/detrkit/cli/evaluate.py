@@ -10,6 +10,7 @@ import tyro
 
 from detrkit.console import console
 from detrkit.errors import DetrkitError
+from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers
 
 if TYPE_CHECKING:
     from detrkit.evaluation import Metrics, PanopticMetrics
@@ -55,24 +56,24 @@ class Eval:
     out: Path | None = None
     """Folder of report.md, metrics.json, results.json (COCO format), panoptic.json with its PNGs, and pictures; by
     default eval-SPLIT in a run's folder, else eval-MODEL-SPLIT here."""
-    batch_size: int = 2
+    batch_size: BatchSize = 2
     """Images per process and step."""
-    size: int | None = None
+    size: InputSize | None = None
     """Short side of the input in pixels; by default the checkpoint's."""
-    max_size: int | None = None
+    max_size: InputSize | None = None
     """Longest side in pixels; by default the checkpoint's."""
-    max_dets: int = 100
+    max_dets: Count = 100
     """Detections counted per image."""
-    threshold: float | None = None
+    threshold: Share | None = None
     """Panoptic: score above which a query becomes a segment; by default 0.85 as published, 0.4 for Deformable DETR,
     whose scores are lower."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; by default CUDA where there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Processes that load images; by default 0 on a CPU, else processors - 1, at most 4."""
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many images."""
     per_class: bool = True
     """Also print the table of classes."""

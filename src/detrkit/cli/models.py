@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
+
+from detrkit.console import console, table_console
 
 _FIGURES = ("AP", "AP50", "AP_segm", "PQ")
 
@@ -35,11 +36,8 @@ class Models:
             table.add_row(known.name, f"{count / 1e6:.1f}", *figures, known.weights or "by path, see below")
             if known.weights is None:
                 by_hand[known.name] = known.row.file
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=150)  # a pipe has no width to fit
-        console.print(table)
-        say = Console(highlight=False, soft_wrap=True).print
+        table_console(150).print(table)
+        say = console.print
         say("Weights with a file name are downloaded at the first use, and verified. Of the others give the path:")
         say("they have no fixed address. `detrkit reproduce --weights FOLDER` looks for them under these names:")
         for name, file in by_hand.items():

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
+from detrkit.console import Terminal
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import make_folder, write_atomic
+from detrkit.utils.ranges import BatchSize, InputSize, Share
+from detrkit.utils.visible import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,12 +50,12 @@ class Predict:
     """Pictures: files, folders (searched one level deep) and quoted patterns such as 'photos/**/*.jpg'."""
     out: Path = Path("predictions")
     """Folder to write into; it is made."""
-    threshold: float | None = None
+    threshold: Share | None = None
     """Keep what has a greater score, 0 to 1; by default 0.5, of panoptic models 0.85 as published (Deformable DETR,
     whose scores are lower: 0.4). The DETR notebooks use 0.7 for objects."""
-    size: int | None = None
+    size: InputSize | None = None
     """Short side in pixels to resize pictures to; by default the checkpoint's (800 for published weights)."""
-    batch_size: int = 4
+    batch_size: BatchSize = 4
     """Pictures in one forward pass. Results do not depend on it."""
     device: str | None = None
     """Such as cpu, cuda or cuda:1; by default an accelerator if there is one."""
@@ -66,19 +69,13 @@ class Predict:
         from detrkit.detector import load
         from detrkit.results import PanopticResult
 
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise DetrkitError(f"--threshold {self.threshold}: a score from 0 to 1")
-        if self.size is not None and self.size < 1:
-            raise DetrkitError(f"--size {self.size}: at least 1 pixel")
-        if self.batch_size < 1:
-            raise DetrkitError(f"--batch-size {self.batch_size}: at least 1")
         files = find_images(self.inputs)
         names, maps = output_names(files), output_names(files, suffix=".png")
         detector = load(self.checkpoint, name=self.model, device=self.device)
         if self.size is not None:
             detector = detector.resized(self.size)
 
-        console, errors = Console(), Console(stderr=True)
+        console, errors = Terminal(), Terminal(stderr=True)
         found: dict[str, list[dict[str, Any]]] = {}
         written: dict[str, Any] = {}
         failed: list[Path] = []
@@ -99,8 +96,8 @@ class Predict:
         target = self.out / "predictions.json"
         write_atomic(target, json.dumps(written, indent=1) + "\n")
         _print(found, console, panoptic=detector.panoptic)
-        console.print(f"{len(found)} pictures in {escape(str(self.out))}", soft_wrap=True, highlight=False)
-        console.print(escape(str(target)), soft_wrap=True, highlight=False)
+        console.print(f"{len(found)} pictures in {self.out}", soft_wrap=True)
+        console.print(str(target), soft_wrap=True)
         return 1 if failed else 0
 
 
@@ -123,7 +120,7 @@ class _Readable:
                 picture = read_rgb(file)
             except DetrkitError as error:
                 self.failed.append(file)
-                self.errors.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+                self.errors.print(Text.assemble(("error", "red"), " ", one_line(str(error))), soft_wrap=True)
                 continue
             self.yielded.append(file)
             yield picture
@@ -221,7 +218,7 @@ def _print(found: dict[str, list[dict[str, Any]]], console: Console, most: int =
     for file, objects in shown:
         counts = Counter(o["name"] for o in objects)
         what = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.most_common())
-        table.add_row(escape(file), str(len(objects)), escape(what))
+        table.add_row(one_line(file), str(len(objects)), one_line(what))
     console.print(table)
     if len(shown) < len(found):
-        console.print(f"... and {len(found) - len(shown)} more", highlight=False)
+        console.print(f"... and {len(found) - len(shown)} more")

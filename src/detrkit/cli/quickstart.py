@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detrkit.console import console
+from detrkit.utils.ranges import Count, Seed
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,9 @@ class Quickstart:
 
     out: Path = Path("detrkit-quickstart")
     """Folder for the dataset, the run and the pictures."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the 2,000 generated images; by default the recipe's. More give a better detector."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the images, the weights and the order."""
     force: bool = False
     """Replace an earlier quickstart in that folder. Files there that are not of it stop that."""

@@ -10,6 +10,7 @@ import tyro
 
 from detrkit.console import console
 from detrkit.errors import Interrupted
+from detrkit.utils.ranges import BatchSize, Count, InputSize, Workers
 from detrkit.utils.signals import number_of
 
 
@@ -45,20 +46,20 @@ class Reproduce:
     the journal of images that are done."""
     split: str = "val2017"
     """The split to evaluate on."""
-    batch_size: int | None = None
+    batch_size: BatchSize | None = None
     """Images per process and step; by default as published, or 2 where that is not said. With exact padding it does not
     change the figures."""
-    size: int | None = None
+    size: InputSize | None = None
     """Short side of the input in pixels; by default as published (800)."""
-    max_size: int | None = None
+    max_size: InputSize | None = None
     """Longest side in pixels; by default as published (1333), in proportion to --size."""
     padding: Literal["exact", "official"] = "exact"
     """exact: an image's results do not depend on its batch; official: as published, they do."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; by default CUDA where there is one."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Processes that load images; by default 0 on a CPU, else processors - 1, at most 4."""
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many images."""
 
     def run(self) -> int:

@@ -88,7 +88,7 @@ def _detections(
     kinds: list[IouType] = [iou_type] if iou_type else [*(["bbox"] * boxes), *(["segm"] * has_masks(entries))]
     truth = _truth(data, split, masks="segm" in kinds)
     if kinds == ["bbox", "segm"] and truth.segmentations is None and len(truth):
-        console.print(f"{results}: the masks are not evaluated: {truth.source} has none for each object", markup=False)
+        console.print(f"{results}: the masks are not evaluated: {truth.source} has none for each object")
         kinds = ["bbox"]
     metrics, *masks = [evaluate_detections(truth, results, max_dets=max_dets, iou_type=kind) for kind in kinds]
     return {

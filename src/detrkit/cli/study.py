@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from detrkit.console import console
+from detrkit.utils.ranges import BatchSize, Count, Devices, Seed, Workers
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,21 @@ class Study:
     """The dataset; the layout is recognised. shapes-four makes its own."""
     out: Path | None = None
     """The study's folder; by default runs/RECIPE."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the training split, for all members; the drop of the learning rate moves along."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MEMBER ...")] = ()
     """Train only these members; the tables show what is known of all."""
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Where to train."""
-    devices: int | None = None
+    devices: Devices | None = None
     """Processes on this machine; under torchrun or Slurm theirs counts."""
     precision: Literal["fp32", "bf16"] | None = None
     """bf16: autocast; weights and losses stay in fp32."""
-    batch_size: int | None = None
+    batch_size: BatchSize | None = None
     """Images per process and step."""
-    accumulate: int | None = None
+    accumulate: BatchSize | None = None
     """Batches per step: the gradient equals that of one batch of all their images."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Processes that load images."""
     train_split: str | None = None
     """The split to train on."""
@@ -62,7 +63,7 @@ class Study:
     """The split to evaluate on, each epoch."""
     test_split: str | None = None
     """The split of the tables, as the recipe has it; "none" for that which is evaluated each epoch."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Of weights, order and augmentation, for all members."""
 
     def run(self) -> int:
@@ -85,10 +86,10 @@ class Study:
         print_tables(console, study, result.outcome)
         for member, row in result.outcome:
             if row.failure:
-                console.print(f"{member.heading} failed: {row.failure}", markup=False)
+                console.print(f"{member.heading} failed: {row.failure}")
         for name, what in (("study.md", "page"), ("curves.png", "curves"), ("examples.png", "examples")):
             if (out / name).exists():
-                console.print(f"{what + ':':9} {out / name}", markup=False)
+                console.print(f"{what + ':':9} {out / name}")
         return 1 if result.failed else 0
 
     def _given(self, *names: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ import tyro
 from detrkit.config import ModelConfig, TrainConfig, load_config
 from detrkit.console import console
 from detrkit.errors import DetrkitError
+from detrkit.utils.ranges import as_option
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class Train:
     def run(self) -> int:
         """Trains; 0 when the run ended, 1 when --overfit could not learn."""
         from detrkit.engine.figures import heading, in_words, learned, parts
+        from detrkit.engine.relations import check_config
         from detrkit.engine.training import train
 
         config = self.config if self.dataset is None else self.config.changed(data={"path": self.dataset})
         if not config.data.path:
             raise DetrkitError("no dataset: give its path, as in `detrkit train my_data`, or --resume a run")
+        check_config(config, said=as_option)
         result = train(config, resume=self.resume is not None)
         if result.metrics is None:
             console.print(f"weights: {result.best}")
@@ -89,7 +93,7 @@ def with_defaults(argv: Sequence[str]) -> Train:
         return Train(config=load_config(given["--recipe"]))
     if "--resume" in given:
         saved = Path(given["--resume"]) / "config.yaml"
-        if not saved.is_file():
+        if not os.path.isfile(saved):  # False of what cannot be a path, which Path.is_file raises an error of
             raise DetrkitError(f"{saved}: not there, so {given['--resume']} is no run to resume")
         return Train(config=load_config(saved).changed(run={"out": given["--resume"]}))
     return Train()

@@ -19,10 +19,11 @@ from detrkit.results import PanopticResult, Segment
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.image_files import image_bytes
 from detrkit.utils.names import full_path
+from detrkit.utils.ranges import Few, WideSeed, check_arguments
 
 
 def preview(
-    dataset: Dataset, transform: Transform, *, count: int = 6, out: str | Path, seed: int = 0, variants: int = 3
+    dataset: Dataset, transform: Transform, *, count: Few = 6, out: str | Path, seed: WideSeed = 0, variants: Few = 3
 ) -> Path:
     """Writes a PNG with a row per image: the original, then augmented versions of it, all with their boxes.
 
@@ -40,13 +41,12 @@ def preview(
         The file.
 
     Raises:
-        DetrkitError: count or variants below 1, an image that cannot be decoded, or `out` cannot be written.
+        DetrkitError: a number out of range, an image that cannot be decoded, or `out` cannot be written.
     """
     from detrkit.visualize import grid  # needs matplotlib's fonts: only here
 
     out = full_path(out)
-    if count < 1 or variants < 1:
-        raise DetrkitError(f"preview: count={count}, variants={variants}: need at least 1")
+    check_arguments(preview, {"count": count, "seed": seed, "variants": variants})
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DetrkitError(f"{out}: name a .png or .jpg file")
     count = min(count, len(dataset))

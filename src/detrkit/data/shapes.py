@@ -12,11 +12,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from hotcoco import mask as rle_codec
 from PIL import Image
+from pydantic import Field
 
 from detrkit.data._outlines import SHAPES, coverage
 from detrkit.data.panoptic import write_id_map
@@ -24,6 +25,16 @@ from detrkit.errors import DetrkitError
 from detrkit.utils.folders import new_directory
 from detrkit.utils.image_files import image_bytes
 from detrkit.utils.names import checked_name, full_path
+from detrkit.utils.ranges import (
+    Decay,
+    ShapesClasses,
+    ShapesImages,
+    ShapesObjects,
+    ShapesSide,
+    ShapesSize,
+    WideSeed,
+    check_values,
+)
 
 THINGS = tuple(SHAPES)
 # Official panoptic code takes an id <= 90 for a thing, so stuff starts above.
@@ -32,7 +43,6 @@ _STUFF_COLOURS = {91: (120, 170, 220), 92: (90, 150, 70), 93: (205, 180, 130)}
 # Image ids of different splits never meet, and do not depend on how many images a split has.
 _FIRST_ID = {"train": 1, "val": 1_000_001, "test": 2_000_001}
 _OTHER_FIRST_ID = 3_000_001
-_OBJECTS_LIMIT = 90
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,30 +60,28 @@ class ShapesOptions:
         quality: JPEG quality, 1 to 95.
     """
 
-    sides: tuple[int, int] = (96, 128)
-    classes: int = 5
-    objects: tuple[int, int] = (1, 6)
-    object_size: tuple[float, float] = (0.15, 0.5)
-    hidden: float = 0.6
-    colours: str = "random"
-    quality: int = 92
+    sides: tuple[ShapesSide, ShapesSide] = (96, 128)
+    classes: ShapesClasses = 5
+    objects: tuple[ShapesObjects, ShapesObjects] = (1, 6)
+    object_size: tuple[ShapesSize, ShapesSize] = (0.15, 0.5)
+    hidden: Decay = 0.6
+    colours: Literal["random", "class"] = "random"
+    quality: Annotated[int, Field(ge=1, le=95)] = 92
 
     def __post_init__(self) -> None:
-        low, high = self.sides
-        if not 16 <= low <= high:
-            raise DetrkitError(f"shapes: sides={self.sides}: need 16 <= smallest <= largest pixels")
-        if not 1 <= self.classes <= len(THINGS):
-            raise DetrkitError(f"shapes: classes={self.classes}: choose 1 to {len(THINGS)}")
-        if not 0 <= self.objects[0] <= self.objects[1] <= _OBJECTS_LIMIT:
-            raise DetrkitError(f"shapes: objects={self.objects}: need 0 <= fewest <= most <= {_OBJECTS_LIMIT}")
-        if not 0 < self.object_size[0] <= self.object_size[1] <= 1:
-            raise DetrkitError(f"shapes: object_size={self.object_size}: need 0 < smallest <= largest <= 1")
-        if not 0 <= self.hidden < 1:
-            raise DetrkitError(f"shapes: hidden={self.hidden}: need a share in [0, 1)")
-        if self.colours not in ("random", "class"):
-            raise DetrkitError(f'shapes: colours={self.colours!r}: choose "random" or "class"')
-        if not 1 <= self.quality <= 95:
-            raise DetrkitError(f"shapes: quality={self.quality}: need 1 to 95")
+        check_values(self)
+        for name in ("sides", "objects", "object_size"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise DetrkitError(f"shapes: {name} {low} {high}: first the smaller one")
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """The numbers of `write_shapes` itself."""
+
+    images: tuple[ShapesImages, ...]
+    seed: WideSeed
 
 
 @dataclass(frozen=True)
@@ -124,8 +132,9 @@ def write_shapes(
     """
     counts = dict(images) if images is not None else {"train": 2000, "val": 200}
     chosen = ShapesOptions(**options)
-    if not counts or min(counts.values()) < 0 or max(counts.values()) > 1_000_000:
-        raise DetrkitError(f"shapes: images={counts}: every split needs 0 to 1,000,000 images")
+    check_values(_Counts(tuple(counts.values()), seed))
+    if not any(counts.values()):
+        raise DetrkitError("shapes: no split has an image: ask for one image at least")
     if sum(split not in _FIRST_ID for split in counts) > 1:
         raise DetrkitError(f"shapes: images={counts}: name the splits train, val and test, and at most one other")
     for split in counts:

@@ -126,8 +126,8 @@ def _images_of(file: Path) -> Any:
 def _copy_images(source: Any, file: Path, copy: Path) -> None:
     """Writes the Arrow file; of several processes one does, and the others wait (POSIX)."""
     import pyarrow
-    from rich.console import Console
 
+    from detrkit.console import Terminal
     from detrkit.download import locked
 
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def _copy_images(source: Any, file: Path, copy: Path) -> None:
             part.unlink(missing_ok=True)
             return
         text = f"copying the images of {file.name} to {copy} ({file.stat().st_size / 1e6:.0f} MB), once"
-        Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+        Terminal(stderr=True).print(text, soft_wrap=True)
         struct = pyarrow.types.is_struct(source.schema_arrow.field(IMAGE_COLUMN).type)
         schema = pyarrow.schema([("bytes", pyarrow.large_binary())])
         try:

@@ -23,6 +23,8 @@ from detrkit.engine.processes import join_processes
 from detrkit.evaluation import Metrics, write_report
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.utils.atomic import make_folder
+from detrkit.utils.memory import check_batch
+from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers, check_arguments
 
 Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
 
@@ -49,15 +51,15 @@ def evaluate(
     split: str | None = "val",
     layout: Layout | None = None,
     masks: bool = True,
-    batch_size: int = 2,
-    size: int | None = None,
-    max_size: int | None = None,
-    max_dets: int = 100,
-    threshold: float | None = None,
+    batch_size: BatchSize = 2,
+    size: InputSize | None = None,
+    max_size: InputSize | None = None,
+    max_dets: Count = 100,
+    threshold: Share | None = None,
     device: str | None = None,
     precision: str = "fp32",
-    workers: int | None = None,
-    limit: int | None = None,
+    workers: Workers | None = None,
+    limit: Count | None = None,
     out: str | Path | None = None,
     quiet: bool = True,
 ) -> Metrics:
@@ -90,13 +92,26 @@ def evaluate(
         The numbers of the boxes (on panoptic data, of things), with `masks` or `panoptic` for what else was evaluated.
 
     Raises:
-        DetrkitError: a missing or foreign file, no class in common, an unknown split.
+        DetrkitError: a number out of range, a missing or foreign file, no class in common, an unknown split.
     """
+    check_arguments(
+        evaluate,
+        {
+            "batch_size": batch_size,
+            "size": size,
+            "max_size": max_size,
+            "max_dets": max_dets,
+            "threshold": threshold,
+            "workers": workers,
+            "limit": limit,
+        },
+    )
     rank, world = join_processes()
     net, spec, source = _resolved(model)
     if size is not None and max_size is None and spec.max_size is not None:
         max_size = round(spec.max_size * size / spec.size)
     spec = replace(spec, size=size or spec.size, max_size=max_size or spec.max_size)
+    check_batch(spec.size, spec.max_size, batch_size)
     masks = masks and has_masks(net)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, split=split, layout=layout, masks=masks)
     if not quiet:

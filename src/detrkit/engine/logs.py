@@ -145,4 +145,4 @@ class TensorBoardLog:
 
     def _give_up(self, error: WriteError) -> None:
         self.on = False
-        console.print(f"warning: {error}; the run goes on without TensorBoard", markup=False)
+        console.print(f"warning: {error}; the run goes on without TensorBoard")

@@ -71,7 +71,7 @@ def begin(config: TrainConfig, *, resume: bool, held: ExitStack) -> Beginning:
         if place is not None:
             state = load_state(folder / place / "last.pt")
         elif resume:
-            console.print(f"{folder} has no saved state: the run starts from its beginning", markup=False)
+            console.print(f"{folder} has no saved state: the run starts from its beginning")
         return place
 
     fabric, place = first_decides(look, config)

@@ -14,7 +14,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 import detrkit
-from detrkit.build import build_model
+from detrkit.build import build_model, build_options
 from detrkit.checkpoint import ModelSpec
 from detrkit.config import TrainConfig
 from detrkit.console import console
@@ -23,7 +23,10 @@ from detrkit.data.readers.common import UnknownSplit
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
 from detrkit.engine.objects import check_objects
 from detrkit.errors import DetrkitError
+from detrkit.models.criterion import build_criterion
+from detrkit.models.settings import check_parameters
 from detrkit.registry import architecture
+from detrkit.utils.memory import check_batch
 
 OVERFIT_STEPS = 50  # per epoch, with one process
 
@@ -238,7 +241,12 @@ def make_model(
         max_size=max_size or round(size * 1333 / 800),
         training={"detrkit": detrkit.__version__, "dataset": Path(config.data.path).name},
     )
+    check_batch(spec.size, spec.max_size, min(config.data.batch_size, len(train)))
     try:
+        build_criterion(name, num_classes=spec.num_classes, **config.loss.overrides())  # before anything is written
+        known = architecture(name)
+        on_gpu = torch.cuda.is_available() and config.run.device != "cpu"
+        check_parameters(known.build, build_options(known, options), training=not on_gpu)
         model = build_model(
             name, num_classes=spec.num_classes, padding=spec.padding, backbone_weights=backbone_weights, **options
         )

@@ -24,6 +24,7 @@ from detrkit.engine.gathering import Evaluation
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.objects import count_objects
 from detrkit.engine.processes import BEFORE_FIRST_STEP, StopSignals
+from detrkit.engine.relations import check_config
 from detrkit.engine.resuming import begin, check_same_data, saved_in
 from detrkit.engine.run_files import naming_last_state
 from detrkit.engine.setup import (
@@ -36,7 +37,7 @@ from detrkit.engine.setup import (
 )
 from detrkit.engine.steps import detector_step, mask_step
 from detrkit.engine.trainer import Trainer
-from detrkit.errors import DetrkitError, Interrupted
+from detrkit.errors import Interrupted
 from detrkit.evaluation import Metrics, write_report
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.signals import Stopped
@@ -206,35 +207,9 @@ def _normal(config: TrainConfig) -> TrainConfig:
     """Fills in what follows from other settings, and refuses what cannot be.
 
     Raises:
-        DetrkitError: a number out of range; names the field.
+        DetrkitError: a number out of range, or settings that do not go together; names the fields.
     """
-    checks = {
-        "data.batch_size": config.data.batch_size >= 1,
-        "data.size": config.data.size is None or config.data.size >= 32,
-        "optim.epochs": config.optim.epochs >= 1,
-        "optim.lr": config.optim.lr > 0,
-        "optim.accumulate": config.optim.accumulate >= 1,
-        "optim.ema": 0 <= config.optim.ema < 1,
-        "optim.warmup_steps": config.optim.warmup_steps >= 0,
-        "optim.mask_epochs": config.optim.mask_epochs >= 0,
-        "optim.mask_lr_drop": config.optim.mask_lr_drop is None or config.optim.mask_lr_drop >= 1,
-        "run.eval_every": config.run.eval_every >= 1,
-        "run.log_every": config.run.log_every >= 1,
-        "run.overfit": config.run.overfit >= 0,
-    }
-    for name, fine in checks.items():
-        if not fine:
-            section, key = name.split(".")
-            raise DetrkitError(f"{name} is {getattr(getattr(config, section), key)}: out of range")
-    frozen = config.run.freeze_detector
-    if frozen is not None and config.run.init_from is not None:
-        raise DetrkitError("run.freeze_detector and run.init_from: the detector is taken from one place, give one")
-    if frozen is not None and config.optim.mask_epochs:
-        raise DetrkitError(
-            "run.freeze_detector and optim.mask_epochs: a frozen detector needs no step of its own; give optim.epochs"
-        )
-    if config.model.masks is False and (frozen is not None or config.optim.mask_epochs):
-        raise DetrkitError("model.masks is false: leave it out to train masks on a frozen detector")
+    check_config(config)
     if config.run.overfit:
         # as many images as there are, all of them in every step if they fit
         size = min(config.data.batch_size, config.run.overfit)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from detrkit.evaluation.curves import PrecisionRecall
+from detrkit.utils.visible import markdown
 
 if TYPE_CHECKING:
     from detrkit.evaluation.panoptic_metrics import PanopticMetrics
@@ -125,7 +126,7 @@ def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
     def numeric(column: int) -> bool:
         return all(re.fullmatch(r"[+-]?\d+(\.\d+)?|n/a|-", row[column]) for row in rows)
 
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    headings, rows = [markdown(heading) for heading in headings], [[markdown(cell) for cell in row] for row in rows]
     right = [bool(rows) and numeric(i) for i in range(len(headings))]
     widths = [max(3, *(len(row[i]) for row in [headings, *rows])) for i in range(len(headings))]
 

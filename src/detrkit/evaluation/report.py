@@ -17,6 +17,7 @@ from detrkit.evaluation.metrics import Metrics, markdown_table
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.image_files import image_bytes
+from detrkit.utils.visible import markdown
 
 _PANOPTIC_FOOTNOTE = (
     "In percent. SQ: mean IoU of the matched segments (IoU above 0.5); RQ: TP / (TP + FP / 2 + FN / 2); PQ = SQ * RQ "
@@ -67,7 +68,7 @@ def write_report(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise DetrkitError(f"{folder} is a file; give a folder for the report")
-    parts = [f"# {_plain(title)}"]
+    parts = [f"# {markdown(_plain(title))}"]
     record: dict[str, Any] = {"title": title, "settings": {k: _json_value(v) for k, v in settings.items()}}
     kinds = [m for m in (metrics, masks) if m is not None]
     if panoptic is not None:
@@ -129,7 +130,7 @@ def write_report(
 
 
 def _plain(text: object) -> str:
-    """Text in one line, safe in Markdown outside of tables."""
+    """Text in one line, of single spaces."""
     return " ".join(str(text).split())
 
 
@@ -199,5 +200,5 @@ def _classes(metrics: Metrics) -> str:
     table = metrics.table(per_class=True)
     if not absent:
         return table
-    names = ", ".join(absent[:20]) + (f" and {len(absent) - 20} more" if len(absent) > 20 else "")
+    names = ", ".join(map(markdown, absent[:20])) + (f" and {len(absent) - 20} more" if len(absent) > 20 else "")
     return f"{table}\n\nWithout objects in the ground truth: {names}."

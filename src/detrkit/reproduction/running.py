@@ -30,6 +30,7 @@ from detrkit.reproduction.journal import Journal
 from detrkit.reproduction.pictures import segments_sheet
 from detrkit.reproduction.tables import Reproduced, settings_that_differ, write_summary
 from detrkit.utils.names import expanded_path
+from detrkit.utils.ranges import BatchSize, Count, InputSize, Workers, check_arguments
 
 EXAMPLES = 8  # images on a sheet
 
@@ -42,13 +43,13 @@ def reproduce(
     weights: str | Path | None = None,
     out: str | Path = "reproduction",
     split: str = "val2017",
-    batch_size: int | None = None,
-    size: int | None = None,
-    max_size: int | None = None,
+    batch_size: BatchSize | None = None,
+    size: InputSize | None = None,
+    max_size: InputSize | None = None,
     padding: Padding = "exact",
     device: str | None = None,
-    workers: int | None = None,
-    limit: int | None = None,
+    workers: Workers | None = None,
+    limit: Count | None = None,
     quiet: bool = True,
 ) -> list[Reproduced]:
     """Evaluates published checkpoints as their figures were measured, and sets the figures side by side.
@@ -80,9 +81,8 @@ def reproduce(
         DetrkitError: an unknown name, no data for a model, weights that cannot be had or are not the published ones, or
             an evaluation with other settings in `out`.
     """
-    for option, value in {"batch-size": batch_size, "size": size, "max-size": max_size, "limit": limit}.items():
-        if value is not None and value < 1:
-            raise DetrkitError(f"--{option} {value}: at least 1")
+    numbers = {"batch_size": batch_size, "size": size, "max_size": max_size, "workers": workers, "limit": limit}
+    check_arguments(reproduce, numbers)
     rank, _ = join_processes()
     if device is not None:
         as_device(device)

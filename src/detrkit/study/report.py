@@ -21,6 +21,7 @@ from detrkit.study.results import LAST, MemberResult
 from detrkit.study.tables import Outcome, foreign_classes, study_tables, table_csv
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.image_files import image_bytes
+from detrkit.utils.visible import markdown
 from detrkit.visualize import SheetRow, as_detections, models_sheet
 from detrkit.visualize.curves import png_bytes, study_curves
 
@@ -46,14 +47,14 @@ def write_study(folder: Path, study: StudyConfig, outcome: Outcome, splits: Spli
     write_atomic(folder / "results.json", json.dumps(record, indent=2) + "\n")
     colors = {m.heading: study.color(m) for m, _ in outcome}
     figures, *others = study_tables(study, outcome)
-    parts = [f"# {study.title}", _summary(study, splits), figures.markdown(), _reading(study)]
+    parts = [f"# {markdown(study.title)}", _summary(study, splits), figures.markdown(), _reading(study)]
 
     runs = {m.heading: r.curves for m, r in outcome if r.curves}
     if runs:
         write_atomic(folder / "curves.png", png_bytes(study_curves(runs, colors)))
         parts += ["## Convergence", "![mAP, mAP50 and loss over the epochs](curves.png)", _LOSSES]
     for table in others:
-        parts += [f"## {table.title}", table.markdown()]
+        parts += [f"## {markdown(table.title)}", table.markdown()]
     parts += _sources(study, outcome)
 
     done = [(m, r) for m, r in outcome if r.done]
@@ -62,8 +63,8 @@ def write_study(folder: Path, study: StudyConfig, outcome: Outcome, splits: Spli
         assert dataset is not None  # a study without one is refused when it is read
         found = {m.heading: _detections(folder / m.name, r, dataset) for m, r in done}
         write_atomic(folder / "examples.png", image_bytes(_sheet(dataset, found, colors).convert("RGB")))
-        above = ", ".join(f"{m.heading} {r.shown_above:g}" for m, r in done)
-        links = ", ".join(f"[{m.heading}]({m.name}/{LAST}/report.md)" for m, _ in done)
+        above = ", ".join(f"{markdown(m.heading)} {r.shown_above:g}" for m, r in done)
+        links = ", ".join(f"[{markdown(m.heading)}]({m.name}/{LAST}/report.md)" for m, _ in done)
         parts += ["## Examples", "![Image, ground truth and every model](examples.png)"]
         parts += [f"Drawn are scores above: {above}. Small images are enlarged. More of each model: {links}."]
     failures = [[m.heading, r.failure] for m, r in outcome if r.failure]
@@ -87,7 +88,8 @@ def _summary(study: StudyConfig, splits: Splits) -> str:
     count = len(dataset) if dataset is not None else 0
     return (
         f"{len(study.members)} models under one budget: {optim.epochs} epochs of the same {len(splits.train):,} images "
-        f"({splits.train.name}, split {splits.train.split}), evaluated on the {count:,} of split {study.split()}."
+        f"({markdown(splits.train.name)}, split {markdown(str(splits.train.split))}), evaluated on the {count:,} of "
+        f"split {markdown(study.split())}."
     )
 
 
@@ -110,9 +112,10 @@ def _sources(study: StudyConfig, outcome: Outcome) -> list[str]:
         parts.append(f"Published figures: {study.source}")
     foreign = sorted({name for m, r in outcome for name in foreign_classes(m, r)})
     if foreign:
+        lacking = ", ".join(map(markdown, foreign))
         parts.append(
-            f"The published figures are of another dataset, with classes that this one lacks ({', '.join(foreign)}): "
-            "they are left out."
+            f"The published figures are of another dataset, with classes that this one lacks ({lacking}): they are "
+            "left out."
         )
     return parts
 
@@ -135,7 +138,7 @@ def _machines(outcome: Outcome) -> list[str]:
     machines = {m.heading: r.machine for m, r in outcome if r.machine}
     if len(set(machines.values())) > 1:
         return [markdown_table(["model", "machine"], [list(pair) for pair in machines.items()])]
-    return [f"Machine: {text}." for text in set(machines.values())]
+    return [f"Machine: {markdown(text)}." for text in set(machines.values())]
 
 
 def _detections(run: Path, result: MemberResult, dataset: Dataset) -> list[Detections]:

@@ -17,10 +17,11 @@ from detrkit.console import FIRST_PROCESS, console
 from detrkit.data.shapes import ShapesOptions, write_shapes
 from detrkit.engine.memory import free_unused
 from detrkit.engine.processes import StopSignals
+from detrkit.engine.relations import check_config
 from detrkit.engine.resuming import first_decides, saved_in
 from detrkit.engine.setup import open_splits
 from detrkit.engine.training import train
-from detrkit.errors import DetrkitError, Interrupted
+from detrkit.errors import DetrkitError, Interrupted, SettingError
 from detrkit.models.criterion import build_criterion
 from detrkit.study.config import Member, StudyConfig, check_same, load_study
 from detrkit.study.report import write_study
@@ -89,7 +90,7 @@ def run_study(
             for name, resume in plan:
                 member = next(m for m in chosen if m.name == name)
                 number = study.members.index(member) + 1
-                console.print(f"\n{member.heading} ({number} of {len(study.members)})", markup=False)
+                console.print(f"\n{member.heading} ({number} of {len(study.members)})")
                 _run_member(study, member, folder / name, resume=resume)
                 if splits is not None:
                     write_study(folder, study, _outcome(study, folder), splits)
@@ -139,7 +140,7 @@ def _run_member(study: StudyConfig, member: Member, folder: Path, *, resume: boo
         write_atomic(folder / FAILURE, f"{reason}\n\n{traceback.format_exc()}")
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise
-        console.print(f"{member.heading} failed: {reason}", markup=False)
+        console.print(f"{member.heading} failed: {reason}")
 
 
 def _outcome(study: StudyConfig, folder: Path) -> list[tuple[Member, MemberResult]]:
@@ -199,6 +200,10 @@ def _check_models(study: StudyConfig) -> None:
     """
     for member in study.members:
         config = study.config(member)
+        try:
+            check_config(config)
+        except SettingError as error:
+            raise DetrkitError(f"members.{member.name}: {error}") from error
         if config.run.init_from is not None:
             continue  # the options are known when the weights are read
         name = config.model.name or "detr-r50"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from detrkit.evaluation.metrics import markdown_table, percent
 from detrkit.study.config import Member, Published, StudyConfig
 from detrkit.study.results import MemberResult
+from detrkit.utils.visible import one_line
 
 FIGURES = ("mAP", "mAP50", "mAP75", "small", "medium", "large")
 WIDTH = 100  # columns that a table on a terminal takes at most
@@ -147,15 +147,15 @@ def print_tables(console: Console, study: StudyConfig, outcome: Outcome) -> None
     width = min(WIDTH, console.width)
     for table in study_tables(study, outcome):
         if not console.is_terminal:
-            console.print(f"{table.title}\n\n{table.markdown()}\n", markup=False)
+            console.print(f"{table.title}\n\n{table.markdown()}\n")
             continue
         for part in table.parts(width):
-            console.print(part.title, style="bold", markup=False)
+            console.print(part.title, style="bold")
             shown = TerminalTable(box=None, pad_edge=False)
             for i, heading in enumerate(part.headings):
                 shown.add_column(_colored(heading, colors), justify="right" if i else "left")
             for first, *rest in part.rows:
-                shown.add_row(_colored(first, colors), *map(escape, rest))
+                shown.add_row(_colored(first, colors), *map(one_line, rest))
             console.print(shown, soft_wrap=False, width=width)
             console.print()
 
@@ -163,4 +163,4 @@ def print_tables(console: Console, study: StudyConfig, outcome: Outcome) -> None
 def _colored(text: str, colors: dict[str, str]) -> Text:
     """A text in the colour of the member that it begins with, if it is one's."""
     names = [name for name in colors if text == name or text.startswith(f"{name} (")]
-    return Text(text, style=colors[max(names, key=len)] if names else "")
+    return Text(one_line(text), style=colors[max(names, key=len)] if names else "")

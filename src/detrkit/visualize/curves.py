@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import LINE_COLORS, color_of, text_color
 
 if TYPE_CHECKING:  # evaluate/ draws with this module, so the import must not go both ways
@@ -49,6 +50,12 @@ def _titled(ax: Axes, title: str, x: str, y: str = "") -> None:
     ax.set_xlabel(x, fontsize=9, color=_QUIET)
     if y:
         ax.set_ylabel(y, fontsize=9, color=_QUIET)
+
+
+def _literal(name: str) -> str:
+    """A name as matplotlib draws it as it is: no mathematics between $, and in legends a first _ hides nothing."""
+    name = one_line(name).replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def _number(value: Any) -> float:
@@ -148,7 +155,7 @@ def study_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], colors: Mappin
         for name, rows in runs.items():
             x, y = _series(rows, key, "epoch")
             y, marker = (y * 100, "o") if key.startswith("val/") else (y, "")
-            ax.plot(x, y, label=name, color=colors[name], linewidth=1.8, marker=marker, markersize=3)
+            ax.plot(x, y, label=_literal(name), color=colors[name], linewidth=1.8, marker=marker, markersize=3)
         _titled(ax, title, "epoch")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all zeros, before anything is learned, is a plot too
@@ -183,7 +190,7 @@ def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5,
         right.plot(curves.recall, per_class[:, k], color=_LINE, linewidth=0.8)
     for k in reversed(named):
         rgb = tuple(c / 255 for c in color_of(int(k)))
-        label = f"{curves.names[k]}: {per_class[:, k].mean() * 100:.1f}"
+        label = f"{_literal(curves.names[k])}: {per_class[:, k].mean() * 100:.1f}"
         right.plot(curves.recall, per_class[:, k], color=rgb, linewidth=1.5, label=label)
     at = "mean of IoU 0.5 to 0.95" if iou is None else f"IoU {iou:g}"
     rest = ": the best and the worst" if some else ""
@@ -222,7 +229,7 @@ def confusion_heatmap(confusion: Confusion, *, most: int = 30) -> Figure:
     shown = np.append(np.sort(order), count)
     counts = confusion.matrix[np.ix_(shown, shown)]
     shares = confusion.normalized()[np.ix_(shown, shown)]
-    names = [confusion.names[i] for i in shown[:-1]]
+    names = [_literal(confusion.names[i]) for i in shown[:-1]]
     size = len(shown)
     inches = min(max(4.2, 0.36 * size + 2.2), 14)
     figure, (ax,) = _figure(inches + 0.9, inches)

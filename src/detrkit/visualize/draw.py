@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from detrkit.results import Detections
+from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors, text_color
 
 # Pictures whose longer side is below this are enlarged with `scale=None`: at 96 pixels a readable tag hides the object.
@@ -265,7 +266,8 @@ def draw_detections(
     ranked = detections.select(order)
     colors = [color_of(label) for label in ranked.labels.tolist()]
     values = ranked.scores.tolist()
-    labels = [f"{name} {value:.2f}" if scores else name for name, value in zip(ranked.names, values, strict=True)]
+    names = [one_line(name) for name in ranked.names]
+    labels = [f"{name} {value:.2f}" if scores else name for name, value in zip(names, values, strict=True)]
     canvas, factor = enlarged(image, scale)
     if ranked.masks is not None and len(ranked):
         colors = instance_colors(ranked.labels.tolist()[::-1])[::-1]  # the best of a class has its colour

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from detrkit.results import PanopticResult
+from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
 from detrkit.visualize.draw import enlarged, font_for
 
@@ -82,7 +83,7 @@ def draw_panoptic(
     if not names:
         return canvas
 
-    texts = result.names
+    texts = [one_line(name) for name in result.names]
     if scores:
         texts = [f"{text} {segment.score:.2f}" for text, segment in zip(texts, result.segments, strict=True)]
     letters = font_size if font_size is not None else max(_SMALLEST + 1, round(extent / 30))

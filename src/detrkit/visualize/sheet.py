@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from detrkit.classes import ClassList
 from detrkit.results import Detections, PanopticResult
+from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color
 from detrkit.visualize.draw import as_boxes, draw_detections, font_for, shortened
 from detrkit.visualize.panoptic import draw_panoptic
@@ -116,7 +117,8 @@ def grid(
 
     def write(text: str, left: int, middle: int, size: int, color: tuple[int, int, int]) -> None:
         font = font_for(text, size)
-        draw.text((left + width / 2, middle), shortened(text, font, width), fill=color, font=font, anchor="mm")
+        text = shortened(one_line(text), font, width)
+        draw.text((left + width / 2, middle), text, fill=color, font=font, anchor="mm")
 
     for column, text in enumerate(headings or []):
         write(text, gap + column * (width + gap), gap + above // 2, round(letters * 1.2), _INK)

@@ -1,0 +1,64 @@
+"""What a run's settings must be together, checked before anything is read, generated or written."""
+
+from __future__ import annotations
+
+from detrkit.build import build_options
+from detrkit.config import TrainConfig
+from detrkit.errors import SettingError
+from detrkit.models.criterion import SETTINGS, build_criterion
+from detrkit.models.settings import check_parameters
+from detrkit.registry import architecture
+from detrkit.utils.ranges import Said, as_field, check_values
+
+
+def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
+    """Refuses settings that cannot be, each for itself or together.
+
+    What follows from weights that a run starts from (--init-from) is checked when they are read.
+
+    Args:
+        config: of the run.
+        said: how messages name a field.
+
+    Raises:
+        SettingError: names the field or both fields, and what would be right.
+    """
+    check_values(config, said=said)
+
+    def refuse(*fields: str, reason: str) -> None:
+        paths = [tuple(field.split(".")) for field in fields]
+        values = [said(path, getattr(getattr(config, path[0]), path[1])) for path in paths]
+        raise SettingError(f"{' and '.join(values)}: {reason}")
+
+    data, model, optim, run = config.data, config.model, config.optim, config.run
+    if not run.out.strip():
+        refuse("run.out", reason="name a folder")
+    if data.size is not None and data.max_size is not None and data.max_size < data.size:
+        refuse("data.size", "data.max_size", reason="the longest side is at least the short side")
+    frozen = run.freeze_detector
+    if frozen is not None and run.init_from is not None:
+        refuse("run.freeze_detector", "run.init_from", reason="the detector is taken from one place, give one")
+    if frozen is not None and optim.mask_epochs:
+        reason = "a frozen detector needs no step of its own; give the epochs of the masks alone"
+        refuse("run.freeze_detector", "optim.mask_epochs", reason=reason)
+    if model.masks is False and frozen is not None:
+        refuse("model.masks", "run.freeze_detector", reason="leave masks out to train them on a frozen detector")
+    if model.masks is False and optim.mask_epochs:
+        refuse("model.masks", "optim.mask_epochs", reason="leave masks out to train them on a frozen detector")
+    if run.patience and data.val_split in (None, "none") and not run.overfit:
+        refuse("run.patience", "data.val_split", reason="without evaluations there is nothing to wait for")
+    if frozen is not None or run.init_from is not None:
+        return
+    if model.name == "":
+        refuse("model.name", reason="name one of `detrkit models`")
+    known = architecture(model.name or "detr-r50")
+    wrong = sorted(set(config.loss.overrides()) - set(SETTINGS[known.scores]))
+    if wrong:
+        refuse(f"loss.{wrong[0]}", reason=f"{known.name} has no such part of its loss")
+    try:
+        check_parameters(known.build, build_options(known, model.options()))
+        build_criterion(known.name, **config.loss.overrides())
+    except SettingError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise SettingError(str(error)) from error

@@ -1,0 +1,103 @@
+"""Which options of a model go together: said before anything is built, with both names and what would be right."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from detrkit.config import ModelConfig
+from detrkit.errors import SettingError
+from detrkit.utils.memory import check_memory
+from detrkit.utils.ranges import check_arguments
+
+GROUPS = 32  # of the group norms, or a quarter of the channels
+SHALLOW = ("resnet10", "resnet18", "resnet34")  # basic blocks, which torchvision does not dilate
+
+
+def check_options(build: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
+    """Refuses options that a model cannot be built with.
+
+    Args:
+        build: the model's class.
+        options: its arguments; others have their defaults.
+
+    Raises:
+        SettingError: a number out of range, or two options that do not go together; names them.
+    """
+    check_arguments(ModelConfig, options)
+    parameters = inspect.signature(build).parameters
+    full = {p.name: p.default for p in parameters.values() if p.default is not p.empty} | dict(options)
+
+    def refuse(*names: str, reason: str) -> None:
+        said = " and ".join(f"{name}={full[name]!r}" for name in names)
+        raise SettingError(f"{said}: {reason}")
+
+    width, heads = full["hidden_dim"], full["nheads"]
+    if width % heads:
+        refuse("hidden_dim", "nheads", reason=f"the heads share the width evenly: {_near(width, heads)}")
+    deformable = "num_feature_levels" in parameters
+    # Deformable DETR's is always sine, the demo's always learned
+    encoding = full.get("position_embedding") or ("sine" if deformable else "learned")
+    divisor = 2 if encoding == "learned" else 4
+    if width % divisor:
+        reason = f"a {encoding} position encoding needs a width that {divisor} divides: {_near(width, divisor)}"
+        refuse("hidden_dim", reason=reason)
+    if deformable and width % min(GROUPS, width // 4):
+        refuse("hidden_dim", reason=f"its group norm needs a width that 32 divides: {_near(width, GROUPS)}")
+    stem = full.get("backbone_width", 64)
+    doubled = 4 if full["backbone"] in SHALLOW else 6  # from the stem to the last stage's output
+    if full["backbone_norm"] == "group" and not all(_groups_divide(stem * 2**i) for i in range(doubled)):
+        reason = f"the group norm of the backbone needs a width that 32 divides, or 4, 8, 16: {_near(stem, GROUPS)}"
+        refuse("backbone_width", "backbone_norm", reason=reason)
+    if full.get("dilation") and full["backbone"] in SHALLOW:
+        refuse("dilation", "backbone", reason="torchvision dilates resnet50 and deeper alone: leave out dilation")
+    if deformable:
+        stages = full["backbone_stages"]
+        if not stages or list(stages) != sorted(set(stages)):
+            refuse("backbone_stages", reason="give each stage once, in ascending order, such as 3 4 5")
+        if options.get("backbone_stages") is not None and len(stages) > full["num_feature_levels"] > 1:
+            reason = f"{len(stages)} stages are {len(stages)} levels: raise num_feature_levels or read fewer stages"
+            refuse("backbone_stages", "num_feature_levels", reason=reason)
+
+
+def check_parameters(build: Callable[..., nn.Module], options: Mapping[str, Any], *, training: bool = False) -> None:
+    """Refuses a model whose weights do not fit into this machine's memory.
+
+    Args:
+        build: the model's class.
+        options: its arguments, checked; others have their defaults.
+        training: count gradients and AdamW's two moments too.
+
+    Raises:
+        SettingError: says how much they would take.
+    """
+    parameters = inspect.signature(build).parameters
+    full = {p.name: p.default for p in parameters.values() if p.default is not p.empty} | dict(options)
+    count = least_parameters(full)
+    names = ("hidden_dim", "dim_feedforward", "enc_layers", "dec_layers", "num_queries", "backbone_width")
+    given = ", ".join(f"{name}={full[name]}" for name in names if name in options)
+    what = f"a model with {given or 'these options'} {'in training' if training else ''}".strip()
+    check_memory(count * (16 if training else 4), what, fix="make the model smaller")
+
+
+def least_parameters(options: Mapping[str, Any]) -> int:
+    """How many parameters a model with these options has at least: the matrices that are in every kind of it."""
+    width, hidden = options["hidden_dim"], options["dim_feedforward"]
+    layer = 2 * width * width + 2 * width * hidden  # of an attention two of its four, and the feed-forward network
+    layers = options["enc_layers"] * layer + options["dec_layers"] * (layer + 4 * width * width)
+    stem = options.get("backbone_width", 64)
+    return layers + options["num_queries"] * width + 200 * stem * stem  # stage 4 of resnet10: 216
+
+
+def _groups_divide(channels: int) -> bool:
+    """Whether a group norm of so many channels has groups of one size."""
+    return channels >= 4 and channels % min(GROUPS, channels // 4) == 0
+
+
+def _near(number: int, divisor: int) -> str:
+    """The multiples of a number around another: "such as 30 or 33"."""
+    below = number // divisor * divisor
+    return f"such as {below} or {below + divisor}" if below else f"such as {divisor}"

@@ -1,0 +1,79 @@
+"""How much memory there is, and one line instead of an allocator's error where something cannot fit."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from detrkit.errors import SettingError
+
+GIB = 2**30
+# how torch, numpy and Python say that memory is used up; none of them has one kind of error for it
+_USED_UP = re.compile(r"allocate memory|out of memory|unable to allocate|not enough memory", re.IGNORECASE)
+
+
+@cache
+def machine_memory() -> int | None:
+    """Bytes that this process can have at most: memory and swap, less where a limit is set; None if nothing says it."""
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        found.append((sizes["MemTotal"] + sizes.get("SwapTotal", 0)) * 1024)
+    with suppress(OSError, ValueError, AttributeError):
+        if not found:
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError):  # of a container; "max" where there is none
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit)
+    return min(found) if found else None
+
+
+def check_memory(needed: int, what: str, *, fix: str) -> None:
+    """Refuses what cannot fit, before it is allocated.
+
+    Args:
+        needed: bytes that it takes at the least.
+        what: it is, for the message.
+        fix: what to do, for the message.
+
+    Raises:
+        SettingError: this machine has less; says how much it would take.
+    """
+    there = machine_memory()
+    if there is not None and needed > there:
+        raise SettingError(f"{what} would take about {_gib(needed)} of memory, this machine has {_gib(there)}: {fix}")
+
+
+def check_batch(size: int, max_size: int | None, batch_size: int, *, channels: int = 64) -> None:
+    """Refuses a batch of images of which not even the first map of the backbone would fit.
+
+    Args:
+        size: short side of the images in pixels.
+        max_size: longest side; None: no limit.
+        batch_size: images at once.
+        channels: of the map, at half the image's resolution.
+    """
+    side = size if max_size is None else min(size, max_size)
+    bytes_per_pixel = 4 * 3 + channels  # RGB and the map, both float32
+    least = batch_size * side * side * bytes_per_pixel // 4  # augmented or narrow images have a quarter of the pixels
+    images = "an image" if batch_size == 1 else f"a batch of {batch_size} images"
+    check_memory(least, f"{images} with a short side of {side} pixels", fix="make the images or the batch smaller")
+
+
+def used_up(error: BaseException) -> bool:
+    """Whether an error says that memory was used up."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_USED_UP.search(str(error))))
+
+
+def _gib(count: int) -> str:
+    gib = count / GIB
+    return f"{gib:,.0f} GiB" if gib >= 10 else f"{gib:.1f} GiB"

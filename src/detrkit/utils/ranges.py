@@ -1,0 +1,210 @@
+"""The range of every number of a setting, beside its field, and the one place that checks them.
+
+A field says its range as `Annotated[int, Field(ge=1)]`, mostly by one of the names below. pydantic reads it in files,
+`check_values` on the command line and in Python, before anything is written or generated. The upper bounds are where
+nobody can mean it: far above what the largest machine holds today.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+from detrkit.errors import SettingError
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrNone = Annotated[int, Field(ge=0, le=10**9)]  # 0: none, never or all, as the field says
+Pixels = Annotated[int, Field(ge=1, le=65_536)]  # a side of an image
+InputSize = Annotated[int, Field(ge=32, le=65_536)]  # short side of what a model reads: a cell of its coarsest map
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]  # images at once
+Workers = Annotated[int, Field(ge=0, le=1024)]  # processes
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy's
+WideSeed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # of a generator of its own
+Share = Annotated[float, Field(ge=0, le=1)]  # a score or a part of a whole
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]  # a factor of a loss, a cost or a rate
+Width = Annotated[int, Field(ge=1, le=65_536)]  # channels
+Tolerance = Annotated[float, Field(ge=0, le=1e12)]
+AnyInteger = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]  # an id
+Few = Annotated[int, Field(ge=1, le=1000)]  # rows or columns of a picture
+Devices = Annotated[int, Field(ge=1, le=1024)]
+ShapesImages = Annotated[int, Field(ge=0, le=1_000_000)]  # the ids of a split do not reach those of the next
+ShapesSide = Annotated[int, Field(ge=16, le=16_384)]
+ShapesClasses = Annotated[int, Field(ge=1, le=10)]
+ShapesObjects = Annotated[int, Field(ge=0, le=90)]
+ShapesSize = Annotated[float, Field(gt=0, le=1)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
+
+Said = Callable[[tuple[str, ...], Any], str]  # names a field, by its path, and its value
+
+_NAME_BYTES = 255  # of a file's name, on the usual file systems
+_WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_FITS: dict[str, Callable[[Any, Any], bool]] = {
+    "ge": lambda value, bound: value >= bound,
+    "gt": lambda value, bound: value > bound,
+    "le": lambda value, bound: value <= bound,
+    "lt": lambda value, bound: value < bound,
+}
+
+
+def as_field(path: tuple[str, ...], value: Any) -> str:
+    """A field as YAML and Python name it: "run.seed is -1"."""
+    return f"{'.'.join(path)} is {shortened(repr(value))}"
+
+
+def as_option(path: tuple[str, ...], value: Any) -> str:
+    """A field as it is typed: "--seed -1"; of a path the path alone, which may stand without an option."""
+    if isinstance(value, (str, os.PathLike)):
+        return shortened(os.fspath(value))
+    name = "model" if path[-2:] == ("model", "name") else path[-1]
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return " ".join([f"--{name.replace('_', '-')}", *map(str, values)])
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A text with its middle left out if it is too long for a message."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
+def check_values(settings: Any, *, said: Said = as_field) -> None:
+    """Checks every number, choice and path of a dataclass, and of the dataclasses in it.
+
+    Args:
+        settings: the dataclass.
+        said: how messages name a field.
+
+    Raises:
+        SettingError: a number that is out of its field's range or not finite, a word that is none of the field's, or a
+            path that no file system can hold.
+    """
+    for path, hint, value in _fields(settings):
+        reason = _reason(value, hint)
+        if reason is not None:
+            raise SettingError(f"{said(path, value)}: {reason}")
+
+
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Checks the arguments of a function whose parameters say their ranges.
+
+    Args:
+        function: with annotated parameters.
+        values: by name; those that are no parameters, or have no range, are not looked at.
+
+    Raises:
+        SettingError: as `check_values`.
+    """
+    hints = _hints(function)
+    for name, value in values.items():
+        reason = _reason(value, hints[name]) if name in hints else None
+        if reason is not None:
+            raise SettingError(f"{as_field((name,), value)}: {reason}")
+
+
+def out_of_range(bounds: Mapping[str, Any]) -> str:
+    """What a number must be: of {"ge": 1} "must be at least 1"."""
+    return "must be " + " and ".join(f"{_WORDS[kind]} {_plain(bounds[kind])}" for kind in _WORDS if kind in bounds)
+
+
+def has_range(hint: Any) -> bool:
+    """Whether an annotation is of no number, or says the range of each number in it, above and below."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = _bounds(arguments[1:])
+        return (bool({"ge", "gt"} & set(bounds)) and bool({"le", "lt"} & set(bounds))) or has_range(arguments[0])
+    if origin is Literal:
+        return True
+    if origin is not None:
+        return all(has_range(argument) for argument in arguments if argument is not Ellipsis)
+    return hint not in (int, float)
+
+
+def field_hints(kind: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Path and annotation of every field of a dataclass, and of the dataclasses in it."""
+    for field in dataclasses.fields(kind):
+        hint = _hints(kind)[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from (((field.name, *path), part) for path, part in field_hints(hint))
+        else:
+            yield (field.name,), hint
+
+
+def _fields(settings: Any) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    for path, hint in field_hints(type(settings)):
+        value = settings
+        for name in path:
+            value = getattr(value, name)
+        yield path, hint, value
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _bounds(metadata: tuple[Any, ...]) -> dict[str, Any]:
+    """The bounds that the `Field(...)` among an annotation's metadata say, by pydantic's names."""
+    parts = [part for item in metadata if isinstance(item, FieldInfo) for part in item.metadata]
+    return {kind: getattr(part, kind) for part in parts for kind in _WORDS if hasattr(part, kind)}
+
+
+def _reason(value: Any, hint: Any, bounds: Mapping[str, Any] | None = None) -> str | None:
+    """Why a value cannot be that of a field with this annotation; None where it can."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _reason(value, arguments[0], {**(bounds or {}), **_bounds(arguments[1:])})
+    if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return None
+        reasons = [_reason(value, part, bounds) for part in arguments if part is not NoneType]
+        return None if None in reasons else reasons[0]
+    if origin is Literal:
+        return None if value in arguments else f"choose one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        parts = list(arguments)
+        if arguments[1:] == (Ellipsis,):
+            parts = [arguments[0]] * len(value) if isinstance(value, (tuple, list)) else []
+        if not isinstance(value, (tuple, list)) or len(value) != len(parts):
+            return f"must be {len(parts) or 'several'} values"
+        return next((r for item, part in zip(value, parts, strict=False) if (r := _reason(item, part, bounds))), None)
+    if hint in (int, float):
+        return _number_reason(value, hint, bounds or {})
+    if isinstance(value, (str, os.PathLike)):
+        return _path_reason(os.fspath(value))
+    return None
+
+
+def _number_reason(value: Any, hint: type, bounds: Mapping[str, Any]) -> str | None:
+    kind, what = (Integral, "a whole number") if hint is int else (Real, "a number")
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return f"must be {what}"
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    broken = {name: bound for name, bound in bounds.items() if not _FITS[name](value, bound)}
+    return out_of_range(broken) if broken else None
+
+
+def _path_reason(text: str) -> str | None:
+    """Why a text cannot name a file; most texts of settings name files, and the others are shorter than any limit."""
+    if "\0" in text:
+        return "holds a zero byte"
+    if text.startswith("~"):
+        user = text.replace(os.sep, "/").partition("/")[0]
+        if os.path.expanduser(user) == user:
+            return f"there is no user {user[1:] or '(without a home folder)'}; give the whole path"
+    parts = text.replace(os.sep, "/").split("/")
+    if any(len(part.encode("utf-8", "surrogatepass")) > _NAME_BYTES for part in parts):
+        return f"a name in it is longer than the {_NAME_BYTES} bytes that file systems allow"
+    return None
+
+
+def _plain(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
