@@ -238,7 +238,10 @@ def test_folders_as_splits(root: Path) -> None:
     (root / "data.yaml").unlink()
     text(root / "classes.txt", "cat\n")
     (root / "images/.ipynb_checkpoints").mkdir()
+    image(root / "images/loose.png")
     assert open_dataset(root).split == "train"
+    reason = "1 images are in no split: they are beside the folders of the splits"
+    assert told(root, "warning") == [("images", "", reason)]
     (root / "images/a\nb").mkdir()
     with pytest.raises(DetrkitError, match=r"name of a split: .* holds a control character"):
         open_dataset(root)

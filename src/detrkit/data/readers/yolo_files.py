@@ -133,6 +133,11 @@ def images_of(path: Path, split: str, file: Path, config: dict[str, Any], findin
         name = () if split == "all" else (checked_name(split, f"{path}: split"),)
         place = path.joinpath("images", *name)
         found.update(_folder(place, findings))
+        if name and not findings.strict:
+            loose = sum(f.parent == path / "images" for f in find_files(path / "images", SUFFIXES).files)
+            if loose:
+                reason = f"{loose} images are in no split: they are beside the folders of the splits"
+                findings.add("warning", path / "images", "", reason)
         where = str(place)
     else:
         entries = config.get(split) or "images"
@@ -288,7 +293,7 @@ class Labels:
 
 
 def label_file(image: Path) -> Path:
-    """Where the labels of an image are, or would be."""
+    """Where the labels of an image are, or would be; of many images, ask one `Labels`."""
     return Labels().expected(image)
 
 
