@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_helpers import coco, picture, write_coco
+from PIL import Image
 
 from detrkit.data.check import check
 from detrkit.data.dataset import open_dataset
@@ -201,7 +202,7 @@ def test_nothing_left_is_said(tmp_path: Path) -> None:
 
 def test_boxes_left_out_are_said(tmp_path: Path) -> None:
     write(tmp_path, object_(), object_(2, bbox=[50, 5, 10, 10]))
-    (note,) = open_dataset(tmp_path).notes
+    (note,) = open_dataset(tmp_path).evaluation_notes
     assert note.startswith(f"{tmp_path}: split train: 1 boxes have no area in their image and are left out")
 
 
@@ -325,3 +326,23 @@ def test_a_mask_that_cannot_be_decoded_names_its_annotation(tmp_path: Path) -> N
     assert np.argwhere(masks[0].numpy()).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     with pytest.raises(DetrkitError, match=r"^a\.png: annotation 12: polygon \[1\] has fewer than 3 points: expected"):
         segmentation_masks([[[1]]], (4, 5), Path("a.png"), ["annotation 12"])
+
+
+def test_how_deep_images_are_scaled_is_said(tmp_path: Path) -> None:
+    names = ["1.png", "2.tif", "3.png", "4.png"]
+    write(tmp_path, object_(), images=[image(k, file_name=name) for k, name in enumerate(names, 1)])
+    ramp = np.linspace(0, 1, 600).reshape(20, 30)
+    # 12 of 16 bits, 8 of 32 bits, 16 bits, and 16 bits of a dark scene
+    for name, top, kind in zip(
+        names, (4095, 250, 60000, 6000), (np.uint16, np.int32, np.uint16, np.uint16), strict=True
+    ):
+        Image.fromarray((ramp * top).astype(kind)).save(tmp_path / "train" / name)
+    report = check(tmp_path, decode=True)
+    assert [f.reason for f in report.of("info") if "8 bits" in f.reason] == [
+        "1 images of more than 8 bits are scaled from 0..255 to 0..255: 2.tif",
+        "1 images of more than 8 bits are scaled from 0..4095 to 0..255: 1.png",
+        "1 images of more than 8 bits are scaled from 0..65535 to 0..255: 3.png",
+    ]
+    (dark,) = report.of("warning")
+    assert dark.file.name == "4.png" and dark.reason.startswith("is nearly black: no value above 32 of 255")
+    assert not any("8 bits" in f.reason for f in check(tmp_path).faults)

@@ -153,3 +153,18 @@ def test_a_step_of_more_images_than_there_are_is_filled(two_images, tmp_path, ca
     assert [v for _, v in found] == pytest.approx([v for _, v in expected], rel=2e-3)
     assert "1 steps of 8 images" in capsys.readouterr().out
     assert "| images per step | 8 |" in report
+
+
+def test_the_only_split_is_named_with_its_options(tmp_path):
+    """A json by itself, as Label Studio exports it."""
+    write_shapes(tmp_path / "data", images={"train": 2}, sides=(32, 32))
+    (file,) = (tmp_path / "data" / "annotations").glob("*.json")
+    alone = file.rename(tmp_path / "data" / "result.json")
+    config = tiny_config(alone, tmp_path / "run")
+    with pytest.raises(DetrkitError, match=r"it has result; .* pass --train-split result --val-split none$"):
+        open_splits(config)
+    config = config.changed(data={"train_split": "result"})
+    with pytest.raises(DetrkitError, match=r"choose with --val-split \(none: no evaluation\)$"):
+        open_splits(config)
+    splits = open_splits(config.changed(data={"val_split": "none"}))
+    assert len(splits.train) == 2 and splits.val is None

@@ -115,7 +115,7 @@ def _truth(data: Path, split: str | None, *, masks: bool) -> GroundTruth:
         if not masks:
             raise
         dataset = open_dataset(data, split=split)  # whose annotations have boxes alone, or whose layout has no masks
-    for note in dataset.notes:
+    for note in dataset.evaluation_notes:
         console.print(note, markup=False)
     return GroundTruth.load(dataset.things().ground_truth())
 

@@ -85,6 +85,17 @@ class Dataset:
         return list(self.classes.names)
 
     @property
+    def evaluation_notes(self) -> tuple[str, ...]:
+        """The notes, and what of the files is not evaluated."""
+        if not self.dropped:
+            return self.notes
+        return (
+            *self.notes,
+            f"{self.path}: split {self.split}: {self.dropped} boxes have no area in their image and are left out: "
+            "nothing could match them (evaluated from the json itself they count as missed)",
+        )
+
+    @property
     def panoptic(self) -> bool:
         """Whether every pixel belongs to a segment, of things or of stuff, or is void."""
         return self.layout == "coco-panoptic"
@@ -350,19 +361,11 @@ def open_dataset(
         dropped=findings.dropped,
         clamped=findings.clamped,
         skipped=listed - len(records),
-        notes=[*findings.notes, *_notes(records, findings.dropped, f"{path}: split {chosen}")],
+        notes=[
+            *findings.notes,
+            *(f"{path}: split {chosen}: {reason}" for reason in nothing_left(records, findings.dropped)),
+        ],
     )
-
-
-def _notes(records: Sequence[Record], dropped: int, where: str) -> list[str]:
-    """What whoever opens a split should know about its boxes."""
-    notes = [f"{where}: {reason}" for reason in nothing_left(records, dropped)]
-    if dropped:
-        notes.append(
-            f"{where}: {dropped} boxes have no area in their image and are left out: nothing could match them "
-            "(evaluated from the json itself they count as missed)"
-        )
-    return notes
 
 
 def nothing_left(records: Sequence[Record], dropped: int) -> list[str]:

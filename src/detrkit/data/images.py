@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision import tv_tensors
 
-from detrkit.data.pixels import to_rgb
+from detrkit.data.pixels import full_scale, to_rgb
 from detrkit.data.sources import ImageSource, ParquetImage
 from detrkit.errors import DetrkitError
 
@@ -218,6 +218,19 @@ def checked_format(file: ImageSource) -> str:
         except Exception as error:
             raise _refused(file, "the image is damaged or truncated", error) from error
     return form
+
+
+def deep_scale(file: ImageSource) -> int | None:
+    """The value that becomes 255 of an image of more than 8 bits, None for others; decodes only the deep ones.
+
+    Raises:
+        DetrkitError: the file is missing, no image or damaged, or its pixels have no known range.
+    """
+    with _open(file) as image:
+        try:
+            return full_scale(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _refused(file, "the image is damaged or truncated", error) from error
 
 
 def misfit(file: ImageSource, size: tuple[int, int]) -> str | None:

@@ -6,6 +6,8 @@ So the largest value of an image decides.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -40,14 +42,20 @@ def to_rgb(image: Image.Image, name: object) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image, name: object) -> np.ndarray:
-    """(H, W) uint8 of an image of one deep channel; `Image.convert` would clip it to white.
+def full_scale(image: Image.Image) -> int | None:
+    """The value that becomes 255 in `to_rgb`; None for images of 8 bits a channel, which keep theirs.
 
     Raises:
         DetrkitError: as `to_rgb`.
     """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return None
     values = np.asarray(image)
-    low, high = values.min(initial=0), values.max(initial=0)
+    return _full_scale(image, values.min(initial=0), values.max(initial=0), "the image")
+
+
+def _full_scale(image: Image.Image, low: Any, high: Any, name: object) -> int:
+    """As `full_scale`, of an image whose smallest and largest value are known."""
     if image.mode == "F":
         # not finite: NaN compares false
         if not (low >= 0 and high <= 255):
@@ -55,13 +63,27 @@ def _eight_bits(image: Image.Image, name: object) -> np.ndarray:
                 f"{name}: floating-point pixels from {low:g} to {high:g}: scale them to 0..1 or to 0..255, "
                 "or save the image with 8 or 16 bits"
             )
-        return np.rint(values * np.float32(255 if high <= 1 else 1)).astype(np.uint8)
+        return 1 if high <= 1 else 255
     if low < 0 or high > _FULL_SCALES[-1]:
+        bits = 32 if image.mode == "I" else 16
         raise DetrkitError(
-            f"{name}: {values.dtype.itemsize * 8}-bit pixels from {low} to {high}: only 0..255 (8 bits), 0..4095 "
+            f"{name}: {bits}-bit pixels from {low} to {high}: only 0..255 (8 bits), 0..4095 "
             "(12 bits) and 0..65535 (16 bits) are known; save the image in one of these ranges"
         )
-    scales = _FULL_SCALES if image.mode == "I" else _FULL_SCALES[1:]
-    full = _FULL_SCALES[-1] if image.format in _SCALED_BY_PILLOW else next(s for s in scales if s >= high)
+    if image.format in _SCALED_BY_PILLOW:
+        return _FULL_SCALES[-1]
+    return next(s for s in (_FULL_SCALES if image.mode == "I" else _FULL_SCALES[1:]) if s >= high)
+
+
+def _eight_bits(image: Image.Image, name: object) -> np.ndarray:
+    """(H, W) uint8 of an image of one deep channel; `Image.convert` would clip it to white.
+
+    Raises:
+        DetrkitError: as `to_rgb`.
+    """
+    values = np.asarray(image)
+    full = _full_scale(image, values.min(initial=0), values.max(initial=0), name)
+    if image.mode == "F":
+        return np.rint(values * np.float32(255 // full)).astype(np.uint8)
     # value * 255 / full, rounded
     return ((values.astype(np.uint32) * 255 + full // 2) // full).astype(np.uint8)

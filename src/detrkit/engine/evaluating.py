@@ -115,7 +115,7 @@ def evaluate(
     masks = masks and has_masks(net)
     dataset = data if isinstance(data, Dataset) else open_dataset(data, split=split, layout=layout, masks=masks)
     if not quiet:
-        for note in dataset.notes:
+        for note in dataset.evaluation_notes:
             console.print(note, markup=False)
     if not masks:
         dataset = without_masks(dataset)

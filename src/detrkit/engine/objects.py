@@ -28,7 +28,7 @@ class ObjectCounts:
     Attributes:
         images: number of images.
         with_objects: of them, those with an object that is no crowd.
-        per_class: name of a class -> its number of objects; without the placeholders "N/A".
+        per_class: name of a class -> its number of objects; without unused labels.
         crowd: regions of many objects, which are not learned.
         dropped, clamped, skipped: as of `Dataset`.
     """
@@ -106,8 +106,8 @@ def count_objects(dataset: Dataset) -> ObjectCounts:
     labels = np.concatenate([np.zeros(0, np.int64), *learned])
     counts = np.bincount(labels, minlength=len(dataset.classes)).tolist()
     per_class: dict[str, int] = {}
-    for name, count in zip(dataset.classes.names, counts, strict=True):
-        if name != "N/A" or count:
+    for label, (name, count) in enumerate(zip(dataset.classes.names, counts, strict=True)):
+        if count or not dataset.classes.is_unused(label):
             per_class[name] = per_class.get(name, 0) + count
     return ObjectCounts(
         images=len(dataset),
