@@ -333,6 +333,11 @@ def test_missing_result_fields_are_named(field):
             "annotations: entry 0: area nan is not finite",
         ),
         ({"annotations": ["x"]}, "annotations: entry 0: expected an object"),
+        ({"images": [{"id": 1, "height": "tall"}]}, "images: id 1: height 'tall' is no number of pixels"),
+        (
+            {"annotations": [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 10**400]}]},
+            r"annotations: entry 0: bbox is \[0, 0, 1, 1000.*\.\.\.; write",
+        ),
         ({"images": [], "annotations": []}, "nothing to evaluate"),
     ],
 )
@@ -346,7 +351,7 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(DetrkitError, match=r"results\.json: cannot be read"):
         evaluate_detections(TRUTH, path)
     path.write_text('[{"image_id": 1,')
-    with pytest.raises(DetrkitError, match=r"results\.json: not valid JSON"):
+    with pytest.raises(DetrkitError, match=r"results\.json: malformed JSON in line 1"):
         evaluate_detections(TRUTH, path)
     path.write_text('{"annotations": []}')
     with pytest.raises(DetrkitError, match=r"results\.json: expected a list of results, found dict"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 
 from detrkit.classes import ClassList
 from detrkit.errors import DetrkitError
+from detrkit.utils.documents import parse_json, read_bytes, shown
 
 ClassNames = ClassList | Mapping[int, str] | Sequence[str]
 
@@ -25,12 +25,7 @@ def read_json(path: str | Path) -> Any:
     Raises:
         DetrkitError: the file is missing, unreadable or not JSON; the message names it.
     """
-    try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise DetrkitError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise DetrkitError(f"{path}: not valid JSON ({error}); write the file again") from error
+    return parse_json(read_bytes(Path(path)), str(path))
 
 
 def identity_order(value: int | str) -> tuple[bool, int | str]:
@@ -59,7 +54,7 @@ def entry_columns(
         box = flat.reshape(len(sides), 4)
         if np.isfinite(box).all() and (box[:, 2:] >= 0).all():
             return image, category, box
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
     for i, entry in enumerate(annotations):
         _check_entry(f"{source}: entry {i}", entry, images, categories, boxes=boxes)
@@ -80,21 +75,21 @@ def _check_entry(
             near = next((k for k in known if str(k) == str(value)), None)
             hint = f"; the ground truth has it as {near!r}" if near is not None else ""
             raise DetrkitError(
-                f"{where}: {field} {value!r} is no {what} of the ground truth{hint}; "
+                f"{where}: {field} {shown(value)} is no {what} of the ground truth{hint}; "
                 "check that both files belong to the same dataset"
             )
     if boxes:
         box = entry.get("bbox")
         try:
             numbers = np.array(box, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             numbers = np.zeros(0)
         if numbers.shape != (4,):
-            raise DetrkitError(f"{where}: bbox is {box!r}; write [x, y, width, height] in pixels")
+            raise DetrkitError(f"{where}: bbox is {shown(box)}; write [x, y, width, height] in pixels")
         if not np.isfinite(numbers).all():
-            raise DetrkitError(f"{where}: bbox {box} holds NaN or infinity; the box must be finite")
+            raise DetrkitError(f"{where}: bbox {shown(box)} holds NaN or infinity; the box must be finite")
         if (numbers[2:] < 0).any():
-            raise DetrkitError(f"{where}: bbox {box} has a negative size; write [x, y, width, height] in pixels")
+            raise DetrkitError(f"{where}: bbox {shown(box)} has a negative size; write [x, y, width, height] in pixels")
 
 
 @dataclass(frozen=True)
@@ -169,8 +164,10 @@ class GroundTruth:
         )
         try:
             areas = np.array([a.get("area", b[2] * b[3]) for a, b in zip(annotations, boxes, strict=True)], np.float64)
-        except (TypeError, ValueError) as error:
-            raise DetrkitError(f"{name}: annotations: an area is no number ({error}); give square pixels") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DetrkitError(
+                f"{name}: annotations: an area is no number ({str(error)[:120]}); give square pixels"
+            ) from error
         if not np.isfinite(areas).all():
             bad = int(np.flatnonzero(~np.isfinite(areas))[0])
             raise DetrkitError(f"{name}: annotations: entry {bad}: area {areas[bad]} is not finite; give square pixels")
@@ -178,7 +175,7 @@ class GroundTruth:
         return cls(
             source=name,
             image_ids=tuple(images),
-            sizes=tuple((int(i.get("height") or 0), int(i.get("width") or 0)) for i in images.values()),
+            sizes=tuple(_size(i, f"{name}: images: id {shown(k)}") for k, i in images.items()),
             category_ids=tuple(categories),
             names=unique_names({k: str(c.get("name", f"category {k}")) for k, c in categories.items()}),
             image=image,
@@ -255,6 +252,21 @@ class GroundTruth:
             )
         except (ValueError, TypeError, KeyError) as error:
             raise DetrkitError(f"{self.source}: {error}; write polygons or RLE as COCO does") from error
+
+
+def _size(image: Mapping[str, Any], where: str) -> tuple[int, int]:
+    """(height, width) in pixels of an entry, (0, 0) where it has none.
+
+    Raises:
+        DetrkitError: a side that is no number of pixels.
+    """
+    sides = []
+    for field in ("height", "width"):
+        value = image.get(field) or 0
+        if not isinstance(value, (int, float)) or not 0 <= value < 2**31:
+            raise DetrkitError(f"{where}: {field} {shown(value)} is no number of pixels; correct it")
+        sides.append(int(value))
+    return sides[0], sides[1]
 
 
 def by_id(entries: Sequence[Any], where: str) -> dict[Any, Mapping[str, Any]]:

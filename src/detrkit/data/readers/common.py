@@ -272,7 +272,8 @@ def _find_misfit_areas(
         area = objects.areas[k] if objects.areas else None
         if area is None:
             continue
-        box = float((raw[k, 2] - raw[k, 0]) * (raw[k, 3] - raw[k, 1]))
+        x0, y0, x1, y1 = raw[k].tolist()  # plain numbers: those of numpy would warn of an overflow
+        box = (x1 - x0) * (y1 - y0)
         if area > AREA_TOLERANCE * box + 1 or area < SMALLEST_SHARE * box:
             reason = f"area {area:g} does not fit the box of {box:g} square pixels (image {file.name}): "
             findings.add("warning", source, objects.names[k], reason + "taken as it stands")
