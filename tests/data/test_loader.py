@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -311,3 +313,20 @@ def test_batches_are_on_the_device_of_the_loader(dataset: Dataset) -> None:
     for batch, targets in loader:
         assert batch.images.device.type == "meta" and batch.images.dtype == torch.float32
         assert all(t.boxes.device.type == "cpu" for t in targets)
+
+
+FAILS = """
+import sys
+from detrkit.data import eval_transform, make_loader, open_dataset
+data = open_dataset(sys.argv[1], split="train")
+batches = iter(make_loader(data, transform=eval_transform(64, 80), batch_size=1, training=False, workers=1))
+next(batches)
+raise RuntimeError("an error whose traceback holds the batches")
+"""
+
+
+def test_workers_end_with_a_program_that_an_error_ends(shapes: Path) -> None:
+    """By themselves they obey a SIGTERM after 300 seconds, which the program would wait for."""
+    done = subprocess.run([sys.executable, "-c", FAILS, str(shapes)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert done.stderr.endswith("an error whose traceback holds the batches\n")

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.data._workers import end_with_program
 from detrkit.data.collate import collate
 from detrkit.data.dataset import Dataset
 from detrkit.data.grouping import order_by_size
@@ -275,7 +276,9 @@ class Loader:
         Raises:
             DetrkitError: an image cannot be read.
         """
-        for made in self._loader:
+        batches = iter(self._loader)
+        end_with_program(batches)
+        for made in batches:
             if isinstance(made, DetrkitError):
                 raise made
             pixels, targets = made

@@ -1,0 +1,31 @@
+"""Processes that load images end with the program, also when an error ends it."""
+
+from __future__ import annotations
+
+import weakref
+from multiprocessing import util
+from typing import Any
+
+_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def end_with_program(iterator: Any) -> None:
+    """Has the workers of a torch DataLoader's iterator killed at the end of the program, if they still live then.
+
+    After an error the iterator may be held by a traceback, and at the program's end torch no longer ends its workers.
+    multiprocessing sends them SIGTERM, which they obey late (`leave_signals_to_parent`), and waits for them.
+
+    Args:
+        iterator: what `iter(DataLoader)` gave; without workers nothing happens.
+    """
+    _iterators.add(iterator)
+
+
+def _kill() -> None:
+    for iterator in list(_iterators):
+        for worker in getattr(iterator, "_workers", ()):
+            if worker.is_alive():
+                worker.kill()
+
+
+util.Finalize(None, _kill, exitpriority=10)  # before multiprocessing waits; not run in forked workers
