@@ -16,7 +16,7 @@ from detrkit.classes import ClassList
 from detrkit.cli import main
 from detrkit.cli.convert import Convert
 from detrkit.cli.models import Models
-from detrkit.cli.predict import Predict, output_names
+from detrkit.cli.predict import Predict
 from detrkit.coco_classes import COCO_91
 from detrkit.convert import to_official
 from detrkit.data import open_dataset
@@ -60,7 +60,13 @@ def run(weights, *inputs, **options):
 def test_predict_writes_pictures_and_json(weights, photos, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     assert run(weights.parent, photos, out=out, threshold=0.2, batch_size=2) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.jpg", "c.jpg", "predictions.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "a.png",
+        "b.jpg",
+        "c.jpg",
+        "detrkit-files.json",
+        "predictions.json",
+    ]
     found = json.loads((out / "predictions.json").read_text())
     assert list(found) == [str(photos / n) for n in ("a.png", "b.jpg", "c.JPEG")]
     detector = Detector(*load_model(weights), device="cpu")
@@ -132,13 +138,6 @@ def test_predict_refuses_devices_and_folders(weights, photos, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DetrkitError, match="file is a file: choose another output folder"):
         run(weights, photos, out=tmp_path / "file")
-
-
-def test_equal_names_are_numbered(tmp_path):
-    files = [tmp_path / p for p in ("x/a.png", "y/a.png", "z/a.png", "a.bmp", "a-1.png", "b.tif", "b.jpg")]
-    names = output_names(files)
-    assert len(set(names.values())) == len(files)
-    assert [names[f] for f in files[:2]] == ["a.png", "a-1.png"]
 
 
 def test_models(capsys):

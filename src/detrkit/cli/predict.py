@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import glob
-import json
-import os
+import errno
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,18 +17,22 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
 from detrkit.console import Terminal
 from detrkit.errors import DetrkitError
-from detrkit.utils.atomic import make_folder, write_atomic
+from detrkit.utils.atomic import make_folder
+from detrkit.utils.names import full_path
 from detrkit.utils.ranges import BatchSize, InputSize, Share
+from detrkit.utils.signals import SignalWatch, Stopped
 from detrkit.utils.visible import one_line
 
 if TYPE_CHECKING:
-    from PIL import Image
-
+    from detrkit.detector import Detector
     from detrkit.results import Detections, PanopticResult
 
-MAPS = "panoptic"  # the folder of the id maps in that of the pictures
+_LEFT_OUT_NAMED = 3
+# no picture can be written after these
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,12 @@ class Predict:
     """Find the objects in pictures; write them drawn, and as JSON.
 
     Every picture is written under its own name into OUT, with boxes, names and scores; predictions.json lists for every
-    file the label, name, score and box (x0, y0, x1, y1 in pixels of the picture), of models with masks also the
-    segmentation (COCO's RLE). A panoptic model gives every pixel to a segment: these are drawn, predictions.json lists
-    the id, label, name, score, area in pixels and kind of each, and OUT/panoptic has the ids of the pixels as PNGs
-    (id = R + 256 G + 65536 B, 0 is void). A picture that cannot be read is reported and left out; the exit status is
-    then 1.
+    file the label, name, score and box (x0, y0, x1, y1 in pixels of the picture as one sees it), of models with masks
+    also the segmentation (COCO's RLE). A panoptic model gives every pixel to a segment: these are drawn,
+    predictions.json lists the id, label, name, score, area in pixels and kind of each, and OUT/panoptic has the ids of
+    the pixels as PNGs (id = R + 256 G + 65536 B, 0 is void). Pictures of the same name are numbered. Nothing is written
+    over a picture that was given, or over a file that detrkit did not write. A picture that cannot be read or written
+    is reported and left out; the exit status is then 1.
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -63,114 +67,115 @@ class Predict:
     """Model name, for official .pth files that do not say what they are of."""
 
     def run(self) -> int:
-        """Predicts, draws, writes and prints; 1 if a picture could not be read."""
-        from PIL import Image
+        """Predicts, draws, writes and prints; 1 if a picture could not be read or written."""
+        console, errors = Terminal(), Terminal(stderr=True)
+        files, left_out = find_images(self.inputs)
+        results = Results(full_path(self.out), files)
+        results.check()
+        if left_out:
+            names = ", ".join(file.name for file in left_out[:_LEFT_OUT_NAMED])
+            more = ", ..." if len(left_out) > _LEFT_OUT_NAMED else ""
+            are = "1 file is no picture" if len(left_out) == 1 else f"{len(left_out)} files are no pictures"
+            _say(errors, f"{are}: {names}{more}")
 
         from detrkit.detector import load
-        from detrkit.results import PanopticResult
 
-        files = find_images(self.inputs)
-        names, maps = output_names(files), output_names(files, suffix=".png")
         detector = load(self.checkpoint, name=self.model, device=self.device)
         if self.size is not None:
             detector = detector.resized(self.size)
-
-        console, errors = Terminal(), Terminal(stderr=True)
-        found: dict[str, list[dict[str, Any]]] = {}
-        written: dict[str, Any] = {}
-        failed: list[Path] = []
-        make_folder(self.out / MAPS if detector.panoptic else self.out)
-        with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-            bar = progress.add_task("predicting", total=len(files))
-            readable = _Readable(files, failed, errors)
-            for result in detector.stream(readable, threshold=self.threshold, batch_size=self.batch_size):
-                file = readable.yielded.pop(0)
-                write_picture(result.draw(), self.out / names[file])
-                found[str(file)] = written[str(file)] = entries(result)
-                if isinstance(result, PanopticResult):
-                    write_picture(Image.fromarray(result.to_coco()[0]), self.out / MAPS / maps[file])
-                    written[str(file)] = {"ids": f"{MAPS}/{maps[file]}", "segments": entries(result)}
-                progress.advance(bar)
-        if not found:
-            raise DetrkitError(f"none of the {len(files)} pictures could be read")
-        target = self.out / "predictions.json"
-        write_atomic(target, json.dumps(written, indent=1) + "\n")
-        _print(found, console, panoptic=detector.panoptic)
-        console.print(f"{len(found)} pictures in {self.out}", soft_wrap=True)
-        console.print(str(target), soft_wrap=True)
-        return 1 if failed else 0
-
-
-class _Readable:
-    """The pictures that can be read; the others are reported and noted.
-
-    Attributes:
-        yielded: the files handed out and not yet taken off by the caller, oldest first.
-    """
-
-    def __init__(self, files: list[Path], failed: list[Path], errors: Console) -> None:
-        self.files, self.failed, self.errors = files, failed, errors
-        self.yielded: list[Path] = []
-
-    def __iter__(self) -> Iterator[Any]:
-        from detrkit.data.images import read_rgb
-
-        for file in self.files:
+        results.check(maps=detector.panoptic)
+        make_folder(results.out)
+        objects: dict[str, list[dict[str, Any]]] = {}
+        try:
+            self._predict(detector, results, objects, errors)
+        except KeyboardInterrupt:  # also of SIGTERM
+            if objects:
+                results.save()
+                _say(errors, f"{len(objects)} of {len(files)} pictures are done: {self.out / PREDICTIONS}")
+            raise
+        except DetrkitError as error:
+            if not objects:
+                raise
+            done = f"{len(objects)} of {len(files)} pictures are done"
             try:
-                picture = read_rgb(file)
-            except DetrkitError as error:
-                self.failed.append(file)
-                self.errors.print(Text.assemble(("error", "red"), " ", one_line(str(error))), soft_wrap=True)
-                continue
-            self.yielded.append(file)
-            yield picture
+                results.save()
+            except DetrkitError as second:
+                raise DetrkitError(f"{error}; {done}, but {second}") from error
+            raise DetrkitError(f"{error}; {done}: {self.out / PREDICTIONS}") from error
+        except Exception:
+            with suppress(DetrkitError):
+                results.save()
+            raise
+        if not objects:
+            raise DetrkitError(f"none of the {len(files)} pictures could be read and written")
+        results.save()
+        _print(objects, console, panoptic=detector.panoptic)
+        _say(console, f"{len(objects)} pictures in {self.out}")
+        _say(console, str(self.out / PREDICTIONS))
+        return 0 if len(objects) == len(files) else 1
+
+    def _predict(
+        self, detector: Detector, results: Results, objects: dict[str, list[dict[str, Any]]], errors: Console
+    ) -> None:
+        """Fills `results`, and `objects` with what was found in every picture that was written.
+
+        Raises:
+            DetrkitError: nothing can be written any more.
+            KeyboardInterrupt: a signal asked to stop.
+        """
+        from PIL import Image
+
+        from detrkit.results import PanopticResult
+
+        terminal = errors.is_terminal
+        with SignalWatch() as watch, Progress(console=errors, transient=True, disable=not terminal) as progress:
+            bar = progress.add_task("predicting", total=len(results.files))
+            for file, result in predictions(detector, results.files, self.threshold, self.batch_size):
+                if watch.asked:  # what the signal raised was lost inside torch or Pillow
+                    raise Stopped(watch.asked)
+                try:
+                    if isinstance(result, DetrkitError):
+                        raise result
+                    found: Any = entries(result)
+                    entry = found
+                    results.picture(file, result.draw())
+                    if isinstance(result, PanopticResult):
+                        ids = results.id_map(file, Image.fromarray(result.to_coco()[0]))
+                        entry = {"ids": ids, "segments": found}
+                    objects[str(file)], results.entries[str(file)] = found, entry
+                except (DetrkitError, MemoryError) as error:
+                    if getattr(error.__cause__, "errno", None) in _FULL and not isinstance(result, DetrkitError):
+                        raise
+                    said = str(error) or "there is not enough memory to draw it"
+                    _say(errors, said if str(file) in said else f"{file}: {said}", error=True)
+                results.save(now=False)
+                progress.advance(bar)
 
 
-def find_images(inputs: tuple[str, ...]) -> list[Path]:
-    """The picture files that files, folders and patterns stand for, each once, in the order given.
-
-    Raises:
-        DetrkitError: an input that stands for nothing.
-    """
-    from detrkit.data.images import SUFFIXES
-    from detrkit.detector import image_files
-
-    files: dict[Path, None] = {}
-    for text in inputs:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            matches = image_files(path)
-        elif path.exists():
-            matches = [path]
-        else:
-            hits = sorted(Path(hit) for hit in glob.glob(os.path.expanduser(text), recursive=True))
-            matches = [hit for hit in hits if hit.is_file() and hit.suffix.lower() in SUFFIXES]
-            if not matches:
-                raise DetrkitError(f"{text}: no such file or folder, and no picture matches it as a pattern")
-        files.update(dict.fromkeys(matches))
-    if not files:
-        raise DetrkitError("no pictures given: name files, folders or patterns")
-    return list(files)
+def predictions(
+    detector: Detector, files: Sequence[Path], threshold: float | None, batch_size: int
+) -> Iterator[tuple[Path, Detections | PanopticResult | DetrkitError]]:
+    """What is found in each file, in order, or why nothing could be: a bad picture does not cost the others."""
+    for start in range(0, len(files), batch_size):
+        batch = files[start : start + batch_size]
+        yield from zip(batch, _found(detector, batch, threshold), strict=True)
 
 
-def output_names(files: list[Path], *, suffix: str | None = None) -> dict[Path, str]:
-    """A file name for every picture; equal names from different folders are numbered.
-
-    Args:
-        files: the pictures.
-        suffix: of all names; by default .png of PNG files, else .jpg.
-    """
-    taken: Counter[str] = Counter()
-    names = {}
-    for file in files:
-        ending = suffix or (".png" if file.suffix.lower() == ".png" else ".jpg")
-        name = file.stem + ending
-        while taken[name]:
-            name = f"{file.stem}-{taken[file.stem + ending]}{ending}"
-            taken[file.stem + ending] += 1
-        taken[name] += 1
-        names[file] = name
-    return names
+def _found(
+    detector: Detector, files: Sequence[Path], threshold: float | None
+) -> list[Detections | PanopticResult | DetrkitError]:
+    """What is found in a batch; if it cannot be done together, in each picture alone."""
+    try:
+        return list(detector.stream(files, threshold=threshold, batch_size=len(files)))
+    except DetrkitError as error:  # cannot be read, or too large for the model
+        if len(files) == 1:
+            return [error]
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        if len(files) == 1:
+            return [DetrkitError(f"{files[0]}: too large for the memory of this machine: try a smaller --size")]
+    return [found for file in files for found in _found(detector, [file], threshold)]
 
 
 def entries(found: Detections | PanopticResult) -> list[dict[str, Any]]:
@@ -201,11 +206,10 @@ def entries(found: Detections | PanopticResult) -> list[dict[str, Any]]:
     return rows
 
 
-def write_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a picture under its name only when it is whole."""
-    from detrkit.utils.image_files import image_bytes
-
-    write_atomic(path, image_bytes(picture, path.suffix, quality=92), durable=False)
+def _say(console: Console, text: str, *, error: bool = False) -> None:
+    """A line in which nothing is markup or acts on a terminal."""
+    text = one_line(text)
+    console.print(Text.assemble(("error", "red"), " ", text) if error else text, soft_wrap=True)
 
 
 def _print(found: dict[str, list[dict[str, Any]]], console: Console, most: int = 20, *, panoptic: bool = False) -> None:
@@ -221,4 +225,4 @@ def _print(found: dict[str, list[dict[str, Any]]], console: Console, most: int =
         table.add_row(one_line(file), str(len(objects)), one_line(what))
     console.print(table)
     if len(shown) < len(found):
-        console.print(f"... and {len(found) - len(shown)} more")
+        console.print(f"... and {len(found) - len(shown)} more", highlight=False)

@@ -46,15 +46,12 @@ def write_errors(path: str | Path, safe: str = "") -> Iterator[None]:
         yield
     except DetrkitError:
         raise
-    except OSError as error:
-        reason = _reason(error)
     except Exception as error:
-        if type(error).__name__ != "SafetensorError" and not _TORCH_WRITING.search(str(error)):
+        ours = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+        if not ours and not _TORCH_WRITING.search(str(error)):
             raise
-        reason = _reason(error)
-    else:
-        return
-    raise WriteError(f"cannot write {path}: {reason}" + (f"; {safe}" if safe else ""))
+        message = f"cannot write {path}: {_reason(error)}" + (f"; {safe}" if safe else "")
+        raise WriteError(message) from error
 
 
 def _reason(error: Exception) -> str:

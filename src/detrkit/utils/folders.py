@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detrkit.errors import DetrkitError
-from detrkit.utils.atomic import locked_temporary, make_folder, sweep, write_errors
+from detrkit.utils.atomic import locked_temporary, make_folder, sweep, write_atomic, write_errors
 from detrkit.utils.names import full_path
 
 MANIFEST = "detrkit-files.json"
@@ -77,6 +77,45 @@ def write_manifest(folder: Path) -> None:
     """Notes every file below a folder, with its size and time, in the folder's manifest."""
     text = json.dumps({"written by": "detrkit", "files": _listing(folder)}, indent=0, ensure_ascii=True)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def noted_files(folder: Path) -> dict[str, list[int]]:
+    """The manifest of a folder that detrkit shares with others: of each file that it wrote there, size and time.
+
+    Raises:
+        DetrkitError: it is damaged or no manifest, and not to be written over.
+    """
+    file = folder / MANIFEST
+    try:
+        noted = json.loads(file.read_bytes())["files"]
+        return {name: list(value) for name, value in noted.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DetrkitError(
+            f"{file}: damaged, or not written by detrkit: remove it, or choose another folder"
+        ) from error
+
+
+def is_as_noted(folder: Path, name: str, noted: dict[str, list[int]]) -> bool:
+    """Whether a file of a folder is as detrkit wrote it."""
+    status = os.lstat(folder / name)
+    return noted.get(name) == [status.st_size, status.st_mtime_ns]
+
+
+def note_files(folder: Path, names: Iterable[str]) -> None:
+    """Adds files that detrkit has written into a folder to its manifest; those that are not there are left out.
+
+    Raises:
+        DetrkitError: the manifest is damaged, or cannot be written.
+    """
+    noted = noted_files(folder)
+    for name in names:
+        with suppress(FileNotFoundError):
+            status = os.lstat(folder / name)
+            noted[name] = [status.st_size, status.st_mtime_ns]
+    text = json.dumps({"written by": "detrkit", "files": noted}, indent=0, ensure_ascii=True)
+    write_atomic(folder / MANIFEST, text + "\n")
 
 
 def foreign_file(folder: Path) -> str | None:

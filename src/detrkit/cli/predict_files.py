@@ -1,0 +1,241 @@
+"""The files of `detrkit predict`: the pictures given, and where the results go without harm to anything."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import stat
+import time
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from detrkit.errors import DetrkitError
+from detrkit.utils.atomic import write_atomic
+from detrkit.utils.folders import MANIFEST, is_as_noted, note_files, noted_files
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAPS = "panoptic"  # the folder of the id maps in that of the pictures
+PREDICTIONS = "predictions.json"
+JPEG_MAX_SIDE = 65_500  # pixels
+_NAME_BYTES = 255  # of a name, on the usual file systems
+_SECONDS_BETWEEN_SAVES = 30.0  # of predictions.json
+
+
+class Inputs(NamedTuple):
+    """The pictures that files, folders and patterns stand for.
+
+    Attributes:
+        files: each once, in the order given.
+        left_out: files in the folders, or of the patterns, that are no pictures by their names.
+    """
+
+    files: list[Path]
+    left_out: list[Path]
+
+
+def find_images(inputs: tuple[str, ...]) -> Inputs:
+    """The picture files that files, folders and patterns stand for.
+
+    Hidden files of folders and patterns are neither taken nor counted.
+
+    Raises:
+        DetrkitError: an input that stands for nothing.
+    """
+    files: dict[Path, None] = {}
+    left_out: dict[Path, None] = {}
+    for text in inputs:
+        try:
+            found = _stands_for(text)
+        except (OSError, RuntimeError, ValueError) as error:  # no rights, an unknown ~user, a null byte
+            reason = getattr(error, "strerror", None) or error
+            raise DetrkitError(f"{text}: cannot be looked into ({reason})") from error
+        files.update(dict.fromkeys(found.files))
+        left_out.update(dict.fromkeys(found.left_out))
+    if not files:
+        raise DetrkitError("no pictures given: name files, folders or patterns")
+    return Inputs(list(files), list(left_out))
+
+
+def _stands_for(text: str) -> Inputs:
+    """The pictures of one input."""
+    from detrkit.data.images import SUFFIXES, is_picture
+
+    path = Path(text).expanduser()
+    if path.is_file():
+        return Inputs([path], [])
+    if path.is_dir():
+        candidates = sorted(path.iterdir())
+        nothing = f"no images in this folder (known: {', '.join(sorted(SUFFIXES))})"
+    elif path.exists():
+        raise DetrkitError(f"{text}: not a regular file")  # a pipe or a device would be waited for
+    else:
+        candidates = sorted(Path(hit) for hit in glob.glob(os.path.expanduser(text), recursive=True))
+        nothing = "no such file or folder, and no picture matches it as a pattern"
+    candidates = [file for file in candidates if not file.name.startswith(".") and file.is_file()]
+    pictures = [file for file in candidates if is_picture(file)]
+    if not pictures:
+        raise DetrkitError(f"{text}: {nothing}")
+    return Inputs(pictures, [file for file in candidates if not is_picture(file)])
+
+
+def output_stems(files: list[Path]) -> dict[Path, str]:
+    """The name of each picture's results without suffix: its own, numbered where another picture has it.
+
+    Names that differ only in upper and lower case, or in how an accent is written, are equal: on some file systems they
+    are one file. The first of the pictures that share a name keeps it, the others become name-2, name-3, ...; this
+    depends on nothing but the list.
+    """
+    stems: dict[Path, str] = {}
+    taken: set[str] = set()
+    repeated = []
+    for file in files:
+        stem = _cut(file.stem)
+        if _key(stem) in taken:
+            repeated.append(file)
+        else:
+            taken.add(_key(stem))
+            stems[file] = stem
+    numbers: dict[str, int] = {}
+    for file in repeated:
+        first = _key(file.stem)
+        while _key(stem := _cut(file.stem, f"-{numbers.setdefault(first, 2)}")) in taken:
+            numbers[first] += 1
+        taken.add(_key(stem))
+        stems[file] = stem
+    return {file: stems[file] for file in files}
+
+
+def _key(stem: str) -> str:
+    return unicodedata.normalize("NFC", stem).casefold()
+
+
+def _cut(stem: str, number: str = "") -> str:
+    """The stem with its number, at most so long that a suffix of four characters fits behind it."""
+    return os.fsdecode(os.fsencode(stem)[: _NAME_BYTES - 4 - len(number)]) + number
+
+
+class Results:
+    """What is written into the output folder: drawn pictures, id maps and predictions.json, and nothing over others.
+
+    A file that was given as a picture, or that detrkit did not write, is never written to. detrkit knows what it wrote
+    by the manifest of the folder.
+
+    Args:
+        out: the folder.
+        files: the pictures given.
+
+    Attributes:
+        stems: see `output_stems`.
+        entries: of predictions.json, by file.
+    """
+
+    def __init__(self, out: Path, files: list[Path]) -> None:
+        self.out = out
+        self.files = files
+        self.stems = output_stems(files)
+        self.entries: dict[str, Any] = {}
+        self._inputs = {identity for file in files if (identity := _identity(file)) is not None}
+        self._noted = noted_files(out)
+        self._written: set[str] = set()  # by this command; also what was about to be written when it was stopped
+        self._next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
+
+    def check(self, *, maps: bool = False) -> None:
+        """Refuses before anything is done what would be refused when it is written.
+
+        Args:
+            maps: check the id maps, too, which only panoptic models write.
+
+        Raises:
+            DetrkitError: names the first file in the way, and the fix.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise DetrkitError(f"{self.out} is a file: choose another output folder")
+        self._refuse(PREDICTIONS)
+        self._refuse(MANIFEST, ours=True)
+        for file, stem in self.stems.items():
+            self._refuse(stem + _suffix(file))
+            if maps:
+                self._refuse(f"{MAPS}/{stem}.png")
+
+    def _refuse(self, name: str, *, ours: bool = False) -> None:
+        """Raises DetrkitError if writing a file of the folder would harm one that is there and not known to be ours."""
+        path = self.out / name
+        fix = "choose another folder with --out"
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise DetrkitError(f"{path} is a link to nowhere: {fix}") from None
+            return
+        except OSError as error:
+            raise DetrkitError(f"{path}: cannot be looked into ({error.strerror}): {fix}") from error
+        if (status.st_dev, status.st_ino) in self._inputs:
+            raise DetrkitError(f"{path} is one of the pictures given and would be overwritten: {fix}")
+        if stat.S_ISDIR(status.st_mode):
+            raise DetrkitError(f"{path} is a folder: {fix}")
+        if not ours and name not in self._written and not is_as_noted(self.out, name, self._noted):
+            raise DetrkitError(f"{path} is there and was not written by detrkit, or was changed since: {fix}")
+
+    def picture(self, file: Path, picture: Image.Image) -> None:
+        """Writes a drawn picture: as PNG if the file is one or a JPEG cannot be so large, else as JPEG.
+
+        Raises:
+            DetrkitError: it cannot be written.
+        """
+        suffix = _suffix(file) if max(picture.size) <= JPEG_MAX_SIDE else ".png"
+        self._write(self.stems[file] + suffix, picture)
+
+    def id_map(self, file: Path, ids: Image.Image) -> str:
+        """Writes the PNG of segment ids; returns its name in the folder.
+
+        Raises:
+            DetrkitError: it cannot be written.
+        """
+        name = f"{MAPS}/{self.stems[file]}.png"
+        self._write(name, ids)
+        return name
+
+    def _write(self, name: str, image: Image.Image) -> None:
+        from detrkit.utils.image_files import image_bytes
+
+        self._refuse(name)
+        image.info.pop("transparency", None)  # of the picture predicted on: a colour would be seen through
+        try:
+            content = image_bytes(image, Path(name).suffix, quality=92)
+        except (OSError, ValueError) as error:
+            raise DetrkitError(f"cannot write {self.out / name}: {error}") from error
+        self._written.add(name)
+        write_atomic(self.out / name, content, durable=False)
+
+    def save(self, *, now: bool = True) -> None:
+        """Writes predictions.json and the manifest: now, or if some time has passed since.
+
+        Raises:
+            DetrkitError: they cannot be written.
+        """
+        began = time.monotonic()
+        if not now and began < self._next_save:
+            return
+        self._refuse(PREDICTIONS)
+        self._written.add(PREDICTIONS)
+        write_atomic(self.out / PREDICTIONS, json.dumps(self.entries, indent=1) + "\n")
+        note_files(self.out, self._written)
+        ended = time.monotonic()
+        self._next_save = ended + max(_SECONDS_BETWEEN_SAVES, 50 * (ended - began))  # 2 % of the time, at most
+
+
+def _suffix(file: Path) -> str:
+    return ".png" if file.suffix.lower() == ".png" else ".jpg"
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Device and inode, which links, hard links and names in another case share; None if the file has gone."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
