@@ -33,8 +33,9 @@ from detrkit.checkpoint import ModelSpec
 from detrkit.config import OptimConfig, RunConfig, TrainConfig
 from detrkit.console import meter
 from detrkit.data import make_loader, train_transform
+from detrkit.data.images import as_rgb
 from detrkit.data.loader import Loader, default_workers
-from detrkit.detector import Detector, as_rgb, has_masks
+from detrkit.detector import Detector, has_masks
 from detrkit.engine.memory import peak_mib, reset_peak
 from detrkit.engine.optim import build_optimizer
 from detrkit.engine.processes import StopSignals
