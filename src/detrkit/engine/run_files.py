@@ -41,7 +41,7 @@ def naming_last_state(folder: Path) -> Iterator[None]:
         yield
     except WriteError as error:
         place = saved_in(folder)
-        if place is None:
+        if place is None or not (folder / place / "last.pt").is_file():
             raise
         raise WriteError(f"{error}; the last good state is {folder / place / 'last.pt'}") from error
 
