@@ -329,4 +329,5 @@ def test_workers_end_with_a_program_that_an_error_ends(shapes: Path) -> None:
     """By themselves they obey a SIGTERM after 300 seconds, which the program would wait for."""
     done = subprocess.run([sys.executable, "-c", FAILS, str(shapes)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
+    assert "DataLoader worker" not in done.stderr
     assert done.stderr.endswith("an error whose traceback holds the batches\n")

@@ -6,6 +6,8 @@ import weakref
 from multiprocessing import util
 from typing import Any
 
+from torch.utils.data._utils import signal_handling
+
 _iterators: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -23,6 +25,9 @@ def end_with_program(iterator: Any) -> None:
 
 def _kill() -> None:
     for iterator in list(_iterators):
+        if getattr(iterator, "_worker_pids_set", False):  # or torch raises an error at the death of a worker
+            signal_handling._remove_worker_pids(id(iterator))
+            iterator._worker_pids_set = False
         for worker in getattr(iterator, "_workers", ()):
             if worker.is_alive():
                 worker.kill()
