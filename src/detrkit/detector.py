@@ -233,6 +233,8 @@ def as_device(name: torch.device | str) -> torch.device:
     """
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise NotImplementedError("it holds no values")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no one kind for this
         raise DetrkitError(

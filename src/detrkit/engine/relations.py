@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from detrkit.build import build_options
 from detrkit.config import TrainConfig
 from detrkit.errors import SettingError
@@ -35,6 +37,8 @@ def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
         refuse("run.out", reason="name a folder")
     if data.size is not None and data.max_size is not None and data.max_size < data.size:
         refuse("data.size", "data.max_size", reason="the longest side is at least the short side")
+    if run.devices > (most := max(16, 4 * (os.cpu_count() or 1))):
+        refuse("run.devices", reason=f"these are processes of this machine, which can run {most} at the most")
     frozen = run.freeze_detector
     if frozen is not None and run.init_from is not None:
         refuse("run.freeze_detector", "run.init_from", reason="the detector is taken from one place, give one")
