@@ -174,3 +174,9 @@ def test_what_is_results(tmp_path):
     assert results_file(found) == found / "any.json"
     (tmp_path / "panoptic.v1.json").touch()
     assert results_file(found) == tmp_path / "panoptic.v1.json"
+
+
+def test_a_split_names_no_folder(folder, capsys):
+    assert main(["eval", "found.json", "set", "--split", "../../x"]) == 2
+    assert "--split: '../../x' is a path, not a name" in capsys.readouterr().err
+    assert not (folder.parent / "x").exists()

@@ -257,7 +257,7 @@ def test_what_is_left_out_is_said(weights, photos, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("pipe", "pipe: not a regular file"), ("~nobody-at-all/x.jpg", "cannot be looked into"), ("a\0b", "a\0b: ")],
+    [("pipe", "pipe: not a regular file"), ("~nobody-at-all/x.jpg", "no such user"), ("a\0b", "null character")],
 )
 def test_inputs_that_stand_for_nothing(photos, text, message):
     os.mkfifo("pipe")

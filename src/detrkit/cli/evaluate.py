@@ -10,6 +10,7 @@ import tyro
 
 from detrkit.console import console
 from detrkit.errors import DetrkitError
+from detrkit.utils.names import checked_name, expanded_path
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers
 
 if TYPE_CHECKING:
@@ -84,13 +85,13 @@ class Eval:
         from detrkit.engine.figures import heading
         from detrkit.evaluation import PanopticMetrics
 
-        folder = self.out
-        source = Path(self.model)
+        folder = None if self.out is None else expanded_path(self.out)
+        source = expanded_path(self.model)
         given = results_file(source)
         if folder is None:
-            name = f"eval-{self.split or 'all'}"
+            split = checked_name(self.split or "all", "--split")
             inside = source.is_dir() and given is None
-            folder = source / name if inside else Path(f"eval-{source.stem}-{self.split or 'all'}")
+            folder = source / f"eval-{split}" if inside else Path(f"eval-{source.stem}-{split}")
         if given is not None:
             measured = evaluate_results(
                 given,

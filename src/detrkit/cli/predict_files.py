@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.folders import MANIFEST, is_as_noted, note_files, noted_files
+from detrkit.utils.names import expanded_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +65,7 @@ def _stands_for(text: str) -> Inputs:
     """The pictures of one input."""
     from detrkit.data.images import SUFFIXES, is_picture
 
-    path = Path(text).expanduser()
+    path = expanded_path(text)
     if path.is_file():
         return Inputs([path], [])
     if path.is_dir():
@@ -73,7 +74,7 @@ def _stands_for(text: str) -> Inputs:
     elif path.exists():
         raise DetrkitError(f"{text}: not a regular file")  # a pipe or a device would be waited for
     else:
-        candidates = sorted(Path(hit) for hit in glob.glob(os.path.expanduser(text), recursive=True))
+        candidates = sorted(Path(hit) for hit in glob.glob(os.fspath(path), recursive=True))
         nothing = "no such file or folder, and no picture matches it as a pattern"
     candidates = [file for file in candidates if not file.name.startswith(".") and file.is_file()]
     pictures = [file for file in candidates if is_picture(file)]

@@ -16,6 +16,7 @@ from detrkit.comparison.stages import own_stages, predictions_of
 from detrkit.errors import DetrkitError
 from detrkit.models.criterion import SetCriterion, build_criterion
 from detrkit.models.outputs import Outputs
+from detrkit.utils.visible import first_line
 
 # class in transformers -> a model with the same losses
 KINDS = {
@@ -77,8 +78,7 @@ class TransformersSide:
                 raise DetrkitError(f"{folder}: config.json says {kind}; can be compared: {', '.join(KINDS)}")
             model = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise DetrkitError(f"{folder}: transformers cannot load it ({reason})") from error
+            raise DetrkitError(f"{folder}: transformers cannot load it ({first_line(error)})") from error
         finally:
             if bars:
                 logging.enable_progress_bar()

@@ -26,6 +26,7 @@ from torchvision import tv_tensors
 from detrkit.data.pixels import full_scale, to_rgb
 from detrkit.data.sources import ImageSource, ParquetImage
 from detrkit.errors import DetrkitError
+from detrkit.utils.visible import first_line
 
 Picture = str | Path | ParquetImage | bytes | Image.Image | np.ndarray | Tensor
 
@@ -95,8 +96,8 @@ def _refused(name: object, problem: str, error: Exception) -> DetrkitError:
         return DetrkitError(f"{name}: image file is missing")
     if isinstance(error, UnidentifiedImageError):
         return DetrkitError(f"{name}: not an image that can be read (empty, damaged or of an unknown format)")
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return DetrkitError(f"{name}: {problem} ({reason.splitlines()[0]})")
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return DetrkitError(f"{name}: {problem} ({reason})")
 
 
 def _open(file: ImageSource | bytes) -> ImageFile.ImageFile:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from detrkit.engine.state import rng_state, set_rng_state
 from detrkit.errors import DetrkitError
+from detrkit.utils.visible import first_line
 
 if TYPE_CHECKING:
     from detrkit.engine.trainer import Trainer
@@ -89,7 +90,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise DetrkitError(
             f"{path}: the state does not fit the model or the optimiser of this config "
-            f"({str(error).splitlines()[0]}): resume with the run's own settings, or start anew with --init-from"
+            f"({first_line(error)}): resume with the run's own settings, or start anew with --init-from"
         ) from error
     set_rng_state(state["generators"][trainer.rank])
     trainer.progress = Progress(**state["progress"])

@@ -12,6 +12,7 @@ import torch
 from detrkit.convert.files import STATE_FORMAT
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import atomic_file, check_there
+from detrkit.utils.visible import first_line
 
 
 def rng_state() -> dict[str, Any]:
@@ -57,8 +58,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0]
-        raise DetrkitError(f"{path}: damaged or not a training state ({reason})") from error
+        raise DetrkitError(f"{path}: damaged or not a training state ({first_line(error)})") from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise DetrkitError(f"{path}: not a training state of detrkit (fine-tune from it with --init-from)")
     return state

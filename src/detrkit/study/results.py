@@ -94,7 +94,7 @@ def read_result(folder: Path) -> MemberResult:
             ) from error
     failure = ""
     if (folder / FAILURE).exists():
-        failure = (folder / FAILURE).read_text(encoding="utf-8").splitlines()[0]
+        failure = next(iter((folder / FAILURE).read_text(encoding="utf-8", errors="replace").splitlines()), "failed")
     return replace(_of_log(rows), name=folder.name, failure=failure)
 
 

@@ -34,6 +34,11 @@ def markdown(text: str) -> str:
     return _MARKDOWN.sub(lambda found: "&lt;" if found[0] == "<" else f"\\{found[0]}", text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line that an error says, or its kind where it says nothing, as some of torch's do."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _written_out(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

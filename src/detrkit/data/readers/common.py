@@ -313,17 +313,3 @@ def match_split(wanted: str | None, names: Sequence[str], path: Path) -> str:
     if fits:
         raise DetrkitError(f"{path}: split {wanted!r} can mean {' or '.join(fits)}: write it out")
     raise UnknownSplit(f"{path} has no split {wanted!r}; it has {have}", names)
-
-
-def read_text(file: Path) -> str:
-    """The text of a file (UTF-8, with or without a byte-order mark).
-
-    Raises:
-        DetrkitError: missing, unreadable or no text.
-    """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DetrkitError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DetrkitError(f"{file}: cannot be read ({error.strerror})") from error
