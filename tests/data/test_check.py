@@ -7,6 +7,7 @@ import pytest
 from data_helpers import coco, picture, write_coco
 
 from detrkit.data.check import Report, check
+from detrkit.data.convert import convert
 from detrkit.errors import DetrkitError
 
 
@@ -134,6 +135,24 @@ def test_the_same_image_in_training_and_validation(tmp_path: Path) -> None:
         "warning",
         "split train",
     ) and "1 images are also in val: 1.jpg" in fault.reason
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc", "yolo", "parquet"])
+def test_hidden_files_are_nothing(tmp_path: Path, layout: Any) -> None:
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 9], "area": 90, "iscrowd": 0}
+    images = [{"id": 1, "file_name": "a.jpg", "height": 30, "width": 40}]
+    file = write_coco(tmp_path / "first", "train", coco(images, [annotation], {1: "cat"}))
+    file.rename(file.with_name("train.json"))  # found by its folder alone
+    root = tmp_path / layout
+    convert(tmp_path / "first", root, to=layout)
+    if layout == "coco":
+        root = tmp_path / "first"
+    for path in [*root.rglob("*")]:
+        if path.is_file():  # as macOS writes beside every file on foreign disks
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7\xff")
+    report = check(root, decode=True)
+    assert [(s.images, s.objects) for s in report.splits] == [(1, 1)]
+    assert not report.faults
 
 
 def test_yolo_and_voc_faults(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from detrkit.console import console
 from detrkit.errors import DetrkitError
+from detrkit.utils.names import not_hidden
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,10 +26,10 @@ def results_file(path: Path) -> Path | None:
     """
     if path.is_file():
         return path if path.suffix == ".json" else None
-    if not path.is_dir() or next(path.glob("*.png"), None) is None or next(path.glob("*.safetensors"), None):
+    if not path.is_dir() or next(not_hidden(path, "*.png"), None) is None or next(path.glob("*.safetensors"), None):
         return None
     beside = path.parent / f"{path.name}.json"
-    inside = list(path.glob("*.json"))
+    inside = list(not_hidden(path, "*.json"))
     if beside.is_file():
         return beside
     return inside[0] if len(inside) == 1 else None

@@ -18,7 +18,7 @@ from detrkit.data.readers.yolo_files import Labels
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.errors import DetrkitError
-from detrkit.utils.names import full_path
+from detrkit.utils.names import full_path, not_hidden
 
 # COCO's limits between small, medium and large objects, square pixels.
 SMALL_AREA, LARGE_AREA = 32**2, 96**2
@@ -263,12 +263,12 @@ def _check_unused(path: Path, layout: str, files: list[Path], findings: Findings
         finder = Labels()
         labels = {finder.expected(f) for f in files}
         for folder in sorted({f.parent for f in labels}):
-            for extra in sorted(set(folder.glob("*.txt")) - labels):
-                if extra.name not in ("classes.txt", "labels.txt") and not extra.name.startswith("."):
+            for extra in sorted(set(not_hidden(folder, "*.txt")) - labels):
+                if extra.name not in ("classes.txt", "labels.txt"):
                     findings.add("warning", extra, "", "label file without image: left out")
     if layout == "voc":
         stems = {f.stem for f in files}
-        extra_xml = sorted(x.name for x in (path / "Annotations").glob("*.xml") if x.stem not in stems)
+        extra_xml = sorted(x.name for x in not_hidden(path / "Annotations", "*.xml") if x.stem not in stems)
         if extra_xml:
             reason = f"{len(extra_xml)} annotation files are in no split: {_some(extra_xml)}"
             findings.add("info", path / "Annotations", "", reason)

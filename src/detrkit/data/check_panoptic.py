@@ -13,6 +13,7 @@ from detrkit.data.panoptic import measure, read_id_map
 from detrkit.data.readers import Fault, Findings
 from detrkit.data.sample import Record
 from detrkit.errors import DetrkitError
+from detrkit.utils.names import not_hidden
 
 
 class _Examined(NamedTuple):
@@ -47,7 +48,7 @@ def check_panoptic(records: Sequence[Record], path: Path, split: str, findings: 
         findings.add("info", path, f"split {split}", text if most else "no pixel is void")
     files = {record.panoptic_file for record in records if record.panoptic_file is not None}
     for folder in sorted({file.parent for file in files}):
-        unused = sorted(file.name for file in folder.glob("*.png") if file not in files)
+        unused = sorted(file.name for file in not_hidden(folder, "*.png") if file not in files)
         if unused:
             names = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
             findings.add("info", folder, "", f"{len(unused)} panoptic PNGs belong to no image: {names}")

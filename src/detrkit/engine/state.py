@@ -58,7 +58,10 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise DetrkitError(f"{path}: damaged or not a training state ({first_line(error)})") from error
+        raise DetrkitError(
+            f"{path}: damaged or not a training state ({first_line(error)}); start a new run, from "
+            "the weights of this one with --init-from"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise DetrkitError(f"{path}: not a training state of detrkit (fine-tune from it with --init-from)")
     return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from detrkit.errors import DetrkitError
@@ -33,11 +34,11 @@ def checked_name(name: str, where: str) -> str:
     elif name in (".", ".."):
         reason = "means a folder, not a name"
     elif "/" in name or "\\" in name or PureWindowsPath(name).drive:
-        reason = "is a path, not a name"
+        reason = "is a path, not a name: give one without slashes"
     else:
         reason = why_unusable(name)
     if reason is not None:
-        raise DetrkitError(f"{where}: {name[:80]!r} {reason}: choose a name without slashes, such as 'train'")
+        raise DetrkitError(f"{where}: {name[:80]!r} {reason}")
     return name
 
 
@@ -133,6 +134,13 @@ def relative_path(
     if reason is not None:
         raise DetrkitError(f"{where}: {text[:80]!r} {reason}")
     return path
+
+
+def not_hidden(folder: Path, pattern: str) -> Iterator[Path]:
+    """What matches a pattern (of `Path.glob`) below a folder, but hidden files and folders (macOS writes "._name")."""
+    for path in folder.glob(pattern):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def why_unusable(name: str) -> str | None:

@@ -21,7 +21,7 @@ from detrkit.data.sample import Record
 from detrkit.data.segmentations import segmentation_fault
 from detrkit.errors import DetrkitError
 from detrkit.utils.documents import shown
-from detrkit.utils.names import checked_name
+from detrkit.utils.names import checked_name, not_hidden
 
 _ROBOFLOW = "_annotations.coco.json"
 _CROWD = (None, 0, 1)
@@ -39,15 +39,15 @@ def recognise(path: Path) -> bool:
 
 def _annotation_files(path: Path) -> list[Path]:
     """The annotation files of a folder."""
-    roboflow = sorted(path.glob(f"*/{_ROBOFLOW}"))
+    roboflow = sorted(not_hidden(path, f"*/{_ROBOFLOW}"))
     if roboflow:
         return roboflow
     if (path / _ROBOFLOW).is_file():
         return [path / _ROBOFLOW]
-    folder = path / "annotations" if next(path.glob("annotations/*.json"), None) else path
+    folder = path / "annotations" if next(not_hidden(path, "annotations/*.json"), None) else path
     found = sorted(folder.glob("instances_*.json"))
     if not found and folder != path:
-        found = [f for f in sorted(folder.glob("*.json")) if not f.name.startswith(_OTHER_TASKS)]
+        found = [f for f in sorted(not_hidden(folder, "*.json")) if not f.name.startswith(_OTHER_TASKS)]
     return found
 
 

@@ -28,7 +28,7 @@ from detrkit.data.readers.parquet_names import card_names, metadata_names
 from detrkit.data.sample import Record
 from detrkit.data.sources import IMAGE_COLUMN, ParquetImage, open_parquet, parquet_errors
 from detrkit.errors import DetrkitError
-from detrkit.utils.names import checked_name
+from detrkit.utils.names import checked_name, not_hidden
 
 # "train-00000-of-00004", with the hash that older uploads have
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})(-[0-9a-f]+)?")
@@ -41,7 +41,7 @@ def recognise(path: Path) -> bool:
     """Whether `path` is a parquet file or a folder with some."""
     if path.is_file():
         return path.suffix == ".parquet"
-    return path.is_dir() and any(next(path.glob(place), None) for place in _PLACES)
+    return path.is_dir() and any(next(not_hidden(path, place), None) for place in _PLACES)
 
 
 def _files(path: Path) -> dict[str, list[Path]]:
@@ -53,7 +53,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {_split_of(path): [path]}
     splits: dict[str, list[Path]] = {}
-    for file in next(found for place in _PLACES if (found := sorted(path.glob(place)))):
+    for file in next(found for place in _PLACES if (found := sorted(not_hidden(path, place)))):
         splits.setdefault(_split_of(file), []).append(file)
     for split, files in splits.items():
         folders = sorted({file.parent for file in files})

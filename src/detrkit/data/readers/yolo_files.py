@@ -25,7 +25,7 @@ from detrkit.data.readers.class_names import check_class_names, read_class_file
 from detrkit.data.readers.common import Findings
 from detrkit.errors import DetrkitError
 from detrkit.utils.documents import parse_yaml, read_text
-from detrkit.utils.names import checked_name
+from detrkit.utils.names import checked_name, not_hidden
 
 _USUAL_SPLITS = ("train", "val", "valid", "test")
 _NO_SPLITS = (*_USUAL_SPLITS, "path", "names", "nc", "download", "kpt_shape", "flip_idx")
@@ -41,7 +41,7 @@ def yaml_file(path: Path) -> Path | None:
     for name in ("data.yaml", "data.yml", "dataset.yaml"):
         if (path / name).is_file():
             return path / name
-    others = [f for f in (*path.glob("*.yaml"), *path.glob("*.yml")) if not f.name.startswith(".")]
+    others = [*not_hidden(path, "*.yaml"), *not_hidden(path, "*.yml")]
     return others[0] if len(others) == 1 and (path / "images").is_dir() else None
 
 
