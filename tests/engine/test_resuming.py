@@ -16,6 +16,7 @@ from detrkit.classes import ClassList
 from detrkit.data import Dataset, open_dataset
 from detrkit.engine import train
 from detrkit.engine.fingerprint import class_difference, data_difference, fingerprint
+from detrkit.engine.run_files import MARK, in_the_way
 from detrkit.engine.setup import Splits
 from detrkit.errors import DetrkitError
 from detrkit.study import load_study, run_study
@@ -204,3 +205,20 @@ def test_a_run_in_two_steps_that_left_no_state_starts_again(tmp_path, monkeypatc
     assert (tmp_path / "run" / "last.pt").exists() and (tmp_path / "run" / "detector" / "report.md").exists()
     with pytest.raises(DetrkitError, match="holds a run already: continue it"):
         train(config)
+
+
+@pytest.mark.parametrize("name", ["README.md", "classes.txt", "config.yaml"])
+def test_a_run_is_not_written_over_the_files_of_others(name, shapes, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DetrkitError, match=f"{name} is of no run and would be written over: choose another --out"):
+        train(tiny_config(shapes, tmp_path, optim={"epochs": 1}))
+    assert _contents(tmp_path) == {name: b"mine"}
+
+
+def test_a_run_that_ended_before_it_saved_is_in_nobodys_way(tmp_path):
+    (tmp_path / "README.md").write_text(f"# run\n\n{MARK} ...")
+    (tmp_path / "config.yaml").write_text("")
+    assert in_the_way(tmp_path) is None
+    (tmp_path / "detector").mkdir()
+    (tmp_path / "README.md").rename(tmp_path / "detector" / "README.md")  # of a run in two steps
+    assert in_the_way(tmp_path) is None

@@ -8,8 +8,7 @@ from pathlib import Path
 from detrkit.config import load_config
 from detrkit.console import console
 from detrkit.data.shapes import write_shapes
-from detrkit.engine.resuming import saved_in
-from detrkit.engine.run_files import foreign_to_run
+from detrkit.engine.run_files import foreign_to_run, saved_in
 from detrkit.engine.training import RunResult, train
 from detrkit.errors import DetrkitError, Interrupted
 from detrkit.utils.folders import check_replaceable, remove_folder

@@ -15,9 +15,9 @@ from detrkit.config import TrainConfig, load_config
 from detrkit.console import FIRST_PROCESS, console
 from detrkit.data import Dataset
 from detrkit.engine.fingerprint import Fingerprint, class_difference, data_difference
+from detrkit.engine.run_files import in_the_way, saved_in
 from detrkit.engine.setup import launched_outside, make_fabric
 from detrkit.engine.state import load_state
-from detrkit.engine.steps import DETECTOR
 from detrkit.errors import DetrkitError, PeerError
 from detrkit.utils.lock import NAME as LOCK
 from detrkit.utils.lock import FolderLock
@@ -110,17 +110,12 @@ def first_decides(look: Callable[[], T], config: TrainConfig) -> tuple[Fabric, T
     return fabric, found  # type: ignore[return-value]
 
 
-def saved_in(folder: Path) -> str | None:
-    """Where below a run's folder its last state is: ".", "detector" of a run in two steps, or None."""
-    return next((place for place in (".", DETECTOR) if (folder / place / "last.pt").exists()), None)
-
-
 def _look(config: TrainConfig, *, resume: bool) -> None:
     """Looks at the folder of a run.
 
     Raises:
         DetrkitError: it is a file, or another process writes it; to resume: it holds no run, or one with other
-            settings; else: it holds one.
+            settings; else: it holds one, or files of others that a run would write over.
     """
     try:
         _look_inside(config, Path(config.run.out), resume=resume)
@@ -147,6 +142,8 @@ def _look_inside(config: TrainConfig, folder: Path, *, resume: bool) -> None:
         )
     elif trained:
         raise DetrkitError(f"{folder} holds a run already, without its last.pt: choose another --out")
+    elif (name := in_the_way(folder)) is not None:
+        raise DetrkitError(f"{folder / name} is of no run and would be written over: choose another --out")
 
 
 def _check_same(config: TrainConfig, folder: Path) -> None:

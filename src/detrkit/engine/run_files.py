@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detrkit.convert.files import METADATA_KEY
-from detrkit.engine.resuming import saved_in
 from detrkit.engine.steps import DETECTOR
 from detrkit.errors import WriteError
 from detrkit.utils.atomic import is_temporary
@@ -28,6 +27,34 @@ _OLD_WITH_PROCESS = re.compile(rf"\.({_ANY})\.(?P<process>\d+)\.(part|tmp)|\.(?P
 _OLD_WITHOUT = re.compile(rf"\.({_ANY})\.[a-z0-9_]{{8}}|\.(steps|epochs)\.csv\.tmp")
 _OLD_WEIGHTS = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors'
 _HEAD_BYTES = 65536
+
+
+def saved_in(folder: Path) -> str | None:
+    """Where below a run's folder its last state is: ".", "detector" of a run in two steps, or None."""
+    return next((place for place in (".", DETECTOR) if (folder / place / "last.pt").exists()), None)
+
+
+def in_the_way(folder: Path) -> str | None:
+    """The name of a file that a run in this folder would write over and that is of no run; None if there is none.
+
+    Raises:
+        WriteError: the folder cannot be looked into.
+    """
+    try:
+        if any(_is_marked(folder / place / "README.md") for place in (".", DETECTOR)):
+            return None
+        return next((name for name in _NAMES if name != LOCK and os.path.lexists(folder / name)), None)
+    except OSError as error:
+        raise WriteError(f"{folder}: cannot be looked into ({error.strerror})") from error
+
+
+def _is_marked(readme: Path) -> bool:
+    """Whether this is the README.md of a run.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return readme.is_file() and MARK in readme.read_text("utf-8", "replace")
 
 
 @contextmanager
@@ -72,7 +99,7 @@ def foreign_to_run(folder: Path) -> str | None:
                     of_run = of_run and not path.is_symlink()
                 elif holds_files(here):
                     of_run = name in _NAMES
-                    marked = marked or (name == "README.md" and MARK in path.read_text("utf-8", "replace"))
+                    marked = marked or (name == "README.md" and _is_marked(path))
                 else:
                     of_run = pattern is not None and pattern.fullmatch(name) is not None
                 if of_run:

@@ -25,8 +25,8 @@ from detrkit.engine.logs import CsvLog
 from detrkit.engine.objects import count_objects
 from detrkit.engine.processes import BEFORE_FIRST_STEP, StopSignals
 from detrkit.engine.relations import check_config
-from detrkit.engine.resuming import begin, check_same_data, saved_in
-from detrkit.engine.run_files import naming_last_state
+from detrkit.engine.resuming import begin, check_same_data
+from detrkit.engine.run_files import naming_last_state, saved_in
 from detrkit.engine.setup import (
     Splits,
     chosen_model,

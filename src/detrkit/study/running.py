@@ -18,7 +18,8 @@ from detrkit.data.shapes import ShapesOptions, write_shapes
 from detrkit.engine.memory import free_unused
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.relations import check_config
-from detrkit.engine.resuming import first_decides, saved_in
+from detrkit.engine.resuming import first_decides
+from detrkit.engine.run_files import saved_in
 from detrkit.engine.setup import open_splits
 from detrkit.engine.training import train
 from detrkit.errors import DetrkitError, Interrupted, SettingError
