@@ -37,6 +37,10 @@ def test_recipes_are_right(name):
         ({"model": {"hidden_dim": 7}}, "hidden_dim=7 and nheads=[0-9]+: the heads share the width evenly: such as"),
         ({"model": {"hidden_dim": 30, "nheads": 2}}, "hidden_dim=30: .*width that 4 divides: such as 28 or 32"),
         ({"model": {"hidden_dim": 144, "nheads": 8}}, "hidden_dim=144: .*32 divides: such as 128 or 160"),
+        (
+            {"model": {"name": "deformable-detr-r50", "hidden_dim": 2, "nheads": 1, "position_embedding": "learned"}},
+            "hidden_dim=2: its group norm needs a width that 32 divides: such as 32",
+        ),
         ({"model": {"backbone_width": 7}}, "backbone_width=7 and backbone_norm='group': .*such as 32"),
         ({"model": {"backbone_stages": (4, 3)}}, r"backbone_stages=\(4, 3\): .*ascending order"),
         ({"model": {"backbone_stages": (3, 4, 5), "num_feature_levels": 2}}, "and num_feature_levels=2: 3 stages"),

@@ -32,6 +32,16 @@ def test_its_own_work_is_replaced_when_asked_for(tmp_path):
     assert os.listdir(tmp_path) == ["new"]
 
 
+def test_a_link_to_another_disk_stays_one(tmp_path):
+    (tmp_path / "disk" / "big").mkdir(parents=True)
+    (tmp_path / "new").symlink_to("disk/big")
+    make(tmp_path / "new")
+    make(tmp_path / "new", force=True)
+    assert (tmp_path / "new").is_symlink()
+    assert os.listdir(tmp_path / "disk") == ["big"]
+    assert sorted(os.listdir(tmp_path / "disk" / "big")) == [MANIFEST, "sub"]
+
+
 def added(folder):
     (folder / "sub" / "notes.txt").write_text("mine")
 

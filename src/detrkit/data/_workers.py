@@ -6,7 +6,10 @@ import weakref
 from multiprocessing import util
 from typing import Any
 
-from torch.utils.data._utils import signal_handling
+try:
+    from torch.utils.data._utils.signal_handling import _remove_worker_pids
+except ImportError:  # private to torch: without it, torch may say at the program's end that a worker was killed
+    _remove_worker_pids = None
 
 _iterators: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -25,8 +28,9 @@ def end_with_program(iterator: Any) -> None:
 
 def _kill() -> None:
     for iterator in list(_iterators):
-        if getattr(iterator, "_worker_pids_set", False):  # or torch raises an error at the death of a worker
-            signal_handling._remove_worker_pids(id(iterator))
+        # or torch raises an error at the death of a worker
+        if _remove_worker_pids is not None and getattr(iterator, "_worker_pids_set", False):
+            _remove_worker_pids(id(iterator))
             iterator._worker_pids_set = False
         for worker in getattr(iterator, "_workers", ()):
             if worker.is_alive():

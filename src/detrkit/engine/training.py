@@ -164,6 +164,7 @@ def _run(
     trainer = Trainer(config, fabric, splits, model, spec, folder, stop=stop, data=data)
     if state is not None:
         trainer.resume(state)
+        state.clear()  # what the trainer has copied would take its memory until the end
     if main:
         _announce(config, spec, splits, trainer, kept.lines() if kept is not None else [])
     began = time.perf_counter()

@@ -45,7 +45,7 @@ def check_options(build: Callable[..., nn.Module], options: Mapping[str, Any]) -
     if width % divisor:
         reason = f"a {encoding} position encoding needs a width that {divisor} divides: {_near(width, divisor)}"
         refuse("hidden_dim", reason=reason)
-    if deformable and width % min(GROUPS, width // 4):
+    if deformable and not _groups_divide(width):
         refuse("hidden_dim", reason=f"its group norm needs a width that 32 divides: {_near(width, GROUPS)}")
     stem = full.get("backbone_width", 64)
     doubled = 4 if full["backbone"] in SHALLOW else 6  # from the stem to the last stage's output

@@ -32,15 +32,14 @@ _swept: set[tuple[int, Path]] = set()  # (process, folder)
 
 
 @contextmanager
-def write_errors(path: str | Path, safe: str = "") -> Iterator[None]:
+def write_errors(path: str | Path) -> Iterator[None]:
     """Turns what a failed write raises into one line: OSError, safetensors' and torch's own errors.
 
     Args:
         path: what is being written, for the message.
-        safe: what is still whole, such as "the last state is runs/a/last.pt", for the message.
 
     Raises:
-        WriteError: names the path, the reason and what is safe.
+        WriteError: names the path and the reason.
     """
     try:
         yield
@@ -50,8 +49,7 @@ def write_errors(path: str | Path, safe: str = "") -> Iterator[None]:
         ours = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
         if not ours and not _TORCH_WRITING.search(str(error)):
             raise
-        message = f"cannot write {path}: {_reason(error)}" + (f"; {safe}" if safe else "")
-        raise WriteError(message) from error
+        raise WriteError(f"cannot write {path}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -98,31 +96,29 @@ def check_there(folder: Path) -> None:
         raise WriteError(f"{folder} is gone: it has been deleted or renamed")
 
 
-def write_atomic(path: str | Path, content: bytes | str, *, safe: str = "", durable: bool = True) -> Path:
+def write_atomic(path: str | Path, content: bytes | str, *, durable: bool = True) -> Path:
     """Writes a file so that a reader sees the old one or the new one, never half of one.
 
     Args:
         path: the file; its folder is made.
         content: its bytes, or its text, which is written as UTF-8 (lone surrogates, as file names may have, as "?").
-        safe: what is still whole if this fails, for the message.
         durable: see `atomic_file`.
 
     Raises:
         WriteError: it cannot be written; nothing has changed then.
     """
     data = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    with atomic_file(path, safe=safe, durable=durable) as part, part.open("wb") as file:
+    with atomic_file(path, durable=durable) as part, part.open("wb") as file:
         file.write(data)
     return Path(path)
 
 
 @contextmanager
-def atomic_file(path: str | Path, *, safe: str = "", durable: bool = True, in_folder: bool = False) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, durable: bool = True, in_folder: bool = False) -> Iterator[Path]:
     """A temporary file that becomes `path` when the block ends without an error, and goes when it does not.
 
     Args:
         path: the file; its folder is made. A link is followed: what it points to is replaced.
-        safe: what is still whole if this fails, for the message.
         durable: wait until it is on the disk, so that it lasts through a power cut. It takes some 7 ms, too long for
             each of thousands of pictures, which can be made again.
         in_folder: put the temporary file into a temporary folder, for libraries that write by a temporary file of their
@@ -136,7 +132,7 @@ def atomic_file(path: str | Path, *, safe: str = "", durable: bool = True, in_fo
         WriteError: it cannot be written; nothing has changed then.
     """
     target = real_path(path)
-    with write_errors(path, safe):
+    with write_errors(path):
         if target.is_dir():
             raise IsADirectoryError(21, "a folder has this name")
         if target.exists() and not target.is_file():
@@ -212,9 +208,14 @@ def _temporary(target: Path, *, folder: bool = False) -> tuple[Path, int]:
     else:
         handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     if fcntl is not None:
-        with suppress(OSError):  # a file system without locks, where nothing is swept either
+        swept = False
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not part.exists():  # swept between its making and its lock
+        except BlockingIOError:
+            swept = True  # whoever has the lock is about to remove it
+        except OSError:
+            pass  # a file system without locks, where nothing is swept either
+        if swept or not part.exists():  # between its making and its lock
             os.close(handle)
             return _temporary(target, folder=folder)
     return part, handle
@@ -270,9 +271,12 @@ def sweep(folder: Path) -> None:
 
 def _remove_orphan(part: Path) -> None:
     """Removes a temporary file or folder unless somebody holds its lock."""
-    try:
-        handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
+    handle = None
+    for access in (os.O_RDWR, os.O_RDONLY):  # NFS locks what is open for writing, folders cannot be
+        with suppress(OSError):
+            handle = os.open(part, access | os.O_NOFOLLOW)
+            break
+    if handle is None:
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

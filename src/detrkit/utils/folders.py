@@ -11,7 +11,7 @@ from pathlib import Path
 
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import locked_temporary, make_folder, sweep, write_atomic, write_errors
-from detrkit.utils.names import full_path
+from detrkit.utils.names import full_path, real_path
 
 MANIFEST = "detrkit-files.json"
 
@@ -29,6 +29,8 @@ def new_directory(path: str | Path, *, force: bool = False, manifest: bool = Tru
         DetrkitError: `path` exists and may not be replaced, or cannot be written; nothing has changed then.
     """
     path = full_path(path)
+    if path.is_dir():
+        path = real_path(path)  # of a link to a folder, that folder is replaced and not the link
     check_replaceable(path, force=force)
     make_folder(path.parent)
     sweep(path.parent)
