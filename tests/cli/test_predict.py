@@ -17,7 +17,7 @@ from detrkit.checkpoint import ModelSpec, load_model, save_model
 from detrkit.classes import ClassList
 from detrkit.cli import main
 from detrkit.cli.predict import Predict
-from detrkit.cli.predict_files import find_images, output_stems
+from detrkit.cli.predict_files import Results, find_images, output_stems
 from detrkit.detector import Detector
 from detrkit.errors import DetrkitError
 from disk import full_disk
@@ -151,6 +151,24 @@ def test_only_what_an_earlier_predict_wrote_is_written_over(weights, photos, tmp
     with pytest.raises(DetrkitError, match=r"detrkit-files\.json: damaged, or not written by detrkit"):
         run(weights, photos, out=out)
     assert (out / "detrkit-files.json").read_text() == "mine"
+
+
+def test_what_a_killed_predict_wrote_is_in_nobodys_way(photos, tmp_path):
+    files = sorted(photos.iterdir())[:2]
+    killed = Results(tmp_path, files)
+    killed.check()
+    killed.begin()
+    killed.picture(files[0], Image.new("RGB", (8, 8)))
+    again = Results(tmp_path, files)
+    again.check()
+    again.begin()
+    again.picture(files[0], Image.new("RGB", (8, 8)))
+    again.save()  # of the second nothing could be written
+    Results(tmp_path, files).check()
+    name = f"{again.stems[files[1]]}{files[1].suffix}"
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(DetrkitError, match=rf"{name} is there and was not written by detrkit"):
+        Results(tmp_path, files).check()
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ class Predict:
             detector = detector.resized(self.size)
         results.check(maps=detector.panoptic)
         make_folder(results.out)
+        results.begin()
         objects: dict[str, list[dict[str, Any]]] = {}
         try:
             self._predict(detector, results, objects, errors)
@@ -106,6 +107,10 @@ class Predict:
             with suppress(DetrkitError):
                 results.save()
             raise
+        finally:
+            if not objects:
+                with suppress(DetrkitError):
+                    results.forget()
         if not objects:
             raise DetrkitError(f"none of the {len(files)} pictures could be read and written")
         results.save()

@@ -141,6 +141,7 @@ class Results:
         self.entries: dict[str, Any] = {}
         self._inputs = {identity for file in files if (identity := _identity(file)) is not None}
         self._noted = noted_files(out)
+        self._coming: set[str] = set()  # names that were checked
         self._written: set[str] = set()  # by this command; also what was about to be written when it was stopped
         self._next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
 
@@ -155,12 +156,29 @@ class Results:
         """
         if self.out.exists() and not self.out.is_dir():
             raise DetrkitError(f"{self.out} is a file: choose another output folder")
-        self._refuse(PREDICTIONS)
         self._refuse(MANIFEST, ours=True)
-        for file, stem in self.stems.items():
-            self._refuse(stem + _suffix(file))
-            if maps:
-                self._refuse(f"{MAPS}/{stem}.png")
+        names = [PREDICTIONS, *(stem + _suffix(file) for file, stem in self.stems.items())]
+        if maps:
+            names += [f"{MAPS}/{stem}.png" for stem in self.stems.values()]
+        for name in names:
+            self._refuse(name)
+        self._coming = set(names)
+
+    def begin(self) -> None:
+        """Notes in the manifest what was checked and is going to be written, in case that the command is killed.
+
+        Raises:
+            DetrkitError: it cannot be written.
+        """
+        note_files(self.out, (), coming=self._coming)
+
+    def forget(self) -> None:
+        """Takes back what `begin` noted of files that were not written.
+
+        Raises:
+            DetrkitError: it cannot be written.
+        """
+        note_files(self.out, self._written)
 
     def _refuse(self, name: str, *, ours: bool = False) -> None:
         """Raises DetrkitError if writing a file of the folder would harm one that is there and not known to be ours."""
@@ -224,7 +242,7 @@ class Results:
         self._refuse(PREDICTIONS)
         self._written.add(PREDICTIONS)
         write_atomic(self.out / PREDICTIONS, json.dumps(self.entries, indent=1) + "\n")
-        note_files(self.out, self._written)
+        note_files(self.out, self._written, coming=() if now else self._coming - self._written)
         ended = time.monotonic()
         self._next_save = ended + max(_SECONDS_BETWEEN_SAVES, 50 * (ended - began))  # 2 % of the time, at most
 

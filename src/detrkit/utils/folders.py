@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import locked_temporary, make_folder, sweep, write_atomic, write_errors
 from detrkit.utils.names import full_path, real_path
 
 MANIFEST = "detrkit-files.json"
+_COMING = "coming"  # marks a file that was free, or detrkit's, when a command began that was to write it
 
 
 @contextmanager
@@ -81,7 +83,7 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def noted_files(folder: Path) -> dict[str, list[int]]:
+def noted_files(folder: Path) -> dict[str, list[Any]]:
     """The manifest of a folder that detrkit shares with others: of each file that it wrote there, size and time.
 
     Raises:
@@ -99,23 +101,36 @@ def noted_files(folder: Path) -> dict[str, list[int]]:
         ) from error
 
 
-def is_as_noted(folder: Path, name: str, noted: dict[str, list[int]]) -> bool:
-    """Whether a file of a folder is as detrkit wrote it."""
+def is_as_noted(folder: Path, name: str, noted: dict[str, list[Any]]) -> bool:
+    """Whether a file of a folder is as detrkit wrote it, or is of a command that was killed."""
     status = os.lstat(folder / name)
-    return noted.get(name) == [status.st_size, status.st_mtime_ns]
+    value = noted.get(name, [])
+    return _COMING in value or value == [status.st_size, status.st_mtime_ns]
 
 
-def note_files(folder: Path, names: Iterable[str]) -> None:
+def note_files(folder: Path, names: Iterable[str], *, coming: Iterable[str] = ()) -> None:
     """Adds files that detrkit has written into a folder to its manifest; those that are not there are left out.
+
+    Args:
+        folder: the folder.
+        names: of the files.
+        coming: names of files that are about to be written, so that a command that is killed can be started again.
 
     Raises:
         DetrkitError: the manifest is damaged, or cannot be written.
     """
-    noted = noted_files(folder)
+    noted = {name: [part for part in value if part != _COMING] for name, value in noted_files(folder).items()}
+    noted = {name: value for name, value in noted.items() if value}
+    for name in coming:
+        noted[name] = [*noted.get(name, []), _COMING]
     for name in names:
         with suppress(FileNotFoundError):
             status = os.lstat(folder / name)
             noted[name] = [status.st_size, status.st_mtime_ns]
+    if not noted:
+        with write_errors(folder / MANIFEST):
+            (folder / MANIFEST).unlink(missing_ok=True)
+        return
     text = json.dumps({"written by": "detrkit", "files": noted}, indent=0, ensure_ascii=True)
     write_atomic(folder / MANIFEST, text + "\n")
 
