@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.folders import MANIFEST, is_as_noted, note_files, noted_files
-from detrkit.utils.names import expanded_path
+from detrkit.utils.names import NAME_BYTES, expanded_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 MAPS = "panoptic"  # the folder of the id maps in that of the pictures
 PREDICTIONS = "predictions.json"
 JPEG_MAX_SIDE = 65_500  # pixels
-_NAME_BYTES = 255  # of a name, on the usual file systems
 _SECONDS_BETWEEN_SAVES = 30.0  # of predictions.json
 
 
@@ -116,7 +115,7 @@ def _key(stem: str) -> str:
 
 def _cut(stem: str, number: str = "") -> str:
     """The stem with its number, at most so long that a suffix of four characters fits behind it."""
-    return os.fsdecode(os.fsencode(stem)[: _NAME_BYTES - 4 - len(number)]) + number
+    return os.fsdecode(os.fsencode(stem)[: NAME_BYTES - 4 - len(number)]) + number
 
 
 class Results:

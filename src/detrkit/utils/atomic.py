@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detrkit.errors import DetrkitError, WriteError
-from detrkit.utils.names import real_path
+from detrkit.utils.names import NAME_BYTES, real_path
 
 try:
     import fcntl
@@ -27,7 +27,6 @@ except ImportError:  # Windows: no locks, so nothing is swept there
 _TEMPORARY = re.compile(r"\..*\.detrkit-[0-9a-f]{8}\.tmp", re.DOTALL)
 # how torch's zip writer says that it could not write: a RuntimeError that holds the line of its C++ code
 _TORCH_WRITING = re.compile(r"PytorchStreamWriter|inline_container|iostream error|file write")
-_NAME_BYTES = 255  # of a name, on the usual file systems
 _swept: set[tuple[int, Path]] = set()  # (process, folder)
 
 
@@ -198,8 +197,8 @@ def locked_temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
 def _temporary(target: Path, *, folder: bool = False) -> tuple[Path, int]:
     """A new temporary file (or folder) beside `target`, and a handle that holds its lock."""
     ending = f".detrkit-{secrets.token_hex(4)}.tmp"
-    name = os.fsdecode(os.fsencode(f".{target.name}")[: _NAME_BYTES - len(ending)]) + ending
-    if len(os.fsencode(target.name)) > _NAME_BYTES:
+    name = os.fsdecode(os.fsencode(f".{target.name}")[: NAME_BYTES - len(ending)]) + ending
+    if len(os.fsencode(target.name)) > NAME_BYTES:
         raise OSError(36, "File name too long")
     part = target.with_name(name)
     if folder:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from detrkit.errors import DetrkitError
 
-_NAME_BYTES = 255  # of a name, on the usual file systems
+NAME_BYTES = 255  # of a name, on the usual file systems
 _PATH_BYTES = 2048  # of a relative path; systems hold 4096 with the folder that it is relative to
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -63,8 +63,8 @@ def expanded_path(path: str | Path) -> Path:
         DetrkitError: an unknown user, or no path that a file system can hold.
     """
     for part in Path(path).parts:
-        if "\0" in part or len(os.fsencode(part)) > _NAME_BYTES:
-            reason = "holds a null character" if "\0" in part else f"is longer than {_NAME_BYTES} bytes"
+        if "\0" in part or len(os.fsencode(part)) > NAME_BYTES:
+            reason = "holds a null character" if "\0" in part else f"is longer than {NAME_BYTES} bytes"
             raise DetrkitError(f"{str(path)[:80]!r}: {part[:40]!r} {reason}: no file has such a name")
     try:
         return Path(path).expanduser()
@@ -152,4 +152,4 @@ def why_unusable(name: str) -> str | None:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return "holds half a character (a lone surrogate)"
-    return f"is longer than {_NAME_BYTES} bytes" if size > _NAME_BYTES else None
+    return f"is longer than {NAME_BYTES} bytes" if size > NAME_BYTES else None

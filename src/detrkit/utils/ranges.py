@@ -20,6 +20,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from detrkit.errors import SettingError
+from detrkit.utils.names import NAME_BYTES
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 CountOrNone = Annotated[int, Field(ge=0, le=10**9)]  # 0: none, never or all, as the field says
@@ -46,7 +47,6 @@ Layers = Annotated[int, Field(ge=1, le=1000)]
 
 Said = Callable[[tuple[str, ...], Any], str]  # names a field, by its path, and its value
 
-_NAME_BYTES = 255  # of a file's name, on the usual file systems
 _WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _FITS: dict[str, Callable[[Any, Any], bool]] = {
     "ge": lambda value, bound: value >= bound,
@@ -201,8 +201,8 @@ def _path_reason(text: str) -> str | None:
         if os.path.expanduser(user) == user:
             return f"there is no user {user[1:] or '(without a home folder)'}; give the whole path"
     parts = text.replace(os.sep, "/").split("/")
-    if any(len(part.encode("utf-8", "surrogatepass")) > _NAME_BYTES for part in parts):
-        return f"a name in it is longer than the {_NAME_BYTES} bytes that file systems allow"
+    if any(len(part.encode("utf-8", "surrogatepass")) > NAME_BYTES for part in parts):
+        return f"a name in it is longer than the {NAME_BYTES} bytes that file systems allow"
     return None
 
 

@@ -18,11 +18,10 @@ from urllib.parse import unquote
 from detrkit.data.images import is_picture
 from detrkit.data.readers.common import Findings
 from detrkit.errors import DetrkitError
-from detrkit.utils.names import relative_path
+from detrkit.utils.names import NAME_BYTES, relative_path
 
 _TRIED = 20  # file names; a dataset with more than a few missing images is reported image by image
 _MOST_FILES = 200_000  # that are listed to look a name up
-_MOST_BYTES = 255  # of a name, on the usual file systems
 # Plain names of folders and a file: they lead to no other place, and need no closer look (10 times faster).
 _PLAIN = re.compile(r"(?:[\w ()-][\w .()-]*/){0,8}[\w ()-][\w .()-]*", re.ASCII)
 
@@ -40,7 +39,7 @@ class Place(NamedTuple):
 
     def file(self, name: str) -> Path | None:
         """The path of a file name, or None where it leaves the root or is none that can be read."""
-        if len(name) <= _MOST_BYTES and _PLAIN.fullmatch(name):
+        if len(name) <= NAME_BYTES and _PLAIN.fullmatch(name):
             return self.folder / name
         try:
             relative = relative_path(name, "", up=True)
