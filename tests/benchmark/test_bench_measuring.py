@@ -87,7 +87,7 @@ def test_masks_are_made_for_as_many_as_a_picture_has(files):
     assert trained.found == 0  # nothing is above the threshold of trained weights
 
 
-@pytest.mark.parametrize(("name", "part"), [("read_rgb", "reading and decoding"), ("postprocess", "post-processing")])
+@pytest.mark.parametrize(("name", "part"), [("as_rgb", "reading and decoding"), ("postprocess", "post-processing")])
 def test_a_slow_function_is_seen_in_its_part(files, monkeypatch, name, part):
     slowed(monkeypatch, detrkit.detector, name)
     measured = measure(built(DETR), Setting(DETR, files, 1, CPU, repeats=2))

@@ -72,6 +72,38 @@ def coco() -> Files:
     return files
 
 
+def id_map() -> bytes:
+    """A PNG of 12 x 9 pixels: segment 7 on the left, 260 on the right."""
+    image = Image.new("RGB", (12, 9), (7, 0, 0))
+    image.paste((4, 1, 0), (5, 0, 12, 9))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def panoptic() -> Files:
+    files: Files = {}
+    for image_id, split in ((1, "train"), (2, "val")):
+        files[f"{split}/a.png"] = PICTURES["a.png"]
+        files[f"panoptic_{split}/a.png"] = id_map()
+        value = {
+            "images": [{"id": image_id, "file_name": "a.png", "width": 12, "height": 9}],
+            "annotations": [
+                {
+                    "image_id": image_id,
+                    "file_name": "a.png",
+                    "segments_info": [
+                        {"id": 7, "category_id": 1, "area": 45, "bbox": [0, 0, 5, 9], "iscrowd": 0},
+                        {"id": 260, "category_id": 2, "area": 63, "bbox": [5, 0, 7, 9], "iscrowd": 0},
+                    ],
+                }
+            ],
+            "categories": [{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}],
+        }
+        files[f"annotations/panoptic_{split}.json"] = json.dumps(value).encode()
+    return files
+
+
 VOC_XML = """\
 <?xml version="1.0" encoding="UTF-8"?>
 <annotation>
@@ -132,7 +164,7 @@ def settings() -> Files:
     return {"recipe.yaml": RECIPE.encode(), "study.yaml": STUDY.encode()}
 
 
-CORPUS = {"coco": coco, "voc": voc, "yolo": yolo, "parquet": parquet, "settings": settings}
+CORPUS = {"coco": coco, "panoptic": panoptic, "voc": voc, "yolo": yolo, "parquet": parquet, "settings": settings}
 
 
 def write(root: Path, files: Files) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-KINDS = ("coco", "voc", "yolo", "parquet", "settings")
+KINDS = ("coco", "panoptic", "voc", "yolo", "parquet", "settings")
 HERE = Path(__file__).resolve().parent
 
 

@@ -145,4 +145,4 @@ def test_unchanged_files_are_read(kind: str, tmp_path: Path) -> None:
         return
     assert check(tmp_path).ok
     assert [len(open_dataset(tmp_path, split=s)) for s in ("train", "val")] in ([2, 2], [1, 1])
-    assert len(open_dataset(tmp_path, split="train")[0].boxes) == (2 if kind in ("voc", "yolo") else 1)
+    assert len(open_dataset(tmp_path, split="train")[0].boxes) == (1 if kind in ("coco", "parquet") else 2)

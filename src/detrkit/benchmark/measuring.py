@@ -177,7 +177,7 @@ def _predicting(model: nn.Module, setting: Setting) -> Measured:
     detector = Detector(model, setting.spec, device=setting.device)
     device, turns = detector.device, _Turns(detector.device)
     functions = [
-        (detrkit.detector, "read_rgb", READING),
+        (detrkit.detector, "as_rgb", READING),
         (detector, "_prepared", RESIZING),
         (detrkit.detector, "postprocess", POSTPROCESSING),
         (detrkit.detector, "panoptic", POSTPROCESSING),

@@ -9,8 +9,6 @@ Pillow decodes everything. torchvision's decoder gives the same pixels (both are
 
 from __future__ import annotations
 
-import os
-import stat
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from torchvision import tv_tensors
 from detrkit.data.pixels import full_scale, to_rgb
 from detrkit.data.sources import ImageSource, ParquetImage
 from detrkit.errors import DetrkitError
+from detrkit.utils.documents import require_regular
 from detrkit.utils.visible import first_line
 
 Picture = str | Path | ParquetImage | bytes | Image.Image | np.ndarray | Tensor
@@ -100,15 +99,15 @@ def _refused(name: object, problem: str, error: Exception) -> DetrkitError:
     return DetrkitError(f"{name}: {problem} ({reason})")
 
 
-def _open(file: ImageSource | bytes) -> ImageFile.ImageFile:
+def open_image(file: ImageSource | bytes) -> ImageFile.ImageFile:
     """The opened image, its header read.
 
     Raises:
         DetrkitError: the file is missing, no regular file, no image, or a drawing without pixels (EPS, WMF).
     """
     try:
-        if isinstance(file, Path) and not stat.S_ISREG(os.stat(file).st_mode):
-            raise DetrkitError(f"{file}: not a regular file")  # a pipe or a device would be waited for
+        if isinstance(file, Path):
+            require_regular(file)
         content = file if isinstance(file, (Path, bytes)) else file.read()
         image = Image.open(BytesIO(content) if isinstance(content, bytes) else content)
     except DetrkitError:
@@ -178,7 +177,7 @@ def read_header(file: ImageSource) -> ImageHeader:
     Raises:
         DetrkitError: the file is missing or no image.
     """
-    with _open(file) as image:
+    with open_image(file) as image:
         return _header(image)
 
 
@@ -209,7 +208,7 @@ def checked_format(file: ImageSource) -> str:
     Raises:
         DetrkitError: missing, no regular file, no image, or a drawing without pixels (EPS, WMF).
     """
-    with _open(file) as image:
+    with open_image(file) as image:
         form = str(image.format)
         try:
             if form in SUFFIX_OF:
@@ -227,7 +226,7 @@ def deep_scale(file: ImageSource) -> int | None:
     Raises:
         DetrkitError: the file is missing, no image or damaged, or its pixels have no known range.
     """
-    with _open(file) as image:
+    with open_image(file) as image:
         try:
             return full_scale(image)
         except (OSError, SyntaxError, ValueError) as error:
@@ -265,7 +264,7 @@ def read_rgb(
     Raises:
         DetrkitError: missing, damaged or truncated file, its size is not `size`, or its pixels have no known range.
     """
-    with _open(file) as image:
+    with open_image(file) as image:
         return _upright_rgb(image, _name(file), size, at_least)
 
 
@@ -322,7 +321,7 @@ def as_rgb(image: Picture | Any, name: object = None) -> Image.Image:
         return read_rgb(Path(image) if isinstance(image, str) else image)
     name = name or "the image"
     if isinstance(image, bytes):
-        with _open(image) as opened:
+        with open_image(image) as opened:
             return _upright_rgb(opened, name)
     array: np.ndarray
     if isinstance(image, Image.Image):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.errors import DetrkitError
+from detrkit.utils.documents import require_regular
 
 IMAGE_COLUMN = "image"  # bytes, or a struct with a field `bytes`
 _COPIED_TOGETHER = 16  # images
@@ -77,6 +78,7 @@ def open_parquet(file: Path) -> Any:
     except ImportError as error:
         raise DetrkitError(f"{file}: reading parquet needs pyarrow: pip install pyarrow") from error
     with parquet_errors(file):
+        require_regular(file)
         # neither prebuffered nor in one piece: half of the memory that the default takes
         return pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
 

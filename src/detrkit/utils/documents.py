@@ -57,6 +57,17 @@ def read_bytes(file: Path) -> bytes:
         raise DetrkitError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
+def require_regular(file: Path) -> None:
+    """Refuses what a library would wait for when it opens it.
+
+    Raises:
+        DetrkitError: a folder, a pipe or a device.
+        OSError: missing, or in a folder that may not be entered.
+    """
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise DetrkitError(f"{file}: not a regular file")
+
+
 def read_text(file: Path) -> str:
     """The text of a file: UTF-8, or UTF-16 with its byte-order mark; any line ends.
 
