@@ -28,7 +28,17 @@ def main() -> int:
     for kind in given.kinds:
         began, seed, rounds = time.monotonic(), given.seed, 0
         while time.monotonic() - began < 60 * given.minutes:
-            words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--hypothesis-seed={seed}"]
+            words = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                "--show-capture=no",
+                f"--hypothesis-seed={seed}",
+            ]
             words += [str(HERE / "test_fuzz_readers.py"), "-k", f"test_any_files and {kind}"]
             environment = {**os.environ, "DETRKIT_FUZZ_EXAMPLES": str(given.examples)}
             done = subprocess.run(words, env=environment, capture_output=True, text=True)

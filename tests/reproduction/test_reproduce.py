@@ -190,6 +190,18 @@ def test_interrupted_and_resumed(whole, data, weights, published, no_reports, tm
 
 
 @needs_data
+def test_a_second_one_into_the_same_folder_is_refused(data, weights, published, tmp_path):
+    code = "from detrkit.utils.lock import FolderLock as L; "
+    code += f"held = L({str(tmp_path)!r}); held.__enter__(); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"\n"
+        with pytest.raises(DetrkitError, match=f"is being written by process {other.pid} "):
+            detrkit.reproduce("detr-r50-panoptic", **data, weights=weights, out=tmp_path, **SMALL)
+        other.kill()
+    assert not (tmp_path / "detr-r50-panoptic").exists()
+
+
+@needs_data
 def test_two_processes_equal_one(whole, data, weights, tmp_path):
     """Under torchrun, 5 images in batches of 2: the same detections, masks, segments and figures."""
     name, (out, _) = "detr-r50-panoptic", whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from detrkit.reproduction.data import EvaluationData, Places
 from detrkit.reproduction.journal import Journal
 from detrkit.reproduction.pictures import segments_sheet
 from detrkit.reproduction.tables import Reproduced, settings_that_differ, write_summary
+from detrkit.utils.lock import FolderLock
 from detrkit.utils.names import expanded_path
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Workers, check_arguments
 
@@ -79,7 +81,7 @@ def reproduce(
 
     Raises:
         DetrkitError: an unknown name, no data for a model, weights that cannot be had or are not the published ones, or
-            an evaluation with other settings in `out`.
+            an evaluation with other settings in `out`, or another process that writes there.
     """
     numbers = {"batch_size": batch_size, "size": size, "max_size": max_size, "workers": workers, "limit": limit}
     check_arguments(reproduce, numbers)
@@ -94,29 +96,30 @@ def reproduce(
     data = {kind: EvaluationData.open(places, panoptic=kind == "panoptic", limit=limit) for kind in kinds}
     files = {row.model: weights_file(row, given, alone=len(rows) == 1) for row in rows}
     results = []
-    for row in rows:
-        wanted = row.evaluation
-        model, found = load_model(files[row.model], name=row.model)
-        longest = max_size or (wanted.max_size if size is None else round(wanted.max_size * size / wanted.size))
-        # the file of a Deformable DETR does not say what its classes are
-        spec = replace(published_spec(row.model), options=found.options, size=size or wanted.size, max_size=longest)
-        results.append(
-            run(
-                with_padding(model, spec, padding),
-                replace(spec, padding=padding),
-                data[wanted.data],
-                Path(out) / row.model,
-                weights=files[row.model],
-                row=row,
-                batch_size=batch_size or wanted.batch_size or 2,
-                threshold=wanted.threshold,
-                device=device,
-                workers=workers,
-                quiet=quiet,
+    with FolderLock(out) if rank == 0 else nullcontext():
+        for row in rows:
+            wanted = row.evaluation
+            model, found = load_model(files[row.model], name=row.model)
+            longest = max_size or (wanted.max_size if size is None else round(wanted.max_size * size / wanted.size))
+            # the file of a Deformable DETR does not say what its classes are
+            spec = replace(published_spec(row.model), options=found.options, size=size or wanted.size, max_size=longest)
+            results.append(
+                run(
+                    with_padding(model, spec, padding),
+                    replace(spec, padding=padding),
+                    data[wanted.data],
+                    Path(out) / row.model,
+                    weights=files[row.model],
+                    row=row,
+                    batch_size=batch_size or wanted.batch_size or 2,
+                    threshold=wanted.threshold,
+                    device=device,
+                    workers=workers,
+                    quiet=quiet,
+                )
             )
-        )
-    if rank == 0:
-        write_summary(Path(out), results)
+        if rank == 0:
+            write_summary(Path(out), results)
     return results
 
 
