@@ -79,6 +79,10 @@ ODD_NUMBERS = [
 ]
 
 
+# what changing a file raises that an earlier change has made unreadable; pyarrow's errors are ValueErrors and OSErrors
+Unreadable = (ValueError, OSError, RecursionError, KeyError, TypeError, AttributeError, yaml.YAMLError)
+
+
 def nested(depth: int) -> Any:
     value: Any = 1
     for _ in range(depth):
@@ -247,8 +251,8 @@ def changed_files(draw: Callable[[Any], Any], files: Files) -> tuple[Files, list
             how = [change_parquet] if suffix == ".parquet" else BY_SUFFIX.get(suffix, [change_bytes])
             try:
                 files[name] = draw(st.sampled_from(how))(draw, files[name])
-            except (ValueError, RecursionError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-                files[name] = change_bytes(draw, files[name])  # it had been changed to what cannot be read
+            except Unreadable:  # it had been changed to what cannot be read
+                files[name] = change_bytes(draw, files[name])
         elif kind == "bytes":
             files[name] = change_bytes(draw, files[name])
         elif kind == "rename":
