@@ -113,7 +113,7 @@ def test_unreadable_picture_is_reported_and_left_out(weights, photos, tmp_path, 
     assert run(weights, photos, out=out) == 1
     assert len(json.loads((out / "predictions.json").read_text())) == 3
     assert "aa.jpg: not an image" in capsys.readouterr().err
-    with pytest.raises(DetrkitError, match="none of the 1 pictures"):
+    with pytest.raises(DetrkitError, match="no picture could be read and written"):
         run(weights, photos / "aa.jpg", out=out)
 
 

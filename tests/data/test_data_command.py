@@ -125,3 +125,8 @@ def test_preview_refuses(shapes: Path, tmp_path: Path) -> None:
         preview(dataset, train_transform(32), count=0, out=tmp_path / "a.png")
     with pytest.raises(DetrkitError, match=r"a\.tiff: name a \.png"):
         preview(dataset, train_transform(32), out=tmp_path / "a.tiff")
+    photo = dataset.records[0].file  # an image of the dataset must not become a sheet of itself
+    content = photo.read_bytes()
+    with pytest.raises(DetrkitError, match="was not written by this command: choose another name"):
+        preview(dataset, train_transform(32), out=photo)
+    assert photo.read_bytes() == content

@@ -82,8 +82,12 @@ def test_classes_are_matched_by_name(shapes):
     assert labels.names == (c, "N/A", a)
     assert labels.ids[0] == dataset.classes.ids[2] and labels.ids[2] == dataset.classes.ids[0]
     assert labels.ids[1] not in dataset.classes.ids
-    with pytest.raises(DetrkitError, match="knows none of the classes"):
+    with pytest.raises(
+        DetrkitError, match=rf"knows none of the classes of .* \({', '.join(dataset.class_names)}\): it"
+    ):
         dataset_labels(_model(["submarine"])[1], dataset)
+    with pytest.raises(DetrkitError, match=r"it knows a, b, c, d, e, \.\.\.$"):
+        dataset_labels(_model(list("abcdef"))[1], dataset)
 
 
 def test_a_class_may_be_called_like_an_unused_label():

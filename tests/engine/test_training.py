@@ -128,6 +128,14 @@ def test_a_run_is_not_overwritten(whole):
         train(config)
 
 
+def test_a_command_to_paste_has_its_folder_quoted(whole, tmp_path):
+    config, result = whole
+    folder = tmp_path / "two words"
+    folder.symlink_to(result.folder)
+    with pytest.raises(DetrkitError, match=r"`detrkit train --resume '.*/two words'`"):
+        train(config.changed(run={"out": str(folder)}))
+
+
 def test_resume_refuses_other_settings(whole):
     config, _ = whole
     with pytest.raises(DetrkitError, match=r"optim\.lr was 0\.001, now it is 0\.01"):

@@ -16,6 +16,7 @@ from rich.table import Table
 from detrkit.console import console
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.own_files import check_json
 from detrkit.utils.ranges import BatchSize, Count, InputSize
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Bench:
     repeats: Count = 7
     """Turns with the stopwatch, and as many without."""
     json: Path | None = None
-    """Also write all figures there."""
+    """Also write all figures there; replaces earlier ones, no other file."""
 
     def run(self) -> int:
         """Measures and prints."""
@@ -120,6 +121,8 @@ class Bench:
             raise DetrkitError(f"--images {self.images}: no such folder")
         if self.json is not None and not self.json.parent.is_dir():
             raise DetrkitError(f"--json {self.json}: there is no folder {self.json.parent}")
+        if self.json is not None:
+            check_json(self.json, ("work", "machine", "parts, s"))
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise DetrkitError("detrkit bench measures one process: start it without torchrun")
 

@@ -236,7 +236,7 @@ class DataPreview:
     path: Positional[Path]
     """The dataset; the layout is recognised."""
     out: Path = Path("preview.png")
-    """The picture to write."""
+    """The picture to write; it replaces an earlier preview, no other file."""
     split: str | None = None
     """The split to show, such as train. May be left out if there is only one."""
     count: Few = 6

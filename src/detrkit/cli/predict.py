@@ -112,10 +112,10 @@ class Predict:
                 with suppress(DetrkitError):
                     results.forget()
         if not objects:
-            raise DetrkitError(f"none of the {len(files)} pictures could be read and written")
+            raise DetrkitError("no picture could be read and written, see above")
         results.save()
         _print(objects, console, panoptic=detector.panoptic)
-        _say(console, f"{len(objects)} pictures in {self.out}")
+        _say(console, f"{len(objects)} picture{'s' * (len(objects) != 1)} in {self.out}")
         _say(console, str(self.out / PREDICTIONS))
         return 0 if len(objects) == len(files) else 1
 

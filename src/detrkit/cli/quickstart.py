@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,9 @@ class Quickstart:
         console.print(f"weights:                                      {result.best}")
         console.print("\nNext:")
         data = self.out / "shapes"
-        console.print(f"  detrkit predict {result.folder} {data / 'val2017'} --threshold 0.3")
-        console.print(f"  detrkit train {data} --recipe quickstart --epochs 40 --out runs/longer")
-        console.print("  detrkit data check YOUR_DATA         (COCO, Pascal VOC or YOLO)")
+        run, shapes, val = (shlex.quote(str(place)) for place in (result.folder, data, data / "val2017"))
+        console.print(f"  detrkit predict {run} {val} --threshold 0.3", soft_wrap=True)
+        console.print(f"  detrkit train {shapes} --recipe quickstart --epochs 40 --out runs/longer", soft_wrap=True)
+        console.print("  detrkit data check YOUR_DATA         (COCO, Pascal VOC, YOLO or parquet)")
         console.print("  detrkit train YOUR_DATA --recipe small --overfit 8")
         return 0

@@ -55,7 +55,9 @@ def evaluate_results(
     """
     from detrkit.evaluation import write_report
     from detrkit.evaluation.ground_truth import read_json
+    from detrkit.utils.own_files import check_report_folder
 
+    check_report_folder(out)
     content = read_json(results)
     if not isinstance(content, list) and not _panoptic_entries(content):
         raise DetrkitError(

@@ -19,6 +19,7 @@ from detrkit.results import PanopticResult, Segment
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.image_files import image_bytes
 from detrkit.utils.names import full_path
+from detrkit.utils.own_files import check_marked
 from detrkit.utils.ranges import Few, WideSeed, check_arguments
 
 
@@ -41,7 +42,8 @@ def preview(
         The file.
 
     Raises:
-        DetrkitError: a number out of range, an image that cannot be decoded, or `out` cannot be written.
+        DetrkitError: a number out of range, an image that cannot be decoded, or `out` cannot be written or is a file
+            that no preview wrote.
     """
     from detrkit.visualize import grid  # needs matplotlib's fonts: only here
 
@@ -49,6 +51,7 @@ def preview(
     check_arguments(preview, {"count": count, "seed": seed, "variants": variants})
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DetrkitError(f"{out}: name a .png or .jpg file")
+    check_marked(out)
     count = min(count, len(dataset))
     pictures: list[Image.Image] = []
     titles: list[str] = []
@@ -64,7 +67,7 @@ def preview(
             titles.append(f"epoch {epoch}  {_size(changed)}")
     headings = ["original", *(["augmented"] * variants)]
     sheet = grid(pictures, columns=variants + 1, titles=titles, headings=headings)
-    return write_atomic(out, image_bytes(sheet, out.suffix))
+    return write_atomic(out, image_bytes(sheet, out.suffix, marked=True))
 
 
 def _size(sample: Sample) -> str:

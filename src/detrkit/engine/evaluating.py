@@ -24,6 +24,7 @@ from detrkit.evaluation import Metrics, write_report
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.utils.atomic import make_folder
 from detrkit.utils.memory import check_batch
+from detrkit.utils.own_files import check_report_folder
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers, check_arguments
 
 Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
@@ -127,6 +128,7 @@ def evaluate(
     loader = eval_loader(dataset, spec, batch_size=batch_size, workers=workers, **process)
     folder = None if out is None else Path(out)
     if folder is not None and rank == 0:
+        check_report_folder(folder)
         make_folder(folder)  # or hours of work might have no place to go
     evaluation = Evaluation(
         Truth.of(dataset, spec, net),

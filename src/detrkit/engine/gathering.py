@@ -47,8 +47,8 @@ def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
     common = {label for name, label in spec.classes.used.items() if name in ids}
     if not common:
         raise DetrkitError(
-            f"the model knows none of the classes of {dataset.path} ({', '.join(list(ids)[:5])}, ...): it knows "
-            f"{', '.join(list(spec.classes.used)[:5])}, ..."
+            f"the model knows none of the classes of {dataset.path} ({_first(ids)}): it knows "
+            f"{_first(spec.classes.used)}"
         )
     free = iter(range(max(ids.values()) + 1, max(ids.values()) + 1 + len(spec.classes)))
     labels = list(enumerate(spec.classes.names))
@@ -58,6 +58,12 @@ def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
         spec.classes.things,
         frozenset(range(len(spec.classes))) - common,
     )
+
+
+def _first(names: Iterable[str]) -> str:
+    """The first five names; "..." stands for more."""
+    listed = list(names)
+    return ", ".join([*listed[:5], *(["..."] if len(listed) > 5 else [])])
 
 
 @dataclass(frozen=True)

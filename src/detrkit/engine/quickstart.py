@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from detrkit.config import load_config
@@ -37,8 +38,8 @@ def quickstart(out: str | Path, *, epochs: int | None = None, seed: int = 0, for
     with FolderLock(out):
         if not force and any(os.path.lexists(place) for place in (data, run)):
             raise DetrkitError(
-                f"{out} holds an earlier quickstart: look at {run}, go on with `detrkit train --resume {run}`, use "
-                "--force to replace it, or --out"
+                f"{out} holds an earlier quickstart: look at {run}, go on with "
+                f"`detrkit train --resume {shlex.quote(str(run))}`, use --force to replace it, or --out"
             )
         check_replaceable(full_path(data), force=True)
         _remove_run(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -129,16 +130,17 @@ def _look(config: TrainConfig, *, resume: bool) -> None:
 def _look_inside(config: TrainConfig, folder: Path, *, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise DetrkitError(f"{folder} is a file: choose another --out")
+    quoted = shlex.quote(str(folder))
     saved, trained = saved_in(folder) is not None, (folder / "best.safetensors").exists()
     if resume:
         _check_same(config, folder)
         if trained and not saved:
             raise DetrkitError(
-                f"{folder}: its last.pt is gone: nothing to resume; start anew with --init-from {folder}"
+                f"{folder}: its last.pt is gone: nothing to resume; start anew with --init-from {quoted}"
             )
     elif saved:
         raise DetrkitError(
-            f"{folder} holds a run already: continue it with `detrkit train --resume {folder}`, or choose another --out"
+            f"{folder} holds a run already: continue it with `detrkit train --resume {quoted}`, or choose another --out"
         )
     elif trained:
         raise DetrkitError(f"{folder} holds a run already, without its last.pt: choose another --out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -56,7 +57,7 @@ def write_config(config: TrainConfig) -> None:
 
 def describe(folder: Path, spec: ModelSpec, train: Dataset) -> None:
     """Writes the files that say what the run is, but for its settings."""
-    write_atomic(folder / "README.md", _README.format(mark=MARK, name=folder.name, folder=folder))
+    write_atomic(folder / "README.md", _README.format(mark=MARK, name=folder.name, folder=shlex.quote(str(folder))))
     classes = enumerate(zip(train.classes.ids, train.classes.names, strict=True))
     write_atomic(folder / "classes.txt", "".join(f"{i}\t{c}\t{n}\n" for i, (c, n) in classes))
     write_atomic(folder / "environment.txt", _environment(spec))

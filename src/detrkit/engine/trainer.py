@@ -314,7 +314,9 @@ class Trainer:
         if self.main:
             self.steps_log.keep_before(progress.step + 1)
             self.epochs_log.keep_before(progress.epoch + 1)
-        if progress.batch < self.steps_per_epoch:
+        if progress.epoch >= self.config.optim.epochs:
+            place = "after its last epoch: it is evaluated again (to train longer: a new run with --init-from)"
+        elif progress.batch < self.steps_per_epoch:
             place = f"at epoch {progress.epoch + 1}, step {progress.step}"
         else:
             place = f"at the evaluation of epoch {progress.epoch + 1}"

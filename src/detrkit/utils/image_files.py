@@ -6,20 +6,31 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
+
+from detrkit.utils.own_files import IMAGE_MARK
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
-def image_bytes(image: Image.Image | np.ndarray, suffix: str = ".png", **options: Any) -> bytes:
+def image_bytes(
+    image: Image.Image | np.ndarray, suffix: str = ".png", *, marked: bool = False, **options: Any
+) -> bytes:
     """The content of an image file.
 
     Args:
         image: an image, or (H, W, 3) uint8 RGB.
         suffix: .png, .jpg or .jpeg, in any case.
+        marked: say in it that detrkit wrote it; see `own_files.check_marked`.
         **options: Pillow's for the format: quality, compress_level, ...
     """
     buffer = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(buffer, format=_FORMATS[suffix.lower()], **options)
+    kind = _FORMATS[suffix.lower()]
+    if marked and kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_text("Comment", IMAGE_MARK)
+    elif marked:
+        options["comment"] = IMAGE_MARK
+    image.save(buffer, format=kind, **options)
     return buffer.getvalue()

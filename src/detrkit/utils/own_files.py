@@ -1,0 +1,77 @@
+"""Single files that detrkit writes under a name that somebody chose: only a file of the same kind is replaced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from detrkit.errors import DetrkitError
+
+IMAGE_MARK = "Written by detrkit"  # in PNGs and JPEGs, before the pixels
+_HEAD_BYTES = 4096
+
+
+def check_marked(path: Path) -> None:
+    """Refuses to write an image over a file that has not the mark of `image_bytes(..., marked=True)`.
+
+    Raises:
+        DetrkitError: names the file and the fix.
+    """
+    _check(path, lambda: IMAGE_MARK.encode() in _head(path))
+
+
+def check_json(path: Path, keys: Iterable[str]) -> None:
+    """Refuses to write JSON over a file that is not a JSON object with these keys.
+
+    Raises:
+        DetrkitError: names the file and the fix.
+    """
+    _check(path, lambda: has_keys(path, keys))
+
+
+def has_keys(path: Path, keys: Iterable[str]) -> bool:
+    """Whether a file is a JSON object with these keys.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and set(keys) <= set(content)
+
+
+def check_report_folder(folder: Path) -> None:
+    """Refuses to write the report of an evaluation over files that are not of an earlier one.
+
+    Raises:
+        DetrkitError: names the first file in the way, and the fix.
+    """
+    names = ("metrics.json", "report.md", "results.json", "panoptic.json", "examples.png", "confusion.png")
+    present = [folder / name for name in (*names, "precision_recall.png") if (folder / name).exists()]
+    try:
+        ours = not present or has_keys(folder / "metrics.json", ("title", "settings"))
+    except OSError:
+        ours = False
+    if not ours:
+        raise DetrkitError(
+            f"{present[0]} is there and not of a finished evaluation by detrkit: choose another folder with --out, or "
+            "remove it"
+        )
+
+
+def _check(path: Path, ours: Callable[[], bool]) -> None:
+    try:
+        if not path.exists() or (path.is_file() and ours()):
+            return
+    except OSError:
+        pass  # what cannot be read is not known to be ours
+    raise DetrkitError(f"{path} is there and was not written by this command: choose another name, or remove it")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
