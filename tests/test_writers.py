@@ -9,7 +9,7 @@ from PIL import Image
 
 from detrkit.checkpoint import ModelSpec, save_huggingface, save_model, save_official
 from detrkit.classes import ClassList
-from detrkit.cli.predict import write_picture
+from detrkit.cli.predict_files import Results
 from detrkit.comparison.recording import Recording, save_recording
 from detrkit.data import open_dataset, train_transform
 from detrkit.data.convert import convert
@@ -21,6 +21,7 @@ from detrkit.errors import DetrkitError, WriteError
 from detrkit.evaluation import evaluate_detections, write_panoptic, write_report
 from detrkit.evaluation.evaluator import DetectionEvaluator
 from detrkit.results import Detections, PanopticResult, Segment
+from detrkit.utils.image_files import image_bytes
 from detrkit.visualize import save_figure, training_curves
 from disk import full_disk
 
@@ -73,8 +74,6 @@ FILES = {
     "curves.png": lambda f, **_: save_figure(training_curves(ROWS), f),
     "preview.png": lambda f, dataset, **_: preview(dataset, train_transform(48, 48), out=f, count=1),
     "preview.jpg": lambda f, dataset, **_: preview(dataset, train_transform(48, 48), out=f, count=1),
-    "drawn.jpg": lambda f, **_: write_picture(Image.fromarray(NOISE), f),
-    "drawn.png": lambda f, **_: write_picture(Image.fromarray(NOISE), f),
     "panoptic.json": lambda f, **_: write_panoptic(f, [("1.png", segments())]),
     "report.md": lambda f, metrics, **_: write_report(f.parent, metrics=metrics, title="t", settings={}),
     "steps.csv": lambda f, **_: log(f, {"step": 2, "loss": 0.5, "note": "x" * 400}),
@@ -87,6 +86,8 @@ def test_files(name, size, tmp_path, model, dataset, metrics):
     file = tmp_path / name
     if name == "steps.csv":
         log(file, {"step": 1, "loss": 0.1, "note": "x"})
+    elif name.startswith("preview"):
+        file.write_bytes(image_bytes(NOISE[:4, :4], file.suffix, marked=True))
     else:
         file.write_bytes(b"old")
     before = file.read_bytes()
@@ -98,6 +99,20 @@ def test_files(name, size, tmp_path, model, dataset, metrics):
     FILES[name](file, model=model, dataset=dataset, metrics=metrics)  # and with room again
     assert file.read_bytes() != before
     assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize("size", [0, 300])
+@pytest.mark.parametrize("name", ["drawn.jpg", "drawn.png"])
+def test_drawn_pictures(name, size, tmp_path):
+    photo = tmp_path / "photos" / name
+    results = Results(tmp_path / "out", [photo])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(WriteError, match=r"^cannot write [^\n]*: File too large$"), full_disk(size):
+        results.picture(photo, Image.fromarray(NOISE))
+    assert list((tmp_path / "out").iterdir()) == []
+    results.picture(photo, Image.fromarray(NOISE))  # and with room again
+    with Image.open(tmp_path / "out" / name) as drawn:
+        assert drawn.size == (64, 64)
 
 
 FOLDERS = {
