@@ -11,8 +11,9 @@ from PIL import Image
 
 from detrkit.cli.results import evaluate_results
 from detrkit.errors import DetrkitError
+from detrkit.evaluation import report_folder
 from detrkit.utils.image_files import image_bytes
-from detrkit.utils.own_files import check_json, check_marked, check_report_folder
+from detrkit.utils.own_files import check_json, check_marked
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 REFUSED = "is there and was not written by this command: choose another name, or remove it"
@@ -47,19 +48,40 @@ def test_only_json_with_the_keys_is_replaced(tmp_path: Path, content: str) -> No
 @pytest.mark.parametrize("name", ["report.md", "results.json", "metrics.json", "confusion.png"])
 def test_reports_replace_reports_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / "thesis.md").write_text("mine")  # in nobody's way
-    check_report_folder(tmp_path)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(DetrkitError, match=rf"{name} is there and not of a finished evaluation by detrkit"):
-        check_report_folder(tmp_path)
-    (tmp_path / "metrics.json").write_text(json.dumps({"title": "a", "settings": {}}))
-    check_report_folder(tmp_path)
+    with (
+        pytest.raises(DetrkitError, match=rf"{name} is there and was not written by detrkit"),
+        report_folder(tmp_path, "results.json"),
+    ):
+        raise AssertionError
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["thesis.md", name])
+    (tmp_path / "metrics.json").write_text(json.dumps({"title": "a", "settings": {}}))  # of an earlier version
+    with report_folder(tmp_path, "results.json"):
+        (tmp_path / name).write_text("new")
+    with report_folder(tmp_path, "results.json"):  # its own work
+        pass
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / "report.md").write_text("mine, written since")
+    with pytest.raises(DetrkitError, match=r"report\.md .*was changed since"), report_folder(tmp_path):
+        raise AssertionError
+
+
+def test_a_report_that_was_killed_can_be_written_again(tmp_path: Path) -> None:
+    killed = report_folder(tmp_path, "results.json")
+    killed.__enter__()  # noted, and never ended
+    (tmp_path / "results.json").write_text("[]")
+    with report_folder(tmp_path, "results.json"):
+        (tmp_path / "report.md").write_text("whole")
+    assert (tmp_path / "report.md").read_text() == "whole"
 
 
 def test_an_evaluation_replaces_no_report_of_somebody_else(tmp_path: Path) -> None:
     page = tmp_path / "report.md"
     page.write_text("my thesis")
-    results = tmp_path / "boxes.json"
+    results, truth = tmp_path / "boxes.json", tmp_path / "truth.json"
     results.write_text("[]")
-    with pytest.raises(DetrkitError, match=r"report\.md is there and not of a finished evaluation"):
-        evaluate_results(results, tmp_path, split=None, max_dets=100, out=tmp_path)
+    entries = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    truth.write_text(json.dumps(entries))
+    with pytest.raises(DetrkitError, match=r"report\.md is there and was not written by detrkit"):
+        evaluate_results(results, truth, split=None, max_dets=100, out=tmp_path)
     assert page.read_text() == "my thesis"

@@ -53,11 +53,9 @@ def evaluate_results(
     Raises:
         DetrkitError: a malformed file, or one that does not belong to the dataset.
     """
-    from detrkit.evaluation import write_report
+    from detrkit.evaluation import report_folder, write_report
     from detrkit.evaluation.ground_truth import read_json
-    from detrkit.utils.own_files import check_report_folder
 
-    check_report_folder(out)
     content = read_json(results)
     if not isinstance(content, list) and not _panoptic_entries(content):
         raise DetrkitError(
@@ -70,7 +68,8 @@ def evaluate_results(
         report = _detections(results, content, data, split, max_dets, iou_type)
     else:
         report = _panoptic(results, data, split)
-    write_report(out, title=f"{results.stem} on {truth}", settings=settings, **report)
+    with report_folder(out):
+        write_report(out, title=f"{results.stem} on {truth}", settings=settings, **report)
     return [report[kind] for kind in ("panoptic", "metrics", "masks") if report.get(kind) is not None]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +20,9 @@ from detrkit.detector import Detector, as_device, default_device, has_masks
 from detrkit.engine.examples import example_sheet, shown_above
 from detrkit.engine.gathering import Evaluation, Truth, collect, without_masks
 from detrkit.engine.processes import join_processes
-from detrkit.evaluation import Metrics, write_report
+from detrkit.evaluation import Metrics, report_folder, write_report
 from detrkit.models.deformable_detr import DeformableDETR
-from detrkit.utils.atomic import make_folder
 from detrkit.utils.memory import check_batch
-from detrkit.utils.own_files import check_report_folder
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers, check_arguments
 
 Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
@@ -127,9 +125,10 @@ def evaluate(
     process = {"rank": rank, "world_size": world, "device": where}
     loader = eval_loader(dataset, spec, batch_size=batch_size, workers=workers, **process)
     folder = None if out is None else Path(out)
-    if folder is not None and rank == 0:
-        check_report_folder(folder)
-        make_folder(folder)  # or hours of work might have no place to go
+    written = ExitStack()
+    if folder is not None and rank == 0:  # before hours of work, which might have no place to go
+        segments = ("panoptic.json", "panoptic") if masks and dataset.panoptic else ()
+        written.enter_context(report_folder(folder, "results.json", *segments))
     evaluation = Evaluation(
         Truth.of(dataset, spec, net),
         spec,
@@ -141,37 +140,38 @@ def evaluate(
     def autocast() -> AbstractContextManager[Any]:
         return torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
 
-    began = time.perf_counter()
-    progress = track(loader, "evaluate", len(loader), quiet=quiet or rank != 0)
-    collect(net, progress, evaluation, device=where, autocast=autocast)
-    seconds = time.perf_counter() - began
-    metrics = evaluation.compute()
-    if folder is not None and rank == 0:
-        evaluation.objects.save(folder / "results.json")
-        if evaluation.segments is not None:
-            evaluation.segments.save()
-        settings = {
-            "model": spec.name,
-            "weights": source,
-            "dataset": f"{dataset.path.name}, split {dataset.split}, {len(dataset)} images",
-            "input": f"short side {spec.size}, longest side {spec.max_size}",
-            "batch size": f"{batch_size} x {world} process(es), padding {spec.padding}",
-            "precision": precision,
-            "max detections": max_dets,
-        }
-        if evaluation.segments is not None:
-            settings["segments"] = f"queries with a score above {evaluation.threshold:g}"
-        write_report(
-            folder,
-            metrics=metrics,
-            masks=metrics.masks,
-            panoptic=metrics.panoptic,
-            title=f"{Path(source).name} on {dataset.path.name} {dataset.split or ''}".strip(),
-            settings=settings,
-            confusion=evaluation.objects.confusion(score=shown_above(spec)),
-            sheet=example_sheet(net, spec, dataset),
-            timing={"images per second": round(len(dataset) / seconds, 2), "device": str(where)},
-        )
+    with written:
+        began = time.perf_counter()
+        progress = track(loader, "evaluate", len(loader), quiet=quiet or rank != 0)
+        collect(net, progress, evaluation, device=where, autocast=autocast)
+        seconds = time.perf_counter() - began
+        metrics = evaluation.compute()
+        if folder is not None and rank == 0:
+            evaluation.objects.save(folder / "results.json")
+            if evaluation.segments is not None:
+                evaluation.segments.save()
+            settings = {
+                "model": spec.name,
+                "weights": source,
+                "dataset": f"{dataset.path.name}, split {dataset.split}, {len(dataset)} images",
+                "input": f"short side {spec.size}, longest side {spec.max_size}",
+                "batch size": f"{batch_size} x {world} process(es), padding {spec.padding}",
+                "precision": precision,
+                "max detections": max_dets,
+            }
+            if evaluation.segments is not None:
+                settings["segments"] = f"queries with a score above {evaluation.threshold:g}"
+            write_report(
+                folder,
+                metrics=metrics,
+                masks=metrics.masks,
+                panoptic=metrics.panoptic,
+                title=f"{Path(source).name} on {dataset.path.name} {dataset.split or ''}".strip(),
+                settings=settings,
+                confusion=evaluation.objects.confusion(score=shown_above(spec)),
+                sheet=example_sheet(net, spec, dataset),
+                timing={"images per second": round(len(dataset) / seconds, 2), "device": str(where)},
+            )
     return metrics
 
 

@@ -10,7 +10,7 @@ from detrkit.evaluation.panoptic import PanopticEvaluator
 from detrkit.evaluation.panoptic_files import evaluate_panoptic, read_panoptic, write_panoptic
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.evaluation.panoptic_truth import PanopticTruth
-from detrkit.evaluation.report import write_report
+from detrkit.evaluation.report import report_folder, write_report
 from detrkit.evaluation.result_table import ResultTable
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "evaluate_detections",
     "evaluate_panoptic",
     "read_panoptic",
+    "report_folder",
     "write_panoptic",
     "write_report",
 ]

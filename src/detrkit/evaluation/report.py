@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,37 @@ from detrkit.evaluation.curves import PrecisionRecall
 from detrkit.evaluation.metrics import Metrics, markdown_table
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.folders import claimed_files
 from detrkit.utils.image_files import image_bytes
+from detrkit.utils.own_files import has_keys
 from detrkit.utils.visible import markdown
 
 _PANOPTIC_FOOTNOTE = (
     "In percent. SQ: mean IoU of the matched segments (IoU above 0.5); RQ: TP / (TP + FP / 2 + FN / 2); PQ = SQ * RQ "
     "of a class, and means over the classes that are annotated or were predicted. n/a: no such classes."
 )
+
+
+_METRICS = "metrics.json"
+REPORT_FILES = ("report.md", _METRICS, "examples.png", "precision_recall.png", "confusion.png", "training.png")
+
+
+def report_folder(folder: str | Path, *more: str) -> AbstractContextManager[None]:
+    """A folder, made if need be, in which a report is written over no file of others.
+
+    Args:
+        folder: of the report.
+        more: names of other files that come with it.
+
+    Raises:
+        DetrkitError: a file of a report's name is there and detrkit did not write it; or the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        ours = has_keys(folder / _METRICS, ("title", "settings"))  # of a run, or of a version that kept no manifest
+    except OSError:
+        ours = False
+    return claimed_files(folder, (*REPORT_FILES, *more), ours=ours)
 
 
 def write_report(
@@ -124,7 +149,7 @@ def write_report(
             parts.extend([f"## {heading}", markdown_table(["", ""], rows)])
     if timing:
         record["timing"] = {k: _json_value(v) for k, v in timing.items()}
-    write_atomic(folder / "metrics.json", json.dumps(record, indent=2) + "\n")
+    write_atomic(folder / _METRICS, json.dumps(record, indent=2) + "\n")
     parts.append("The same numbers for programs: [metrics.json](metrics.json).")
     return write_atomic(folder / "report.md", "\n\n".join(p for p in parts if p) + "\n")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from detrkit.published import PUBLISHED, Published
 from detrkit.reproduction.data import EvaluationData, Places
 from detrkit.reproduction.journal import Journal
 from detrkit.reproduction.pictures import segments_sheet
-from detrkit.reproduction.tables import Reproduced, settings_that_differ, write_summary
+from detrkit.reproduction.tables import Reproduced, settings_that_differ, summary_folder, write_summary
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.names import expanded_path
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Workers, check_arguments
@@ -96,7 +96,10 @@ def reproduce(
     data = {kind: EvaluationData.open(places, panoptic=kind == "panoptic", limit=limit) for kind in kinds}
     files = {row.model: weights_file(row, given, alone=len(rows) == 1) for row in rows}
     results = []
-    with FolderLock(out) if rank == 0 else nullcontext():
+    with ExitStack() as held:
+        if rank == 0:
+            held.enter_context(FolderLock(out))
+            held.enter_context(summary_folder(Path(out)))
         for row in rows:
             wanted = row.evaluation
             model, found = load_model(files[row.model], name=row.model)

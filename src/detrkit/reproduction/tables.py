@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from detrkit.evaluation import Metrics
 from detrkit.evaluation.metrics import markdown_table
 from detrkit.published import FIGURES, Published
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.folders import claimed_files
 
 TOLERANCE = 0.2  # points, between a measured figure and a published one
 _NAMES = {"AP_segm": "mask AP"}
@@ -175,6 +177,16 @@ def figure_table(results: Sequence[Reproduced]) -> str:
             )
     headings = ["model", "figure", "published", "by the report", "measured", "difference", f"within {TOLERANCE}"]
     return markdown_table(headings, rows)
+
+
+def summary_folder(out: Path) -> AbstractContextManager[None]:
+    """The folder of `write_summary`, made if need be, in which it writes over no file of others.
+
+    Raises:
+        DetrkitError: a report.md or figures.json that detrkit did not write; or the folder cannot be written.
+    """
+    # figures.json is of no other program; that of detrkit 0.1 came without a manifest
+    return claimed_files(out, ("report.md", "figures.json"), ours=(out / "figures.json").is_file())
 
 
 def write_summary(out: Path, results: Sequence[Reproduced]) -> Path:

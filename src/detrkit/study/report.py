@@ -26,6 +26,7 @@ from detrkit.visualize import SheetRow, as_detections, models_sheet
 from detrkit.visualize.curves import png_bytes, study_curves
 
 PICTURES = 6
+STUDY_FILES = ("study.md", "table.csv", "results.json", "curves.png", "examples.png")  # in its folder
 
 
 def write_study(folder: Path, study: StudyConfig, outcome: Outcome, splits: Splits) -> Path:

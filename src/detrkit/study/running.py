@@ -25,7 +25,7 @@ from detrkit.engine.training import train
 from detrkit.errors import DetrkitError, Interrupted, SettingError
 from detrkit.models.criterion import build_criterion
 from detrkit.study.config import Member, StudyConfig, check_same, load_study
-from detrkit.study.report import write_study
+from detrkit.study.report import STUDY_FILES, write_study
 from detrkit.study.results import FAILURE, MemberResult, evaluate_last, read_result
 from detrkit.study.tables import Outcome
 from detrkit.utils.atomic import write_atomic
@@ -114,12 +114,15 @@ def _plan(study: StudyConfig, chosen: Sequence[Member], folder: Path, held: Exit
         held: keeps the lock.
 
     Raises:
-        DetrkitError: another process writes the folder, or it holds a study with other settings.
+        DetrkitError: another process writes the folder, or it holds a study with other settings, or files of others
+            where the study's would be.
     """
     held.enter_context(FolderLock(folder))
     saved = folder / "study.yaml"
     if saved.exists():
         check_same(load_study(saved), study, saved)
+    elif foreign := next((name for name in STUDY_FILES if (folder / name).exists()), None):
+        raise DetrkitError(f"{folder / foreign} is there and is of no study: choose another --out")
     before = {m.name: read_result(folder / m.name) for m in chosen}
     waiting = [m for m in chosen if not before[m.name].done]
     waiting.sort(key=lambda m: bool(before[m.name].failure))

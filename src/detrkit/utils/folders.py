@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,33 @@ def note_files(folder: Path, names: Iterable[str], *, coming: Iterable[str] = ()
         return
     text = json.dumps({"written by": "detrkit", "files": noted}, indent=0, ensure_ascii=True)
     write_atomic(folder / MANIFEST, text + "\n")
+
+
+@contextmanager
+def claimed_files(folder: Path, names: Sequence[str], *, ours: bool = False) -> Iterator[None]:
+    """A folder, made if need be, into which detrkit writes files of these names and nothing over those of others.
+
+    Args:
+        folder: the folder.
+        names: of the files.
+        ours: the files that are there are known to be detrkit's, of a version that kept no manifest.
+
+    Raises:
+        DetrkitError: a file of one of these names is there and is not as detrkit wrote it; or the folder cannot be
+            written.
+    """
+    noted = noted_files(folder)
+    for name in names:
+        if os.path.lexists(folder / name) and not ours and not is_as_noted(folder, name, noted):
+            raise DetrkitError(
+                f"{folder / name} is there and was not written by detrkit, or was changed since: choose another folder"
+            )
+    make_folder(folder)
+    note_files(folder, (), coming=names)
+    try:
+        yield
+    finally:
+        note_files(folder, names)
 
 
 def foreign_file(folder: Path) -> str | None:

@@ -44,25 +44,6 @@ def has_keys(path: Path, keys: Iterable[str]) -> bool:
     return isinstance(content, dict) and set(keys) <= set(content)
 
 
-def check_report_folder(folder: Path) -> None:
-    """Refuses to write the report of an evaluation over files that are not of an earlier one.
-
-    Raises:
-        DetrkitError: names the first file in the way, and the fix.
-    """
-    names = ("metrics.json", "report.md", "results.json", "panoptic.json", "examples.png", "confusion.png")
-    present = [folder / name for name in (*names, "precision_recall.png") if (folder / name).exists()]
-    try:
-        ours = not present or has_keys(folder / "metrics.json", ("title", "settings"))
-    except OSError:
-        ours = False
-    if not ours:
-        raise DetrkitError(
-            f"{present[0]} is there and not of a finished evaluation by detrkit: choose another folder with --out, or "
-            "remove it"
-        )
-
-
 def _check(path: Path, ours: Callable[[], bool]) -> None:
     try:
         if not path.exists() or (path.is_file() and ours()):
