@@ -293,7 +293,14 @@ def test_command_with_a_file_of_stages(files, capsys, tmp_path):
     a, changed, _ = files
     dump = tmp_path / "new" / "stages.npz"
     words = ["--input", "noise", "--seed", "3", "--size", "64", "96"]
-    assert _run(capsys, a, "--save", dump, *words)[0] == 0
+    mine = tmp_path / "mine.npz"
+    np.savez(mine, mine=np.arange(5))
+    content = mine.read_bytes()
+    status, _, error = _run(capsys, a, "--save", mine, *words)
+    assert status == 2 and "is there and is no file of stages: choose another name" in error
+    assert mine.read_bytes() == content
+    for _ in range(2):  # the second time over the first's
+        assert _run(capsys, a, "--save", dump, *words)[0] == 0
     assert torch.equal(load_recording(dump).pixels, made_input("noise", (64, 96), seed=3).pixels)
     status, out, _ = _run(capsys, a, dump)  # on the input in the file
     assert status == 0 and "every stage is the same to the bit" in out

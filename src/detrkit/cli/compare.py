@@ -59,19 +59,27 @@ class Compare:
     """The largest difference of any stage whose root mean square is at most 1 (of others in proportion); by default
     each stage has its own."""
     save: Path | None = None
-    """Write the stages of A to this file (.npz)."""
+    """Write the stages of A to this file (.npz); it replaces an earlier file of stages, no other file."""
     device: str = "cpu"
     """Where both run."""
 
     def run(self) -> int:
         """Compares and prints the table."""
         from detrkit.comparison import Recording, compare, open_side, record, save_recording
+        from detrkit.comparison.recording import load_recording
         from detrkit.detector import as_device
 
         if self.b is None and self.save is None:
             raise DetrkitError("nothing to compare with: give B, or --save FILE.npz to keep the stages of A")
         if self.save is not None and self.save.suffix != ".npz":
             raise DetrkitError(f"--save {self.save}: the name must end with .npz")
+        if self.save is not None and self.save.exists():
+            try:
+                load_recording(self.save)
+            except DetrkitError as error:
+                raise DetrkitError(
+                    f"--save {self.save} is there and is no file of stages: choose another name, or remove it"
+                ) from error
         device = as_device(self.device)
         a = open_side(self.a, model=self.model, device=device)
         b = None if self.b is None else open_side(self.b, framework=self.framework, model=self.model, device=device)
