@@ -28,7 +28,6 @@ def test_recipes_are_right(name):
         ({"data": {"size": 64, "max_size": 32}}, "data.size is 64 and data.max_size is 32: the longest side"),
         ({"run": {"devices": 1000}}, "run.devices is 1000: these are processes of this machine"),
         ({"run": {"out": ""}}, "run.out is '': name a folder"),
-        ({"run": {"patience": 2}, "data": {"val_split": "none"}}, "run.patience is 2 and data.val_split is 'none'"),
         ({"loss": {"eos_coef": 0.3}}, "loss.eos_coef is 0.3: .* no such part of its loss"),
         ({"loss": {"set_cost_class": 0, "set_cost_bbox": 0, "set_cost_giou": 0}}, "matching cost must not be 0"),
         ({"model": {"name": "no-such"}}, "unknown model 'no-such': choose one of detr-r50"),

@@ -291,7 +291,7 @@ def test_input_is_checked_before_downloads(data, tmp_path, monkeypatch, capsys):
             ([], "give its folder with --panoptic"),
             (["--panoptic", str(data["panoptic"]), "--device", "abacus"], "device abacus: not to be had"),
             *(
-                ([f"--{option}", "0"], f"--{option} 0: at least 1")
+                ([f"--{option}", "0"], f"--{option} 0: must be at least")
                 for option in ("batch-size", "size", "max-size", "limit")
             ),
         ):

@@ -20,7 +20,7 @@ from rich.text import Text
 from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
 from detrkit.console import Terminal
 from detrkit.errors import DetrkitError
-from detrkit.utils.atomic import make_folder
+from detrkit.utils.lock import FolderLock
 from detrkit.utils.names import full_path
 from detrkit.utils.ranges import BatchSize, InputSize, Share
 from detrkit.utils.signals import SignalWatch, Stopped
@@ -84,8 +84,17 @@ class Predict:
         if self.size is not None:
             detector = detector.resized(self.size)
         results.check(maps=detector.panoptic)
-        make_folder(results.out)
+        with FolderLock(results.out):  # or two at once would each find the other's files in the way
+            return self._write(detector, results, console, errors)
+
+    def _write(self, detector: Detector, results: Results, console: Console, errors: Console) -> int:
+        """Predicts, writes and prints; the command's status.
+
+        Raises:
+            DetrkitError: nothing could be read, or nothing more can be written; what is done is kept.
+        """
         results.begin()
+        files = results.files
         objects: dict[str, list[dict[str, Any]]] = {}
         try:
             self._predict(detector, results, objects, errors)

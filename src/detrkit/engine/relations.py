@@ -49,8 +49,6 @@ def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
         refuse("model.masks", "run.freeze_detector", reason="leave masks out to train them on a frozen detector")
     if model.masks is False and optim.mask_epochs:
         refuse("model.masks", "optim.mask_epochs", reason="leave masks out to train them on a frozen detector")
-    if run.patience and data.val_split in (None, "none") and not run.overfit:
-        refuse("run.patience", "data.val_split", reason="without evaluations there is nothing to wait for")
     if frozen is not None or run.init_from is not None:
         return
     if model.name == "":
