@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(f"detrkit {__version__}")
         return 0
-    with SignalWatch(program=words == sys.argv[1:]):
+    with SignalWatch(program=argv is None):
         return _run(words)
 
 
