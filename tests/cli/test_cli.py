@@ -137,3 +137,21 @@ def test_train_evaluate_predict(capsys, tmp_path, monkeypatch):
 def test_a_switch_of_the_model_may_stand_alone(words, masks):
     command = _parse(words)
     assert command.config.model.masks is masks and command.dataset == "data"
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
+    """Such as a path in a folder that may not be entered, wherever it is first looked at."""
+
+    def refused(_):
+        raise PermissionError(13, "Permission denied", "/locked/run")
+
+    monkeypatch.setattr("detrkit.cli.models.Models.run", refused)
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err == "detrkit: error: /locked/run: Permission denied\n"
+
+    def broken(_):
+        raise OSError("a fault of our own")
+
+    monkeypatch.setattr("detrkit.cli.models.Models.run", broken)
+    with pytest.raises(OSError, match="of our own"):
+        main(["models"])

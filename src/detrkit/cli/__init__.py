@@ -91,6 +91,12 @@ def _run(words: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left: no traceback
         return 141
+    except OSError as error:
+        # Python's own words for a file: of a folder that may not be entered even the question what it is raises
+        if error.filename is None:
+            raise
+        print(f"detrkit: error: {visible(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _leave_processes() -> None:
