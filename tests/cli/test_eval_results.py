@@ -96,14 +96,16 @@ def test_detections_with_masks(folder, capsys):
     assert json.loads((folder / "alone/metrics.json").read_text())["AP"] == pytest.approx(0.7)
 
 
+ONE_BOX = {
+    "images": [{"id": 1, "height": 24, "width": 32}],
+    "categories": CATEGORIES,
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0}],
+}
+
+
 @pytest.mark.parametrize("nothing", [[], None])
 def test_tools_write_empty_segmentations_beside_boxes(folder, nothing):
-    truth = {
-        "images": [{"id": 1, "height": 24, "width": 32}],
-        "categories": CATEGORIES,
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0}],
-    }
-    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "truth.json").write_text(json.dumps(ONE_BOX))
     entry = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [0, 0, 10, 10], "segmentation": nothing}
     (folder / "results.json").write_text(json.dumps([entry]))
     assert main(["eval", "results.json", "truth.json", "--out", "report"]) == 0
@@ -113,12 +115,7 @@ def test_tools_write_empty_segmentations_beside_boxes(folder, nothing):
 
 
 def test_masks_that_the_truth_has_not_leave_the_boxes(folder, capsys):
-    truth = {
-        "images": [{"id": 1, "height": 24, "width": 32}],
-        "categories": CATEGORIES,
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0}],
-    }
-    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "truth.json").write_text(json.dumps(ONE_BOX))
     entry = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [0, 0, 10, 10]}
     (folder / "results.json").write_text(json.dumps([entry | {"segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]]}]))
     assert main(["eval", "results.json", "truth.json", "--out", "report"]) == 0
