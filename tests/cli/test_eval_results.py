@@ -177,3 +177,26 @@ def test_a_split_names_no_folder(folder, capsys):
     assert main(["eval", "found.json", "set", "--split", "../../x"]) == 2
     assert "--split: '../../x' is a path, not a name" in capsys.readouterr().err
     assert not (folder.parent / "x").exists()
+
+
+def test_classes_without_a_result_are_named(folder, capsys):
+    """They count with AP 0, as in pycocotools; a category that the dataset has not ends the command."""
+    names = ["cat", "dog", "cow", "sky"]
+    boxes = [{"id": i, "image_id": 1, "category_id": i, "bbox": [5 * i, 0, 5, 5], "area": 25} for i in (1, 2, 3)]
+    truth = {
+        "images": [{"id": 1, "height": 24, "width": 32}],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(names)],  # no sky is annotated
+        "annotations": [{**box, "iscrowd": 0} for box in boxes],
+    }
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "some.json").write_text(json.dumps([{**boxes[0], "score": 0.5}]))
+    assert main(["eval", "some.json", "truth.json", "--out", "some"]) == 0
+    out = capsys.readouterr().out
+    sentence = "no detection of 2 of the 3 classes, which have 2 of 3 objects and count with AP 0: dog, cow"
+    assert f"warning: the results have {sentence}\n" in out
+    record = json.loads((folder / "some/metrics.json").read_text())
+    assert record["AP"] == pytest.approx(1 / 3) and record["notes"] == [f"the results have {sentence}"]
+    (folder / "other.json").write_text(json.dumps([{**boxes[0], "score": 0.5, "category_id": 0}]))
+    assert main(["eval", "other.json", "truth.json", "--out", "other"]) == 2
+    error = "other.json: entry 0: category_id 0 is no category of the ground truth, whose 4 ids are 1 to 4; check"
+    assert error in capsys.readouterr().err

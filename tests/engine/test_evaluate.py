@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,38 @@ def test_classes_are_matched_by_name(shapes):
         dataset_labels(_model(["submarine"])[1], dataset)
     with pytest.raises(DetrkitError, match=r"it knows a, b, c, d, e, \.\.\.$"):
         dataset_labels(_model(list("abcdef"))[1], dataset)
+
+
+def test_classes_that_the_model_does_not_know_are_named(shapes, tmp_path):
+    """They count with AP 0, which is said with what they may be called in the model; the numbers are as they were."""
+    dataset = detrkit.open_dataset(shapes, split="val")
+    a, b, c = dataset.class_names
+    objects = {name: 0 for name in dataset.class_names}
+    for record in dataset.records:
+        for label, crowd in zip(record.labels, record.crowd, strict=True):
+            objects[dataset.class_names[label]] += not crowd
+    assert all(objects.values())
+    with pytest.warns(UserWarning) as said:
+        metrics = evaluate(
+            _model([a, f" {b.upper()}", "zebra"]), dataset, device="cpu", workers=0, out=tmp_path / "out"
+        )
+    text = str(said[0].message)
+    share = f"{objects[b] + objects[c]} of {sum(objects.values())} objects"
+    assert text.startswith(
+        f"2 of the 3 classes of {shapes.name}, with {share}, are unknown to the model and count with AP 0"
+    )
+    assert f"{b}, {c}; perhaps {b!r} is {f' {b.upper()}'!r} in the model" in text
+    assert metrics.per_class[b]["AP"] == metrics.per_class[c]["AP"] == 0
+    assert pytest.approx(metrics.per_class[a]["AP"] / 3) == metrics.AP
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["notes"] == [text]
+    assert "unknown to the model" in (tmp_path / "out/report.md").read_text()
+    few = dataset.subset([i for i, r in enumerate(dataset.records) if set(r.labels.tolist()) <= {0}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no object of what it does not know
+        assert not len(few) or evaluate(_model([a]), few, device="cpu", workers=0)
+        evaluate(_model([a, b, c, "zebra"]), dataset, device="cpu", workers=0)
+    with pytest.raises(DetrkitError, match=f"rename {a!r} to {a.upper()!r} in the dataset$"):
+        evaluate(_model([a.upper()]), dataset, device="cpu", workers=0)
 
 
 def test_a_class_may_be_called_like_an_unused_label():

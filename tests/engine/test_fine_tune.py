@@ -37,12 +37,18 @@ def test_rows_follow_the_class_names():
     assert torch.equal(weight[0], given[2]) and torch.equal(weight[2], given[0])
     assert torch.equal(weight[1], random[1])
     assert torch.equal(weight[3], given[4])  # no object
-    assert report.classes_kept == ["dog", "cat"] and report.classes_new == ["axolotl"]
+    assert report.classes_kept == ["dog", "cat"] and report.classes_new == ["axolotl"] and report.nearest == {}
     assert set(report.adapted) == {"class_head.weight", "class_head.bias"}
     assert report.new == [] and report.unused == []
     state, other = model.state_dict(), source.state_dict()
     assert all(torch.equal(state[k], other[k]) for k in report.kept)
     assert len(report.kept) == len(state) - 2
+    other = init_from(model, ClassList(("dog", "Cow", "cats"), (0, 1, 2)), source.state_dict(), spec, background=True)
+    assert other.nearest == {"Cow": "cow", "cats": "cat"}
+    assert (
+        "  warning: start anew for another name: 'Cow' ('cow' in the weights), 'cats' ('cat' in the weights); "
+        "rename them to keep their rows"
+    ) in other.lines()
 
 
 def test_same_classes_keep_everything():

@@ -85,6 +85,7 @@ def _detections(
     """Average precision of the boxes and of the masks, of those that there are, as `write_report` takes it."""
     from detrkit.evaluation import confusion_matrix, evaluate_detections
     from detrkit.evaluation.result_table import has_masks
+    from detrkit.evaluation.unknown_classes import UnknownClasses
 
     boxes = any(isinstance(e, dict) and e.get("bbox") for e in entries) or not has_masks(entries)
     kinds: list[IouType] = [iou_type] if iou_type else [*(["bbox"] * boxes), *(["segm"] * has_masks(entries))]
@@ -93,9 +94,14 @@ def _detections(
         console.print(f"{results}: the masks are not evaluated: {truth.source} has none for each object")
         kinds = ["bbox"]
     metrics, *masks = [evaluate_detections(truth, results, max_dets=max_dets, iou_type=kind) for kind in kinds]
+    missing = UnknownClasses.of(truth, {e["category_id"] for e in entries}, ())
+    notes = [missing.without_results()] if missing and entries else []
+    for note in notes:
+        console.print(f"warning: {note}")
     return {
         "metrics": metrics,
         "masks": masks[0] if masks else None,
+        "notes": notes,
         "confusion": confusion_matrix(truth, results) if "bbox" in kinds else None,
     }
 

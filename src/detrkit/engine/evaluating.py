@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,9 @@ def evaluate(
             also panoptic.json with its PNGs in panoptic/.
         quiet: no progress.
 
+    A class of the dataset that has objects and that the model does not know counts with AP 0, as pycocotools has it: a
+    warning and the report name it. Classes of the model that the dataset does not annotate are left out.
+
     Returns:
         The numbers of the boxes (on panoptic data, of things), with `masks` or `panoptic` for what else was evaluated.
 
@@ -129,8 +133,14 @@ def evaluate(
     if folder is not None and rank == 0:  # before hours of work, which might have no place to go
         segments = ("panoptic.json", "panoptic") if masks and dataset.panoptic else ()
         written.enter_context(report_folder(folder, "results.json", *segments))
+    truth = Truth.of(dataset, spec, net)
+    notes = []
+    if truth.unknown:
+        notes.append(truth.unknown.sentence(dataset.path.name, "AP" if truth.panoptic is None else "AP and PQ"))
+        if rank == 0:
+            warnings.warn(notes[0], stacklevel=2)
     evaluation = Evaluation(
-        Truth.of(dataset, spec, net),
+        truth,
         spec,
         max_dets=max_dets,
         threshold=threshold,
@@ -170,6 +180,7 @@ def evaluate(
                 settings=settings,
                 confusion=evaluation.objects.confusion(score=shown_above(spec)),
                 sheet=example_sheet(net, spec, dataset),
+                notes=notes,
                 timing={"images per second": round(len(dataset) / seconds, 2), "device": str(where)},
             )
     return metrics

@@ -15,6 +15,7 @@ from detrkit.build import Fit, fitting_weights, load_weights
 from detrkit.checkpoint import ModelSpec, described, located
 from detrkit.classes import ClassList
 from detrkit.errors import DetrkitError
+from detrkit.utils.similar import nearest_names
 
 CLASS_HEADS = ("class_head.", "class_heads.")
 _QUERIES = ("queries", "queries.weight")
@@ -70,6 +71,7 @@ class InitReport:
         new: tensors of the model that the source has not, or in another shape; they keep their random values.
         unused: tensors of the source that the model has not.
         classes_kept, classes_new: names of the model's classes that the source knew, and did not.
+        nearest: of those that it did not, what it calls a class that may be the same and that no other one is.
     """
 
     kept: list[str] = field(default_factory=list)
@@ -78,6 +80,7 @@ class InitReport:
     unused: list[str] = field(default_factory=list)
     classes_kept: list[str] = field(default_factory=list)
     classes_new: list[str] = field(default_factory=list)
+    nearest: dict[str, str] = field(default_factory=dict)
 
     def lines(self, most: int | None = 8) -> list[str]:
         """For a terminal and the run's log.
@@ -91,6 +94,11 @@ class InitReport:
             lines.append(f"  classes kept by name: {_some(self.classes_kept, most)}")
         if self.classes_new:
             lines.append(f"  classes that start anew: {_some(self.classes_new, most)}")
+        if self.nearest:
+            pairs = [f"{name!r} ({near!r} in the weights)" for name, near in self.nearest.items()]
+            lines.append(
+                f"  warning: start anew for another name: {_some(pairs, most)}; rename them to keep their rows"
+            )
         if self.new:
             lines.append(f"  new (random): {_some(self.new, most)}")
         if self.unused:
@@ -127,6 +135,7 @@ def init_from(
     if not same:
         report.classes_kept = [n for n in names if n in known]
         report.classes_new = [n for n in names if n not in known]
+        report.nearest = nearest_names(report.classes_new, [n for n in known if n not in names])
     # column 0 of a two-stage model's proposal head is an objectness, not the first class
     proposals = f"class_heads.{len(model.class_heads) - 1}." if getattr(model, "two_stage", False) else None
     own = model.state_dict()
@@ -154,6 +163,10 @@ def init_from(
         else:
             report.new.append(name)
     if not any(name.startswith(CLASS_HEADS) for name in (*report.kept, *report.adapted)):
-        report.classes_kept, report.classes_new = [], list(names)  # the source's class head is not there, or no fit
+        report.classes_kept, report.classes_new, report.nearest = (
+            [],
+            list(names),
+            {},
+        )  # the source's class head is not there, or no fit
     report.unused = [name for name in source if name not in own]
     return report

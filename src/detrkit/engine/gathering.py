@@ -20,11 +20,13 @@ from detrkit.detector import has_masks, is_panoptic, segments_above
 from detrkit.engine.processes import StopSignals
 from detrkit.errors import DetrkitError
 from detrkit.evaluation import DetectionEvaluator, GroundTruth, Metrics, PanopticEvaluator, PanopticTruth
+from detrkit.evaluation.unknown_classes import UnknownClasses
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Outputs, Target
 from detrkit.models.panoptic_postprocess import panoptic
 from detrkit.models.postprocess import each_image
 from detrkit.registry import architecture
+from detrkit.utils.similar import nearest_names
 
 
 def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
@@ -48,7 +50,7 @@ def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
     if not common:
         raise DetrkitError(
             f"the model knows none of the classes of {dataset.path} ({_first(ids)}): it knows "
-            f"{_first(spec.classes.used)}"
+            f"{_first(spec.classes.used)}{_perhaps(nearest_names(ids, list(spec.classes.used)))}"
         )
     free = iter(range(max(ids.values()) + 1, max(ids.values()) + 1 + len(spec.classes)))
     labels = list(enumerate(spec.classes.names))
@@ -66,6 +68,11 @@ def _first(names: Iterable[str]) -> str:
     return ", ".join([*listed[:5], *(["..."] if len(listed) > 5 else [])])
 
 
+def _perhaps(nearest: dict[str, str]) -> str:
+    """What may be meant by a name that is nearly another's, as the end of a message."""
+    return next((f"; rename {name!r} to {near!r} in the dataset" for name, near in nearest.items()), "")
+
+
 @dataclass(frozen=True)
 class Truth:
     """What there is to be found in a dataset, as far as a model can be asked for it.
@@ -76,12 +83,14 @@ class Truth:
         panoptic: segments, if the model is panoptic and the dataset too.
         masks: whether masks of objects are evaluated. For a panoptic model on panoptic data they are not: a mask for
             each of a hundred queries takes several times the work of those few that become segments.
+        unknown: annotated classes that the model cannot find; None where nobody has looked.
     """
 
     labels: ClassList
     objects: GroundTruth
     panoptic: PanopticTruth | None = None
     masks: bool = False
+    unknown: UnknownClasses | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, spec: ModelSpec, model: nn.Module) -> Truth:
@@ -99,7 +108,9 @@ class Truth:
         if not masks:
             source = without_masks(source)
         objects = GroundTruth.load(source.ground_truth())
-        return cls(labels, objects, segments, masks)
+        others = [] if spec.classes is None else [n for n in spec.classes.used if n not in dataset.classes.used]
+        unknown = UnknownClasses.of(objects, [labels.ids[label] for label in labels.used.values()], others)
+        return cls(labels, objects, segments, masks, unknown)
 
 
 class Evaluation:

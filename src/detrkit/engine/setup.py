@@ -27,6 +27,7 @@ from detrkit.models.criterion import build_criterion
 from detrkit.models.settings import check_parameters
 from detrkit.registry import architecture
 from detrkit.utils.memory import check_batch
+from detrkit.utils.similar import nearest_names
 
 OVERFIT_STEPS = 50  # per epoch, with one process
 
@@ -185,9 +186,11 @@ def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
     for other in (val, test):
         if other is not None and set(other.class_names) - set(train.class_names):
             extra = sorted(set(other.class_names) - set(train.class_names))
+            near = [f"{a!r} for {b!r}" for a, b in nearest_names(extra, train.class_names).items()]
             raise DetrkitError(
                 f"{other.path} ({other.split}) has classes that {train.path} ({train.split}) has not: "
                 f"{', '.join(extra[:5])}; give both splits one class list"
+                + (f" (perhaps {', '.join(near[:5])})" if near else "")
             )
     return Splits(train, val, test)
 

@@ -73,7 +73,7 @@ def _check_entry(
         value = entry[field]
         if isinstance(value, (list, dict)) or value not in known:
             near = next((k for k in known if str(k) == str(value)), None)
-            hint = f"; the ground truth has it as {near!r}" if near is not None else ""
+            hint = f"; the ground truth has it as {near!r}" if near is not None else _id_range(known)
             raise DetrkitError(
                 f"{where}: {field} {shown(value)} is no {what} of the ground truth{hint}; "
                 "check that both files belong to the same dataset"
@@ -90,6 +90,12 @@ def _check_entry(
             raise DetrkitError(f"{where}: bbox {shown(box)} holds NaN or infinity; the box must be finite")
         if (numbers[2:] < 0).any():
             raise DetrkitError(f"{where}: bbox {shown(box)} has a negative size; write [x, y, width, height] in pixels")
+
+
+def _id_range(known: Mapping[Any, int]) -> str:
+    """Which ids there are, as a part of a message: programs that count classes from 0 are told from others by it."""
+    numbers = [k for k in known if isinstance(k, int)]
+    return f", whose {len(numbers)} ids are {min(numbers)} to {max(numbers)}" if numbers else ""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ def write_report(
     sheet: Image.Image | None = None,
     curves: Sequence[Mapping[str, Any]] | None = None,
     timing: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Writes report.md, metrics.json and the pictures that report.md links.
 
@@ -80,6 +81,7 @@ def write_report(
         sheet: a picture of examples, see `visualize.comparison_sheet`.
         curves: rows of a training log, see `visualize.training_curves`.
         timing: one row each, the unit in the name: {"images per second": 31.4}.
+        notes: what to know of the numbers, a sentence each; they stand below the title.
 
     Returns:
         The path of report.md.
@@ -95,6 +97,9 @@ def write_report(
         raise DetrkitError(f"{folder} is a file; give a folder for the report")
     parts = [f"# {markdown(_plain(title))}"]
     record: dict[str, Any] = {"title": title, "settings": {k: _json_value(v) for k, v in settings.items()}}
+    if notes:
+        parts += [f"**Note:** {markdown(note)}" for note in notes]
+        record["notes"] = list(notes)
     kinds = [m for m in (metrics, masks) if m is not None]
     if panoptic is not None:
         parts += [_panoptic_summary(panoptic), panoptic.table(), _PANOPTIC_FOOTNOTE]

@@ -1,0 +1,51 @@
+"""Names that are nearly the same: "Traffic_Light", "traffic  light" and "traffic lights"."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Collection, Iterable
+
+_SIMILARITY = 0.81  # of difflib: "aeroplane" and "airplane" have 0.82, "sheep" and "sleep" 0.8
+_COMPARISONS = 100_000  # of names, each with each, which take a second; of more only those that are written otherwise
+
+
+def comparable(name: str) -> str:
+    """A name without what class lists differ in: case, blanks, hyphens, underscores, the width of letters."""
+    return re.sub(r"[\s_\-]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
+def nearest_names(names: Iterable[str], candidates: Collection[str]) -> dict[str, str]:
+    """For each of some names the candidate that is most like it, if there is one.
+
+    Args:
+        names: to look for.
+        candidates: to choose from; the first of those that are alike.
+
+    Returns:
+        Name -> candidate, in the order of `names`; those that are like none are not in it.
+    """
+    names = list(names)
+    alike: dict[str, str] = {}
+    for candidate in candidates:
+        alike.setdefault(comparable(candidate), candidate)
+    search = len(names) * len(alike) <= _COMPARISONS
+    found = {}
+    for name in names:
+        plain = comparable(name)
+        for form in (plain, plain + "s", plain.removesuffix("s")):
+            if form in alike:
+                found[name] = alike[form]
+                break
+        else:
+            same_digits = (
+                [a for a in alike if _digits(a) == _digits(plain)] if search else []
+            )  # "class 1" is not "class 2"
+            near = difflib.get_close_matches(plain, same_digits, n=1, cutoff=_SIMILARITY)
+            found |= {name: alike[near[0]]} if near else {}
+    return found
+
+
+def _digits(name: str) -> str:
+    return re.sub(r"\D", "", name)
