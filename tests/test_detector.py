@@ -129,10 +129,10 @@ def test_gray_and_transparent_pictures():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (np.zeros((4, 4), np.uint8), r"\(H, W, 3\) uint8, not \(4, 4\)"),
+        (np.zeros((4, 4, 2), np.uint8), r"\(H, W, 3\) uint8, not \(4, 4, 2\)"),
         (np.zeros((4, 4, 3), np.float32), "not .* float32"),
         (torch.zeros(3, 4, 4), "uint8, not .*float32"),
-        (torch.zeros(4, 4, 3, dtype=torch.uint8), r"\(3, H, W\)"),
+        (torch.zeros(6, 4, 3, dtype=torch.uint8), r"\(3, H, W\)"),
         (7, "not a picture: int"),
     ],
 )
@@ -221,7 +221,7 @@ def test_an_empty_crop_is_named(detector):
     with pytest.raises(ValueError, match=r"^the image is 0 x 60 pixels"):
         detector.predict(crop[:, 9:9])
     with pytest.raises(ValueError, match=r"^image 9 as an array must be"):  # of another batch
-        detector.predict([crop] * 9 + [crop[0]], batch_size=4)
+        detector.predict([crop] * 9 + [crop[..., :2]], batch_size=4)
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), -0.1, 1.5, float("inf"), "high", [0.5]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from detrkit.classes import ClassList
+from detrkit.data.images import as_rgb
+from detrkit.errors import DetrkitError
 from detrkit.results import Detections, PanopticResult, Segment, encode_masks
 
 CLASSES = ClassList(("cat", "dog", "sky"), (3, 7, 119), (True, True, False))
@@ -89,8 +92,85 @@ def test_truth_without_scores_and_without_pixels():
 
 
 def test_drawing_needs_a_picture():
-    with pytest.raises(ValueError, match="holds no picture"):
+    with pytest.raises(ValueError, match="holds no image"):
         result().draw()
     picture = Image.new("RGB", (4, 2), (90, 90, 90))
     assert result(image=picture).draw().size == (4, 2)
     assert result().draw(picture).size == (4, 2)
+
+
+@pytest.mark.parametrize("image_id", [np.int64(4), np.array(4)[()], torch.tensor(4), "4"])
+def test_coco_entries_are_plain_json(image_id):
+    classes = ClassList(("cat", "dog"), (np.int64(3), np.int32(7)))
+    found = Detections(
+        np.array([[0.0, 1, 4, 6]], np.float32), np.array([0.5]), torch.tensor([1]), classes=classes, image_id=image_id
+    )
+    assert json.loads(json.dumps(found.to_coco())) == [
+        {"image_id": "4" if image_id == "4" else 4, "category_id": 7, "bbox": [0.0, 1.0, 4.0, 5.0], "score": 0.5}
+    ]
+    segment = Segment(np.int32(1), np.int64(1), np.float32(0.5), torch.tensor(6), np.bool_(True))
+    info = result(segments=[segment], classes=classes).to_coco()[1]
+    assert json.loads(json.dumps(info)) == [{"id": 1, "category_id": 7, "isthing": 1, "area": 6, "score": 0.5}]
+
+
+def test_the_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(DetrkitError, match=r"supervision: pip install 'detrkit\[supervision\]'"):
+        Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)).to_supervision()
+
+
+def drawable(image=None):
+    return Detections(torch.tensor([[1.0, 1, 5, 4]]), torch.tensor([0.9]), torch.tensor([0]), image=image)
+
+
+def test_every_image_is_drawn_on_as_it_is_predicted_on(tmp_path):
+    gray = np.linspace(0, 255, 8 * 6).reshape(6, 8).astype(np.uint8)
+    rgb = np.stack([gray] * 3, -1)
+    upright = Image.fromarray(rgb)
+    want = drawable(upright).draw().tobytes()
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    kinds = [
+        upright.convert("RGBA"),
+        Image.fromarray(gray),
+        Image.fromarray(gray.astype(np.uint16) * 257),
+        Image.fromarray(gray.astype(np.float32) / 255),
+        Image.open(tmp_path / "turned.png"),
+        tmp_path / "turned.png",
+        (tmp_path / "turned.png").read_bytes(),
+        rgb,
+        gray,
+        gray[..., None],
+        gray.astype(np.uint16) * 257,
+        gray.astype(np.float32) / 255,
+        np.dstack([rgb, gray]),
+        torch.from_numpy(rgb).permute(2, 0, 1),
+        torch.from_numpy(gray)[None],
+        torch.from_numpy(np.dstack([rgb, gray])).permute(2, 0, 1),
+    ]
+    for number, image in enumerate(kinds):
+        assert drawable().draw(image).tobytes() == want, number
+        assert np.array_equal(np.asarray(as_rgb(image)), rgb), number
+        assert drawable(upright).draw(image).tobytes() == want, number
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((6, 8, 2), np.uint8), r"^the image as an array must be \(H, W, 3\) uint8, not \(6, 8, 2\) uint8$"),
+        (np.zeros((6, 8, 3), np.float64), "not .* float64"),
+        (np.zeros((3, 6, 8), np.uint8), r"not \(3, 6, 8\)"),
+        (np.full((6, 8), 300.0, np.float32), "floating-point pixels from 0 to 300"),
+        (torch.zeros(6, 8, 3, dtype=torch.uint8), r"must be \(3, H, W\) uint8"),
+        ([1, 2], "not a picture: list"),
+        ("missing.png", "missing.png: image file is missing"),
+        (Image.new("RGB", (8, 7)), r"draw on is 8 x 7 pixels, the one predicted on was 8 x 6 \(width x height\)"),
+    ],
+)
+def test_what_cannot_be_drawn_on_is_one_line(image, message):
+    for one in (drawable(Image.new("RGB", (8, 6))), result(id_map=torch.zeros(6, 8, dtype=torch.int32))):
+        with pytest.raises((ValueError, DetrkitError), match=message) as error:
+            one.draw(image)
+        assert "\n" not in str(error.value)

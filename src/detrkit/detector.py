@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -42,14 +43,33 @@ class Detector:
     Attributes:
         model: on `device`, in eval mode.
         spec: as given.
-        device: where the model is.
+
+    The model's own dtype and device decide: half, bfloat16 and double models predict too. Nothing depends on the
+    default dtype or device of torch, on autocast, or on grad or inference mode around a call.
     """
 
     def __init__(self, model: nn.Module, spec: ModelSpec, *, device: torch.device | str | None = None) -> None:
         self.model = model.eval()
         self.spec = spec
-        self.device = default_device() if device is None else as_device(device)
-        self.to(self.device)
+        self.to(default_device() if device is None else device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model, and so of its arithmetic; results are float32 whatever it is.
+
+        Raises:
+            ValueError: the model's parameters are of several floating-point dtypes.
+        """
+        found = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        if len(found) > 1:
+            names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+            raise ValueError(f"the model has parameters of {names}: use one dtype, such as detector.model.float()")
+        return found.pop() if found else torch.float32
 
     @property
     def classes(self) -> ClassList | None:
@@ -68,8 +88,7 @@ class Detector:
 
     def to(self, device: torch.device | str) -> Detector:
         """Moves the model; returns the detector itself."""
-        self.device = as_device(device)
-        self.model.to(self.device)
+        self.model.to(as_device(device))
         return self
 
     def resized(self, size: Pixels) -> Detector:
@@ -91,8 +110,9 @@ class Detector:
         Args:
             images: a picture, or a list of them, or a folder. A picture is a path to an image file (or a dataset's row
                 of a parquet file), the bytes of one, a PIL image of any mode, a (H, W, 3) uint8 RGB array, or a
-                (3, H, W) uint8 RGB tensor. EXIF orientation of files and PIL images is followed, so boxes fit the
-                picture as one sees it; pixels of 12, 16 and 32 bits are scaled (`detrkit.data.pixels.to_rgb`).
+                (3, H, W) uint8 RGB tensor; gray and RGBA ones are taken, too (`detrkit.data.images.as_rgb`). EXIF
+                orientation of files and PIL images is followed, so boxes fit the picture as one sees it; pixels of 12,
+                16 and 32 bits are scaled (`detrkit.data.pixels.to_rgb`).
             threshold: what has a greater score is kept, 0 to 1; by default `Detector.threshold`. 0.5 shows most
                 objects; the DETR notebooks use 0.7, and 0.85 for segments. For evaluation use 0.
             batch_size: pictures a forward pass; the result does not depend on it (but see `padding="official"`).
@@ -146,17 +166,23 @@ class Detector:
         found = self._inferred(pictures, threshold)
         # Copies made outside inference mode are ordinary tensors: those made in it could not be changed in place, nor
         # be used in a loss. Sorting copies anyway.
-        return [
-            replace(one, id_map=one.id_map.to("cpu", copy=True))
-            if isinstance(one, PanopticResult)
-            else one.select(one.scores.argsort(descending=True, stable=True)).to("cpu")
-            for one in found
-        ]
+        with torch.inference_mode(False):  # of the caller
+            return [
+                replace(one, id_map=one.id_map.to("cpu", copy=True))
+                if isinstance(one, PanopticResult)
+                else one.select(one.scores.argsort(descending=True, stable=True)).to("cpu")
+                for one in found
+            ]
 
-    @torch.inference_mode()
     def _inferred(self, pictures: Sequence[Image.Image], threshold: float) -> Sequence[Found]:
         """What is found in one batch, on the device."""
-        batch = Batch.from_images([self._prepared(picture) for picture in pictures]).to(self.device)
+        device, dtype = self.device, self.dtype
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            batch = Batch.from_images([self._prepared(picture) for picture in pictures]).to(device)
+            return self._results(replace(batch, images=batch.images.to(dtype)), pictures, threshold)
+
+    def _results(self, batch: Batch, pictures: Sequence[Image.Image], threshold: float) -> Sequence[Found]:
+        """The outputs of a batch, in pixels of its pictures."""
         # masks are made for those queries alone that are above the threshold
         outputs = self.model(batch, defer_masks=True)
         sizes = [(picture.height, picture.width) for picture in pictures]
@@ -175,10 +201,11 @@ class Detector:
         """(3, h, w) float: resized by the published rule and normalised."""
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (3, H, W)
         size = (picture.height, picture.width)
+        boxes = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
         sample = Sample(
-            tv_tensors.Image(pixels),
-            tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size),
-            torch.zeros(0, dtype=torch.int64),
+            pixels.as_subclass(tv_tensors.Image),
+            tv_tensors.BoundingBoxes(boxes, device=boxes.device, format="XYXY", canvas_size=size),
+            torch.zeros(0, dtype=torch.int64, device="cpu"),
             None,
             image_id=0,
             orig_size=size,
@@ -200,8 +227,23 @@ def load(name_or_path: str | Path, *, name: str | None = None, device: torch.dev
     Raises:
         DetrkitError: weights that are missing, damaged, unknown or do not fit.
     """
-    model, spec = load_any(name_or_path, name=name)
+    with _own_defaults():
+        model, spec = load_any(name_or_path, name=name)
     return Detector(model, spec, device=device)
+
+
+@contextmanager
+def _own_defaults() -> Iterator[None]:
+    """Torch's defaults as they are at its import, so that a model is the same in every program that loads it."""
+    dtype = torch.get_default_dtype()
+    if dtype != torch.float32:
+        torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.device("cpu"):
+            yield
+    finally:
+        if dtype != torch.float32:
+            torch.set_default_dtype(dtype)
 
 
 def has_masks(model: nn.Module) -> bool:

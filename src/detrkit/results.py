@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from detrkit.classes import ClassList
+from detrkit.errors import DetrkitError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from detrkit.data.images import Picture
 
 
 @dataclass
@@ -69,25 +72,25 @@ class Detections:
             masks=masks,
         )
 
-    def draw(self, image: Image.Image | None = None, *, threshold: float = 0.0) -> Image.Image:
-        """A copy of the picture with boxes, masks if there are any, names and scores.
+    def draw(self, image: Picture | None = None, *, threshold: float = 0.0) -> Image.Image:
+        """A copy of the image with boxes, masks if there are any, names and scores.
 
         Args:
-            image: the RGB picture of the original size; by default the one that was predicted on.
+            image: of the original size, whatever `Detector.predict` takes; by default the one that was predicted on.
             threshold: only detections with a greater score are drawn.
 
         Raises:
-            ValueError: no picture is known and none was given.
+            DetrkitError: a file is missing, not an image or damaged.
+            ValueError: no image is known and none was given, it is none, or it is of another size than the one
+                predicted on.
         """
         from detrkit.visualize import draw_detections
 
-        picture = image if image is not None else self.image
-        if picture is None:
-            raise ValueError("these detections hold no picture: pass draw(image=...)")
-        return draw_detections(picture, self.above(threshold))
+        size = None if self.masks is None else (self.masks.shape[2], self.masks.shape[1])
+        return draw_detections(_to_draw_on(image, self.image, size), self.above(threshold))
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """COCO result entries: image_id, category_id (the dataset's own), bbox xywh pixels, score.
+        """COCO result entries: image_id, category_id (the dataset's own), bbox xywh pixels, score; plain JSON values.
 
         With masks, each has its segmentation too (RLE at the size of the image).
 
@@ -96,13 +99,14 @@ class Detections:
         """
         if self.image_id is None:
             raise ValueError("these detections have no image_id: set it to the dataset's id first")
-        xyxy = self.boxes.double().cpu()
+        xyxy = _tensor(self.boxes).double().cpu()
         xywh = torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], 1).tolist()
         labels = self.labels.tolist()
-        ids = labels if self.classes is None else [self.classes.ids[label] for label in labels]
+        ids = labels if self.classes is None else [plain(self.classes.ids[label]) for label in labels]
+        scores = _tensor(self.scores).double().tolist()
         entries: list[dict[str, Any]] = [
-            {"image_id": self.image_id, "category_id": category, "bbox": box, "score": score}
-            for category, box, score in zip(ids, xywh, self.scores.double().cpu().tolist(), strict=True)
+            {"image_id": plain(self.image_id), "category_id": category, "bbox": box, "score": score}
+            for category, box, score in zip(ids, xywh, scores, strict=True)
         ]
         if self.masks is not None:
             for entry, rle in zip(entries, encode_masks(self.masks), strict=True):
@@ -110,8 +114,15 @@ class Detections:
         return entries
 
     def to_supervision(self) -> Any:
-        """The same as `supervision.Detections` (extra `supervision`)."""
-        import supervision
+        """The same as `supervision.Detections` (extra `supervision`).
+
+        Raises:
+            DetrkitError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise DetrkitError("to_supervision needs supervision: pip install 'detrkit[supervision]'") from error
 
         return supervision.Detections(
             xyxy=self.boxes.float().cpu().numpy(),
@@ -179,31 +190,25 @@ class PanopticResult:
         """A copy with the map on `device`."""
         return replace(self, id_map=self.id_map.to(device))
 
-    def draw(self, image: Image.Image | None = None) -> Image.Image:
-        """A copy of the picture with every segment in its colour and its name inside it.
+    def draw(self, image: Picture | None = None) -> Image.Image:
+        """A copy of the image with every segment in its colour and its name inside it.
 
-        Args:
-            image: the RGB picture of the original size; by default the one that was predicted on.
-
-        Raises:
-            ValueError: no picture is known and none was given.
+        Args and errors: as `Detections.draw`.
         """
         from detrkit.visualize import draw_panoptic
 
-        picture = image if image is not None else self.image
-        if picture is None:
-            raise ValueError("this result holds no picture: pass draw(image=...)")
-        return draw_panoptic(picture, self)
+        size = self.id_map.shape[1], self.id_map.shape[0]
+        return draw_panoptic(_to_draw_on(image, self.image, size), self)
 
     def segments_info(self) -> list[dict[str, Any]]:
         """For each segment id, category_id (the dataset's own), isthing, area and score: COCO's panoptic json."""
         return [
             {
-                "id": segment.id,
-                "category_id": segment.label if self.classes is None else self.classes.ids[segment.label],
+                "id": plain(segment.id),
+                "category_id": plain(segment.label if self.classes is None else self.classes.ids[segment.label]),
                 "isthing": int(segment.thing),
-                "area": segment.area,
-                "score": segment.score,
+                "area": plain(segment.area),
+                "score": plain(segment.score),
             }
             for segment in self.segments
         ]
@@ -237,7 +242,7 @@ class PanopticResult:
             image_id: the dataset's id.
             image: the picture.
         """
-        ids = torch.as_tensor(id_map).to(torch.int32)
+        ids = _tensor(id_map).to(torch.int32)
         values, counts = ids.unique(return_counts=True)
         area = dict(zip(values.tolist(), counts.tolist(), strict=True))
         label_of = classes.label_of
@@ -247,6 +252,42 @@ class PanopticResult:
             score, pixels = float(info.get("score", 1.0)), area.get(info["id"], 0)
             segments.append(Segment(info["id"], label, score, pixels, classes.is_thing(label)))
         return cls(ids, segments, classes=classes, image_id=image_id, image=image)
+
+
+def plain(value: Any) -> Any:
+    """A numpy scalar or a tensor of one number as Python's own, which JSON takes; anything else as it is."""
+    return value.item() if isinstance(value, (np.generic, Tensor)) else value
+
+
+def _tensor(values: Any) -> Tensor:
+    """A tensor as it is, an array as one on the CPU, whatever the default device is."""
+    return values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+
+
+def _to_draw_on(image: Picture | None, predicted: Image.Image | None, size: tuple[int, int] | None) -> Image.Image:
+    """The image that a result is drawn on, as 8-bit RGB.
+
+    Args:
+        image: given to `draw`.
+        predicted: the image predicted on, if it was kept.
+        size: (width, height) of its masks, if there are any.
+
+    Raises:
+        DetrkitError: a file is missing, not an image or damaged.
+        ValueError: there is no image, it is none, or of another size.
+    """
+    from detrkit.data.images import as_rgb
+
+    if image is None and predicted is None:
+        raise ValueError("this result holds no image: pass draw(image=...)")
+    rgb = as_rgb(predicted if image is None else image)
+    size = size if predicted is None else predicted.size
+    if image is not None and size is not None and rgb.size != size:
+        raise ValueError(
+            f"the image to draw on is {rgb.width} x {rgb.height} pixels, the one predicted on was "
+            f"{size[0]} x {size[1]} (width x height): draw on an image of that size"
+        )
+    return rgb
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ class PixelBatch:
         """(3, H, W) uint8 pictures at their largest height and width."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-        pixels = torch.empty(len(images), 3, height, width, dtype=torch.uint8)  # (B, 3, H, W)
+        pixels = torch.empty(len(images), 3, height, width, dtype=torch.uint8, device=images[0].device)  # (B, 3, H, W)
         for row, image, (h, w) in zip(pixels, images, sizes, strict=True):
             row[:, :h, :w] = image
         return cls(pixels, sizes)
@@ -47,7 +47,7 @@ class PixelBatch:
         """The Batch on the device of `normalisation`, copied there without blocking when the pixels are pinned."""
         device = normalisation.mean.device
         pixels = self.pixels.to(device, non_blocking=True)
-        images = torch.empty(pixels.shape, device=device)  # (B, 3, H, W)
+        images = torch.empty(pixels.shape, dtype=torch.float32, device=device)  # (B, 3, H, W)
         for row, image, (h, w) in zip(pixels, images, self.sizes, strict=True):
             normalisation.write(row[:, :h, :w], image[:, :h, :w])
             image[:, h:] = 0

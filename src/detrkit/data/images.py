@@ -310,7 +310,9 @@ def as_rgb(image: Picture | Any, name: object = None) -> Image.Image:
 
     Args:
         image: a path, the row of a parquet file, the bytes of an image file, a PIL image of any mode (its EXIF
-            orientation is followed), an (H, W, 3) uint8 RGB array or a (3, H, W) uint8 RGB tensor.
+            orientation is followed), an array of (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or (H, W, 1) gray, or a tensor
+            of (3, H, W), (4, H, W), (H, W) or (1, H, W). Arrays and tensors are uint8; gray ones also uint16, int32
+            or float32, scaled as in `detrkit.data.pixels.to_rgb`.
         name: what messages call a picture that is no file; by default "the image".
 
     Raises:
@@ -323,27 +325,39 @@ def as_rgb(image: Picture | Any, name: object = None) -> Image.Image:
     if isinstance(image, bytes):
         with open_image(image) as opened:
             return _upright_rgb(opened, name)
-    array: np.ndarray
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise ValueError(_empty(name, *image.size))
         picture = _upright_rgb(image, name)
         return picture.copy() if picture is image else picture
     if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        dtype = str(image.dtype).removeprefix("torch.")
+        if not _fits(image.shape[1:] + image.shape[:1] if image.ndim == 3 else image.shape, dtype):
             raise ValueError(f"{name} as a tensor must be (3, H, W) uint8, not {tuple(image.shape)} {image.dtype}")
-        array = image.detach().permute(1, 2, 0).cpu().numpy()
-    elif isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        image = image.detach()
+        return _of_array((image.permute(1, 2, 0) if image.ndim == 3 else image).cpu().numpy(), name)
+    if isinstance(image, np.ndarray):
+        if not _fits(image.shape, image.dtype.name):
             raise ValueError(f"{name} as an array must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
-        array = image
-    else:
-        raise ValueError(
-            f"{name} is not a picture: {type(image).__name__}; expected a path, PIL image, uint8 array or tensor"
-        )
+        return _of_array(image, name)
+    raise ValueError(
+        f"{name} is not a picture: {type(image).__name__}; expected a path, PIL image, uint8 array or tensor"
+    )
+
+
+def _fits(shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether an array of this (H, W, C) or (H, W) shape and dtype is a picture."""
+    channels = shape[2] if len(shape) == 3 else 1
+    known = ("uint8",) if channels > 1 else ("uint8", "uint16", "int32", "float32")
+    return len(shape) in (2, 3) and channels in (1, 3, 4) and dtype in known
+
+
+def _of_array(array: np.ndarray, name: object) -> Image.Image:
+    """An (H, W, C) or (H, W) array that `_fits` as an 8-bit RGB image of its own."""
     if 0 in array.shape:
         raise ValueError(_empty(name, array.shape[1], array.shape[0]))
-    return Image.fromarray(np.ascontiguousarray(array))
+    array = array[..., :3] if array.ndim == 3 and array.shape[2] > 1 else array.reshape(array.shape[:2])
+    return to_rgb(Image.fromarray(np.ascontiguousarray(array)), name)
 
 
 def _empty(name: object, width: int, height: int) -> str:
@@ -358,4 +372,4 @@ def decode(
     The memory stays interleaved (channels last), the order in which torch resizes uint8 without repacking.
     """
     array = np.array(read_rgb(file, size, at_least=at_least))  # (H, W, 3), a writable copy
-    return tv_tensors.Image(torch.from_numpy(array).permute(2, 0, 1))
+    return torch.from_numpy(array).permute(2, 0, 1).as_subclass(tv_tensors.Image)

@@ -73,7 +73,7 @@ def write_id_map(file: Path, ids: np.ndarray, *, compress_level: int = 6) -> Non
 
 def segment_masks(ids: np.ndarray, segments: Sequence[int] | np.ndarray) -> Tensor:
     """(N, H, W) bool masks of `segments` (N ids) in an (H, W) id map; empty where an id is not in it."""
-    wanted = torch.as_tensor(np.asarray(segments, np.int32))
+    wanted = torch.from_numpy(np.array(segments, np.int32))
     return torch.from_numpy(ids)[None] == wanted[:, None, None]
 
 

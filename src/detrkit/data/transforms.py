@@ -106,7 +106,8 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
         return sample
     # 0.6 ms for a COCO image, Pillow 3.3 ms. One resize for crop and scale would make pixels sharper than published.
     image = functional.resize_image(image, list(size), functional.InterpolationMode.BILINEAR, antialias=True)
-    ratios = torch.tensor([size[1] / width, size[0] / height] * 2)
+    boxes = sample.boxes.as_subclass(Tensor)
+    ratios = boxes.new_tensor([size[1] / width, size[0] / height] * 2)
     masks = sample.masks
     if masks is not None:
         if len(masks):
@@ -114,10 +115,11 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
             # of 128 pixels its masks end up 0.7 pixels to the right of their objects and as much below them (IoU 0.82
             # with the picture of the mask put through the same augmentation; so it is 0.95, and nothing is shifted).
             numbers = masks.as_subclass(Tensor).view(torch.uint8)[None]
-            masks = tv_tensors.Mask(torch.nn.functional.interpolate(numbers, size, mode="nearest-exact")[0].bool())
+            resized = torch.nn.functional.interpolate(numbers, size, mode="nearest-exact")[0].bool()
         else:
-            masks = tv_tensors.Mask(masks.new_zeros(0, *size))
-    return _rebuilt(sample, image, sample.boxes.as_subclass(Tensor) * ratios, sample.labels, masks)
+            resized = masks.as_subclass(Tensor).new_zeros(0, *size)
+        masks = resized.as_subclass(tv_tensors.Mask)
+    return _rebuilt(sample, image, boxes * ratios, sample.labels, masks)
 
 
 def hflip(sample: Sample) -> Sample:
@@ -125,7 +127,7 @@ def hflip(sample: Sample) -> Sample:
     canvas = sample.boxes.canvas_size
     width = canvas[1]
     x0, y0, x1, y1 = sample.boxes.as_subclass(Tensor).unbind(1)
-    masks = None if sample.masks is None else tv_tensors.Mask(sample.masks.as_subclass(Tensor).flip(-1))
+    masks = None if sample.masks is None else sample.masks.as_subclass(Tensor).flip(-1).as_subclass(tv_tensors.Mask)
     boxes = torch.stack([width - x1, y0, width - x0, y1], 1)
     return _rebuilt(sample, sample.image.as_subclass(Tensor).flip(-1), boxes, sample.labels, masks, canvas)
 
@@ -137,14 +139,15 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
     looks at the boxes alone: of a sky around a house it keeps an empty mask where the crop shows nothing but house.)
     """
     image = sample.image.as_subclass(Tensor)[:, top : top + height, left : left + width]
-    boxes = sample.boxes.as_subclass(Tensor) - torch.tensor([left, top, left, top])
-    boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]).float())
+    boxes = sample.boxes.as_subclass(Tensor)
+    boxes = boxes - boxes.new_tensor([left, top, left, top])
+    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
     masks = None
     if sample.masks is not None:
         cut = sample.masks.as_subclass(Tensor)[:, top : top + height, left : left + width]
         keep &= cut.flatten(1).any(1)
-        masks = tv_tensors.Mask(cut[keep])
+        masks = cut[keep].as_subclass(tv_tensors.Mask)
     return _rebuilt(sample, image, boxes[keep], sample.labels[keep], masks)
 
 
@@ -158,17 +161,17 @@ def _rebuilt(
 ) -> Sample:
     """The sample with new contents, wrapped as what they are; the canvas of its boxes is the image unless given."""
     canvas = canvas or (int(image.shape[-2]), int(image.shape[-1]))
-    wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas)
-    return replace(sample, image=tv_tensors.Image(image), boxes=wrapped, labels=labels, masks=masks)
+    wrapped = tv_tensors.BoundingBoxes(boxes, device=boxes.device, format="XYXY", canvas_size=canvas)
+    return replace(sample, image=image.as_subclass(tv_tensors.Image), boxes=wrapped, labels=labels, masks=masks)
 
 
 def _chance(generator: Generator) -> float:
-    return float(torch.rand((), generator=generator))
+    return float(torch.rand((), generator=generator, dtype=torch.float32, device="cpu"))
 
 
 def _integer(low: int, high: int, generator: Generator) -> int:
     """A whole number from `low` to `high`, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
+    return int(torch.randint(low, high + 1, (), generator=generator, device="cpu"))
 
 
 def _choice(values: Sequence[int], generator: Generator) -> int:
@@ -328,10 +331,10 @@ class Normalisation:
         std: Sequence[float] = IMAGENET_STD,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.mean = torch.tensor(mean, device=device).view(3, 1, 1)
-        self.std = torch.tensor(std, device=device).view(3, 1, 1)
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
         # a tensor: by a number, a GPU multiplies with its reciprocal, which rounds differently
-        self.white = torch.full((3, 1, 1), 255.0, device=device)
+        self.white = torch.full((3, 1, 1), 255.0, dtype=torch.float32, device=device)
 
     def write(self, pixels: Tensor, out: Tensor) -> None:
         """Fills `out` (3, H, W) float32 from (3, H, W) uint8 RGB.
@@ -346,9 +349,10 @@ class Normalisation:
 
 def normalise(sample: Sample, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Sample:
     """The sample with a float32 image: (uint8 / 255 - mean) / std, per channel."""
-    image = torch.empty(sample.image.shape)
-    Normalisation(mean, std).write(sample.image.as_subclass(Tensor), image)
-    return replace(sample, image=tv_tensors.Image(image))
+    pixels = sample.image.as_subclass(Tensor)
+    image = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+    Normalisation(mean, std, pixels.device).write(pixels, image)
+    return replace(sample, image=image.as_subclass(tv_tensors.Image))
 
 
 def to_target(sample: Sample) -> Target:

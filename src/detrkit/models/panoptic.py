@@ -99,7 +99,9 @@ class BoxPrior(nn.Module):
         image = centre.new_tensor([(w, h) for h, w in sizes])[:, None]  # (B, 1, 2)
         distances = []
         for axis, count in enumerate((shape[1], shape[0])):
-            cells = (torch.arange(count, device=boxes.device) + 0.5) * stride / image[..., axis]  # (B, count)
+            cells = (
+                (torch.arange(count, dtype=torch.float32, device=boxes.device) + 0.5) * stride / image[..., axis]
+            )  # (B, count)
             apart = cells[:, None] - centre[..., axis, None]  # (B, Q, count)
             distances.append((apart / side[..., axis, None].clamp(min=SMALLEST_SIDE)).square())
         squares = (distances[1][..., :, None] + distances[0][..., None, :]).flatten(2)  # (B, Q, h * w)

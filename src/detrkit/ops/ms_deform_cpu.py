@@ -33,7 +33,7 @@ def forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
     if len(points):
         chunk = _Chunk(_pyramid(shapes, h, points.shape[1], table.dtype), table, points, queries=locations.shape[1])
         share = torch.empty_like(chunk.index, dtype=table.dtype)
-        starts = torch.arange(0, chunk.index.numel(), chunk.index[0].numel(), dtype=torch.int32)
+        starts = torch.arange(0, chunk.index.numel(), chunk.index[0].numel(), dtype=torch.int32, device="cpu")
         for part in chunk.parts():
             x, y = chunk.move_to(part)
             n = len(x.near)
@@ -72,9 +72,9 @@ def backward(
     # The three other corners follow from the first: a quarter of the keys to sort, for three more maps to add up. That
     # pays in an encoder, not in a decoder.
     corners = 4 if shares.numel() < len(table) else 1
-    pixel = torch.empty(corners, *shares.shape, dtype=torch.int32)
+    pixel = torch.empty(corners, *shares.shape, dtype=torch.int32, device="cpu")
     share = table.new_empty(4, *shares.shape)
-    ends = torch.arange(len(chunk.index) + 1, dtype=torch.int32) * chunk.index[0].numel()
+    ends = torch.arange(len(chunk.index) + 1, dtype=torch.int32, device="cpu") * chunk.index[0].numel()
     for part in chunk.parts():
         x, y = chunk.move_to(part)
         n = len(x.near)
@@ -166,12 +166,17 @@ class _Pyramid:
         self.right, self.down = (
             self._constant(steps, torch.int32) for steps in zip(*(self._steps(*s) for s in shapes), strict=True)
         )
-        head = torch.arange(heads, dtype=torch.int32).repeat(self.rows // heads)
+        head = torch.arange(heads, dtype=torch.int32, device="cpu").repeat(self.rows // heads)
         self.first = self._constant(starts, torch.int32) + head[:, None]
-        self.minus_half = torch.full((self.rows, k), -0.5, dtype=dtype)
+        self.minus_half = torch.full((self.rows, k), -0.5, dtype=dtype, device="cpu")
 
     def _constant(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).repeat_interleave(self.points).expand(self.rows, -1).contiguous()
+        return (
+            torch.tensor(values, dtype=dtype, device="cpu")
+            .repeat_interleave(self.points)
+            .expand(self.rows, -1)
+            .contiguous()
+        )
 
     def _steps(self, height: int, width: int) -> tuple[int, int]:
         """Rows of the table from a pixel to the next one on its right and below; 0 where there is none."""
@@ -215,8 +220,10 @@ class _Chunk:
         self.images = len(table) // pyramid.rows_per_image
         self.rows_per_image = queries * pyramid.heads
         k = points.shape[1]
-        self.index = torch.empty(self.rows, 4, k, dtype=torch.int32)  # corners: top left, top right, bottom left, right
-        self._whole = torch.empty(3, self.rows, k, dtype=torch.int32)
+        self.index = torch.empty(
+            self.rows, 4, k, dtype=torch.int32, device="cpu"
+        )  # corners: top left, top right, bottom left, right
+        self._whole = torch.empty(3, self.rows, k, dtype=torch.int32, device="cpu")
         self._float = table.new_empty(2, 3, self.rows, k)
 
     def parts(self) -> Iterator[slice]:
@@ -232,7 +239,7 @@ class _Chunk:
         base = self._whole[2, :n]
         torch.addcmul(p.first[:n], y.pixel, p.line[:n], out=base).add_(x.pixel, alpha=p.heads)
         if self.images > 1:
-            image = torch.arange(part.start, part.stop).div_(self.rows_per_image, rounding_mode="floor")
+            image = torch.arange(part.start, part.stop, device="cpu").div_(self.rows_per_image, rounding_mode="floor")
             base += (image * p.rows_per_image).to(torch.int32)[:, None]
         top_left, top_right, bottom_left, bottom_right = self.index[:n].unbind(1)
         top_left.copy_(base)
@@ -283,7 +290,7 @@ def _row_products(ends: Tensor, index: Tensor, grads: Tensor, table: Tensor) -> 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         pattern = torch.sparse_csr_tensor(
-            ends, index, torch.zeros(len(index), dtype=table.dtype), (len(grads), len(table)), check_invariants=False
+            ends, index, table.new_zeros(len(index)), (len(grads), len(table)), check_invariants=False
         )
         product: Tensor = torch.sparse.sampled_addmm(pattern, grads, table.t(), beta=0.0)
     return product.values()

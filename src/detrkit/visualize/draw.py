@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from detrkit.data.images import Picture, as_rgb
 from detrkit.results import Detections
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors, text_color
@@ -128,18 +129,18 @@ def as_boxes(boxes: Any) -> np.ndarray:
     return array
 
 
-def enlarged(image: Image.Image, scale: float | None) -> tuple[Image.Image, float]:
-    """An RGB copy of the picture and the factor it was enlarged by."""
-    factor = automatic_scale(image.size) if scale is None else scale
-    rgb = image.convert("RGB")
+def enlarged(image: Picture, scale: float | None) -> tuple[Image.Image, float]:
+    """An upright 8-bit RGB copy of the picture, read as `predict` reads it, and the factor it was enlarged by."""
+    rgb = as_rgb(image)
+    factor = automatic_scale(rgb.size) if scale is None else scale
     if factor == 1:
-        return (rgb.copy() if rgb is image else rgb), 1.0
-    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+        return rgb, 1.0
+    size = max(1, round(rgb.width * factor)), max(1, round(rgb.height * factor))
     return rgb.resize(size, Image.Resampling.LANCZOS), factor
 
 
 def draw_boxes(
-    image: Image.Image,
+    image: Picture,
     boxes: Any,
     labels: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
@@ -151,7 +152,7 @@ def draw_boxes(
     """A copy of the picture with boxes and their labels; later boxes lie on top of earlier ones.
 
     Args:
-        image: any PIL picture; the copy is RGB.
+        image: whatever `detrkit.data.images.as_rgb` takes; the copy is RGB.
         boxes: (N, 4) xyxy pixels of `image`: tensor, array or nested list. Parts outside the picture are drawn along
             its border.
         labels: N texts; by default boxes alone.
@@ -210,12 +211,12 @@ def draw_boxes(
 
 
 def draw_masks(
-    image: Image.Image, masks: Any, colors: Sequence[Color], *, opacity: float = 0.45, outline: int = 0
+    image: Picture, masks: Any, colors: Sequence[Color], *, opacity: float = 0.45, outline: int = 0
 ) -> Image.Image:
     """A copy of the picture with each mask tinted and outlined; later masks lie on top.
 
     Args:
-        image: any PIL picture of H x W pixels.
+        image: as in `draw_boxes`, of H x W pixels.
         masks: (N, H, W) bool: tensor or array.
         colors: N RGB colours (0..255).
         opacity: of the tint, 0 (invisible) .. 1 (opaque).
@@ -225,7 +226,7 @@ def draw_masks(
         ValueError: the masks have not the picture's size, or the lengths differ.
     """
     array = np.asarray(masks.detach().cpu() if hasattr(masks, "detach") else masks, bool)
-    pixels = np.array(image.convert("RGB"))
+    pixels = np.array(as_rgb(image))
     if array.ndim != 3 or array.shape[1:] != pixels.shape[:2] or len(array) != len(colors):
         raise ValueError(
             f"masks of shape {array.shape} for {len(colors)} colours on a picture of {pixels.shape[:2]} (height, width)"
@@ -238,7 +239,7 @@ def draw_masks(
 
 
 def draw_detections(
-    image: Image.Image,
+    image: Picture,
     detections: Detections,
     *,
     scores: bool = True,
@@ -249,7 +250,7 @@ def draw_detections(
     """A copy of the picture with boxes, masks if there are any, names and scores ("cat 0.93"), the best on top.
 
     Args:
-        image: any PIL picture of the size the boxes belong to.
+        image: as in `draw_boxes`, of the size the boxes belong to.
         detections: boxes in xyxy pixels of `image`.
         scores: False leaves the scores out, as for ground truth.
         width: of the lines, pixels of the copy; by default scaled to the picture's size.
@@ -259,7 +260,8 @@ def draw_detections(
     Raises:
         ValueError: a box is not finite, or the masks have not the picture's size.
     """
-    size = image.height, image.width
+    rgb = as_rgb(image)
+    size = rgb.height, rgb.width
     if detections.masks is not None and detections.masks.shape[1:] != size:
         raise ValueError(f"masks of shape {tuple(detections.masks.shape)} on a picture of {size} (height, width)")
     order = detections.scores.argsort(stable=True)
@@ -268,7 +270,7 @@ def draw_detections(
     values = ranked.scores.tolist()
     names = [one_line(name) for name in ranked.names]
     labels = [f"{name} {value:.2f}" if scores else name for name, value in zip(names, values, strict=True)]
-    canvas, factor = enlarged(image, scale)
+    canvas, factor = enlarged(rgb, scale)
     if ranked.masks is not None and len(ranked):
         colors = instance_colors(ranked.labels.tolist()[::-1])[::-1]  # the best of a class has its colour
         thin = max(1, round(np.sqrt(canvas.width * canvas.height) / 500))

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from detrkit.data.images import Picture, as_rgb
 from detrkit.results import PanopticResult
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
@@ -36,7 +37,7 @@ def segment_colors(result: PanopticResult) -> list[Color]:
 
 
 def draw_panoptic(
-    image: Image.Image,
+    image: Picture,
     result: PanopticResult,
     *,
     opacity: float = 0.6,
@@ -48,7 +49,7 @@ def draw_panoptic(
     """A copy of the picture with every segment in its colour, thin borders, and names where they have room.
 
     Args:
-        image: any PIL picture of the size of the result.
+        image: whatever `detrkit.data.images.as_rgb` takes, of the size of the result.
         result: what is drawn.
         opacity: of the colours, 0 (invisible) .. 1 (a map without the picture).
         names: whether to write the classes.
@@ -60,9 +61,10 @@ def draw_panoptic(
         ValueError: the result is of another size than the picture.
     """
     height, width = result.id_map.shape
-    if image.size != (width, height):
-        raise ValueError(f"a result of {width} x {height} pixels on a picture of {image.width} x {image.height}")
-    canvas, _ = enlarged(image, scale)
+    picture = as_rgb(image)
+    if picture.size != (width, height):
+        raise ValueError(f"a result of {width} x {height} pixels on a picture of {picture.width} x {picture.height}")
+    canvas, _ = enlarged(picture, scale)
     index = index_map(result, canvas.size)
     colors = segment_colors(result)
     extent = float(np.sqrt(canvas.width * canvas.height))
