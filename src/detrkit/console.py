@@ -22,10 +22,10 @@ SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
 
 # of several processes only the first speaks; torchrun, Slurm and Fabric's own launcher say which one this is
 _names = next(
-    (names for names in (("RANK",), ("SLURM_PROCID",), ("LOCAL_RANK", "NODE_RANK")) if names[0] in os.environ),
+    (names for names in (("RANK",), ("SLURM_PROCID",), ("LOCAL_RANK", "NODE_RANK")) if os.environ.get(names[0])),
     ("NODE_RANK",),  # started by hand on every node, where it starts the others
 )
-FIRST_PROCESS = all(os.environ.get(name, "0") == "0" for name in _names)
+FIRST_PROCESS = all((os.environ.get(name) or "0") == "0" for name in _names)
 
 
 class Terminal(Console):

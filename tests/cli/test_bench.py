@@ -104,9 +104,10 @@ def test_bad_input_is_one_line(words, message, capsys, tmp_path, monkeypatch):
 
 
 def test_one_process_alone(capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}.items():
+        monkeypatch.setenv(name, value)
     assert bench() == 2
-    assert "start it without torchrun" in capsys.readouterr().err
+    assert "start it without torchrun and srun" in capsys.readouterr().err
 
 
 def test_no_such_device(capsys):

@@ -25,6 +25,7 @@ from detrkit.cli.study import Study
 from detrkit.cli.train import Train, with_defaults, with_values
 from detrkit.console import FIRST_PROCESS
 from detrkit.errors import DetrkitError, Interrupted, PeerError
+from detrkit.utils.launch import several
 from detrkit.utils.memory import used_up
 from detrkit.utils.ranges import as_option, check_values
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
@@ -64,6 +65,8 @@ def _run(words: Sequence[str]) -> int:
     try:
         command: Any = _parse(words)
         check_values(command, said=as_option)
+        if _has_nothing_to_do(command):
+            return 0
         status = int(command.run())
         _leave_processes()
         return status
@@ -97,6 +100,21 @@ def _run(words: Sequence[str]) -> int:
             raise
         print(f"detrkit: error: {visible(str(error.filename))}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def _has_nothing_to_do(command: Any) -> bool:
+    """Whether this is another than the first of several processes, of a command that works in one.
+
+    Raises:
+        DetrkitError: a command that trains or measures in one process alone.
+    """
+    if isinstance(command, (Train, Study, Eval, Reproduce)) or not several():
+        return False
+    if isinstance(command, (Quickstart, Bench)):
+        raise DetrkitError("this command works in one process: start it without torchrun and srun")
+    if FIRST_PROCESS:
+        print("detrkit: this command works in one process: the others that were started do nothing", file=sys.stderr)
+    return not FIRST_PROCESS
 
 
 def _leave_processes() -> None:

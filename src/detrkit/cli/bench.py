@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 from dataclasses import dataclass, replace
@@ -123,8 +122,6 @@ class Bench:
             raise DetrkitError(f"--json {self.json}: there is no folder {self.json.parent}")
         if self.json is not None:
             check_json(self.json, ("work", "machine", "parts, s"))
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise DetrkitError("detrkit bench measures one process: start it without torchrun")
 
     def _model(self) -> tuple[nn.Module, ModelSpec]:
         """The model and its spec, with the size that was asked for.

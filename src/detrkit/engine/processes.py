@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,8 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from detrkit.engine.environment import check_gpus
 from detrkit.models.criterion import Normalizers, SetCriterion
 from detrkit.models.outputs import Target
+from detrkit.utils.launch import check_interface, check_port, launched
 from detrkit.utils.signals import SignalWatch, Stopped
 
 T = TypeVar("T")
@@ -22,13 +23,24 @@ SECONDS_BETWEEN_LOOKS = 0.5  # at what another process was asked: a look takes t
 
 
 def join_processes() -> tuple[int, int]:
-    """Rank and number of processes; joins the group that torchrun describes in the environment."""
+    """Rank and number of processes; joins those that torchrun, srun or a hand started, as the environment has it.
+
+    Raises:
+        SettingError: an environment that cannot be.
+    """
     if not dist.is_available():
         return 0, 1
-    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    launch = None if dist.is_initialized() else launched()
+    if launch is not None and launch.world > 1:
+        cuda = torch.cuda.is_available()
+        if cuda:
+            check_gpus(launch.local_world)
+            torch.cuda.set_device(launch.local_rank)
+        else:
+            check_interface()
+        if launch.by != "torchrun" and launch.rank == 0:  # torchrun listens itself
+            check_port(launch.port)
+        dist.init_process_group("nccl" if cuda else "gloo", rank=launch.rank, world_size=launch.world)
     if dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

@@ -15,11 +15,14 @@ from detrkit.checkpoint import ModelSpec
 from detrkit.config import TrainConfig, load_config
 from detrkit.console import FIRST_PROCESS, console
 from detrkit.data import Dataset
+from detrkit.engine.environment import check_processes
 from detrkit.engine.fingerprint import Fingerprint, class_difference, data_difference
 from detrkit.engine.run_files import in_the_way, saved_in
-from detrkit.engine.setup import launched_outside, make_fabric
+from detrkit.engine.run_folder import ENVIRONMENT, STARTED_BY
+from detrkit.engine.setup import make_fabric
 from detrkit.engine.state import load_state
 from detrkit.errors import DetrkitError, PeerError
+from detrkit.utils.launch import attempt, launched_outside, restarted_by
 from detrkit.utils.lock import NAME as LOCK
 from detrkit.utils.lock import FolderLock
 
@@ -64,7 +67,10 @@ def begin(config: TrainConfig, *, resume: bool, held: ExitStack) -> Beginning:
     folder, state = Path(config.run.out), None
 
     def look() -> str | None:
-        nonlocal state
+        nonlocal state, resume
+        if not resume and _restarted(folder):
+            console.print(f"attempt {attempt() + 1} of torchrun goes on with its run in {folder}")
+            resume = True
         _look(config, resume=resume)  # a folder that is refused is left as it is
         held.enter_context(FolderLock(folder))
         _look_inside(config, folder, resume=resume)  # another process may have come and gone
@@ -94,6 +100,7 @@ def first_decides(look: Callable[[], T], config: TrainConfig) -> tuple[Fabric, T
     Raises:
         DetrkitError: from `look`; in the other processes a `PeerError`.
     """
+    check_processes(config)  # before the first one writes anything
     found, refusal = None, None
     if FIRST_PROCESS:
         try:
@@ -109,6 +116,18 @@ def first_decides(look: Callable[[], T], config: TrainConfig) -> tuple[Fabric, T
     if refused:
         raise PeerError("the first process refused to start the run, and says why")
     return fabric, found  # type: ignore[return-value]
+
+
+def _restarted(folder: Path) -> bool:
+    """Whether torchrun has started this process again (--max-restarts) and a folder holds the run of before."""
+    agent, place = restarted_by(), saved_in(folder)
+    if attempt() == 0 or agent is None or place is None:
+        return False
+    try:
+        lines = (folder / place / ENVIRONMENT).read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    return f"{STARTED_BY}{agent}" in lines
 
 
 def _look(config: TrainConfig, *, resume: bool) -> None:

@@ -17,7 +17,10 @@ from detrkit.config import TrainConfig
 from detrkit.data import Dataset
 from detrkit.engine.run_files import MARK, sweep_old
 from detrkit.utils.atomic import make_folder, sweep, write_atomic, write_errors
+from detrkit.utils.launch import restarted_by
 
+ENVIRONMENT = "environment.txt"
+STARTED_BY = "started by torchrun: "  # a line of it
 _README = """# {name}
 
 {mark} `detrkit train --resume {folder}` continues it exactly where it stopped.
@@ -60,7 +63,7 @@ def describe(folder: Path, spec: ModelSpec, train: Dataset) -> None:
     write_atomic(folder / "README.md", _README.format(mark=MARK, name=folder.name, folder=shlex.quote(str(folder))))
     classes = enumerate(zip(train.classes.ids, train.classes.names, strict=True))
     write_atomic(folder / "classes.txt", "".join(f"{i}\t{c}\t{n}\n" for i, (c, n) in classes))
-    write_atomic(folder / "environment.txt", _environment(spec))
+    write_atomic(folder / ENVIRONMENT, _environment(spec))
     for log in ("steps.csv", "epochs.csv", "init.txt"):  # of a run that ended before it saved a state
         with write_errors(folder / log):
             (folder / log).unlink(missing_ok=True)
@@ -74,6 +77,9 @@ def _environment(spec: ModelSpec) -> str:
     if torch.cuda.is_available():
         lines.append(f"gpu: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
     lines.append(f"git: {_git_state()}")
+    agent = restarted_by()
+    if agent is not None:
+        lines.append(f"{STARTED_BY}{agent}")
     lines.append(f"model: {spec.to_json()}")
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from detrkit.config import TrainConfig
 from detrkit.console import console
 from detrkit.data import Dataset, open_dataset
 from detrkit.data.readers.common import UnknownSplit
+from detrkit.engine.environment import check_processes, cluster_environment
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
 from detrkit.engine.objects import check_objects
 from detrkit.errors import DetrkitError
@@ -36,19 +36,13 @@ def make_fabric(config: TrainConfig) -> Fabric:
     """The processes of a run: one, several on this machine, or those that torchrun or Slurm started.
 
     Raises:
-        DetrkitError: CUDA was asked for and there is none.
+        DetrkitError: CUDA was asked for and there is none; an environment or a number of processes that cannot be.
     """
     run = config.run
     cuda = torch.cuda.is_available() and run.device != "cpu"
     if run.device == "cuda" and not cuda:
         raise DetrkitError("run.device is cuda but torch sees no CUDA device: use --device cpu or mend the driver")
-    devices, nodes = run.devices, run.nodes
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    elif _under_slurm():
-        nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        devices = int(os.environ["SLURM_NTASKS"]) // nodes
+    devices, nodes = check_processes(config)
     several = devices * nodes > 1
     # every parameter takes part in every step, with or without objects; frozen statistics need no broadcast
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if several else "auto"
@@ -57,19 +51,11 @@ def make_fabric(config: TrainConfig) -> Fabric:
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
+        plugins=cluster_environment(),
         precision="bf16-mixed" if run.precision == "bf16" else "32-true",
     )
     fabric.launch()
     return fabric
-
-
-def launched_outside() -> bool:
-    """Whether the other processes of a run, if there are any, have been started already."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_RANK" in os.environ or _under_slurm()
-
-
-def _under_slurm() -> bool:
-    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
 
 @dataclass(frozen=True)

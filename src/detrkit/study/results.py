@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import detrkit
@@ -166,7 +167,7 @@ def trainable(model: nn.Module, config: TrainConfig) -> int:
 
 def machine(config: TrainConfig) -> str:
     """The machine in a line: what trains, how many of it, versions."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if torch.cuda.is_available() and config.run.device != "cpu":
         what = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     else:
