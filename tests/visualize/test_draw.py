@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from detrkit.classes import ClassList
 from detrkit.results import Detections
 from detrkit.visualize import color_of, draw_boxes, draw_detections, draw_masks, instance_color, palette
 from detrkit.visualize.colors import PALETTE_SIZE, contrast, text_color
-from detrkit.visualize.draw import automatic_scale, place_tag
+from detrkit.visualize.draw import automatic_scale
+from detrkit.visualize.tags import place_tag
 
 
 def test_contrast_is_wcags():
@@ -216,3 +218,34 @@ def test_masks_are_outlined_and_scale_with_the_picture():
         middle = large[(box[0] + box[1]) // 2, (box[2] + box[3]) // 2]
         np.testing.assert_allclose(middle, np.array(color) * 0.45 + 55, atol=1)  # the best has the class's own colour
     assert (large[100, 80] == 100).all()
+
+
+def test_tints_and_outlines_against_arithmetic_on_whole_images():
+    """Only the rectangle of a mask is worked on, by tables: the same pixels as without."""
+    rng = np.random.default_rng(4)
+    pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    masks = np.zeros((6, 40, 50), bool)
+    masks[0, 5:20, 10:30] = masks[1, :, :9] = masks[2, 30:, 30:] = masks[3, 17, 22] = True
+    masks[4] = rng.random((40, 50)) < 0.5
+    colors = [tuple(int(v) for v in rng.integers(0, 256, 3)) for _ in masks]
+    for opacity, outline in ((0.45, 0), (0.45, 1), (0.3, 3), (1.0, 2), (0.0, 1)):
+        expected = pixels.copy()
+        for mask, color in zip(masks, colors, strict=True):
+            expected[mask] = (expected[mask] * (1 - opacity) + np.array(color) * opacity).round()
+            if outline:
+                expected[mask & ~ndimage.binary_erosion(mask, iterations=outline, border_value=1)] = color
+        drawn = draw_masks(Image.fromarray(pixels), masks, colors, opacity=opacity, outline=outline)
+        np.testing.assert_array_equal(np.asarray(drawn), expected)
+
+
+def test_tags_are_the_same_whatever_was_drawn_before():
+    image = Image.new("RGB", (300, 200), (90, 120, 40))
+    boxes, names = [[20, 40, 90, 90], [21, 121, 200, 190]], ["gypsy 0.50", "gypsy 0.50"]
+    first = draw_boxes(image, boxes, names, [(0, 90, 200)] * 2)
+    draw_boxes(image, boxes, names, [(200, 90, 0)] * 2, font_size=9)
+    again = np.asarray(draw_boxes(image, boxes, names, [(0, 90, 200)] * 2))
+    np.testing.assert_array_equal(again, np.asarray(first))
+    tags = [place_tag(name, box, image.size, 12) for name, box in zip(names, boxes, strict=True)]
+    parts = [again[t.top : t.top + t.height, t.left : t.left + t.width] for t in tags]
+    np.testing.assert_array_equal(*parts)  # wherever they are
+    assert len(np.unique(parts[0].reshape(-1, 3), axis=0)) > 5

@@ -185,3 +185,23 @@ def test_sheets():
     assert mixed.width == sheet.shape[1]
     with pytest.raises(ValueError, match="needs at least one image"):
         panoptic_sheet([])
+
+
+@pytest.mark.parametrize("opacity", [0.0, 0.35, 0.6, 1.0])
+def test_tints_against_arithmetic_in_floating_point(opacity):
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    pixels[:4] = 255
+    ids = np.zeros((30, 40), np.int32)
+    ids[:15, :20], ids[:15, 20:], ids[15:, 10:] = 16_777_215, 5, 70_000  # ids as large as COCO's
+    segments = [Segment(70_000, 3, 1.0, 9, True), Segment(5, 1, 1.0, 9, True), Segment(16_777_215, 2, 1.0, 9, False)]
+    result = PanopticResult(torch.from_numpy(ids), segments)
+    drawn = np.asarray(draw_panoptic(Image.fromarray(pixels), result, opacity=opacity, names=False), float)
+    colors = segment_colors(result)
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    for segment, color in zip(segments, colors, strict=True):
+        inside = ids == segment.id
+        inside &= ~borders(index_map(result, (40, 30)), 1)
+        pale = (pixels[inside] + (pixels[inside] @ weights)[:, None]) / 2
+        expected = pale * (1 - opacity) + np.array(color) * opacity
+        assert np.abs(drawn[inside] - expected).max() <= 1.01

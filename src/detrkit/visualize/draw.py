@@ -3,111 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
+from PIL import Image, ImageDraw
 
 from detrkit.data.images import Picture, as_rgb
 from detrkit.results import Detections
 from detrkit.utils.visible import one_line
-from detrkit.visualize.colors import Color, color_of, instance_colors, text_color
+from detrkit.visualize.colors import Color, color_of, instance_colors
+from detrkit.visualize.tags import Tag, paint_tag, place_tag
 
 # Pictures whose longer side is below this are enlarged with `scale=None`: at 96 pixels a readable tag hides the object.
 READABLE_SIDE = 384
 
 
-class Tag(NamedTuple):
-    """A filled label beside a box: `left`, `top`, `width`, `height` in pixels, wholly inside the picture."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-    text: str
-
-
-@lru_cache(maxsize=64)
-def load_font(size: int, *, ascii_only: bool = True) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font of `size` pixels that comes with the installed packages.
-
-    Pillow's own font has ASCII alone; other alphabets (Latin with accents, Greek, Cyrillic) come from the one that
-    matplotlib ships.
-    """
-    if ascii_only:
-        return ImageFont.load_default(size=size)
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-
-
-def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of `size` pixels that has the letters of `text`."""
-    return load_font(size, ascii_only=text.isascii())
-
-
 def automatic_scale(size: tuple[int, int]) -> int:
     """The whole number that brings a (width, height) picture to about `READABLE_SIDE` pixels, 1 for large ones."""
     return max(1, round(READABLE_SIDE / max(size)))
-
-
-def shortened(text: str, font: Any, room: float) -> str:
-    """`text`, cut with dots at its end until it is at most `room` pixels wide; "" when not even one letter fits."""
-    if font.getlength(text) <= room:
-        return text
-    for end in range(len(text) - 1, 0, -1):
-        cut = text[:end].rstrip() + ".."
-        if font.getlength(cut) <= room:
-            return cut
-    return ""
-
-
-def _overlap(a: Tag, b: Tag) -> int:
-    """The common area of two tags in square pixels."""
-    width = min(a.left + a.width, b.left + b.width) - max(a.left, b.left)
-    height = min(a.top + a.height, b.top + b.height) - max(a.top, b.top)
-    return max(0, width) * max(0, height)
-
-
-def place_tag(
-    text: str, box: Sequence[float], size: tuple[int, int], font_size: int, taken: Sequence[Tag] = ()
-) -> Tag | None:
-    """Where the tag of a box goes: above it if there is room, and off the tags already there as far as possible.
-
-    Args:
-        text: what the tag says; shortened if it is wider than the picture.
-        box: xyxy pixels.
-        size: (width, height) of the picture in pixels.
-        font_size: pixels.
-        taken: the tags placed before, which this one should not cover.
-
-    Returns:
-        The tag, inside the picture; None if the picture has no room for one letter.
-    """
-    picture_width, picture_height = size
-    font = font_for(text, font_size)
-    pad = max(2, font_size // 5)
-    text = shortened(text, font, picture_width - 2 * pad)
-    ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (font_size, 0)
-    width, height = int(np.ceil(font.getlength(text))) + 2 * pad, ascent + descent + pad
-    if not text or height > picture_height:
-        return None
-
-    x0, y0, x1, y1 = (round(v) for v in box)
-    anchors = [(x0, y0 - height), (x0, y0), (x0, y1), (x1 - width, y0 - height), (x1 - width, y0), (x0, y1 - height)]
-    best: tuple[float, Tag] | None = None
-    for order, (left, top) in enumerate(anchors):
-        inside = min(max(left, 0), picture_width - width), min(max(top, 0), picture_height - height)
-        tag = Tag(*inside, width, height, text)
-        # A tag pushed away from its box is worse than one at a later anchor; a covered tag is worse than both.
-        moved = abs(inside[0] - left) + abs(inside[1] - top)
-        cost = sum(_overlap(tag, other) for other in taken) / (width * height) * 100 + moved / height + order * 0.2
-        if best is None or cost < best[0]:
-            best = cost, tag
-    return best[1] if best else None
 
 
 def as_boxes(boxes: Any) -> np.ndarray:
@@ -198,15 +112,7 @@ def draw_boxes(
         if tag is not None:
             tags.append((tag, color))
     for tag, color in reversed(tags):
-        draw.rectangle((tag.left, tag.top, tag.left + tag.width - 1, tag.top + tag.height - 1), fill=color)
-        font = font_for(tag.text, letters)
-        # Capitals in the middle (fonts differ in the room above them), on whole pixels: between them letters blur.
-        capital = -font.getbbox("H", anchor="ls")[1]
-        place = (
-            round(tag.left + (tag.width - font.getlength(tag.text)) / 2),
-            round(tag.top + (tag.height + capital) / 2),
-        )
-        draw.text(place, tag.text, fill=text_color(color), font=font, anchor="ls")
+        paint_tag(canvas, tag, color, letters)
     return canvas
 
 
@@ -232,10 +138,37 @@ def draw_masks(
             f"masks of shape {array.shape} for {len(colors)} colours on a picture of {pixels.shape[:2]} (height, width)"
         )
     for mask, color in zip(array, colors, strict=True):
-        pixels[mask] = (pixels[mask] * (1 - opacity) + np.array(color) * opacity).round().astype(np.uint8)
-        if outline:
-            pixels[mask & ~ndimage.binary_erosion(mask, iterations=outline, border_value=1)] = color
+        _tint(pixels, mask, color, opacity, outline)
     return Image.fromarray(pixels)
+
+
+def _tint(pixels: np.ndarray, mask: np.ndarray, color: Color, opacity: float, outline: int) -> None:
+    """Tints and outlines a mask (H, W) in place on (H, W, 3) uint8: the rectangle that has it, for it alone is work."""
+    rows = np.flatnonzero(mask.any(1))
+    if not len(rows):
+        return
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(0))
+    # a pixel more on each side, so that the outline knows what is the mask's edge and what the image's
+    part = tuple(slice(max(0, int(where[0]) - 1), int(where[-1]) + 2) for where in (rows, columns))
+    inside, target = mask[part], pixels[part]
+    for channel, value in enumerate(color):
+        # by a table of the 256 values: 0.3 ms where arithmetic on the pixels takes 1.5
+        table = (np.arange(256) * (1 - opacity) + value * opacity).round().astype(np.uint8)
+        np.copyto(target[..., channel], table[target[..., channel]], where=inside)
+    if outline:
+        target[inside & ~_eroded(inside, outline)] = color
+
+
+def _eroded(mask: np.ndarray, times: int) -> np.ndarray:
+    """A mask (H, W) without the pixels at its edges, so many times; the image's border is no edge."""
+    for _ in range(times):
+        inner = mask.copy()
+        inner[1:] &= mask[:-1]
+        inner[:-1] &= mask[1:]
+        inner[:, 1:] &= mask[:, :-1]
+        inner[:, :-1] &= mask[:, 1:]
+        mask = inner
+    return mask
 
 
 def draw_detections(
@@ -265,16 +198,17 @@ def draw_detections(
     if detections.masks is not None and detections.masks.shape[1:] != size:
         raise ValueError(f"masks of shape {tuple(detections.masks.shape)} on a picture of {size} (height, width)")
     order = detections.scores.argsort(stable=True)
-    ranked = detections.select(order)
+    ranked = replace(detections, masks=None).select(order)
     colors = [color_of(label) for label in ranked.labels.tolist()]
     values = ranked.scores.tolist()
     names = [one_line(name) for name in ranked.names]
     labels = [f"{name} {value:.2f}" if scores else name for name, value in zip(names, values, strict=True)]
     canvas, factor = enlarged(rgb, scale)
-    if ranked.masks is not None and len(ranked):
+    if detections.masks is not None and len(ranked):
         colors = instance_colors(ranked.labels.tolist()[::-1])[::-1]  # the best of a class has its colour
         thin = max(1, round(np.sqrt(canvas.width * canvas.height) / 500))
-        canvas = draw_masks(canvas, _resized(ranked.masks, canvas.size), colors, outline=thin)
+        masks = _resized(detections.masks, canvas.size)[order.cpu().numpy()]
+        canvas = draw_masks(canvas, masks, colors, outline=thin)
     boxes = as_boxes(ranked.boxes) * factor
     return draw_boxes(canvas, boxes, labels, colors, width=width, font_size=font_size)
 
@@ -282,6 +216,8 @@ def draw_detections(
 def _resized(masks: Any, size: tuple[int, int]) -> np.ndarray:
     """(N, H, W) masks at a picture's (width, height), each pixel taken from the nearest one."""
     array = np.asarray(masks.cpu(), bool)
+    if array.shape[1:] == size[::-1]:
+        return array
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size[::-1], array.shape[1:], strict=True)
     )

@@ -13,7 +13,8 @@ from detrkit.data.images import Picture, as_rgb
 from detrkit.results import PanopticResult
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
-from detrkit.visualize.draw import enlarged, font_for
+from detrkit.visualize.draw import enlarged
+from detrkit.visualize.tags import font_for, text_width
 
 _BORDER = (255, 255, 255)
 _VOID, _STRIPE = (74, 74, 80), (104, 104, 112)
@@ -69,19 +70,22 @@ def draw_panoptic(
     colors = segment_colors(result)
     extent = float(np.sqrt(canvas.width * canvas.height))
 
-    tint = np.array([_VOID, *colors], np.float64)[index]  # (H, W, 3)
-    period = max(8, round(extent / 50))
-    diagonal = np.add.outer(np.arange(canvas.height), np.arange(canvas.width))
-    tint[(index == 0) & (diagonal % period < period / 3)] = _STRIPE
-    pixels = np.asarray(canvas, np.float64)
-    if opacity < 1:
-        # What is below the tint loses half of its own colour, or a green car on red looks brown.
-        grey = pixels @ np.array([0.2126, 0.7152, 0.0722])
-        pixels = (pixels + grey[..., None]) / 2
-    pixels = pixels * (1 - opacity) + tint * opacity
+    tinted = index
+    if (index == 0).any():  # void has stripes
+        period = max(8, round(extent / 50))
+        stripe = np.arange(canvas.height + canvas.width) % period < period / 3
+        rows = np.lib.stride_tricks.sliding_window_view(stripe, canvas.width)[
+            : canvas.height
+        ]  # (H, W), along diagonals
+        tinted = np.where((index == 0) & rows, len(colors) + 1, index)
+    tints = np.array([_VOID, *colors, _STRIPE]) * opacity  # (N + 2, 3)
+    below = np.asarray(_pale(canvas, 1 - opacity))
+    most = 255 - round(255 * (1 - opacity))  # rounded one by one, the two may be 256 together
+    # `take` needs 0.5 ms for 640 x 480 pixels, indexing with brackets 14
+    pixels = below + np.take(tints.round().clip(max=most).astype(np.uint8), tinted, axis=0)  # (H, W, 3)
     border = borders(index, max(1, round(extent / 500)))
-    pixels[border] = pixels[border] * 0.25 + np.array(_BORDER) * 0.75
-    canvas = Image.fromarray(pixels.round().astype(np.uint8))
+    pixels[border] = (pixels[border] * 0.25 + np.array(_BORDER) * 0.75).round()
+    canvas = Image.fromarray(pixels)
     if not names:
         return canvas
 
@@ -105,6 +109,14 @@ def draw_panoptic(
     return canvas
 
 
+def _pale(image: Image.Image, share: float) -> Image.Image:
+    """An RGB image times `share`, in 1 ms; it loses half of its own color, or a green car below red looks brown."""
+    grey = (0.2126, 0.7152, 0.0722)
+    matrix = [share / 2 * (weight + (row == column)) for row in range(3) for column, weight in enumerate(grey)]
+    # (R, G, B) is the matrix times the pixel, plus the fourth column
+    return image.convert("RGB", (*matrix[:3], 0.0, *matrix[3:6], 0.0, *matrix[6:], 0.0))
+
+
 def index_map(result: PanopticResult, size: tuple[int, int]) -> np.ndarray:
     """(height, width) the position of each pixel's segment, from 1; 0 for void.
 
@@ -114,15 +126,10 @@ def index_map(result: PanopticResult, size: tuple[int, int]) -> np.ndarray:
     """
     ids = Image.fromarray(result.id_map.cpu().numpy().astype(np.int32))
     pixels = np.asarray(ids.resize(size, Image.Resampling.NEAREST))
-    index = np.zeros(pixels.shape, np.int32)
-    if not result.segments:
-        return index
-    known = np.array([segment.id for segment in result.segments])
-    order = np.argsort(known)
-    place = order[np.minimum(np.searchsorted(known[order], pixels), len(known) - 1)]
-    found = known[place] == pixels
-    index[found] = place[found] + 1
-    return index
+    known = np.array([segment.id for segment in result.segments], np.int64)
+    places = np.zeros(max(int(pixels.max(initial=0)), int(known.max(initial=0))) + 1, np.int32)  # by id
+    places[known] = np.arange(1, len(known) + 1)
+    return np.take(places, pixels)
 
 
 def borders(index: np.ndarray, width: int) -> np.ndarray:
@@ -176,4 +183,4 @@ def place_names(index: np.ndarray, names: Sequence[str], letters: int) -> list[N
 
 def _extent(text: str, size: int) -> tuple[float, float]:
     """Width and height of a text in pixels, with its outline."""
-    return font_for(text, size).getlength(text) + size / 4, size * 1.1
+    return text_width(text, size) + size / 4, size * 1.1

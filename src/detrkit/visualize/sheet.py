@@ -13,8 +13,9 @@ from detrkit.classes import ClassList
 from detrkit.results import Detections, PanopticResult
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color
-from detrkit.visualize.draw import as_boxes, draw_detections, font_for, shortened
+from detrkit.visualize.draw import as_boxes, draw_detections
 from detrkit.visualize.panoptic import draw_panoptic
+from detrkit.visualize.tags import font_for, shortened
 
 Found = Detections | PanopticResult
 

@@ -1,0 +1,132 @@
+"""Tags: filled labels beside boxes, placed so that they can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from detrkit.visualize.colors import Color, text_color
+
+_KEPT_PIXELS = 8192  # of a tag whose image is kept for the next one like it: 512 of them take 13 MB at most
+
+
+class Tag(NamedTuple):
+    """A filled label beside a box: `left`, `top`, `width`, `height` in pixels, wholly inside the picture."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    text: str
+
+
+@lru_cache(maxsize=64)
+def load_font(size: int, *, ascii_only: bool = True) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font of `size` pixels that comes with the installed packages.
+
+    Pillow's own font has ASCII alone; other alphabets (Latin with accents, Greek, Cyrillic) come from the one that
+    matplotlib ships.
+    """
+    if ascii_only:
+        return ImageFont.load_default(size=size)
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of `size` pixels that has the letters of `text`."""
+    return load_font(size, ascii_only=text.isascii())
+
+
+@lru_cache(maxsize=4096)
+def text_width(text: str, size: int) -> float:
+    """The width in pixels of a text in letters of `size` pixels."""
+    return font_for(text, size).getlength(text)
+
+
+def shortened(text: str, font: Any, room: float) -> str:
+    """`text`, cut with dots at its end until it is at most `room` pixels wide; "" when not even one letter fits."""
+    if font.getlength(text) <= room:
+        return text
+    for end in range(len(text) - 1, 0, -1):
+        cut = text[:end].rstrip() + ".."
+        if font.getlength(cut) <= room:
+            return cut
+    return ""
+
+
+def place_tag(
+    text: str, box: Sequence[float], size: tuple[int, int], font_size: int, taken: Sequence[Tag] = ()
+) -> Tag | None:
+    """Where the tag of a box goes: above it if there is room, and off the tags already there as far as possible.
+
+    Args:
+        text: what the tag says; shortened if it is wider than the picture.
+        box: xyxy pixels.
+        size: (width, height) of the picture in pixels.
+        font_size: pixels.
+        taken: the tags placed before, which this one should not cover.
+
+    Returns:
+        The tag, inside the picture; None if the picture has no room for one letter.
+    """
+    picture_width, picture_height = size
+    font = font_for(text, font_size)
+    pad = max(2, font_size // 5)
+    room = picture_width - 2 * pad
+    if text_width(text, font_size) > room:
+        text = shortened(text, font, room)
+    ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (font_size, 0)
+    width, height = int(np.ceil(text_width(text, font_size))) + 2 * pad, ascent + descent + pad
+    if not text or height > picture_height:
+        return None
+
+    x0, y0, x1, y1 = (round(v) for v in box)
+    anchors = [(x0, y0 - height), (x0, y0), (x0, y1), (x1 - width, y0 - height), (x1 - width, y0), (x0, y1 - height)]
+    inside = [
+        (min(max(left, 0), picture_width - width), min(max(top, 0), picture_height - height)) for left, top in anchors
+    ]
+    covered = _covered(inside, (width, height), taken)
+    costs = [
+        # a tag pushed away from its box is worse than one at a later anchor; a covered tag is worse than both
+        area / (width * height) * 100 + (abs(x - left) + abs(y - top)) / height + order * 0.2
+        for order, (area, (x, y), (left, top)) in enumerate(zip(covered, inside, anchors, strict=True))
+    ]
+    return Tag(*inside[costs.index(min(costs))], width, height, text)
+
+
+def _covered(corners: Sequence[tuple[int, int]], size: tuple[int, int], taken: Sequence[Tag]) -> list[int]:
+    """The area in square pixels that a tag of (width, height) `size` would cover of others, at each (left, top)."""
+    if not taken:
+        return [0] * len(corners)
+    others = np.array([tag[:4] for tag in taken])  # (N, 4) left, top, width, height
+    begin = np.array(corners)[:, None]  # (C, 1, 2)
+    common = np.minimum(others[:, :2] + others[:, 2:], begin + size) - np.maximum(others[:, :2], begin)  # (C, N, 2)
+    areas: list[int] = common.clip(min=0).prod(2).sum(1).tolist()
+    return areas
+
+
+def paint_tag(canvas: Image.Image, tag: Tag, color: Color, font_size: int) -> None:
+    """Paints a tag of that color on an RGB image, its text in black or white."""
+    make = _kept_image if tag.width * tag.height <= _KEPT_PIXELS else _tag_image
+    canvas.paste(make(tag.text, (tag.width, tag.height), color, font_size), (tag.left, tag.top))
+
+
+def _tag_image(text: str, size: tuple[int, int], color: Color, font_size: int) -> Image.Image:
+    """A tag of (width, height) pixels."""
+    font = font_for(text, font_size)
+    image = Image.new("RGB", size, color)
+    # Capitals in the middle (fonts differ in the room above them), on whole pixels: between them letters blur.
+    capital = -font.getbbox("H", anchor="ls")[1]
+    place = round((size[0] - text_width(text, font_size)) / 2), round((size[1] + capital) / 2)
+    ImageDraw.Draw(image).text(place, text, fill=text_color(color), font=font, anchor="ls")
+    return image
+
+
+_kept_image = lru_cache(maxsize=512)(_tag_image)
