@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from detrkit.utils.visible import visible
 
 T = TypeVar("T")
+LEAST_WIDTH, MOST_WIDTH = 40, 1000  # columns that texts are laid out for, whatever a terminal or COLUMNS says
 SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
 
 # of several processes only the first speaks; torchrun, Slurm and Fabric's own launcher say which one this is
@@ -37,6 +38,20 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Columns and lines."""
+        width, height = super().size
+        return ConsoleDimensions(min(max(width, LEAST_WIDTH), MOST_WIDTH), height)
+
+    @size.setter
+    def size(self, size: tuple[int, int]) -> None:
+        self._width, self._height = size
+
+    def on_broken_pipe(self) -> None:
+        """A reader that has left is the command's matter: rich would end the process with status 1."""
+        raise
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
         """Every text that is printed, alone or in a table, comes by here."""

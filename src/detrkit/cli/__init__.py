@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
+import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import tyro
@@ -23,14 +24,16 @@ from detrkit.cli.quickstart import Quickstart
 from detrkit.cli.reproduce import Reproduce
 from detrkit.cli.study import Study
 from detrkit.cli.train import Train, with_defaults, with_values
-from detrkit.console import FIRST_PROCESS
+from detrkit.console import FIRST_PROCESS, LEAST_WIDTH, MOST_WIDTH
 from detrkit.errors import DetrkitError, Interrupted, PeerError
 from detrkit.utils.launch import several
-from detrkit.utils.memory import used_up
+from detrkit.utils.memory import MAPPING_FIX, used_up
 from detrkit.utils.ranges import as_option, check_values
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
+from detrkit.utils.streams import BROKEN_PIPE, Streams, lossy_streams
 from detrkit.utils.visible import one_line, visible
 
+_FILES = (Quickstart, Train, Study, Eval, Predict, Reproduce)  # what they are for goes into files, not to the terminal
 _ABOUT = "The toolkit for the DETR family: train, evaluate and use detection transformers on any data, on any machine."
 
 
@@ -45,25 +48,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         said in one line on stderr; 128 + n when a signal stopped it.
     """
     warnings.showwarning = _say_warning
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a command
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     # Torch's OpenMP threads wait for each other by spinning: with anything else on the processors, for threads that do
     # not run. Training the quickstart on two cores beside one busy process took over 300 ms an image, with short
     # spinning 36 ms; alone 12 to 15 ms either way. libgomp reads this when torch is imported: no command has done so.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     words = list(sys.argv[1:] if argv is None else argv)
-    if words == ["--version"]:
-        print(f"detrkit {__version__}")
-        return 0
-    with SignalWatch(program=argv is None):
-        return _run(words)
+    program = argv is None
+    with lossy_streams(program=program) as streams:
+        try:
+            with SignalWatch(program=program):
+                status = _run(words, streams)
+        except SystemExit as leave:  # of --help and of words that no command takes
+            raise SystemExit(streams.status(int(leave.code or 0))) from None
+        return streams.status(status)
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(words: Sequence[str], streams: Streams) -> int:
     """The status of a command; what ends it is said in one line."""
+    streams.out.patient = False
     try:
+        if list(words) == ["--version"]:
+            print(f"detrkit {__version__}")
+            return 0
         command: Any = _parse(words)
+        streams.out.patient = isinstance(command, _FILES)
         check_values(command, said=as_option)
         if _has_nothing_to_do(command):
             return 0
@@ -75,12 +83,6 @@ def _run(words: Sequence[str]) -> int:
     except DetrkitError as error:
         print(f"detrkit: error: {visible(str(error))}", file=sys.stderr)
         return 2
-    except (MemoryError, RuntimeError) as error:
-        if not used_up(error):
-            raise
-        print(f"detrkit: error: out of memory: {one_line(str(error).partition('. ')[0])}", file=sys.stderr)
-        print("detrkit: smaller images, a smaller batch or a smaller model need less", file=sys.stderr)
-        return 2
     except Interrupted as stop:
         if stop.agreed:  # a process that leaves alone would wait for the others
             _leave_processes()
@@ -91,15 +93,37 @@ def _run(words: Sequence[str]) -> int:
         if FIRST_PROCESS:
             print(f"detrkit: {Stopped(number_of(stop))}", file=sys.stderr)
         return 128 + number_of(stop)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left: no traceback
-        return 141
-    except OSError as error:
-        # Python's own words for a file: of a folder that may not be entered even the question what it is raises
-        if error.filename is None:
+    except BrokenPipeError:  # the reader of a pipe has left: no traceback
+        return BROKEN_PIPE
+    except UnicodeEncodeError as error:
+        if error.encoding == "utf-8":
             raise
-        print(f"detrkit: error: {visible(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        print(
+            f"detrkit: error: {visible(str(error.object))}: the encoding of this locale, {error.encoding}, cannot name "
+            "it: set LC_ALL=C.UTF-8 or PYTHONUTF8=1",
+            file=sys.stderr,
+        )
         return 2
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        reason = _of_the_machine(error)
+        if reason is None:
+            raise
+        print(f"detrkit: error: {reason}", file=sys.stderr)
+        return 2
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """What an error says that is not of detrkit's own code, in one line; None where it may be."""
+    library = next((line for line in str(error).splitlines() if ".so" in line), None)
+    if isinstance(error, (ImportError, OSError)) and library is not None:
+        return f"cannot load a library: {one_line(library.strip())}{MAPPING_FIX if used_up(error) else ''}"
+    if used_up(error):
+        reason = one_line(str(error).partition(". ")[0].partition("\n")[0])
+        return f"out of memory: {reason}; smaller images, a smaller batch or a smaller model need less"
+    if isinstance(error, OSError) and error.filename is not None:
+        # Python's own words for a file: of a folder that may not be entered even the question what it is raises
+        return f"{visible(str(error.filename))}: {error.strerror}"
+    return None
 
 
 def _has_nothing_to_do(command: Any) -> bool:
@@ -148,10 +172,26 @@ def _parse(words: Sequence[str]) -> Any:
         | Annotated[Compare, sub("compare")]
         | Annotated[Bench, sub("bench")]
     )
-    return tyro.cli(
-        commands,  # type: ignore[arg-type]
-        prog="detrkit",
-        description=_ABOUT,
-        args=list(words) or ["--help"],
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    with _wide_terminal():
+        return tyro.cli(
+            commands,  # type: ignore[arg-type]
+            prog="detrkit",
+            description=_ABOUT,
+            args=list(words) or ["--help"],
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+
+
+@contextmanager
+def _wide_terminal() -> Iterator[None]:
+    """Tells a narrow terminal's width, or a very great one, as one that a layout can be made for."""
+    before = os.environ.get("COLUMNS")
+    columns = shutil.get_terminal_size().columns
+    os.environ["COLUMNS"] = str(min(max(columns, LEAST_WIDTH), MOST_WIDTH))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before

@@ -11,8 +11,12 @@ from pathlib import Path
 from detrkit.errors import SettingError
 
 GIB = 2**30
-# how torch, numpy and Python say that memory is used up; none of them has one kind of error for it
-_USED_UP = re.compile(r"allocate memory|out of memory|unable to allocate|not enough memory", re.IGNORECASE)
+# how torch, numpy, Python and the loader of libraries say that memory is used up; there is no one kind of error for it
+_USED_UP = re.compile(
+    r"allocate memory|out of memory|unable to allocate|not enough memory|failed to map segment|start new thread",
+    re.IGNORECASE,
+)
+MAPPING_FIX = ": there is no memory for it (ulimit -v), or its file system forbids it (noexec)"
 
 
 @cache
@@ -71,7 +75,8 @@ def check_batch(size: int, max_size: int | None, batch_size: int, *, channels: i
 
 def used_up(error: BaseException) -> bool:
     """Whether an error says that memory was used up."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_USED_UP.search(str(error))))
+    of_others = isinstance(error, (RuntimeError, ImportError, OSError))
+    return isinstance(error, MemoryError) or (of_others and bool(_USED_UP.search(str(error))))
 
 
 def _gib(count: int) -> str:
