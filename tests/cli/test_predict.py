@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from detrkit.checkpoint import ModelSpec, load_model, save_model
 from detrkit.classes import ClassList
-from detrkit.cli import main
+from detrkit.cli import main, predict_files
 from detrkit.cli.predict import Predict
 from detrkit.cli.predict_files import Results, find_images, output_stems
 from detrkit.detector import Detector
@@ -219,8 +220,6 @@ def test_one_picture_that_cannot_be_written_does_not_cost_the_others(weights, ph
 
 
 def test_a_full_disk_ends_it_with_what_is_done(weights, photos, tmp_path, monkeypatch):
-    from detrkit.cli import predict_files
-
     write = predict_files.write_atomic
 
     def full(path, content, **options):
@@ -260,6 +259,7 @@ def test_a_signal_keeps_what_is_done(weights, photos, tmp_path, monkeypatch, cap
     assert main(words) == 128 + number
     assert list(json.loads((out / "predictions.json").read_text())) == [str(photos / "a.jpg")]
     assert f"1 of 3 pictures are done: {out / 'predictions.json'}" in capsys.readouterr().err
+    assert not [name for name in contents(out) if name.endswith(".tmp")]
     monkeypatch.setattr(Detections, "draw", draw)
     assert main(words) == 0  # nothing of it is in the way
 
@@ -310,3 +310,65 @@ def test_transparency_does_not_show_through(weights, photos, tmp_path):
     Image.new("RGB", (48, 32), (9, 9, 9)).save(photos / "d.png", transparency=(9, 9, 9))
     assert run(weights, photos / "d.png", out=tmp_path / "out") == 0
     assert "transparency" not in Image.open(tmp_path / "out/d.png").info
+
+
+@pytest.mark.parametrize("words", [["--no-pictures"], ["--no-images"]])
+def test_numbers_alone(weights, photos, tmp_path, words):
+    assert run(weights, photos, out=tmp_path / "both") == 0
+    command = [
+        "predict",
+        str(weights),
+        str(photos),
+        "--device",
+        "cpu",
+        "--threshold",
+        "0",
+        "--out",
+        str(photos),
+        *words,
+    ]
+    before = contents(photos)
+    assert main(command) == 0  # beside the pictures: none of them would be written over
+    after = contents(photos)
+    assert set(after) - set(before) == {"predictions.json", "detrkit-files.json"}
+    assert after["predictions.json"] == (tmp_path / "both/predictions.json").read_bytes()
+
+
+def test_predictions_are_as_json_writes_them(weights, photos, tmp_path):
+    (photos / "b.jpg").write_text("no picture")
+    assert run(weights, photos, out=tmp_path / "out", batch_size=2) == 1
+    text = (tmp_path / "out/predictions.json").read_text()
+    found = json.loads(text)
+    assert list(found) == [str(photos / "a.jpg"), str(photos / "c.png")]
+    assert text == json.dumps(found, indent=1) + "\n"
+
+
+def test_an_error_of_the_model_ends_it_with_what_is_done(weights, photos, tmp_path, monkeypatch):
+    inferred, calls = Detector._inferred, []
+
+    def broken(self, *args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return inferred(self, *args)
+
+    monkeypatch.setattr(Detector, "_inferred", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(weights, photos, out=tmp_path / "out", batch_size=1)
+    assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 2
+    assert not [name for name in contents(tmp_path / "out") if name.endswith(".tmp")]
+    assert not [thread for thread in threading.enumerate() if thread.name == "detrkit ahead"]
+
+
+def test_a_killed_predict_keeps_what_was_saved(weights, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_files, "_SECONDS_BETWEEN_SAVES", -1e9)  # after each picture
+    out = tmp_path / "out"
+    results = Results(out, sorted(photos.iterdir()))
+    results.check()
+    results.begin()
+    results.add(photos / "a.jpg", [{"name": "cat"}])
+    results.save_sometimes()
+    results.add(photos / "b.jpg", [])  # not saved yet
+    assert json.loads((out / "predictions.json").read_text()) == {str(photos / "a.jpg"): [{"name": "cat"}]}
+    results.close()
+    assert run(weights, photos, out=out) == 0

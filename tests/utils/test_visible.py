@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_terminal(color):
 
 def test_table_of_predict():
     file = io.StringIO()
-    print_found({name: [{"name": name}] for name in NAMES}, Terminal(file=file, width=200))
+    print_found({name: Counter([name]) for name in NAMES}, Terminal(file=file, width=200))
     for name in NAMES:
         assert file.getvalue().count(one_line(name)) == 2
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,17 +21,22 @@ from rich.text import Text
 from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
 from detrkit.console import Terminal
 from detrkit.errors import DetrkitError
+from detrkit.utils.ahead import Stages
 from detrkit.utils.lock import FolderLock
+from detrkit.utils.memory import used_up
 from detrkit.utils.names import full_path
 from detrkit.utils.ranges import BatchSize, InputSize, Share
 from detrkit.utils.signals import SignalWatch, Stopped
 from detrkit.utils.visible import one_line
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from detrkit.detector import Detector
     from detrkit.results import Detections, PanopticResult
 
 _LEFT_OUT_NAMED = 3
+_WAITING_BYTES = 2**27  # of pictures that wait for the model, and of those that wait to be drawn
 # no picture can be written after these
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -45,7 +51,8 @@ class Predict:
     predictions.json lists the id, label, name, score, area in pixels and kind of each, and OUT/panoptic has the ids of
     the pixels as PNGs (id = R + 256 G + 65536 B, 0 is void). Pictures of the same name are numbered. Nothing is written
     over a picture that was given, or over a file that detrkit did not write. A picture that cannot be read or written
-    is reported and left out; the exit status is then 1.
+    is reported and left out; the exit status is then 1. While the model works on some pictures, the next ones are read
+    and the last ones drawn.
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -57,6 +64,9 @@ class Predict:
     threshold: Share | None = None
     """Keep what has a greater score, 0 to 1; by default 0.5, of panoptic models 0.85 as published (Deformable DETR,
     whose scores are lower: 0.4). The DETR notebooks use 0.7 for objects."""
+    pictures: Annotated[bool, tyro.conf.arg(aliases=("--images",))] = True
+    """Draw and write the pictures; --no-pictures (or --no-images) where predictions.json is all that is wanted. The id
+    maps of panoptic models are written in any case."""
     size: InputSize | None = None
     """Short side in pixels to resize pictures to; by default the checkpoint's (800 for published weights)."""
     batch_size: BatchSize = 4
@@ -70,7 +80,7 @@ class Predict:
         """Predicts, draws, writes and prints; 1 if a picture could not be read or written."""
         console, errors = Terminal(), Terminal(stderr=True)
         files, left_out = find_images(self.inputs)
-        results = Results(full_path(self.out), files)
+        results = Results(full_path(self.out), files, pictures=self.pictures)
         results.check()
         if left_out:
             names = ", ".join(file.name for file in left_out[:_LEFT_OUT_NAMED])
@@ -85,7 +95,10 @@ class Predict:
             detector = detector.resized(self.size)
         results.check(maps=detector.panoptic)
         with FolderLock(results.out):  # or two at once would each find the other's files in the way
-            return self._write(detector, results, console, errors)
+            try:
+                return self._write(detector, results, console, errors)
+            finally:
+                results.close()
 
     def _write(self, detector: Detector, results: Results, console: Console, errors: Console) -> int:
         """Predicts, writes and prints; the command's status.
@@ -93,103 +106,154 @@ class Predict:
         Raises:
             DetrkitError: nothing could be read, or nothing more can be written; what is done is kept.
         """
-        results.begin()
         files = results.files
-        objects: dict[str, list[dict[str, Any]]] = {}
+        done: dict[str, Counter[str]] = {}
         try:
-            self._predict(detector, results, objects, errors)
+            results.begin()
+            self._predict(detector, results, done, errors)
         except KeyboardInterrupt:  # also of SIGTERM
-            if objects:
+            if done:
                 results.save()
-                _say(errors, f"{len(objects)} of {len(files)} pictures are done: {self.out / PREDICTIONS}")
+                _say(errors, f"{len(done)} of {len(files)} pictures are done: {self.out / PREDICTIONS}")
             raise
         except DetrkitError as error:
-            if not objects:
+            if not done:
                 raise
-            done = f"{len(objects)} of {len(files)} pictures are done"
+            kept = f"{len(done)} of {len(files)} pictures are done"
             try:
                 results.save()
             except DetrkitError as second:
-                raise DetrkitError(f"{error}; {done}, but {second}") from error
-            raise DetrkitError(f"{error}; {done}: {self.out / PREDICTIONS}") from error
+                raise DetrkitError(f"{error}; {kept}, but {second}") from error
+            raise DetrkitError(f"{error}; {kept}: {self.out / PREDICTIONS}") from error
         except Exception:
-            with suppress(DetrkitError):
-                results.save()
+            if done:
+                with suppress(DetrkitError):
+                    results.save()
             raise
         finally:
-            if not objects:
+            if not done:
                 with suppress(DetrkitError):
                     results.forget()
-        if not objects:
+        if not done:
             raise DetrkitError("no picture could be read and written, see above")
         results.save()
-        _print(objects, console, panoptic=detector.panoptic)
-        _say(console, f"{len(objects)} picture{'s' * (len(objects) != 1)} in {self.out}")
+        _print(done, console, panoptic=detector.panoptic)
+        _say(console, f"{len(done)} picture{'s' * (len(done) != 1)} in {self.out}")
         _say(console, str(self.out / PREDICTIONS))
-        return 0 if len(objects) == len(files) else 1
+        return 0 if len(done) == len(files) else 1
 
-    def _predict(
-        self, detector: Detector, results: Results, objects: dict[str, list[dict[str, Any]]], errors: Console
-    ) -> None:
-        """Fills `results`, and `objects` with what was found in every picture that was written.
+    def _predict(self, detector: Detector, results: Results, done: dict[str, Counter[str]], errors: Console) -> None:
+        """Fills `results`, and `done` with the names of what was found in every picture that was written.
 
         Raises:
             DetrkitError: nothing can be written any more.
             KeyboardInterrupt: a signal asked to stop.
         """
-        from PIL import Image
-
-        from detrkit.results import PanopticResult
-
         terminal = errors.is_terminal
         with SignalWatch() as watch, Progress(console=errors, transient=True, disable=not terminal) as progress:
             bar = progress.add_task("predicting", total=len(results.files))
-            for file, result in predictions(detector, results.files, self.threshold, self.batch_size):
-                if watch.asked:  # what the signal raised was lost inside torch or Pillow
-                    raise Stopped(watch.asked)
-                try:
-                    if isinstance(result, DetrkitError):
-                        raise result
-                    found: Any = entries(result)
-                    entry = found
-                    results.picture(file, result.draw())
-                    if isinstance(result, PanopticResult):
-                        ids = results.id_map(file, Image.fromarray(result.to_coco()[0]))
-                        entry = {"ids": ids, "segments": found}
-                    objects[str(file)], results.entries[str(file)] = found, entry
-                except (DetrkitError, MemoryError) as error:
-                    if getattr(error.__cause__, "errno", None) in _FULL and not isinstance(result, DetrkitError):
-                        raise
-                    said = str(error) or "there is not enough memory to draw it"
-                    _say(errors, said if str(file) in said else f"{file}: {said}", error=True)
-                results.save(now=False)
-                progress.advance(bar)
+            with Stages() as stages:
+                read = stages.ahead(
+                    _read(results.files), most=self.batch_size, weight=_bytes, heaviest=_WAITING_BYTES, abandoned=True
+                )
+                found = predictions(detector, read, self.threshold, self.batch_size)
+                found = stages.ahead(found, most=self.batch_size, weight=_bytes, heaviest=_WAITING_BYTES)
+                for file, result in found:
+                    if watch.asked:  # what the signal raised was lost inside torch or Pillow
+                        raise Stopped(watch.asked)
+                    try:
+                        if isinstance(result, DetrkitError):
+                            raise result
+                        self._write_one(file, result, results, done)
+                    except (DetrkitError, MemoryError) as error:
+                        if getattr(error.__cause__, "errno", None) in _FULL and not isinstance(result, DetrkitError):
+                            raise
+                        said = str(error) or "there is not enough memory to draw it"
+                        _say(errors, said if str(file) in said else f"{file}: {said}", error=True)
+                    results.save_sometimes()
+                    progress.advance(bar)
+
+    def _write_one(
+        self, file: Path, result: Detections | PanopticResult, results: Results, done: dict[str, Counter[str]]
+    ) -> None:
+        """Writes what was found in a picture.
+
+        Raises:
+            DetrkitError: it cannot be written.
+        """
+        from PIL.Image import fromarray
+
+        from detrkit.results import PanopticResult
+
+        found: Any = entries(result)
+        entry = found
+        if self.pictures:
+            results.picture(file, result.draw())
+        if isinstance(result, PanopticResult):
+            ids = results.id_map(file, fromarray(result.to_coco()[0]))
+            entry = {"ids": ids, "segments": found}
+        results.add(file, entry)
+        done[str(file)] = Counter(one["name"] for one in found)
+
+
+def _read(files: Sequence[Path]) -> Iterator[tuple[Path, Image | DetrkitError]]:
+    """The pixels of each file, or why there are none."""
+    from detrkit.data.images import as_rgb
+
+    for file in files:
+        try:
+            yield file, as_rgb(file)
+        except DetrkitError as error:
+            yield file, error
+        except MemoryError:
+            yield file, _too_large(file)
+
+
+def _bytes(item: tuple[Path, Image | Detections | PanopticResult | DetrkitError]) -> int:
+    """About what a picture, or what was found in one, takes in memory."""
+    value = item[1]
+    image = getattr(value, "image", value)
+    masks = getattr(value, "masks", None) if hasattr(value, "boxes") else None  # those of segments are made when asked
+    return (4 * image.width * image.height if hasattr(image, "width") else 0) + (0 if masks is None else masks.numel())
 
 
 def predictions(
-    detector: Detector, files: Sequence[Path], threshold: float | None, batch_size: int
+    detector: Detector,
+    pictures: Iterable[tuple[Path, Image | DetrkitError]],
+    threshold: float | None,
+    batch_size: int,
 ) -> Iterator[tuple[Path, Detections | PanopticResult | DetrkitError]]:
-    """What is found in each file, in order, or why nothing could be: a bad picture does not cost the others."""
-    for start in range(0, len(files), batch_size):
-        batch = files[start : start + batch_size]
-        yield from zip(batch, _found(detector, batch, threshold), strict=True)
+    """What is found in each picture, in order, or why nothing could be: a bad one does not cost the others."""
+    pictures = iter(pictures)
+    while batch := list(islice(pictures, batch_size)):
+        good = [(file, image) for file, image in batch if not isinstance(image, DetrkitError)]
+        found = iter(_found(detector, good, threshold))
+        for file, image in batch:
+            yield file, image if isinstance(image, DetrkitError) else next(found)
 
 
 def _found(
-    detector: Detector, files: Sequence[Path], threshold: float | None
+    detector: Detector, pictures: Sequence[tuple[Path, Image]], threshold: float | None
 ) -> list[Detections | PanopticResult | DetrkitError]:
     """What is found in a batch; if it cannot be done together, in each picture alone."""
+    if not pictures:
+        return []
     try:
-        return list(detector.stream(files, threshold=threshold, batch_size=len(files)))
-    except DetrkitError as error:  # cannot be read, or too large for the model
-        if len(files) == 1:
+        images = [image for _, image in pictures]
+        return list(detector.stream(images, threshold=threshold, batch_size=len(images)))
+    except DetrkitError as error:  # too large for the model
+        if len(pictures) == 1:
             return [error]
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if not used_up(error):
             raise
-        if len(files) == 1:
-            return [DetrkitError(f"{files[0]}: too large for the memory of this machine: try a smaller --size")]
-    return [found for file in files for found in _found(detector, [file], threshold)]
+        if len(pictures) == 1:
+            return [_too_large(pictures[0][0])]
+    return [found for picture in pictures for found in _found(detector, [picture], threshold)]
+
+
+def _too_large(file: Path) -> DetrkitError:
+    return DetrkitError(f"{file}: too large for the memory of this machine: try a smaller --size")
 
 
 def entries(found: Detections | PanopticResult) -> list[dict[str, Any]]:
@@ -226,17 +290,16 @@ def _say(console: Console, text: str, *, error: bool = False) -> None:
     console.print(Text.assemble(("error", "red"), " ", text) if error else text, soft_wrap=True)
 
 
-def _print(found: dict[str, list[dict[str, Any]]], console: Console, most: int = 20, *, panoptic: bool = False) -> None:
+def _print(done: dict[str, Counter[str]], console: Console, most: int = 20, *, panoptic: bool = False) -> None:
     """A table of the pictures; on a pipe all of them, on a terminal the first."""
     table = Table(title="Segments" if panoptic else "Detections", title_justify="left")
     table.add_column("picture", overflow="fold")
     table.add_column("segments" if panoptic else "objects", justify="right")
     table.add_column("what", overflow="fold")
-    shown = list(found.items())[: most if sys.stdout.isatty() else None]
-    for file, objects in shown:
-        counts = Counter(o["name"] for o in objects)
+    shown = list(done.items())[: most if sys.stdout.isatty() else None]
+    for file, counts in shown:
         what = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.most_common())
-        table.add_row(one_line(file), str(len(objects)), one_line(what))
+        table.add_row(one_line(file), str(counts.total()), one_line(what))
     console.print(table)
-    if len(shown) < len(found):
-        console.print(f"... and {len(found) - len(shown)} more", highlight=False)
+    if len(shown) < len(done):
+        console.print(f"... and {len(done) - len(shown)} more", highlight=False)

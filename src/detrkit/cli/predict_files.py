@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import stat
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.folders import MANIFEST, is_as_noted, note_files, noted_files
+from detrkit.utils.json_stream import JsonStream
 from detrkit.utils.names import NAME_BYTES, expanded_path
 
 if TYPE_CHECKING:
@@ -127,21 +127,22 @@ class Results:
     Args:
         out: the folder.
         files: the pictures given.
+        pictures: whether drawn pictures will be written.
 
     Attributes:
         stems: see `output_stems`.
-        entries: of predictions.json, by file.
     """
 
-    def __init__(self, out: Path, files: list[Path]) -> None:
+    def __init__(self, out: Path, files: list[Path], *, pictures: bool = True) -> None:
         self.out = out
         self.files = files
+        self.pictures = pictures
         self.stems = output_stems(files)
-        self.entries: dict[str, Any] = {}
         self._inputs = {identity for file in files if (identity := _identity(file)) is not None}
         self._noted = noted_files(out)
         self._coming: set[str] = set()  # names that were checked
         self._written: set[str] = set()  # by this command; also what was about to be written when it was stopped
+        self._entries: JsonStream | None = None  # from `begin` on
         self._next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
 
     def check(self, *, maps: bool = False) -> None:
@@ -156,7 +157,9 @@ class Results:
         if self.out.exists() and not self.out.is_dir():
             raise DetrkitError(f"{self.out} is a file: choose another output folder")
         self._refuse(MANIFEST, ours=True)
-        names = [PREDICTIONS, *(stem + _suffix(file) for file, stem in self.stems.items())]
+        names = [PREDICTIONS]
+        if self.pictures:
+            names += [stem + _suffix(file) for file, stem in self.stems.items()]
         if maps:
             names += [f"{MAPS}/{stem}.png" for stem in self.stems.values()]
         for name in names:
@@ -170,14 +173,21 @@ class Results:
             DetrkitError: it cannot be written.
         """
         note_files(self.out, (), coming=self._coming)
+        self._entries = JsonStream(self.out / PREDICTIONS)
 
     def forget(self) -> None:
-        """Takes back what `begin` noted of files that were not written.
+        """Takes back what `begin` noted of files that were not written, and entries that were not saved.
 
         Raises:
             DetrkitError: it cannot be written.
         """
+        self.close()
         note_files(self.out, self._written)
+
+    def close(self) -> None:
+        """Removes the temporary file of entries that were not saved."""
+        if self._entries is not None:
+            self._entries.discard()
 
     def _refuse(self, name: str, *, ours: bool = False) -> None:
         """Raises DetrkitError if writing a file of the folder would harm one that is there and not known to be ours."""
@@ -229,21 +239,45 @@ class Results:
         self._written.add(name)
         write_atomic(self.out / name, content, durable=False)
 
-    def save(self, *, now: bool = True) -> None:
-        """Writes predictions.json and the manifest: now, or if some time has passed since.
+    def add(self, file: Path, entry: Any) -> None:
+        """Adds what was found in a picture to predictions.json; memory does not grow with their number.
+
+        Raises:
+            DetrkitError: it cannot be written.
+        """
+        self._stream().add(str(file), entry)
+
+    def save(self) -> None:
+        """Gives predictions.json its name, and writes the manifest. Nothing can be added afterwards.
 
         Raises:
             DetrkitError: they cannot be written.
         """
+        self._refuse(PREDICTIONS)
+        self._written.add(PREDICTIONS)
+        self._stream().finish()
+        note_files(self.out, self._written)
+
+    def save_sometimes(self) -> None:
+        """Writes a copy of predictions.json so far if some time has passed since, for the case of a kill -9.
+
+        Raises:
+            DetrkitError: it cannot be written.
+        """
         began = time.monotonic()
-        if not now and began < self._next_save:
+        if began < self._next_save:
             return
         self._refuse(PREDICTIONS)
         self._written.add(PREDICTIONS)
-        write_atomic(self.out / PREDICTIONS, json.dumps(self.entries, indent=1) + "\n")
-        note_files(self.out, self._written, coming=() if now else self._coming - self._written)
+        self._stream().publish()
+        note_files(self.out, self._written, coming=self._coming - self._written)
         ended = time.monotonic()
         self._next_save = ended + max(_SECONDS_BETWEEN_SAVES, 50 * (ended - began))  # 2 % of the time, at most
+
+    def _stream(self) -> JsonStream:
+        if self._entries is None:
+            raise RuntimeError("call begin() first")
+        return self._entries
 
 
 def _suffix(file: Path) -> str:
