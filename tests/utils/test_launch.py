@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from detrkit.cli import main
 from detrkit.config import RunConfig, TrainConfig
 from detrkit.engine.environment import check_processes
 from detrkit.engine.processes import join_processes
@@ -145,6 +146,16 @@ def test_a_port_that_is_taken(environment):
 def test_one_task_of_slurm_starts_processes_itself(environment):
     environment({**SLURM, "SLURM_NTASKS": "1", "SLURM_NNODES": "1"})
     assert check_processes(TrainConfig(run=RunConfig(device="cpu", devices=3))) == (3, 1)
+
+
+def test_ranks_that_are_no_numbers(environment, capsys):
+    """lightning_fabric takes them for numbers when it is imported, which is before any command has looked."""
+    environment({"RANK": "", "SLURM_PROCID": " "})
+    assert main(["models"]) == 0
+    assert not {"RANK", "SLURM_PROCID"} & set(os.environ)
+    environment({"LOCAL_RANK": "x"})
+    assert main(["models"]) == 2
+    assert "LOCAL_RANK is 'x': it is to be a number of at least 0; correct or unset it" in capsys.readouterr().err
 
 
 def test_attempts_of_one_agent_have_one_name(environment):

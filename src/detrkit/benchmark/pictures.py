@@ -12,6 +12,8 @@ from detrkit.classes import ClassList
 from detrkit.data import Dataset
 from detrkit.data.images import image_size
 from detrkit.data.sample import Record
+from detrkit.utils.atomic import write_errors
+from detrkit.utils.image_files import image_bytes
 
 LONG_SIDE = 640  # pixels, as COCO's pictures
 MOST_OBJECTS = 13  # a picture has 1 to 13 of them, 7 on average, as COCO's
@@ -24,13 +26,18 @@ def write_pictures(folder: Path, count: int, shape: tuple[int, int]) -> list[Pat
         folder: where to write.
         count: how many.
         shape: (short, long); the pictures lie, with a long side of 640 pixels.
+
+    Raises:
+        WriteError: there is no room for them.
     """
     short, long = shape
     height = max(1, LONG_SIDE * short // long)  # rounded down, so that resizing reaches the longest side first
     files = []
     for k in range(count):
         files.append(folder / f"{k:03d}.jpg")
-        _photograph(np.random.default_rng(k), height, LONG_SIDE).save(files[-1], quality=90)
+        photograph = _photograph(np.random.default_rng(k), height, LONG_SIDE)
+        with write_errors(files[-1]):
+            files[-1].write_bytes(image_bytes(photograph, ".jpg", quality=90))
     return files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -26,7 +27,7 @@ from detrkit.cli.study import Study
 from detrkit.cli.train import Train, with_defaults, with_values
 from detrkit.console import FIRST_PROCESS, LEAST_WIDTH, MOST_WIDTH
 from detrkit.errors import DetrkitError, Interrupted, PeerError
-from detrkit.utils.launch import several
+from detrkit.utils.launch import check_ranks, several
 from detrkit.utils.memory import MAPPING_FIX, used_up
 from detrkit.utils.ranges import as_option, check_values
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
@@ -34,6 +35,8 @@ from detrkit.utils.streams import BROKEN_PIPE, Streams, lossy_streams
 from detrkit.utils.visible import one_line, visible
 
 _FILES = (Quickstart, Train, Study, Eval, Predict, Reproduce)  # what they are for goes into files, not to the terminal
+# what the machine refuses, whoever asks: room on a disk, file handles, a sound disk
+_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS)
 _ABOUT = "The toolkit for the DETR family: train, evaluate and use detection transformers on any data, on any machine."
 
 
@@ -73,6 +76,7 @@ def _run(words: Sequence[str], streams: Streams) -> int:
         command: Any = _parse(words)
         streams.out.patient = isinstance(command, _FILES)
         check_values(command, said=as_option)
+        check_ranks()
         if _has_nothing_to_do(command):
             return 0
         status = int(command.run())
@@ -123,6 +127,8 @@ def _of_the_machine(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         # Python's own words for a file: of a folder that may not be entered even the question what it is raises
         return f"{visible(str(error.filename))}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _TROUBLE:
+        return f"{error.strerror}"
     return None
 
 

@@ -16,6 +16,7 @@ from detrkit.data.images import COMMON_SUFFIXES, SUFFIX_OF, SUFFIXES, checked_fo
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource, ParquetImage
 from detrkit.errors import DetrkitError
+from detrkit.utils.image_files import image_bytes
 from detrkit.utils.names import checked_name
 
 Transfer = Literal["copy", "hardlink", "symlink"]
@@ -126,7 +127,7 @@ class ImagePlacer:
             raise DetrkitError(f"{file}: {kind} cannot be linked: use --images copy")
         if anew:
             pixels = np.asarray(read_rgb(file, (record.height, record.width)))
-            Image.fromarray(pixels).save(target, format="PNG")  # from the pixels alone: no EXIF turns them again
+            target.write_bytes(image_bytes(pixels))  # from the pixels alone: no EXIF turns them again
             self.reencoded += 1
         elif isinstance(file, ParquetImage):
             target.write_bytes(file.read())

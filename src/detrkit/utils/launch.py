@@ -19,6 +19,7 @@ from detrkit.errors import SettingError
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
 # srun gives them to the tasks that it starts; the script of sbatch itself has the job's variables alone
 _OF_A_STEP = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST")
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _INTERACTIVE = ("bash", "interactive")  # names of jobs in which one types commands
 _PORT = 15000  # of Slurm's tasks, if MASTER_PORT is not set: this and the last digits of the job
 
@@ -67,6 +68,19 @@ def launched() -> Launch | None:
     if os.environ.get("LOCAL_RANK"):
         _need(("LOCAL_WORLD_SIZE",), "LOCAL_RANK")
     return _from_variables("hand", local_world=_number("LOCAL_WORLD_SIZE", 1, default=1))
+
+
+def check_ranks() -> None:
+    """Checks the variables that lightning_fabric takes for a number when it is imported; empty ones are unset.
+
+    Raises:
+        SettingError: one is no number; names it.
+    """
+    for name in _RANKS:
+        if not os.environ.get(name, "").strip():
+            os.environ.pop(name, None)
+        else:
+            _number(name, 0)
 
 
 def started_by_srun() -> bool:
