@@ -237,3 +237,38 @@ def test_hidden_files_are_no_pictures(detector, tmp_path):
     for name in ("a.jfif", "b.png", ".c.png", "._b.png"):
         picture(1).save(tmp_path / name, format="PNG")
     assert len(detector.predict(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("padding", ["exact", "official"])
+def test_strips_of_one_batch_are_not_padded_to_one_square(detector, monkeypatch, padding):
+    """Two of them were 32750 x 32750 pixels each: over 9 GB."""
+    areas = []
+    forward = detector.model.forward
+
+    def seen(batch, **options):
+        areas.append(batch.images[:, 0].numel())
+        return forward(batch, **options)
+
+    monkeypatch.setattr(detector.model, "forward", seen)
+    images = [Image.new("RGB", size, (90, 9, 200)) for size in ((2, 20_001), (20_001, 2), (130, 100), (2, 20_000))]
+    with monkeypatch.context() as small:
+        small.setattr("detrkit.detector.batch_pixels", lambda: 2e4)
+        one = Detector(detector.model, replace(SPEC, padding=padding), device="cpu")
+        together = one.predict(images, threshold=0.0, batch_size=4)
+    assert len(areas) == 3 and max(areas) <= 4e4
+    for found, image in zip(together, images, strict=True):
+        assert found.image.size == image.size
+        if padding == "exact":
+            equal(found, detector.predict(image, threshold=0.0), atol=0.05)  # of 20,000 pixels
+    areas.clear()
+    detector.predict(images, threshold=0.0, batch_size=4)
+    assert areas == [4 * 150 * 150]  # as long as memory does not mind, one forward pass
+
+
+def test_a_strip_that_no_memory_holds_is_named(detector, monkeypatch):
+    monkeypatch.setattr("detrkit.utils.memory.machine_memory", lambda: 8 * 2**30)
+    unlimited = Detector(detector.model, replace(SPEC, max_size=None), device="cpu")
+    with pytest.raises(
+        DetrkitError, match=r"an image of 60001 x 1 pixels, resized to 5760096 x 96 .* would take about"
+    ):
+        unlimited.predict(Image.new("RGB", (60_001, 1)))

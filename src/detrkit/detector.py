@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 
 from detrkit.checkpoint import ModelSpec, load_any
 from detrkit.classes import ClassList
+from detrkit.data.grouping import split_by_shape
 from detrkit.data.images import SUFFIXES, Picture, as_rgb, is_picture
 from detrkit.data.sample import Sample
 from detrkit.data.transforms import EvalTransform, normalise
@@ -26,7 +27,7 @@ from detrkit.models.panoptic_postprocess import panoptic
 from detrkit.models.postprocess import postprocess
 from detrkit.registry import architecture
 from detrkit.results import Detections, PanopticResult
-from detrkit.utils.memory import check_batch
+from detrkit.utils.memory import CHANNELS, batch_pixels, check_batch, check_memory
 from detrkit.utils.ranges import BatchSize, Pixels, Share, check_arguments
 
 Found = Detections | PanopticResult
@@ -163,6 +164,22 @@ class Detector:
 
     def _detect(self, pictures: Sequence[Image.Image], threshold: float) -> list[Found]:
         """What is found in one batch, on the CPU."""
+        transform = EvalTransform(size=self.spec.size, max_size=self.spec.max_size)
+        sizes = [transform.draw(picture.height, picture.width).size for picture in pictures]
+        for picture, (height, width) in zip(pictures, sizes, strict=True):
+            resized = f"{picture.width} x {picture.height} pixels, resized to {width} x {height} (width x height)"
+            check_memory(
+                height * width * (4 * 3 + CHANNELS),
+                f"an image of {resized},",
+                fix="it is too long and narrow for a model without max_size",
+            )
+        found: dict[int, Found] = {}
+        for group in split_by_shape(sizes, batch_pixels()):
+            found.update(zip(group, self._ordinary([pictures[i] for i in group], threshold), strict=True))
+        return [found[i] for i in range(len(pictures))]
+
+    def _ordinary(self, pictures: Sequence[Image.Image], threshold: float) -> list[Found]:
+        """As `_detect`, of images that are padded to one size."""
         found = self._inferred(pictures, threshold)
         # Copies made outside inference mode are ordinary tensors: those made in it could not be changed in place, nor
         # be used in a loss. Sorting copies anyway.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detrkit.data.grouping import order_by_size
+from detrkit.data.grouping import order_by_size, split_by_shape
 from detrkit.data.loader import Item, TrainSampler
 from detrkit.data.transforms import train_transform
 
@@ -111,3 +111,26 @@ def test_a_small_dataset_is_grouped_with_its_copies() -> None:
 def test_no_step_without_a_batch() -> None:
     with pytest.raises(ValueError, match="accumulate 0"):
         TrainSampler(5, batch_size=1, accumulate=0)
+
+
+def padded_area(sizes: Sequence[tuple[int, int]]) -> int:
+    return len(sizes) * max(h for h, _ in sizes) * max(w for _, w in sizes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_split_batch_has_every_image_once_and_no_large_group(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = [(int(h), int(w)) for h, w in np.exp(rng.uniform(0, 7, (int(rng.integers(1, 12)), 2)))]
+    own, most = sum(h * w for h, w in sizes), float(rng.choice([1, 1e4, 1e6]))
+    groups = split_by_shape(sizes, most)
+    assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
+    for group in groups:
+        assert len(group) == 1 or padded_area([sizes[i] for i in group]) <= max(most, 1.5 * own)
+    if padded_area(sizes) <= max(most, 1.5 * own):
+        assert groups == [list(range(len(sizes)))]
+
+
+def test_strips_are_split_and_photographs_are_not() -> None:
+    assert split_by_shape([(32750, 1), (1, 32750), (800, 1066), (30000, 1)], 1e7) == [[1], [2], [3, 0]]
+    assert split_by_shape([(800, 1066), (1066, 800)] * 32, 1.0) == [list(range(64))]  # 25 % of it is padding
+    assert split_by_shape([], 1.0) == [[]]

@@ -22,6 +22,34 @@ def order_by_size(sizes: Sequence[tuple[int, int]], unit: int) -> list[int]:
     return [*ordered.tolist(), *range(whole, len(sizes))]
 
 
+def split_by_shape(sizes: Sequence[tuple[int, int]], most: float) -> list[list[int]]:
+    """The indices of a batch's images in groups, so that a tall and a wide strip are not padded to one square.
+
+    A batch of which no more than a third is padding, or whose area is at most `most`, stays as it is. Otherwise images
+    of like shape come together, as many as keep the area of a group below.
+
+    Args:
+        sizes: (height, width) of each image in pixels.
+        most: pixels of a padded batch.
+    """
+    own = sum(h * w for h, w in sizes)
+    most = max(most, 1.5 * own)
+    if _padded_area(sizes) <= most:
+        return [list(range(len(sizes)))]
+    groups: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda i: sizes[i][0] / sizes[i][1]):
+        if groups and _padded_area([sizes[i] for i in (*groups[-1], index)]) <= most:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def _padded_area(sizes: Sequence[tuple[int, int]]) -> int:
+    """Pixels of a batch of images of these (height, width)."""
+    return len(sizes) * max((h for h, _ in sizes), default=0) * max((w for _, w in sizes), default=0)
+
+
 def _halved(sizes: np.ndarray, indices: np.ndarray, unit: int) -> np.ndarray:
     if len(indices) < 2:
         return indices

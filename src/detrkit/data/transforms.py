@@ -83,11 +83,14 @@ def resized_size(height: int, width: int, size: int, max_size: int | None = None
     """(height, width) after resizing the short side to `size` pixels, with the published rounding.
 
     If the long side would exceed `max_size`, the short side becomes round(max_size * short / long) instead (Python's
-    round); the other side is truncated to a whole pixel. Never below one pixel.
+    round); the other side is truncated to a whole pixel. Where that would be no pixel (published: an error), the short
+    side is one pixel and the long side `max_size`, so that the strip of a scanner does not become a long line.
     """
     short, long = float(min(height, width)), float(max(height, width))
     if max_size is not None and long / short * size > max_size:
-        size = max(1, round(max_size * short / long))
+        size = round(max_size * short / long)
+        if size == 0:
+            return (1, max_size) if height < width else (max_size, 1)
     if min(height, width) == size:
         return height, width
     if width < height:

@@ -11,6 +11,7 @@ from pathlib import Path
 from detrkit.errors import SettingError
 
 GIB = 2**30
+CHANNELS = 64  # of a ResNet's first map, at half the image's resolution: as many bytes for each pixel in float32
 # how torch, numpy, Python and the loader of libraries say that memory is used up; there is no one kind of error for it
 _USED_UP = re.compile(
     r"allocate memory|out of memory|unable to allocate|not enough memory|failed to map segment|start new thread",
@@ -41,6 +42,12 @@ def machine_memory() -> int | None:
     return min(found) if found else None
 
 
+def batch_pixels() -> float:
+    """Pixels of a padded batch for which an eighth of this machine's memory is enough, by the rule of `check_batch`."""
+    there = machine_memory()
+    return float("inf") if there is None else there / 8 / (4 * 3 + CHANNELS)
+
+
 def check_memory(needed: int, what: str, *, fix: str) -> None:
     """Refuses what cannot fit, before it is allocated.
 
@@ -57,7 +64,7 @@ def check_memory(needed: int, what: str, *, fix: str) -> None:
         raise SettingError(f"{what} would take about {_gib(needed)} of memory, this machine has {_gib(there)}: {fix}")
 
 
-def check_batch(size: int, max_size: int | None, batch_size: int, *, channels: int = 64) -> None:
+def check_batch(size: int, max_size: int | None, batch_size: int, *, channels: int = CHANNELS) -> None:
     """Refuses a batch of images of which not even the first map of the backbone would fit.
 
     Args:
