@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from detrkit.cli import _parse, main
+from detrkit.cli.models import Models
 
 COMMANDS = (
     "quickstart",
@@ -155,3 +156,69 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("detrkit.cli.models.Models.run", broken)
     with pytest.raises(OSError, match="of our own"):
         main(["models"])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ImportError("libtorch.so: failed to map segment from shared object"),
+            "cannot load a library: libtorch.so: failed to map segment from shared object: there is no memory for it "
+            "(ulimit -v), or its file system forbids it (noexec)",
+        ),
+        (
+            ImportError("READ THIS\nOriginal error was: libblas.so.3: cannot open shared object file"),
+            "cannot load a library: Original error was: libblas.so.3: cannot open shared object file",
+        ),
+        (
+            RuntimeError("can't start new thread"),
+            "out of memory: can't start new thread; smaller images, a smaller batch or a smaller model need less",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to. Error code 12\nmore"
+            ),
+            "out of memory: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to; smaller images, a "
+            "smaller batch or a smaller model need less",
+        ),
+        (
+            RuntimeError("Failed to initialize cpuinfo!"),
+            "Failed to initialize cpuinfo! torch asks /proc and /sys for the processor: mount them",
+        ),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(24, "Too many open files"), "Too many open files"),
+        (PermissionError(13, "Permission denied", "/a/b\x1b"), "/a/b\\x1b: Permission denied"),
+        (
+            UnicodeEncodeError("ascii", "b\u00fc.jpg", 1, 2, "ordinal not in range"),
+            "b\u00fc.jpg: the encoding of this locale, ascii, cannot name it: set LC_ALL=C.UTF-8 or PYTHONUTF8=1",
+        ),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(capsys, monkeypatch, error, said):
+    def run(_: Models) -> int:
+        raise error
+
+    monkeypatch.setattr(Models, "run", run)
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err == f"detrkit: error: {said}\n"
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a mistake"), ImportError("no name x in y"), OSError("of its own kind")]
+)
+def test_a_mistake_of_the_program_is_not_hidden(monkeypatch, error):
+    def run(_: Models) -> int:
+        raise error
+
+    monkeypatch.setattr(Models, "run", run)
+    with pytest.raises(type(error), match=str(error)):
+        main(["models"])
+
+
+def test_a_working_directory_that_is_gone(capsys, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["models"]) == 2
+    said = "the working directory cannot be entered (No such file or directory): cd to another one"
+    assert capsys.readouterr().err == f"detrkit: error: {said}\n"

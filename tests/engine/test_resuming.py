@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +17,13 @@ from detrkit.classes import ClassList
 from detrkit.data import Dataset, open_dataset
 from detrkit.engine import train
 from detrkit.engine.fingerprint import class_difference, data_difference, fingerprint
+from detrkit.engine.resuming import begin
 from detrkit.engine.run_files import MARK, in_the_way
+from detrkit.engine.run_folder import ENVIRONMENT, STARTED_BY
 from detrkit.engine.setup import Splits
 from detrkit.errors import DetrkitError
 from detrkit.study import load_study, run_study
+from detrkit.utils.launch import restarted_by
 from detrkit.utils.lock import FolderLock
 
 
@@ -174,6 +178,35 @@ def test_a_folder_is_written_by_one(done, tmp_path, shapes):
     with FolderLock(tmp_path / "study"), pytest.raises(DetrkitError, match="study is being written by"):
         run_study(study, tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_a_restart_of_torchrun_goes_on_with_its_own_run_alone(done, tmp_path, monkeypatch):
+    """`--max-restarts` starts the same command again, which finds a run in its folder: its own, or another's."""
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    variables |= {"MASTER_PORT": "29412", "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "run"
+    shutil.copytree(done.run.out, folder)
+    config = done.changed(run={"out": str(folder)})
+
+    def beginning():
+        with ExitStack() as held:
+            return begin(config, resume=False, held=held)
+
+    with pytest.raises(DetrkitError, match="holds a run already: continue it with"):
+        beginning()
+    with (folder / ENVIRONMENT).open("a") as file:
+        file.write(f"{STARTED_BY}{restarted_by()}\n")
+    found = beginning()
+    assert found.place == "." and found.state["progress"]["epoch"] >= 1
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # the first attempt meets a run of its agent's: another one
+    with pytest.raises(DetrkitError, match="holds a run already"):
+        beginning()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setattr("os.getppid", lambda: 1)  # another agent
+    with pytest.raises(DetrkitError, match="holds a run already"):
+        beginning()
 
 
 def test_a_run_in_two_steps_that_left_no_state_starts_again(tmp_path, monkeypatch):

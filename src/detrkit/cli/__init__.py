@@ -74,6 +74,7 @@ def _run(words: Sequence[str], streams: Streams) -> int:
             print(f"detrkit {__version__}")
             return 0
         command: Any = _parse(words)
+        _check_working_directory()
         streams.out.patient = isinstance(command, _FILES)
         check_values(command, said=as_option)
         check_ranks()
@@ -116,6 +117,18 @@ def _run(words: Sequence[str], streams: Streams) -> int:
         return 2
 
 
+def _check_working_directory() -> None:
+    """Refuses to work in a folder that is gone: relative paths lead nowhere, and libraries end the process.
+
+    Raises:
+        DetrkitError: it has been deleted.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise DetrkitError(f"the working directory cannot be entered ({error.strerror}): cd to another one") from error
+
+
 def _of_the_machine(error: Exception) -> str | None:
     """What an error says that is not of detrkit's own code, in one line; None where it may be."""
     library = next((line for line in str(error).splitlines() if ".so" in line), None)
@@ -127,6 +140,8 @@ def _of_the_machine(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         # Python's own words for a file: of a folder that may not be entered even the question what it is raises
         return f"{visible(str(error.filename))}: {error.strerror}"
+    if "initialize cpuinfo" in str(error):
+        return f"{one_line(str(error))} torch asks /proc and /sys for the processor: mount them"
     if isinstance(error, OSError) and error.errno in _TROUBLE:
         return f"{error.strerror}"
     return None
