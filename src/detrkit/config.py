@@ -237,6 +237,8 @@ class RunConfig:
     """Processes on this machine; under torchrun or Slurm theirs counts."""
     nodes: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Machines; under torchrun or Slurm theirs counts."""
+    timeout: Count | None = None
+    """Seconds that a process waits for another one before it gives up; by default 300 for all to come, 1800 later."""
     init_from: str | None = None
     """Fine-tune: start from these weights (a model name for the published ones, a checkpoint, or a run). Heads are
     adapted by class name and what was kept is printed."""

@@ -7,15 +7,50 @@ import signal
 
 
 class DetrkitError(Exception):
-    """Bad input from outside: the message names the file, the field and the fix; the command line prints only that."""
+    """Bad input from outside: the message names the file, the field and the fix; the command line prints only that.
+
+    Attributes:
+        status: of a command that it ends.
+    """
+
+    status = 2
 
 
 class PeerError(DetrkitError):
-    """Another process of the run found the input bad and says so: this one has nothing to add."""
+    """Another process of the run has failed and says why: this one has nothing to add.
+
+    Args:
+        message: for who calls from Python.
+        status: with which the other process ends its command.
+    """
+
+    def __init__(self, message: str, *, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ProcessEnded(DetrkitError):
+    """A process that this one started was ended by a signal.
+
+    Args:
+        message: says so.
+        status: 128 + the signal's number.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class WriteError(DetrkitError):
     """Something cannot be written: no room, no permission, a folder that is gone."""
+
+
+def how_to_go_on(folder: str, command: str | None = None, *, saved: bool = True) -> str:
+    """What to do after a run was stopped; arguments as those of `Interrupted`."""
+    if saved:
+        return f"go on with: {command or f'detrkit train --resume {shlex.quote(folder)}'}"
+    return f"nothing was saved; {command or 'the same command'} starts it again"
 
 
 class Interrupted(Exception):
@@ -46,10 +81,8 @@ class Interrupted(Exception):
         agreed: bool = True,
     ) -> None:
         stopped = " ".join(filter(None, ["stopped by", signal.Signals(number).name, during]))
-        if saved:
-            super().__init__(f"{stopped}; go on with: {command or f'detrkit train --resume {shlex.quote(folder)}'}")
-        else:
-            super().__init__(f"{stopped}: nothing was saved; {command or 'the same command'} starts it again")
+        advice = how_to_go_on(folder, command, saved=saved)
+        super().__init__(f"{stopped}{'; ' if saved else ': '}{advice}")
         self.number = number
         self.folder = folder
         self.agreed = agreed

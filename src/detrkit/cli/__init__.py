@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from detrkit.console import FIRST_PROCESS, LEAST_WIDTH, MOST_WIDTH
 from detrkit.errors import DetrkitError, Interrupted, PeerError
 from detrkit.utils.launch import check_ranks, several
 from detrkit.utils.memory import MAPPING_FIX, used_up
+from detrkit.utils.parent import end_with_launcher
 from detrkit.utils.ranges import as_option, check_values
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
 from detrkit.utils.streams import BROKEN_PIPE, Streams, lossy_streams
@@ -57,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     words = list(sys.argv[1:] if argv is None else argv)
     program = argv is None
+    end_with_launcher()
     with lossy_streams(program=program) as streams:
         try:
             with SignalWatch(program=program):
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str], streams: Streams) -> int:
-    """The status of a command; what ends it is said in one line."""
+    """The status of a command; what ends it is said in one line, of several processes by one."""
     streams.out.patient = False
     try:
         if list(words) == ["--version"]:
@@ -81,40 +84,44 @@ def _run(words: Sequence[str], streams: Streams) -> int:
         if _has_nothing_to_do(command):
             return 0
         status = int(command.run())
-        _leave_processes()
-        return status
-    except PeerError:
-        return 2
-    except DetrkitError as error:
-        print(f"detrkit: error: {visible(str(error))}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        if stop.agreed:  # a process that leaves alone would wait for the others
+        return _leave_processes() or status
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, Interrupted) and error.agreed:  # a process that leaves alone would wait for the others
             _leave_processes()
-        if FIRST_PROCESS:
-            print(f"detrkit: {stop}", file=sys.stderr)
-        return 128 + stop.number
-    except KeyboardInterrupt as stop:
-        if FIRST_PROCESS:
-            print(f"detrkit: {Stopped(number_of(stop))}", file=sys.stderr)
-        return 128 + number_of(stop)
-    except BrokenPipeError:  # the reader of a pipe has left: no traceback
-        return BROKEN_PIPE
-    except UnicodeEncodeError as error:
-        if error.encoding == "utf-8":
+        end, job = _ending(error), _job()
+        if job is not None:
+            status, lines = end or (1, traceback.format_exc().splitlines())
+            job.fail(error, lines, status)
+        if end is None:
             raise
-        print(
-            f"detrkit: error: {visible(str(error.object))}: the encoding of this locale, {error.encoding}, cannot name "
-            "it: set LC_ALL=C.UTF-8 or PYTHONUTF8=1",
-            file=sys.stderr,
+        status, lines = end
+        if FIRST_PROCESS or not isinstance(error, Interrupted | KeyboardInterrupt):
+            for line in lines:
+                print(line, file=sys.stderr)
+        return status
+
+
+def _ending(error: BaseException) -> tuple[int, list[str]] | None:
+    """The status of a command that an error ends, and the lines that say why; None where it may be a fault of ours."""
+    if isinstance(error, PeerError):
+        return error.status, []
+    if isinstance(error, BrokenPipeError):  # the reader of a pipe has left: no traceback
+        return BROKEN_PIPE, []
+    if isinstance(error, Interrupted):
+        return 128 + error.number, [f"detrkit: {error}"]
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + number_of(error), [f"detrkit: {Stopped(number_of(error))}"]
+    status, reason = 2, None
+    if isinstance(error, DetrkitError):
+        status, reason = error.status, visible(str(error))
+    elif isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
+        reason = (
+            f"{visible(str(error.object))}: the encoding of this locale, {error.encoding}, cannot name it: set "
+            "LC_ALL=C.UTF-8 or PYTHONUTF8=1"
         )
-        return 2
-    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+    elif isinstance(error, MemoryError | RuntimeError | ImportError | OSError):
         reason = _of_the_machine(error)
-        if reason is None:
-            raise
-        print(f"detrkit: error: {reason}", file=sys.stderr)
-        return 2
+    return None if reason is None else (status, [f"detrkit: error: {reason}"])
 
 
 def _check_working_directory() -> None:
@@ -162,11 +169,19 @@ def _has_nothing_to_do(command: Any) -> bool:
     return not FIRST_PROCESS
 
 
-def _leave_processes() -> None:
-    if "torch" in sys.modules:  # which some commands do without
-        from detrkit.engine.processes import leave_processes
+def _job() -> Any:
+    """The processes that this command runs in, or None of one process."""
+    job = sys.modules.get("detrkit.engine.job")
+    return None if job is None else job.Job.current
 
-        leave_processes()
+
+def _leave_processes() -> int:
+    """Leaves the processes of the command; returns the status of those that this one started."""
+    if "torch" not in sys.modules:  # which some commands do without
+        return 0
+    from detrkit.engine.processes import leave_processes
+
+    return leave_processes()
 
 
 def _say_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:

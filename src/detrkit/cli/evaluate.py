@@ -76,6 +76,9 @@ class Eval:
     """Processes that load images; by default 0 on a CPU, else processors - 1, at most 4."""
     limit: Count | None = None
     """Only the first so many images."""
+    timeout: Count | None = None
+    """Under torchrun or Slurm: seconds that a process waits for another one before it gives up; by default 300 for all
+    to come, 1800 later."""
     per_class: bool = True
     """Also print the table of classes."""
 
@@ -137,6 +140,7 @@ class Eval:
             workers=self.workers,
             limit=self.limit,
             out=folder,
+            timeout=self.timeout,
             quiet=False,
         )
         return parts(metrics)

@@ -26,7 +26,8 @@ def end_with_program(iterator: Any) -> None:
     _iterators.add(iterator)
 
 
-def _kill() -> None:
+def end_workers() -> None:
+    """Kills the workers that still live, for a program that ends at once."""
     for iterator in list(_iterators):
         # or torch raises an error at the death of a worker
         if _remove_worker_pids is not None and getattr(iterator, "_worker_pids_set", False):
@@ -37,4 +38,4 @@ def _kill() -> None:
                 worker.kill()
 
 
-util.Finalize(None, _kill, exitpriority=10)  # before multiprocessing waits; not run in forked workers
+util.Finalize(None, end_workers, exitpriority=10)  # before multiprocessing waits; not run in forked workers

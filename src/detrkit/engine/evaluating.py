@@ -61,6 +61,7 @@ def evaluate(
     workers: Workers | None = None,
     limit: Count | None = None,
     out: str | Path | None = None,
+    timeout: Count | None = None,
     quiet: bool = True,
 ) -> Metrics:
     """Average precision of a checkpoint on a dataset; of its masks too, or panoptic quality, if it has masks.
@@ -86,6 +87,8 @@ def evaluate(
         limit: evaluate on the first so many images only.
         out: a folder for report.md, metrics.json, pictures and results.json (COCO format); of a panoptic evaluation
             also panoptic.json with its PNGs in panoptic/.
+        timeout: under torchrun or Slurm: seconds that a process waits for another one before it gives up; by default
+            300 for all to come, 1800 later.
         quiet: no progress.
 
     A class of the dataset that has objects and that the model does not know counts with AP 0, as pycocotools has it: a
@@ -107,9 +110,10 @@ def evaluate(
             "threshold": threshold,
             "workers": workers,
             "limit": limit,
+            "timeout": timeout,
         },
     )
-    rank, world = join_processes()
+    rank, world = join_processes(timeout)
     net, spec, source = _resolved(model)
     if size is not None and max_size is None and spec.max_size is not None:
         max_size = round(spec.max_size * size / spec.size)

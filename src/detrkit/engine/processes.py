@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from detrkit.engine.environment import check_gpus
+from detrkit.engine.job import LAST_SECONDS, Job
+from detrkit.engine.launching import join
 from detrkit.models.criterion import Normalizers, SetCriterion
 from detrkit.models.outputs import Target
 from detrkit.utils.launch import check_interface, check_port, launched
@@ -22,11 +24,15 @@ BEFORE_FIRST_STEP = "before the first training step"
 SECONDS_BETWEEN_LOOKS = 0.5  # at what another process was asked: a look takes the first one's time
 
 
-def join_processes() -> tuple[int, int]:
+def join_processes(timeout: int | None = None) -> tuple[int, int]:
     """Rank and number of processes; joins those that torchrun, srun or a hand started, as the environment has it.
+
+    Args:
+        timeout: seconds that a process waits for the others; None: 300 for them to come, 1800 later.
 
     Raises:
         SettingError: an environment that cannot be.
+        DetrkitError: a process did not come.
     """
     if not dist.is_available():
         return 0, 1
@@ -40,20 +46,28 @@ def join_processes() -> tuple[int, int]:
             check_interface()
         if launch.by != "torchrun" and launch.rank == 0:  # torchrun listens itself
             check_port(launch.port)
-        dist.init_process_group("nccl" if cuda else "gloo", rank=launch.rank, world_size=launch.world)
+        device = torch.device("cuda", launch.local_rank) if cuda else None
+        join(launch.rank, launch.world, launch.address, launch.port, device=device, timeout=timeout)
     if dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def leave_processes() -> None:
+def leave_processes() -> int:
     """Leaves the group of processes, if there is one; to be called by each of them when all have done their work.
 
     A process that ends inside its group now and then aborts ("terminate called without an active exception",
     pytorch/pytorch#190489). One that failed does not leave: with NCCL it would wait for those who still compute.
+
+    Returns:
+        The exit status of the processes that this one started.
     """
+    job = Job.current
+    if job is not None:
+        job.close()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+    return 0 if job is None else job.end_children(LAST_SECONDS)
 
 
 def global_normalizers(
@@ -89,11 +103,13 @@ class StopSignals(SignalWatch):
 
     Attributes:
         during: what the run is doing, for the message; "" where that makes no difference.
+        advice: what to do when another process has ended the run; a function of no arguments.
     """
 
     def __init__(self, world: int = 1) -> None:
         super().__init__()
         self.during = BEFORE_FIRST_STEP
+        self.advice: Callable[[], str] = str
         self._world = world
         self._agreed = 0
         self._key = ""  # under which processes tell each other
@@ -103,6 +119,8 @@ class StopSignals(SignalWatch):
     def join(self, world: int) -> None:
         """Says how many processes there are, in each of them when they have found each other."""
         self._world = world
+        if Job.current is not None:
+            Job.current.advice = self.advice
         if world > 1:
             key: list[str] = [f"detrkit/stop/{secrets.token_hex(8)}"]
             dist.broadcast_object_list(key)
@@ -157,11 +175,15 @@ class StopSignals(SignalWatch):
         if self._world == 1 or (self.asked and self._told):
             return bool(self.asked)
         store = dist.distributed_c10d._get_default_store()
-        if self.asked:
-            self._told = self.asked
-            store.set(self._key, str(self.asked))
-        elif not self._told and time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
-            self._looked = time.monotonic()
-            if store.check([self._key]):
-                self._told = int(store.get(self._key))
+        try:
+            if self.asked:
+                self._told = self.asked
+                store.set(self._key, str(self.asked))
+            elif not self._told and time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
+                self._looked = time.monotonic()
+                if store.check([self._key]):
+                    self._told = int(store.get(self._key))
+        except dist.DistError:  # torchrun, which has the store, is gone: every process is asked by that
+            if not self.asked:
+                raise
         return bool(self._told)

@@ -31,7 +31,8 @@ T = TypeVar("T")
 _FREE = {
     "data": {"path", "val_data", "workers", "cache", "eval_batch_size"},
     "optim": {"epochs", "mask_epochs"},
-    "run": {"out", "device", "devices", "nodes", "eval_every", "patience", "log_every", "save_every", "tensorboard"},
+    "run": {"out", "device", "devices", "nodes", "timeout"}
+    | {"eval_every", "patience", "log_every", "save_every", "tensorboard"},
 }
 
 

@@ -13,6 +13,7 @@ from detrkit.engine.steps import DETECTOR
 from detrkit.errors import WriteError
 from detrkit.utils.atomic import is_temporary
 from detrkit.utils.lock import NAME as LOCK
+from detrkit.utils.parent import lives
 
 MARK = "A training run of detrkit."  # in the README.md of each
 _NAMES = (
@@ -129,19 +130,8 @@ def _is_old_temporary(file: Path) -> bool:
         return False
     numbered = _OLD_WITH_PROCESS.fullmatch(file.name)
     if numbered is not None:
-        return not _lives(int(numbered["process"] or numbered["first"]))
+        return not lives(int(numbered["process"] or numbered["first"]))
     if _OLD_WEIGHTS.fullmatch(file.name):
         with suppress(OSError), file.open("rb") as stream:
             return METADATA_KEY.encode() in stream.read(_HEAD_BYTES)
     return _OLD_WITHOUT.fullmatch(file.name) is not None
-
-
-def _lives(process: int) -> bool:
-    """Whether there is a process of this number."""
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -21,6 +21,7 @@ from detrkit.data import Dataset, open_dataset
 from detrkit.data.readers.common import UnknownSplit
 from detrkit.engine.environment import check_processes, cluster_environment
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
+from detrkit.engine.launching import launch
 from detrkit.engine.objects import check_objects
 from detrkit.errors import DetrkitError
 from detrkit.models.criterion import build_criterion
@@ -54,7 +55,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
         plugins=cluster_environment(),
         precision="bf16-mixed" if run.precision == "bf16" else "32-true",
     )
-    fabric.launch()
+    launch(fabric, run.timeout)
     return fabric
 
 

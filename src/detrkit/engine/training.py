@@ -37,7 +37,7 @@ from detrkit.engine.setup import (
 )
 from detrkit.engine.steps import detector_step, mask_step
 from detrkit.engine.trainer import Trainer
-from detrkit.errors import Interrupted
+from detrkit.errors import Interrupted, how_to_go_on
 from detrkit.evaluation import Metrics, write_report
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.signals import Stopped
@@ -88,6 +88,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
     """
     config = _normal(config)
     folder, stop = Path(config.run.out), StopSignals()
+    stop.advice = lambda: how_to_go_on(str(folder), saved=saved_in(folder) is not None)
     stop.last_words = lambda: str(_interrupted(signal.SIGINT, folder, "at once"))
     try:
         with stop, ExitStack() as held, naming_last_state(folder):

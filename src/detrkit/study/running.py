@@ -22,7 +22,7 @@ from detrkit.engine.resuming import first_decides
 from detrkit.engine.run_files import saved_in
 from detrkit.engine.setup import open_splits
 from detrkit.engine.training import train
-from detrkit.errors import DetrkitError, Interrupted, SettingError
+from detrkit.errors import DetrkitError, Interrupted, SettingError, how_to_go_on
 from detrkit.models.criterion import build_criterion
 from detrkit.study.config import Member, StudyConfig, check_same, load_study
 from detrkit.study.report import STUDY_FILES, write_study
@@ -81,9 +81,11 @@ def run_study(
     splits = None
     try:
         with StopSignals() as watch, ExitStack() as held:
+            watch.advice = lambda: how_to_go_on(str(folder), command)
             watch.last_words = lambda: str(Interrupted(signal.SIGINT, str(folder), command))
             # the first process plans for all, before it writes
-            _, plan = first_decides(lambda: _plan(study, chosen, folder, held), study.config(chosen[0]))
+            fabric, plan = first_decides(lambda: _plan(study, chosen, folder, held), study.config(chosen[0]))
+            watch.join(fabric.world_size)
             if FIRST_PROCESS:
                 _make_data(study, folder)
                 splits = open_splits(study.train)

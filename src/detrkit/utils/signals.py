@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from detrkit.console import FIRST_PROCESS, console
 
@@ -36,6 +37,30 @@ def number_of(stop: KeyboardInterrupt) -> int:
     return stop.number if isinstance(stop, Stopped) else int(signal.SIGINT)
 
 
+def raise_in_main_thread(error: BaseException) -> None:
+    """Raises an error in the main thread as soon as it executes Python, if a `SignalWatch` is active; else nothing.
+
+    Args:
+        error: raised whatever the watch does with signals.
+    """
+    SignalWatch.sent = error
+    _thread.interrupt_main(signal.SIGTERM)
+
+
+def command_watch() -> SignalWatch | None:
+    """The watch of a command whose process may be ended; None where Python code called."""
+    watch = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return watch if isinstance(watch, SignalWatch) and watch.of_program() else None
+
+
+def signal_name(number: int) -> str:
+    """SIGTERM of 15."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class SignalWatch:
     """A context in which signals end what is done at once (`Stopped`) or, inside `waiting`, only leave a wish.
 
@@ -50,7 +75,10 @@ class SignalWatch:
     Attributes:
         asked: the first signal that came, 0 for none.
         last_words: what is said when a second Ctrl-C ends the process; a function of no arguments.
+        sent: an error that another thread of this process wants raised; of all watches.
     """
+
+    sent: ClassVar[BaseException | None] = None
 
     def __init__(self, *, program: bool = False) -> None:
         self.asked = 0
@@ -98,6 +126,9 @@ class SignalWatch:
             raise Stopped(self.asked)
 
     def _ask(self, number: int, _: FrameType | None) -> None:
+        error, SignalWatch.sent = SignalWatch.sent, None
+        if error is not None:
+            raise error
         first = not self.asked
         self._note(number)
         if number == getattr(signal, "SIGHUP", None):
@@ -108,7 +139,7 @@ class SignalWatch:
         elif first:
             raise Stopped(number)
         elif number == int(signal.SIGINT):
-            if self._of_program():
+            if self.of_program():
                 self._end_process()
             raise Stopped(number)
 
@@ -117,8 +148,9 @@ class SignalWatch:
         if self._outer is not None:  # which is not to be surprised by the next one
             self._outer._note(number)
 
-    def _of_program(self) -> bool:
-        return self._program or (self._outer is not None and self._outer._of_program())
+    def of_program(self) -> bool:
+        """Whether the process is a command's own and may be ended."""
+        return self._program or (self._outer is not None and self._outer.of_program())
 
     def _leave_terminal(self) -> None:
         """Writes to a terminal that is gone would fail, and end the run before it is saved."""
