@@ -12,7 +12,7 @@ padding="exact" (the outputs of an image do not depend on its batch), or "offici
 import sys
 from pathlib import Path
 
-dependencies = ["torch", "torchvision", "numpy", "scipy", "PIL", "safetensors", "yaml", "rich"]
+dependencies = ["torch", "torchvision", "numpy", "scipy", "PIL", "safetensors", "yaml", "rich", "pydantic", "tyro"]
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # hub clones the repository, but does not install it
 

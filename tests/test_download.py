@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import threading
 
@@ -132,3 +133,26 @@ def test_unwritable_folder(server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DetrkitError, match="DETRKIT_HOME"):
         get(server, tmp_path / "file")
+
+
+@pytest.mark.parametrize("suffix", ["", ".part"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_what_is_no_file_in_the_cache_is_not_waited_for(server, tmp_path, kind, suffix):
+    place = tmp_path / f"model-{PREFIX}.pth{suffix}"
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/dev/zero")
+    with pytest.raises(DetrkitError, match=rf"^{place}: not a regular file, in the place of a download: remove it"):
+        get(server, tmp_path)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_a_link_to_nothing_in_the_cache_is_replaced(server, tmp_path, target):
+    place = tmp_path / f"model-{PREFIX}.pth"
+    place.symlink_to(place if target == "itself" else tmp_path / target)
+    assert get(server, tmp_path).read_bytes() == CONTENT
+    assert [(p.name, p.is_symlink()) for p in tmp_path.iterdir()] == [(f"model-{PREFIX}.pth", False)]

@@ -8,20 +8,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import Padding
-from detrkit.convert.files import WeightsFile, find_weights, load_pickle, read_tensors, read_weights
+from detrkit.convert.files import WeightsFile, find_weights, read_tensors, read_weights
 from detrkit.convert.huggingface import from_huggingface
 from detrkit.convert.keymap import official_names
-from detrkit.convert.official import COUNTER, bare_state_dict, check_fit, load_official, plain_names
+from detrkit.convert.official import (
+    COUNTER,
+    WeightsError,
+    bare_state_dict,
+    check_fit,
+    check_values,
+    load_official,
+    plain_names,
+)
+from detrkit.convert.pickles import load_pickle
 from detrkit.convert.told import tell
 from detrkit.download import download
 from detrkit.errors import DetrkitError
-from detrkit.models.settings import check_options, check_parameters
-from detrkit.registry import Architecture, architecture
+from detrkit.registry import Architecture, architecture, build_options
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +72,7 @@ def build_model(
     if weights is not None and backbone_weights is not None:
         raise ValueError("give weights or backbone_weights: the weights of a whole model hold a backbone's")
     classes = known.num_classes if num_classes is None else num_classes
-    if classes < 1:
-        raise ValueError(f"num_classes is {num_classes}: a model needs at least one class")
-    if torch.get_default_device().type != "meta":  # which takes no memory
-        check_parameters(known.build, options)
-    model = known.build(num_classes=classes, padding=padding, **options)
+    model = known.model(num_classes=classes, padding=padding, options=options)
     if backbone_weights is not None:
         load_backbone(model, backbone_weights)
     if weights is not None:
@@ -77,22 +80,6 @@ def build_model(
         check_declared(known, options, file)
         load_weights(model, file, new_class_head=num_classes is not None)
     return model
-
-
-def build_options(known: Architecture, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the model's class: the variant's own, and the overrides over them.
-
-    Raises:
-        TypeError: an argument the class does not take; the message lists those it does.
-        ValueError: an argument out of range, or arguments that do not go together.
-    """
-    accepted = [p for p in inspect.signature(known.build).parameters if p not in ("num_classes", "padding")]
-    wrong = sorted(set(overrides) - set(accepted))
-    if wrong:
-        raise TypeError(f"{known.name} takes no argument {', '.join(wrong)}: choose from {', '.join(accepted)}")
-    options = {**known.options, **overrides}
-    check_options(known.build, options)
-    return options
 
 
 def published_weights(name: str) -> Path:
@@ -118,8 +105,8 @@ def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
         The name (None where the file does not tell), and the options as far as they are declared.
     """
     if file.spec is not None:
-        name = str(file.spec["name"])
-        return name, {**architecture(name).options, **file.spec["options"]}
+        name = file.spec.name
+        return name, {**architecture(name).options, **file.spec.options}
     if file.published is not None:
         return file.published, dict(architecture(file.published).options)
     if file.arguments is not None:
@@ -173,7 +160,7 @@ def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = 
         for theirs, ours in names:
             tensor = own[ours]
             if ours.startswith(CLASS_HEAD) and theirs in given and given[theirs].shape != tensor.shape:
-                rows = len(given[theirs]), len(tensor)
+                rows = next(iter(given[theirs].shape), 0), len(tensor)
                 log.warning("%s: %s starts anew: %d rows in the file, %d here", file.path.name, theirs, *rows)
                 given[theirs] = tensor
     if file.names == "detrkit":
@@ -181,6 +168,25 @@ def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = 
         model.load_state_dict(given)
     else:
         load_official(model, given)
+
+
+def check_weights(model: nn.Module, file: WeightsFile) -> None:
+    """Compares a file's weights with the model that it says they are of; nothing is loaded.
+
+    Args:
+        model: of the file's own description, on the meta device.
+        file: of the weights.
+
+    Raises:
+        WeightsError: as `load_weights`.
+    """
+    own = model.state_dict()
+    names, given = _translated(model, file)
+    if file.names != "detrkit":
+        own = {theirs: own[ours] for theirs, ours in names}
+        given = {name: tensor for name, tensor in given.items() if name in own or not name.endswith(COUNTER)}
+        given |= {name: tensor for name, tensor in own.items() if name.endswith(COUNTER) and name not in given}
+    check_fit(own, given, model)
 
 
 class Fit(NamedTuple):
@@ -204,7 +210,7 @@ def fitting_weights(model: nn.Module, file: WeightsFile) -> Fit:
 
     Raises:
         WeightsError: less than half of the model's tensors are there: these are weights of something else; the message
-            lists what does not fit.
+            lists what does not fit. Or values that are not finite.
     """
     own = model.state_dict()
     names, given = _translated(model, file)
@@ -213,6 +219,7 @@ def fitting_weights(model: nn.Module, file: WeightsFile) -> Fit:
     }
     if 2 * len(state) < len(own):
         check_fit({theirs: own[ours] for theirs, ours in names}, given, model)
+    check_values(state)
     taken = {theirs for theirs, ours in names if ours in state}
     return Fit(state, [name for name in given if name not in taken and not name.endswith(COUNTER)])
 
@@ -250,7 +257,10 @@ def load_backbone(model: nn.Module, weights: str | Path) -> None:
     if path.suffix == ".safetensors":
         given, _ = read_tensors(path)
     else:
-        given = bare_state_dict(load_pickle(path))
+        try:
+            given = bare_state_dict(load_pickle(path))
+        except WeightsError as error:
+            raise DetrkitError(f"{path}: {error}") from error
     own: dict[str, Tensor] = backbone.body.state_dict()
     parts = {name.split(".")[0] for name in own}
     # the classifier, and the stages that the model does not have
@@ -258,5 +268,8 @@ def load_backbone(model: nn.Module, weights: str | Path) -> None:
     for name, tensor in own.items():
         if name.endswith(COUNTER):
             given.setdefault(name, tensor)
-    check_fit(own, given, backbone.name)
+    try:
+        check_fit(own, given, backbone.name)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     backbone.body.load_state_dict(given)

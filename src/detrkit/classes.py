@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from detrkit.utils.ranges import AnyInteger
+from detrkit.utils.schema import validated_as
 
 UNUSED = "N/A"  # the name of labels that are no class
 
@@ -22,10 +27,12 @@ class ClassList:
             checkpoints; a dataset may have a class of that name.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     names: tuple[str, ...]
-    ids: tuple[int, ...]
-    things: tuple[bool, ...] | None = None
-    unused: frozenset[int] | None = None
+    ids: tuple[Annotated[AnyInteger, Field(strict=True)], ...]
+    things: tuple[Annotated[bool, Field(strict=True)], ...] | None = None
+    unused: frozenset[Annotated[int, Field(strict=True)]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids):
@@ -34,6 +41,8 @@ class ClassList:
             raise ValueError("category ids must be unique")
         if self.things is not None and len(self.things) != len(self.names):
             raise ValueError(f"{len(self.names)} class names but {len(self.things)} marks of things")
+        if self.unused is not None and not self.unused <= set(range(len(self.names))):
+            raise ValueError(f"unused labels must be of the {len(self.names)} that there are")
         if self.unused is None:
             object.__setattr__(self, "unused", self._called_unused())
 
@@ -86,6 +95,11 @@ class ClassList:
         """Name -> label of the labels that are classes."""
         return {name: label for label, name in enumerate(self.names) if not self.is_unused(label)}
 
+    @property
+    def used_names(self) -> list[str]:
+        """The names of the labels that are classes, as often as they are there."""
+        return [name for label, name in enumerate(self.names) if not self.is_unused(label)]
+
     def _called_unused(self) -> frozenset[int]:
         return frozenset(label for label, name in enumerate(self.names) if name == UNUSED)
 
@@ -100,11 +114,10 @@ class ClassList:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ClassList:
-        """The inverse of `to_json`."""
-        things, unused = value.get("things"), value.get("unused")
-        return cls(
-            tuple(str(n) for n in value["names"]),
-            tuple(int(i) for i in value["ids"]),
-            None if things is None else tuple(bool(t) for t in things),
-            None if unused is None else frozenset(int(label) for label in unused),
-        )
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: names or ids that are none, or not as many of the one as of the other.
+        """
+        classes: ClassList = validated_as(cls, dict(value))
+        return classes

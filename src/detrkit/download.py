@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import http.client
 import os
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from detrkit.console import Terminal
 from detrkit.errors import DetrkitError, WriteError
+from detrkit.utils.documents import require_regular
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
@@ -92,6 +94,7 @@ def download(
     Raises:
         DownloadError: no connection, an HTTP error, or another file than expected; the message says where a file
             obtained by other means has to be put.
+        DetrkitError: a folder, a pipe or a device is in its place.
         WriteError: the file cannot be written; what has arrived is kept.
         ValueError: not exactly one of sha256_prefix and md5_digest.
     """
@@ -104,13 +107,14 @@ def download(
 
     folder = home() / "weights" if folder is None else folder
     path = folder / (name or url.rsplit("/", 1)[1])
-    if path.exists() and fits(path):
-        return path
     part = path.with_name(path.name + ".part")
     try:
+        if _cached(path) and fits(path):
+            return path
+        _cached(part)
         folder.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file, locked(file):
-            if path.exists() and fits(path):  # another process was faster
+            if _cached(path) and fits(path):  # another process was faster
                 part.unlink(missing_ok=True)
                 return path
             resumed = file.tell() > 0
@@ -132,6 +136,26 @@ def download(
             f"cannot write {path}: {error.strerror or error} (set DETRKIT_HOME to another folder)"
         ) from error
     return path
+
+
+def _cached(path: Path) -> bool:
+    """Whether there is a file at a place of the cache; a link to nothing is none, and the file replaces it.
+
+    Raises:
+        DetrkitError: something else than a file, which would be waited for, or could not be replaced.
+        OSError: it cannot be looked at.
+    """
+    try:
+        require_regular(path)
+    except DetrkitError as error:
+        raise DetrkitError(f"{error}, in the place of a download: remove it") from error
+    except (FileNotFoundError, NotADirectoryError):  # of a folder that is a file, which making it says
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
+    return True
 
 
 def _restart(file: IO[bytes]) -> None:
@@ -215,7 +239,10 @@ def _range_start(response: http.client.HTTPResponse) -> int | None:
 
 
 def _failure(url: str, path: Path, reason: object) -> DownloadError:
-    return DownloadError(f"cannot download {url} ({reason}). Without a connection, put the file at {path}", reason)
+    there = " in the place of the other one that is there" if path.exists() else ""
+    return DownloadError(
+        f"cannot download {url} ({reason}). Without a connection, put the file at {path}{there}", reason
+    )
 
 
 class _Bar:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
+from detrkit.backbones.resnet import Padding
 from detrkit.errors import SettingError
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
+from detrkit.models.settings import check_options, check_parameters
 from detrkit.published import PUBLISHED, Published
+from detrkit.utils.ranges import shortened
+
+MAX_CLASSES = 1_000_000  # far above any class list, and a head of them still fits into memory
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,25 @@ class Architecture:
     scores: Literal["softmax", "sigmoid"] = "softmax"
     num_classes: int = 91
     max_size: int | None = 1333
+
+    def model(self, *, num_classes: int, padding: Padding, options: Mapping[str, Any]) -> nn.Module:
+        """A model with random weights.
+
+        Args:
+            num_classes: labels.
+            padding: "exact" or "official".
+            options: all that differs from the defaults of the class, checked (`build_options`).
+
+        Raises:
+            SettingError: a number of classes that no model has, or a model larger than this machine's memory.
+        """
+        if num_classes < 1:
+            raise SettingError(f"num_classes is {num_classes}: a model needs at least one class")
+        if num_classes > MAX_CLASSES:
+            raise SettingError(f"num_classes is {num_classes}: must be at most {MAX_CLASSES:,}")
+        if torch.get_default_device().type != "meta":  # which takes no memory
+            check_parameters(self.build, {**options, "num_classes": num_classes})
+        return self.build(num_classes=num_classes, padding=padding, **options)
 
     @property
     def row(self) -> Published:
@@ -94,6 +120,24 @@ def architecture(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         raise SettingError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
+
+
+def build_options(known: Architecture, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the model's class: the variant's own, and the overrides over them.
+
+    Raises:
+        TypeError: an argument the class does not take; the message lists those it does.
+        ValueError: an argument out of range, or arguments that do not go together.
+    """
+    accepted = [p for p in inspect.signature(known.build).parameters if p not in ("num_classes", "padding")]
+    wrong = sorted(set(overrides) - set(accepted))
+    if wrong:
+        raise TypeError(
+            f"{known.name} takes no argument {', '.join(map(shortened, wrong[:5]))}: choose from {', '.join(accepted)}"
+        )
+    options = {**known.options, **overrides}
+    check_options(known.build, options)
+    return options
 
 
 def published_file(sha256: str) -> Architecture | None:

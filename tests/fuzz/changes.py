@@ -83,13 +83,6 @@ ODD_NUMBERS = [
 Unreadable = (ValueError, OSError, RecursionError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 
 
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
 odd_scalars = st.one_of(
     st.sampled_from(ODD_TEXTS),
     st.sampled_from(ODD_NUMBERS),
@@ -100,21 +93,13 @@ odd_scalars = st.one_of(
 )
 odd_values = st.one_of(
     odd_scalars,
+    # as texts: a list that is put into a value, and then changed there, is another one each time
     st.sampled_from(
         [
-            [],
-            {},
-            [[]],
-            [None],
-            {"": None},
-            [1, 2],
-            [1, 2, 3, 4],
-            [[1, 1, 2, 2]],
-            [[1, 1, 2, 2, 3]],
-            nested(40),
-            nested(900),
+            *("[]", "{}", "[[]]", "[null]", '{"": null}', "[1, 2]", "[1, 2, 3, 4]", "[[1, 1, 2, 2]]"),
+            *("[[1, 1, 2, 2, 3]]", "[" * 40 + "1" + "]" * 40, "[" * 900 + "1" + "]" * 900),
         ]
-    ),
+    ).map(json.loads),
     st.lists(odd_scalars, max_size=5),
     st.dictionaries(st.sampled_from(["id", "bbox", "counts", "size", "name"]), odd_scalars, max_size=3),
 )

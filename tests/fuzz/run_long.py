@@ -1,4 +1,4 @@
-"""Runs the fuzz test for minutes instead of seconds: `python tests/fuzz/run_long.py --minutes 12 [coco voc ...]`.
+"""Runs the fuzz test for minutes instead of seconds: `python tests/fuzz/run_long.py --minutes 12 [coco state ...]`.
 
 Every round has another seed. What fails is printed as hypothesis shrank it, with the seed that finds it again, and the
 next round goes on. Exit status 1 if anything failed.
@@ -13,7 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-KINDS = ("coco", "panoptic", "voc", "yolo", "parquet", "settings")
+READERS = ("coco", "panoptic", "voc", "yolo", "parquet", "settings")
+CHECKPOINTS = ("safetensors", "state", "official", "hub")
+KINDS = (*READERS, *CHECKPOINTS)
 HERE = Path(__file__).resolve().parent
 
 
@@ -39,7 +41,8 @@ def main() -> int:
                 "--show-capture=no",
                 f"--hypothesis-seed={seed}",
             ]
-            words += [str(HERE / "test_fuzz_readers.py"), "-k", f"test_any_files and {kind}"]
+            file = "test_fuzz_checkpoints.py" if kind in CHECKPOINTS else "test_fuzz_readers.py"
+            words += [str(HERE / file), "-k", f"test_any_files and {kind}"]
             environment = {**os.environ, "DETRKIT_FUZZ_EXAMPLES": str(given.examples)}
             done = subprocess.run(words, env=environment, capture_output=True, text=True)
             if done.returncode != 0:

@@ -6,17 +6,14 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from changes import change_disk, changed_files
 from corpus import CORPUS, Files, write
 from hypothesis import HealthCheck, given, settings
+from limits import EXAMPLES, bounds, one_line
 
 from detrkit.config import load_config
 from detrkit.data import open_dataset
@@ -24,41 +21,6 @@ from detrkit.data.check import check
 from detrkit.data.readers import READERS, find_layout
 from detrkit.errors import DetrkitError
 from detrkit.study.config import load_study
-
-SECONDS = 10  # for one example, on a slow machine with other work
-MEMORY = 1 << 30  # bytes that an example may take beyond what is there
-EXAMPLES = int(os.environ.get("DETRKIT_FUZZ_EXAMPLES", "40"))
-
-
-class TooSlowError(AssertionError):
-    """An example took longer than `SECONDS`."""
-
-
-@contextmanager
-def bounds() -> Iterator[None]:
-    """Ends what hangs, and refuses memory beyond `MEMORY`."""
-
-    def late(*_: object) -> None:
-        raise TooSlowError(f"no end after {SECONDS} s")
-
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    limit = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGALRM, late)
-    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, limit[1]))
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        resource.setrlimit(resource.RLIMIT_AS, limit)
-        signal.signal(signal.SIGALRM, handler)
-
-
-def one_line(error: DetrkitError) -> None:
-    assert str(error).strip()
-    assert len(str(error)) < 2000
-    assert "\n" not in str(error), str(error)
 
 
 def read_all(root: Path) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
+import logging
 import re
-import zipfile
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,17 +19,24 @@ from detrkit.classes import ClassList
 from detrkit.coco_classes import COCO_NAMES
 from detrkit.convert.huggingface_folder import WEIGHTS as HUGGINGFACE_FILES
 from detrkit.convert.huggingface_folder import spec_of_folder
-from detrkit.convert.official import WeightsError, bare_state_dict, plain_names
+from detrkit.convert.official import WeightsError, bare_state_dict, named_weights, plain_names
 from detrkit.convert.paddle import PUBLISHED, SETTINGS, load_paddle
+from detrkit.convert.pickles import load_pickle
+from detrkit.convert.told import OFFICIAL_ARGUMENTS, tell
 from detrkit.download import sha256
 from detrkit.errors import DetrkitError
 from detrkit.registry import published_file
-from detrkit.utils.documents import parse_json, read_bytes
+from detrkit.spec import ModelSpec
+from detrkit.utils.documents import parse_json, read_bytes, require_regular
 from detrkit.utils.names import expanded_path, relative_path
+
+log = logging.getLogger(__name__)
 
 METADATA_KEY = "detrkit"  # of the spec, in a safetensors header and in an official file that detrkit wrote
 STATE_FORMAT = "detrkit-training-state"
 RUN_FILES = ("best.safetensors", "last.safetensors", "last.pt")
+OFFICIAL_FILE = "checkpoint.pth"  # the last one of the official main.py in its --output_dir
+_HEAD_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class WeightsFile:
         path: where it was found.
         names: whose parameter names `state` has. (Those of PaddleDetection are official ones by then.)
         state: the tensors, on the CPU.
-        spec: the `ModelSpec` as plain values, where the file carries one.
+        spec: of the model, where the file carries it.
         published: name of the published model this file is, recognised by its SHA-256.
         arguments: arguments of the official `main.py`, which its training checkpoints carry.
         classes: of the labels, where they are known without a spec.
@@ -50,43 +56,85 @@ class WeightsFile:
     path: Path
     names: Literal["detrkit", "official", "huggingface"]
     state: Mapping[str, Any]
-    spec: Mapping[str, Any] | None = None
+    spec: ModelSpec | None = None
     published: str | None = None
     arguments: Mapping[str, Any] | None = None
     classes: ClassList | None = None
 
 
 def find_weights(path: str | Path) -> Path:
-    """The weights file at a path: the file itself, that of a Hugging Face directory, or in a run directory the best
-    one, else the last.
+    """The weights file at a path: the file itself, or of a directory that of a run (the best one, else the last), of
+    Hugging Face or of the official code.
 
     Raises:
-        DetrkitError: nothing there, a directory without weights, an empty file, or a web page.
+        DetrkitError: nothing there, a directory without weights, no regular file, or one that is empty, a web page or
+            something else that was saved in the place of weights.
     """
-    path = expanded_path(path)
-    if path.is_dir():
-        for folder in (path, path / "checkpoints"):
-            for name in RUN_FILES:
-                if (folder / name).is_file():
-                    return folder / name
-        if (path / "config.json").is_file():
-            for name in HUGGINGFACE_FILES:
-                if (path / name).is_file():
-                    return path / name
-        raise DetrkitError(
-            f"{path}: no weights in this directory, expected one of {', '.join(RUN_FILES)} (a run) or config.json with "
-            f"{' or '.join(HUGGINGFACE_FILES[:2])} (Hugging Face)"
-        )
-    if not path.is_file():
-        raise DetrkitError(f"{path}: no such weights file")
-    with path.open("rb") as file:
-        start = file.read(100)
-    if not start.strip():
-        raise DetrkitError(f"{path}: empty; get the file once more")
-    # of a login, a licence or a file that was not found; "<" alone also begins safetensors files of some header sizes
-    if re.match(rb"\s*<(!doctype|html|head|\?xml)", start, re.IGNORECASE):
-        raise DetrkitError(f"{path}: a web page, not weights; get the file itself, by the address behind that page")
+    path = _chosen(expanded_path(path))
+    check_beginning(path)
     return path
+
+
+def _chosen(path: Path) -> Path:
+    """Raises: DetrkitError: a directory without weights."""
+    if not path.is_dir():
+        return path
+    for folder in (path, path / "checkpoints"):
+        for name in RUN_FILES:
+            if (folder / name).is_file():
+                return folder / name
+    if (path / "config.json").is_file():
+        for name in HUGGINGFACE_FILES:
+            if (path / name).is_file():
+                return path / name
+    if (path / OFFICIAL_FILE).is_file():
+        log.warning("%s: taken is %s, the official code's last checkpoint", path, OFFICIAL_FILE)
+        return path / OFFICIAL_FILE
+    raise DetrkitError(
+        f"{path}: no weights in this directory, expected one of {', '.join(RUN_FILES)} (a run), config.json with "
+        f"{' or '.join(HUGGINGFACE_FILES[:2])} (Hugging Face), or {OFFICIAL_FILE} (the official code)"
+    )
+
+
+def check_beginning(path: Path) -> None:
+    """Names what people have in the place of a weights file.
+
+    Raises:
+        DetrkitError: missing, no regular file, empty, a pointer of Git LFS, a web page, JSON, or another suffix than
+            the content has.
+    """
+    try:
+        require_regular(path)
+        with path.open("rb") as file:
+            start = file.read(_HEAD_BYTES)
+            size = file.seek(0, 2)
+    except FileNotFoundError as error:
+        raise DetrkitError(f"{path}: no such weights file") from error
+    except OSError as error:
+        raise DetrkitError(f"{path}: cannot be read ({error.strerror or error})") from error
+    reason = None
+    text = start.lstrip()
+    if not text:
+        reason = "empty; get the file once more"
+    elif text.startswith(b"version https://git-lfs.github.com/"):
+        reason = "is a Git LFS pointer, not the weights: run git lfs pull"
+    # of a login, a licence or a file that was not found; "<" alone also begins safetensors files of some header sizes
+    elif re.match(rb"<(!doctype|html|head|\?xml)", text, re.IGNORECASE):
+        reason = "a web page, not weights; get the file itself, by the address behind that page"
+    elif text[:1] in b"{[" and b"\0" not in start[:8] and path.suffix != ".json":
+        said = start.decode("utf-8", "replace").split("\n")[0]
+        reason = f"JSON, not weights ({said[:80]!r}); get the file itself"
+    elif path.suffix == ".safetensors" and start.startswith(b"PK\x03\x04"):
+        reason = "a file of torch.save: call it .pth"
+    elif path.suffix not in (".safetensors", ".json") and _begins_as_safetensors(start, size):
+        reason = "a safetensors file: call it .safetensors"
+    if reason is not None:
+        raise DetrkitError(f"{path}: {reason}")
+
+
+def _begins_as_safetensors(start: bytes, size: int) -> bool:
+    """Whether a file begins with the length of a JSON header and the header."""
+    return len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= size - 8
 
 
 def read_weights(path: str | Path) -> WeightsFile:
@@ -106,53 +154,48 @@ def read_weights(path: str | Path) -> WeightsFile:
         return _read_huggingface(path, _read_shards(path))
     content = load_pickle(path)
     if isinstance(content, Mapping) and content.get("format") == STATE_FORMAT:
-        spec = content["spec"]
-        return WeightsFile(
-            path,
-            "detrkit",
-            content.get("ema") or content["model"],  # the averaged weights are what is evaluated
-            spec=json.loads(spec) if isinstance(spec, str) else spec,
-        )
-    try:
-        state = bare_state_dict(content)
-    except WeightsError as error:
-        raise DetrkitError(f"{path}: {error}") from error
+        # the averaged weights are what is evaluated
+        weights = content.get("ema") or content.get("model")
+        return WeightsFile(path, "detrkit", _tensors(path, weights), spec=_own_spec(path, content.get("spec")))
+    taken, _ = named_weights(content)
+    state = _tensors(path, content)
+    if taken.others:
+        log.warning("%s: taken are the weights under %s, not those under %s", path, taken.name, ", ".join(taken.others))
     if path.name in HUGGINGFACE_FILES and path.with_name("config.json").is_file():
         return _read_huggingface(path, state)
     known = published_file(sha256(path))
     written = content.get(METADATA_KEY)
-    arguments = content.get("args")
-    if isinstance(arguments, argparse.Namespace):
-        arguments = vars(arguments)
     return WeightsFile(
         path,
         "official",
-        content,
-        spec=json.loads(written) if isinstance(written, str) else None,
+        state,
+        spec=None if written is None else _own_spec(path, written),
         published=None if known is None else known.name,
-        arguments=arguments if isinstance(arguments, Mapping) else None,
+        arguments=_arguments(content.get("args")),
     )
 
 
-def load_pickle(path: Path) -> Any:
-    """A file of `torch.save`, read without executing anything in it.
-
-    Raises:
-        DetrkitError: damaged, or with content other than tensors and plain values.
-    """
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # official checkpoints hold their arguments
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            what = f" ({found[1]})" if found else ""
-            raise DetrkitError(
-                f"{path}: holds more than tensors and plain values{what}, or is no PyTorch file; it was not loaded"
-            ) from error
-        raise DetrkitError(f"{path}: damaged, or not a PyTorch file") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DetrkitError(f"{path}: damaged, or not a PyTorch file") from error
+        return bare_state_dict(content)
+    except WeightsError as error:
+        raise DetrkitError(f"{path}: {error}") from error
+
+
+def _own_spec(path: Path, written: Any) -> ModelSpec:
+    try:
+        return ModelSpec.from_json(written)
+    except DetrkitError as error:
+        raise DetrkitError(f"{path}: {error}") from error
+
+
+def _arguments(given: Any) -> dict[str, Any] | None:
+    """Those of the official `main.py` that are the model's, as far as they are plain values."""
+    given = vars(given) if isinstance(given, argparse.Namespace) else given
+    if not isinstance(given, Mapping):
+        return None
+    plain = (bool, int, float, str)
+    return {name: given[name] for name in OFFICIAL_ARGUMENTS if isinstance(given.get(name), plain)}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -161,8 +204,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         DetrkitError: missing, damaged, or another kind of file.
     """
+    check_beginning(path)
     if path.suffix == ".bin":
-        return bare_state_dict(load_pickle(find_weights(path))), {}
+        return _tensors(path, load_pickle(path)), {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -196,22 +240,20 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> WeightsFile:
-    """Raises: DetrkitError: damaged, or neither written by detrkit nor in a Hugging Face directory."""
+    """Raises: DetrkitError: damaged, or of none of the models that detrkit has."""
     state, metadata = read_tensors(path)
     if METADATA_KEY in metadata:
-        return WeightsFile(path, "detrkit", state, spec=json.loads(metadata[METADATA_KEY]))
+        return WeightsFile(path, "detrkit", state, spec=_own_spec(path, metadata[METADATA_KEY]))
     if path.with_name("config.json").is_file():
         return _read_huggingface(path, state)
+    if tell(state) is not None:
+        return WeightsFile(path, "official", state)
     raise DetrkitError(
-        f"{path}: not written by detrkit: its header has no entry {METADATA_KEY!r}; weights of Hugging Face need their "
-        "config.json beside them"
+        f"{path}: not written by detrkit: its header has no entry {METADATA_KEY!r}, and its tensors have no official "
+        "names; weights of Hugging Face need their config.json beside them"
     )
 
 
 def _read_huggingface(path: Path, state: Mapping[str, Tensor]) -> WeightsFile:
     """Raises: DetrkitError: a configuration that detrkit does not have."""
-    try:
-        spec = spec_of_folder(path.parent, state)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise DetrkitError(f"{path.parent}: its configuration has a field of another type ({error})") from error
-    return WeightsFile(path, "huggingface", state, spec=spec)
+    return WeightsFile(path, "huggingface", state, spec=spec_of_folder(path.parent, state))

@@ -226,7 +226,7 @@ def _packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state with query, key and value projections in one tensor, where all three are there and alike."""
     packed = dict(state)
     for name, query in state.items():
-        if m := re.fullmatch(r"(.+\.)q_proj\.(\w+)", name):
+        if query.ndim and (m := re.fullmatch(r"(.+\.)q_proj\.(\w+)", name)):
             parts = [f"{m[1]}{part}_proj.{m[2]}" for part in "qkv"]
             if all(part in state and state[part].shape == query.shape for part in parts):
                 packed[f"{m[1]}in_proj_{m[2]}"] = torch.cat([packed.pop(part) for part in parts])

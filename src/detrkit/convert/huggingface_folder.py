@@ -6,24 +6,27 @@ of transformers 4 and 5 are read, and what is written has fields that both know 
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.coco_classes import COCO_91, COCO_250
 from detrkit.convert.huggingface import BackboneNames
+from detrkit.convert.huggingface_schema import Config, Edges, Preprocessor
 from detrkit.convert.told import UNDILATED, Told, accepted
-from detrkit.errors import DetrkitError
+from detrkit.errors import DetrkitError, SettingError
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.detr import DETR
+from detrkit.spec import MAX_SIDE, ModelSpec
+from detrkit.utils.documents import parse_json, read_bytes, shown
+from detrkit.utils.schema import validated_as
 
-if TYPE_CHECKING:
-    from detrkit.checkpoint import ModelSpec
+log = logging.getLogger(__name__)
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -55,7 +58,7 @@ _CLASS_HEAD = re.compile(r"(?:.*\.)?class_(?:labels_classifier|embed\.\d+)\.weig
 _BOX_HEAD = re.compile(r"(?:.*\.)?bbox_(?:predictor|embed\.\d+)\.layers\.0\.weight")
 _UNNAMED = re.compile(r"LABEL_\d+")  # transformers' own names for labels that have none
 _LAST_MAP = 4  # stage 5: the stem is 0, with timm and with transformers' own
-_UNLIMITED = 1_000_000  # a longest side in pixels that no picture has: transformers must be given one
+_UNLIMITED = MAX_SIDE  # a longest side in pixels that no picture has: transformers must be given one
 _DEPTHS = {  # blocks of the four stages
     "resnet10": (1, 1, 1, 1),
     "resnet18": (2, 2, 2, 2),
@@ -66,8 +69,11 @@ _DEPTHS = {  # blocks of the four stages
 }
 
 
-def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The `ModelSpec`, as plain values, of a directory that transformers or detrkit wrote.
+BILINEAR = 2  # PIL's number, which transformers writes for its resampling
+
+
+def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> ModelSpec:
+    """The `ModelSpec` of a directory that transformers or detrkit wrote.
 
     Args:
         folder: with config.json and perhaps preprocessor_config.json.
@@ -77,18 +83,20 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
         DetrkitError: a model or an input that detrkit does not have.
     """
     path = folder / CONFIG
-    config = _json(path)
+    config = _json(path, Config)
     kind = KINDS.get(str(config.get("model_type")))
     if kind is None:
-        raise DetrkitError(f"{path}: model_type is {config.get('model_type')!r}: detrkit has {' and '.join(KINDS)}")
+        raise DetrkitError(
+            f"{path}: model_type is {shown(config.get('model_type'))}: detrkit has {' and '.join(KINDS)}"
+        )
     for field, only in _ONLY:
         if config.get(field, only) != only:
-            raise DetrkitError(f"{path}: {field} is {config[field]!r}: detrkit has {only!r}")
+            raise DetrkitError(f"{path}: {field} is {shown(config[field])}: detrkit has {only!r}")
     defaults = accepted(kind)  # a field that is not there has the same default in transformers
     for *fields, option in _TWINS:
         one, two = (config.get(field, defaults[option]) for field in fields)
         if one != two:
-            raise DetrkitError(f"{path}: {fields[0]} is {one!r}, {fields[1]} {two!r}: detrkit has them equal")
+            raise DetrkitError(f"{path}: {fields[0]} is {shown(one)}, {fields[1]} {shown(two)}: detrkit has them equal")
     options = {ours: config.get(theirs, defaults[ours]) for theirs, ours in _SIZES}
     options["masks"] = any(name.startswith("mask_head.") for name in state)
     positions = config.get("position_embedding_type", "sine")
@@ -100,7 +108,7 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     options |= _backbone_options(path, config, kind, options)
     classes = _class_count(folder, config, kind, state)
     told = Told(kind, options)
-    return {
+    plain = {
         "version": 1,
         "name": told.name,
         "options": told.overrides,
@@ -110,6 +118,10 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
         "padding": "exact",
         "training": {"huggingface": folder.resolve().name},
     }
+    try:
+        return ModelSpec.from_json(plain)
+    except DetrkitError as error:
+        raise DetrkitError(f"{path}: {error}") from error
 
 
 def config_of(spec: ModelSpec, options: Mapping[str, Any], model: nn.Module, names: BackboneNames) -> dict[str, Any]:
@@ -174,14 +186,19 @@ def preprocessor_of(spec: ModelSpec, *, deformable: bool) -> dict[str, Any]:
     }
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Raises: DetrkitError: no JSON object in the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DetrkitError(f"{path}: not a JSON file ({error})") from error
+def _json(path: Path, kind: Any) -> dict[str, Any]:
+    """The content of a JSON file, whose fields have been checked.
+
+    Raises:
+        DetrkitError: no JSON object in the file, or a field of another type or out of its range.
+    """
+    content = parse_json(read_bytes(path), str(path))
     if not isinstance(content, dict):
         raise DetrkitError(f"{path}: a JSON object expected")
+    try:
+        validated_as(kind, content)
+    except SettingError as error:
+        raise DetrkitError(f"{path}: {error}") from error
     return content
 
 
@@ -191,7 +208,7 @@ def _class_count(folder: Path, config: Mapping[str, Any], kind: type[nn.Module],
     Raises:
         DetrkitError: neither.
     """
-    rows = next((len(tensor) for name, tensor in state.items() if _CLASS_HEAD.fullmatch(name)), None)
+    rows = next((len(head) for name, head in state.items() if head.ndim and _CLASS_HEAD.fullmatch(name)), None)
     if rows is not None:
         return rows - (kind is DETR)  # DETR's head has a row for "no object"
     if any(_BOX_HEAD.fullmatch(name) for name in state) and config.get("id2label"):
@@ -209,10 +226,11 @@ def _classes(path: Path, config: Mapping[str, Any], count: int) -> dict[str, Any
     if not given:
         return None
     try:
-        names = [str(given[key]) for key in sorted(given, key=int)]
-        whole = sorted(map(int, given)) == list(range(count))
-    except (TypeError, ValueError, AttributeError) as error:
+        labels = sorted(given, key=int)
+        whole = len(labels) == count and all(int(label) == k for k, label in enumerate(labels))
+    except ValueError as error:
         raise DetrkitError(f"{path}: id2label must name labels by number") from error
+    names = [given[label] for label in labels]
     if not whole:
         raise DetrkitError(
             f"{path}: id2label names {len(given)} labels, the weights have {count}: name 0 to {count - 1}"
@@ -220,7 +238,7 @@ def _classes(path: Path, config: Mapping[str, Any], count: int) -> dict[str, Any
     if all(_UNNAMED.fullmatch(name) for name in names):
         return None
     own = (config.get("detrkit") or {}).get("classes")
-    if own is not None and list(own.get("names", ())) == names:  # or somebody has given the labels other names
+    if isinstance(own, dict) and own.get("names") == names:  # or somebody has given the labels other names
         return dict(own)
     known = next((known for known in (COCO_91, COCO_250) if list(known.names) == names), None)
     return known.to_json() if known is not None else {"names": names, "ids": list(range(count))}
@@ -233,20 +251,30 @@ def _input(folder: Path) -> dict[str, Any]:
         DetrkitError: a preparation that detrkit does not have.
     """
     path = folder / PREPROCESSOR
-    given = _json(path) if path.is_file() else {}
+    given = _json(path, Preprocessor) if path.exists() else {}
     size = given.get("size", {"shortest_edge": 800, "longest_edge": 1333})
-    if isinstance(size, int):  # of transformers before 4.27
+    if isinstance(size, int) and not isinstance(size, bool):  # of transformers before 4.27
         size = {"shortest_edge": size, "longest_edge": given.get("max_size", 1333)}
     if not isinstance(size, dict) or not size.get("shortest_edge"):
         raise DetrkitError(
-            f"{path}: size is {size}: detrkit resizes by the short side, such as "
+            f"{path}: size is {shown(size)}: detrkit resizes by the short side, such as "
             '{"shortest_edge": 800, "longest_edge": 1333}'
         )
+    try:
+        validated_as(Edges, size)
+    except SettingError as error:
+        raise DetrkitError(f"{path}: size.{error}") from error
     for field in ("do_resize", "do_rescale", "do_normalize"):
         if not given.get(field, True):
             raise DetrkitError(f"{path}: {field} is false: detrkit always resizes and normalises its input")
     if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
         raise DetrkitError(f"{path}: rescale_factor is {given['rescale_factor']}: detrkit has 1/255")
+    if given.get("resample") not in (None, BILINEAR):
+        log.warning(
+            "%s: resample is %d: detrkit resizes bilinearly (2), so that its results differ a little",
+            path,
+            given["resample"],
+        )
     longest = size.get("longest_edge")
     return {
         "mean": list(given.get("image_mean", IMAGENET_MEAN)),
@@ -265,8 +293,6 @@ def _backbone_options(
         DetrkitError: no ResNet that detrkit has.
     """
     described = config.get("backbone_config") or {}
-    if not isinstance(described, dict):
-        raise DetrkitError(f"{path}: backbone_config is {described!r}: an object expected")
     model_type = described.get("model_type", "timm_backbone")
     found: dict[str, Any]
     if model_type == "resnet":
@@ -287,7 +313,7 @@ def _backbone_options(
     else:
         name, given = None, model_type
     if name is None:
-        raise DetrkitError(f"{path}: the backbone is {given}: detrkit has {', '.join(_DEPTHS)}")
+        raise DetrkitError(f"{path}: the backbone is {shown(given)}: detrkit has {', '.join(_DEPTHS)}")
     maps = described.get("out_indices") or [_LAST_MAP]
     if max(maps) != _LAST_MAP:
         raise DetrkitError(f"{path}: backbone_config has out_indices {maps}: without the last stage, {_LAST_MAP}")

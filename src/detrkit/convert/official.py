@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from detrkit.convert.keymap import official_names
 from detrkit.errors import DetrkitError
+from detrkit.utils.ranges import shortened
 
 COUNTER = "num_batches_tracked"  # of an ordinary batch norm: frozen norms have none, and it carries no weight
 CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight", "class_embed.0.weight")
@@ -27,22 +29,67 @@ DEPTHS = {
 }
 
 
+# Where programs put weights into a file; of several the first is taken, the weights as they were trained.
+WEIGHTS_KEYS = ("model", "state_dict", "net", "module", "params", "ema", "model_ema")
+_KEYS_DEPTH = 3
+
+
 class WeightsError(DetrkitError, RuntimeError):
     """Weights that do not fit the model; also a RuntimeError, as `Module.load_state_dict` raises."""
 
 
-def bare_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors by official name: from a file's whole content (weights under "model") or a bare state dict.
+class Taken(NamedTuple):
+    """Which weights of a file are taken.
+
+    Attributes:
+        name: the key that they are under, such as "ema.module"; "" for a bare state dict.
+        others: keys of the other weights that are in the file.
+    """
+
+    name: str
+    others: list[str]
+
+
+def named_weights(content: Any) -> tuple[Taken, Mapping[str, Tensor] | None]:
+    """The weights in the content of a file: it is a state dict, or has one under one of the usual keys.
+
+    Returns:
+        Which ones, and the tensors; None where there are none.
+    """
+    found = dict(_state_dicts(content, "", depth=0))
+    if not found:
+        return Taken("", []), None
+    name = next(iter(found))
+    return Taken(name, [other for other in found if other != name]), found[name]
+
+
+def _state_dicts(content: Any, name: str, *, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """The state dicts under the usual keys, in the order of the keys, also nested ({"ema": {"module": ...}})."""
+    if not isinstance(content, Mapping) or not content:
+        return
+    if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+        yield name, content
+    elif depth < _KEYS_DEPTH:
+        for key in WEIGHTS_KEYS:
+            yield from _state_dicts(content.get(key), f"{name}.{key}".strip("."), depth=depth + 1)
+
+
+def bare_state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors by official name: from a file's whole content (weights under "model" or another usual key) or a bare
+    state dict.
 
     What wrappers put into the names is taken out (`plain_names`).
 
     Raises:
         WeightsError: something that is neither, or a name that is there wrapped and plain.
     """
-    inner = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(inner, Mapping) or not inner or not all(isinstance(v, Tensor) for v in inner.values()):
-        raise WeightsError('no weights found: expected a state dict, or a file\'s content with one under "model"')
-    return plain_names(inner)
+    _, found = named_weights(content)
+    if found is None:
+        raise WeightsError(
+            "no weights found: expected a state dict, or a file's content with one under "
+            f"{', '.join(map(repr, WEIGHTS_KEYS[:-1]))} or {WEIGHTS_KEYS[-1]!r}"
+        )
+    return plain_names(found)
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,16 +163,17 @@ def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], model: nn.
         model: the model or its name, for the message.
 
     Raises:
-        WeightsError: with everything that does not fit, and what it probably means.
+        WeightsError: with everything that does not fit, and what it probably means; or values that are not finite.
     """
     missing = [name for name in own if name not in given]
     left_over = [name for name in given if name not in own]
     shapes = [
-        f"{name} is {tuple(given[name].shape)}, the model has {tuple(own[name].shape)}"
+        f"{shortened(name)} is {tuple(given[name].shape)}, the model has {tuple(own[name].shape)}"
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
     if not (missing or left_over or shapes):
+        check_values(given)
         return
     name = model if isinstance(model, str) else type(model).__name__
     lines = [f"these weights do not fit the model ({name}):"]
@@ -136,10 +184,42 @@ def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], model: nn.
     raise WeightsError("\n".join(lines))
 
 
+def check_values(given: Mapping[str, Tensor]) -> None:
+    """Looks at every value of weights that are about to be loaded: 10 ms for a R50 on one core.
+
+    Raises:
+        WeightsError: values that are no floating-point numbers, or not finite; names the tensors.
+    """
+    kinds, wrong = [], []
+    for name, tensor in given.items():
+        if name.endswith(COUNTER) or not tensor.numel():
+            continue
+        if not tensor.is_floating_point():
+            kinds.append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
+        # the extremes take a sixth of the time of isfinite, which makes a tensor; they are NaN if one value is
+        elif not all(map(math.isfinite, _extremes(tensor))):
+            wrong.append(name)
+    if kinds:
+        raise WeightsError(f"weights are floating-point numbers, which {_some(kinds)} are not")
+    if wrong:
+        count = f"{len(wrong)} tensors hold" if len(wrong) > 1 else "a tensor holds"
+        raise WeightsError(
+            f"{count} NaN or infinite values: {_some(wrong)}; the training that made them had failed: take an earlier "
+            "checkpoint"
+        )
+
+
+def _extremes(tensor: Tensor) -> tuple[float, float]:
+    if tensor.itemsize < 2:  # 8 bits, of which torch computes nothing
+        tensor = tensor.float()
+    lowest, highest = torch.aminmax(tensor.detach())
+    return float(lowest), float(highest)
+
+
 def _some(items: Sequence[str], most: int = 6) -> str:
     """The first few of a long list."""
     more = f", and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    return ", ".join(shortened(item, 200) for item in items[:most]) + more
 
 
 def blocks(names: Mapping[str, Tensor], pattern: str) -> int:
@@ -162,7 +242,7 @@ def _hints(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     elif masks[1] and not masks[0]:
         hints.append("the weights have no masks: build the model with masks=False, or train masks on this detector")
     # a detector inside a panoptic model is compared by the names it has alone
-    given, own = ({n.removeprefix("detr."): t for n, t in names.items()} for names in (given, own))
+    given, own = ({n.removeprefix("detr."): t for n, t in names.items() if t.ndim} for names in (given, own))
     theirs, ours = depth(given), depth(own)
     if theirs and ours and theirs != ours:
         hints.append(f"the weights are of a {theirs}, the model has a {ours}: build the model the file is for")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from detrkit.convert.keymap import Rule
 from detrkit.convert.official import WeightsError
 from detrkit.errors import DetrkitError
+from detrkit.utils.visible import first_line
 
 NAME_TABLE = "StructuredToParameterName@@"  # Paddle's own entry beside the arrays
 SPLIT = "UnpackBigParamInfor@@"  # of arrays over 1 GiB, in pieces
@@ -58,8 +59,9 @@ def load_paddle(path: Path) -> dict[str, Tensor]:
     arrays = _read(path)
     try:
         return from_paddle({name: torch.from_numpy(array) for name, array in arrays.items()})
-    except (DetrkitError, TypeError) as error:  # TypeError: an array of a type that torch lacks
-        raise DetrkitError(f"{path}: {error}") from error
+    # TypeError: an array of a type that torch lacks; the others: of a number of axes that its name does not have
+    except (DetrkitError, TypeError, RuntimeError, IndexError) as error:
+        raise DetrkitError(f"{path}: {first_line(error)}") from error
 
 
 def from_paddle(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,6 +135,9 @@ def _renamed(name: str, *, deformable: bool) -> str | None:
     return None
 
 
+_NDARRAY = "numpy.ndarray"  # a name alone: called, the class would allocate whatever a file asks for
+
+
 class _Arrays(pickle.Unpickler):
     """Reads NumPy arrays in plain containers, and nothing else: names of other things are refused, not looked up."""
 
@@ -150,16 +155,16 @@ def _bytes_of(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _empty_array(kind: type, shape: Sequence[int], dtype: Any) -> np.ndarray:
+def _empty_array(kind: object, shape: Sequence[int], dtype: Any) -> np.ndarray:
     """NumPy's `_reconstruct`: an array that its pickled state fills."""
-    if kind is not np.ndarray or tuple(shape) != (0,):
+    if kind is not _NDARRAY or tuple(shape) != (0,):
         raise pickle.UnpicklingError("an array that no pickle of NumPy holds")
     return np.ndarray(0, np.dtype("b"))
 
 
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+_ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): np.dtype,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "tuple"): tuple,  # Paddle saves a single tensor as its name and array
@@ -179,8 +184,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             content = _Arrays(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
         raise DetrkitError(f"{path}: holds more than arrays ({error}), or is damaged; it was not loaded") from error
-    # a damaged pickle can fail as any of these
-    except (EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, MemoryError) as error:
+    except Exception as error:  # a damaged pickle fails as anything
         raise DetrkitError(f"{path}: damaged, or not a .pdparams file") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]

@@ -22,9 +22,10 @@ _SIGNS: tuple[tuple[type[nn.Module], tuple[tuple[str, int], ...]], ...] = (
     (DeformableDETR, (("class_embed.0.weight", 1), ("input_proj.0.0.weight", 0))),
     (DETR, (("class_embed.weight", 1), ("input_proj.weight", 0))),
 )
+_OFFICIAL_NAMES = ("transformer.", "linear_class.")  # of every official model, and of no other code's
 UNDILATED = ("resnet10", "resnet18", "resnet34")  # have no DC5 form, so nothing is left to ask
 # arguments of the official main.py that are the model's; its others are of training and data
-_OFFICIAL = (
+OFFICIAL_ARGUMENTS = (
     *("backbone", "dilation", "masks", "pre_norm", "position_embedding", "num_queries", "hidden_dim", "nheads"),
     *("dim_feedforward", "enc_layers", "dec_layers"),
     *("num_feature_levels", "with_box_refine", "two_stage", "enc_n_points", "dec_n_points"),
@@ -76,8 +77,11 @@ def tell(state: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None
         The model; None for tensors of something else. The tensors never tell dilation, and the number of heads with
         masks alone.
     """
+    state = {name: tensor for name, tensor in state.items() if tensor.ndim}  # counters have no size
     masks = any(name.startswith("detr.") for name in state)  # the official DETRsegm holds the detector as `detr`
     inner = {name.removeprefix("detr."): tensor for name, tensor in state.items()}
+    if not any(name.startswith(_OFFICIAL_NAMES) for name in inner):
+        return None  # Hugging Face's Deformable DETR has the same heads
     found = (
         (kind, inner[name].shape[axis])
         for kind, signs in _SIGNS
@@ -102,7 +106,7 @@ def tell(state: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None
         told.options.update(position_embedding="learned", position_entries=len(rows))
     if told.options.get("backbone") in UNDILATED:
         told.options["dilation"] = False
-    for option in _OFFICIAL:
+    for option in OFFICIAL_ARGUMENTS:
         if arguments is not None and option in arguments:
             told.options[option] = arguments[option]
     known = accepted(told.kind)  # Deformable DETR's main.py shares arguments with DETR's that its model does not have
@@ -116,7 +120,7 @@ def accepted(kind: Any) -> dict[str, Any]:
 
 def classes_told(state: Mapping[str, Tensor], *, softmax: bool) -> int | None:
     """How many labels the class head has, without "no object"; None for tensors without a class head."""
-    rows = next((len(state[head]) for head in CLASS_HEADS if head in state), None)
+    rows = next((len(state[head]) for head in CLASS_HEADS if head in state and state[head].ndim), None)
     return None if rows is None else rows - softmax
 
 

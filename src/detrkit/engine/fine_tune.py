@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import Norm
-from detrkit.build import Fit, fitting_weights, load_weights
+from detrkit.build import Fit, check_weights, fitting_weights, load_weights
 from detrkit.checkpoint import ModelSpec, described, located
 from detrkit.classes import ClassList
 from detrkit.errors import DetrkitError
@@ -50,14 +50,16 @@ def load_first_weights(name_or_path: str | Path, *, whole: bool = False, dilatio
         DetrkitError: missing, damaged or foreign file; weights that do not fit, or of which less than half do.
     """
     path, name = located(name_or_path)
-    file, model, spec = described(path, name, {}, dilation)
+    file, empty, spec = described(path, name, {}, dilation)
     try:
         if whole:
+            check_weights(empty, file)
+            model = spec.build()
             load_weights(model, file)
-        fit = Fit(model.state_dict(), []) if whole else fitting_weights(model, file)
-    except DetrkitError as error:
+        fit = Fit(model.state_dict(), []) if whole else fitting_weights(empty, file)
+    except (DetrkitError, MemoryError) as error:
         raise DetrkitError(f"{file.path}: {error}") from error
-    backbone: Any = model.backbone
+    backbone: Any = empty.backbone
     return FirstWeights(fit.state, spec, backbone.norm, fit.left_over)
 
 

@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
 
-from detrkit.engine.state import rng_state, set_rng_state
+from detrkit.convert.official import WeightsError, check_fit, check_values
+from detrkit.engine.state import Progress, rng_state, set_rng_state
 from detrkit.errors import DetrkitError
+from detrkit.utils.documents import shown
 from detrkit.utils.visible import first_line
 
 if TYPE_CHECKING:
     from detrkit.engine.trainer import Trainer
-
-
-@dataclass
-class Progress:
-    """Where a run is. An epoch whose steps are all done is yet to be evaluated and logged.
-
-    Attributes:
-        epoch: the epoch under way, from 0.
-        batch: steps done in it.
-        step: steps done in all.
-        best: the deciding figure (PQ, the masks' AP or AP) of the best evaluation, -1 before the first.
-        best_epoch: its epoch.
-        figure: the deciding figure's name.
-        stale: evaluations since then.
-        sums: sums of the logged terms over the steps of this epoch.
-        seconds: time spent on the steps of this epoch.
-        memory: the most memory they took so far, MiB.
-        learned: with overfit: AP50 or PQ of the last evaluation, -1 before the first.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    best: float = -1.0
-    best_epoch: int = -1
-    figure: str = "AP"
-    stale: int = 0
-    sums: dict[str, float] | None = None
-    seconds: float = 0.0
-    memory: float = 0.0
-    learned: float = -1.0
 
 
 def training_state(trainer: Trainer) -> dict[str, Any] | None:
@@ -81,16 +53,59 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
             f"{path}: the run had {state['world_size']} process(es), now there are {trainer.world}: "
             "to go on exactly, start as many"
         )
+    progress = Progress(**state["progress"])
+    if progress.batch > trainer.steps_per_epoch:
+        raise DetrkitError(
+            f"{path}: progress.batch is {progress.batch}, an epoch of this run has {trainer.steps_per_epoch} steps: "
+            "damaged; start anew with --init-from"
+        )
     try:
+        check_fit(trainer.model.state_dict(), state["model"], trainer.model)
         trainer.model.load_state_dict(state["model"])
+        _check_moments(state["optimizer"], trainer.optimizer)
         trainer.optimizer.load_state_dict(state["optimizer"])
         if trainer.average is not None:
+            if state.get("ema") is None:
+                raise WeightsError("it has no moving average of the weights (ema)")
+            check_fit(trainer.average.module.state_dict(), state["ema"], trainer.model)
             trainer.average.module.load_state_dict(state["ema"])
             trainer.average.n_averaged.fill_(state["ema_updates"])
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise DetrkitError(
             f"{path}: the state does not fit the model or the optimiser of this config "
-            f"({first_line(error)}): resume with the run's own settings, or start anew with --init-from"
+            f"({_reason(error)}): resume with the run's own settings, or start anew with --init-from"
         ) from error
-    set_rng_state(state["generators"][trainer.rank])
-    trainer.progress = Progress(**state["progress"])
+    try:
+        set_rng_state(state["generators"][trainer.rank])
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
+        raise DetrkitError(
+            f"{path}: the state of a random generator is damaged ({first_line(error)}); start anew with --init-from"
+        ) from error
+    trainer.progress = progress
+
+
+def _check_moments(saved: dict[str, Any], optimizer: Optimizer) -> None:
+    """Looks at what an optimizer is about to go on with, which it does not do itself before its next step.
+
+    Raises:
+        WeightsError: a moment of another shape than its parameter, values that are not finite, or a setting of another
+            type than that of this optimizer.
+    """
+    names, moments = {}, {}
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False):
+        names |= dict(zip(group["params"], own["params"], strict=False))
+        for key, value in group.items():
+            if key in own and key != "params" and value != own[key] and key != "lr":
+                raise WeightsError(f"its optimizer has {key}={shown(value)}, this one {key}={own[key]}")
+    for index, values in saved["state"].items():
+        for key, tensor in values.items():
+            if not isinstance(tensor, Tensor) or (tensor.ndim and tensor.shape != names[index].shape):
+                raise WeightsError(f"{shown(key)} of parameter {index} is not of the parameter's shape")
+            moments[f"{key} of parameter {index}"] = tensor
+    check_values(moments)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, of all that does not fit the first line with a name."""
+    lines = str(error).strip().splitlines()
+    return " ".join(line.strip() for line in lines[:2]) if isinstance(error, WeightsError) else first_line(error)

@@ -3,16 +3,122 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+from typing_extensions import TypedDict  # pydantic needs it below Python 3.12, and brings it
 
 from detrkit.convert.files import STATE_FORMAT
+from detrkit.convert.official import check_fit
+from detrkit.convert.pickles import load_pickle
 from detrkit.errors import DetrkitError
+from detrkit.spec import ModelSpec
 from detrkit.utils.atomic import atomic_file, check_there
-from detrkit.utils.visible import first_line
+from detrkit.utils.schema import validated_as
+
+_TENSORS = ConfigDict(arbitrary_types_allowed=True, extra="allow")
+_MT19937 = 624  # words of the state of Python's and NumPy's generators
+
+Counted = Annotated[int, Field(strict=True, ge=0, le=10**12)]
+Amount = Annotated[float, Field(strict=True, ge=0)]
+
+
+@dataclass
+class Progress:
+    """Where a run is. An epoch whose steps are all done is yet to be evaluated and logged.
+
+    Attributes:
+        epoch: the epoch under way, from 0.
+        batch: steps done in it.
+        step: steps done in all.
+        best: the deciding figure (PQ, the masks' AP or AP) of the best evaluation, -1 before the first.
+        best_epoch: its epoch.
+        figure: the deciding figure's name.
+        stale: evaluations since then.
+        sums: sums of the logged terms over the steps of this epoch.
+        seconds: time spent on the steps of this epoch.
+        memory: the most memory they took so far, MiB.
+        learned: with overfit: AP50 or PQ of the last evaluation, -1 before the first.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    epoch: Counted = 0
+    batch: Counted = 0
+    step: Counted = 0
+    best: Annotated[float, Field(strict=True, ge=-1, le=1)] = -1.0
+    best_epoch: Annotated[int, Field(strict=True, ge=-1, le=10**9)] = -1
+    figure: Annotated[str, Field(max_length=20)] = "AP"
+    stale: Counted = 0
+    sums: dict[str, Annotated[float, Field(strict=True)]] | None = None
+    seconds: Amount = 0.0
+    memory: Amount = 0.0
+    learned: Annotated[float, Field(strict=True, allow_inf_nan=True)] = -1.0
+
+
+class _Parts(TypedDict):
+    """Of a split: see `fingerprint`."""
+
+    images: Counted
+    files: str
+    sizes: str
+    boxes: str
+    labels: str
+
+
+class _Data(TypedDict):
+    train: NotRequired[_Parts | None]
+    val: NotRequired[_Parts | None]
+
+
+class _Group(TypedDict):
+    __pydantic_config__ = _TENSORS
+
+    params: list[Counted]
+    base_lr: Amount
+
+
+class _Optimizer(TypedDict):
+    __pydantic_config__ = _TENSORS
+
+    state: dict[Counted, dict[str, Tensor]]
+    param_groups: list[_Group]
+
+
+class _Generators(TypedDict):
+    """Of one process; what the states of the generators are they check themselves."""
+
+    __pydantic_config__ = _TENSORS
+
+    torch: Tensor
+    python: tuple[int, tuple[Counted, ...], float | None]
+    numpy: tuple[
+        Literal["MT19937"], Tensor, Annotated[int, Field(strict=True, ge=0, le=_MT19937)], Literal[0, 1], float
+    ]
+    cuda: NotRequired[Tensor]
+
+
+class TrainingState(TypedDict):
+    """What last.pt holds; of earlier versions it has no data."""
+
+    __pydantic_config__ = _TENSORS
+
+    format: Literal["detrkit-training-state"]
+    spec: str | dict[str, Any]
+    config: NotRequired[str]
+    data: NotRequired[_Data | None]
+    model: dict[str, Tensor]
+    ema: NotRequired[dict[str, Tensor] | None]
+    ema_updates: NotRequired[Counted]
+    optimizer: _Optimizer
+    generators: list[_Generators]
+    world_size: Annotated[int, Field(strict=True, ge=1, le=10**6)]
+    progress: Progress
 
 
 def rng_state() -> dict[str, Any]:
@@ -56,12 +162,25 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DetrkitError(f"{path}: no training state to resume from (a run has it after its first epoch)")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise DetrkitError(
-            f"{path}: damaged or not a training state ({first_line(error)}); start a new run, from "
-            "the weights of this one with --init-from"
-        ) from error
+        state = load_pickle(path)
+    except DetrkitError as error:
+        raise DetrkitError(f"{error}; start a new run, from the weights of this one with --init-from") from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         raise DetrkitError(f"{path}: not a training state of detrkit (fine-tune from it with --init-from)")
+    try:
+        validated_as(TrainingState, state)
+        if len(state["generators"]) != state["world_size"]:
+            raise ValueError(
+                f"generators are of {len(state['generators'])} processes, world_size is {state['world_size']}"
+            )
+        with torch.device("meta"):  # nothing is allocated before sizes are known to be those of the tensors
+            model = ModelSpec.from_json(state["spec"]).build()
+        for weights in (state["model"], state.get("ema")):
+            if weights is not None:
+                check_fit(model.state_dict(), weights, model)
+    except (DetrkitError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise DetrkitError(
+            f"{path}: damaged ({reason}); start a new run, from the weights of this one with --init-from"
+        ) from error
     return state

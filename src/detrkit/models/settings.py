@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -11,9 +12,15 @@ from torch import nn
 from detrkit.config import ModelConfig
 from detrkit.errors import SettingError
 from detrkit.utils.memory import check_memory
-from detrkit.utils.ranges import check_arguments
+from detrkit.utils.ranges import as_field, check_arguments
 
 GROUPS = 32  # of the group norms, or a quarter of the channels
+_TYPES: tuple[tuple[Any, str], ...] = (
+    (bool, "true or false"),
+    (str, "text"),
+    (Real, "a number"),
+    ((tuple, list), "a list of numbers"),
+)
 SHALLOW = ("resnet10", "resnet18", "resnet34")  # basic blocks, which torchvision does not dilate
 
 
@@ -27,6 +34,7 @@ def check_options(build: Callable[..., nn.Module], options: Mapping[str, Any]) -
     Raises:
         SettingError: a number out of range, or two options that do not go together; names them.
     """
+    _check_types(build, options)
     check_arguments(ModelConfig, options)
     parameters = inspect.signature(build).parameters
     full = {p.name: p.default for p in parameters.values() if p.default is not p.empty} | dict(options)
@@ -63,6 +71,20 @@ def check_options(build: Callable[..., nn.Module], options: Mapping[str, Any]) -
             refuse("backbone_stages", "num_feature_levels", reason=reason)
 
 
+def _check_types(build: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
+    """Refuses what is of another type than the option's default, which every option of a model has.
+
+    Raises:
+        SettingError: names the option; of numbers `check_arguments` says more.
+    """
+    parameters = inspect.signature(build).parameters
+    for name, value in options.items():
+        default = parameters[name].default if name in parameters else None
+        kinds, words = next(((kinds, words) for kinds, words in _TYPES if isinstance(default, kinds)), (object, ""))
+        if words and not isinstance(value, kinds):
+            raise SettingError(f"{as_field((name,), value)}: must be {words}")
+
+
 def check_parameters(build: Callable[..., nn.Module], options: Mapping[str, Any], *, training: bool = False) -> None:
     """Refuses a model whose weights do not fit into this machine's memory.
 
@@ -89,7 +111,8 @@ def least_parameters(options: Mapping[str, Any]) -> int:
     layer = 2 * width * width + 2 * width * hidden  # of an attention two of its four, and the feed-forward network
     layers = options["enc_layers"] * layer + options["dec_layers"] * (layer + 4 * width * width)
     stem = options.get("backbone_width", 64)
-    return layers + options["num_queries"] * width + 200 * stem * stem  # stage 4 of resnet10: 216
+    rows = options["num_queries"] + options.get("num_classes", 0)
+    return layers + rows * width + 200 * stem * stem  # stage 4 of resnet10: 216
 
 
 def _groups_divide(channels: int) -> bool:
