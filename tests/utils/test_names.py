@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from detrkit.errors import DetrkitError
-from detrkit.utils.names import below, checked_name, full_path, real_path, relative_path
+from detrkit.utils.names import below, checked_name, full_path, real_path, relative_path, why_unusable
 
 NO_NAMES = [
     "",
@@ -77,3 +77,12 @@ def test_paths_longer_than_systems_hold():
     assert relative_path("/".join(10 * ["a" * 200]), "here").parts[9] == "a" * 200
     with pytest.raises(DetrkitError, match="is longer than 2048 bytes"):
         relative_path("/".join(11 * ["a" * 200]), "here")
+
+
+def test_a_name_that_the_locale_cannot_write(monkeypatch):
+    assert why_unusable("b\u00fcld\u4e2d.jpg") is None
+    assert why_unusable("\ud800") == "holds half a character (a lone surrogate)"
+    monkeypatch.setattr("os.fsencode", lambda name: name.encode("ascii", "surrogateescape"))
+    reason = "cannot be a name in the encoding of this locale, ascii: set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    assert why_unusable("b\u00fcld.jpg") == reason
+    assert why_unusable("\ud800") == "holds half a character (a lone surrogate)"

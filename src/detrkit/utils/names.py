@@ -148,8 +148,11 @@ def why_unusable(name: str) -> str | None:
     if _CONTROL.search(name):
         return "holds a control character"
     try:
-        size = len(os.fsencode(name))
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return "holds half a character (a lone surrogate)"
+    try:
+        size = len(os.fsencode(name))
+    except UnicodeEncodeError as error:
+        return f"cannot be a name in the encoding of this locale, {error.encoding}: set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
     return f"is longer than {NAME_BYTES} bytes" if size > NAME_BYTES else None
