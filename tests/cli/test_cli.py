@@ -188,6 +188,7 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
         (OSError(28, "No space left on device"), "No space left on device"),
         (OSError(24, "Too many open files"), "Too many open files"),
         (PermissionError(13, "Permission denied", "/a/b\x1b"), "/a/b\\x1b: Permission denied"),
+        (FileNotFoundError(2, "No such file or directory", "/a/b.so"), "/a/b.so: No such file or directory"),
         (
             UnicodeEncodeError("ascii", "b\u00fc.jpg", 1, 2, "ordinal not in range"),
             "b\u00fc.jpg: the encoding of this locale, ascii, cannot name it: set LC_ALL=C.UTF-8 or PYTHONUTF8=1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -39,6 +40,7 @@ from detrkit.utils.visible import one_line, visible
 _FILES = (Quickstart, Train, Study, Eval, Predict, Reproduce)  # what they are for goes into files, not to the terminal
 # what the machine refuses, whoever asks: room on a disk, file handles, a sound disk
 _TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS)
+_SHARED_OBJECT = re.compile(r"\.so(\.\d+)*(?![\w.])")
 _ABOUT = "The toolkit for the DETR family: train, evaluate and use detection transformers on any data, on any machine."
 
 
@@ -138,8 +140,9 @@ def _check_working_directory() -> None:
 
 def _of_the_machine(error: Exception) -> str | None:
     """What an error says that is not of detrkit's own code, in one line; None where it may be."""
-    library = next((line for line in str(error).splitlines() if ".so" in line), None)
-    if isinstance(error, (ImportError, OSError)) and library is not None:
+    library = next(filter(_SHARED_OBJECT.search, str(error).splitlines()), None)
+    of_loader = isinstance(error, ImportError) or (isinstance(error, OSError) and error.filename is None)
+    if of_loader and library is not None:
         return f"cannot load a library: {one_line(library.strip())}{MAPPING_FIX if used_up(error) else ''}"
     if used_up(error):
         reason = one_line(str(error).partition(". ")[0].partition("\n")[0])
