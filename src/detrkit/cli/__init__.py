@@ -36,6 +36,7 @@ from detrkit.utils.ranges import as_option, check_values
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
 from detrkit.utils.streams import BROKEN_PIPE, Streams, lossy_streams
 from detrkit.utils.visible import one_line, visible
+from detrkit.utils.workers import loading_failure
 
 _FILES = (Quickstart, Train, Study, Eval, Predict, Reproduce)  # what they are for goes into files, not to the terminal
 # what the machine refuses, whoever asks: room on a disk, file handles, a sound disk
@@ -121,6 +122,8 @@ def _ending(error: BaseException) -> tuple[int, list[str]] | None:
             f"{visible(str(error.object))}: the encoding of this locale, {error.encoding}, cannot name it: set "
             "LC_ALL=C.UTF-8 or PYTHONUTF8=1"
         )
+    elif (failure := loading_failure(error)) is not None:  # at any moment, when a signal ends the process
+        reason = failure
     elif isinstance(error, MemoryError | RuntimeError | ImportError | OSError):
         reason = _of_the_machine(error)
     return None if reason is None else (status, [f"detrkit: error: {reason}"])

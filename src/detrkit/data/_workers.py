@@ -6,12 +6,28 @@ import weakref
 from multiprocessing import util
 from typing import Any
 
+from detrkit.utils.parent import end_with_parent
+from detrkit.utils.signals import leave_signals_to_parent
+
 try:
     from torch.utils.data._utils.signal_handling import _remove_worker_pids
 except ImportError:  # private to torch: without it, torch may say at the program's end that a worker was killed
     _remove_worker_pids = None
 
 _iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def begin_worker(_: int, *, parent: int, lasts: bool) -> None:
+    """The first thing that a worker does.
+
+    Args:
+        _: its number, as torch gives it.
+        parent: number of the process that started it.
+        lasts: whether the thread that started it lasts as long as the process.
+    """
+    if lasts:  # elsewhere torch looks for the parent every five seconds, unless the worker is stopped
+        end_with_parent(parent)
+    leave_signals_to_parent()
 
 
 def end_with_program(iterator: Any) -> None:

@@ -8,9 +8,13 @@ need no message about a new epoch.
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,21 +22,27 @@ import torch
 from torch.utils.data import DataLoader
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
-from detrkit.data._workers import end_with_program
-from detrkit.data.collate import collate
+from detrkit.console import console
+from detrkit.data._workers import begin_worker, end_with_program
 from detrkit.data.dataset import Dataset
 from detrkit.data.grouping import order_by_size
+from detrkit.data.handing import SHARED_FROM_BYTES, Collate, Packed, shared_from, usable_workers
 from detrkit.data.transforms import Geometry, Normalisation, Transform, to_target
 from detrkit.errors import DetrkitError
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Target
-from detrkit.utils.signals import leave_signals_to_parent
+from detrkit.utils.workers import loading_failure
 
 # Below this, decoding everything once costs less memory than a worker process.
 CACHE_LIMIT_BYTES = 2**30
 # Among the pictures of so many steps, those of like size are put together. At the published augmentation of COCO-like
 # sizes and batch 4, 33 % of a batch is padding without, 11 % with 16 steps, 5 % with 64, 2 % with 256.
 GROUPED_STEPS = 64
+NOTICE_SECONDS = 10  # without a batch, until that is said
+WAIT_SECONDS = 1800.0  # without a batch, until the loading processes are given up
+PREFETCHED = 2  # batches that each of them is asked for ahead
+_LOOK_SECONDS = 1
+_MEASURED_IMAGES = 256
 
 
 class Item(NamedTuple):
@@ -248,6 +258,8 @@ class Loader:
     Attributes:
         dataset: what is loaded.
         sampler: which images are in which batch.
+        timeout: seconds after which loading processes that give nothing are given up.
+        while_waiting: called every second or so that passes without a batch, with the seconds so far; may raise.
     """
 
     def __init__(
@@ -261,6 +273,8 @@ class Loader:
         self.sampler = sampler
         self._loader = loader
         self._normalisation = normalisation
+        self.timeout = WAIT_SECONDS
+        self.while_waiting: Callable[[float], None] = lambda seconds: None
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """The next iteration gives the batches of `epoch` from `start_batch` on."""
@@ -276,13 +290,81 @@ class Loader:
         Raises:
             DetrkitError: an image cannot be read.
         """
-        batches = iter(self._loader)
+        try:
+            batches = iter(self._loader)
+        except (RuntimeError, OSError) as error:
+            _explain(error)
+            raise
         end_with_program(batches)
-        for made in batches:
-            if isinstance(made, DetrkitError):
-                raise made
-            pixels, targets = made
-            yield pixels.normalised(self._normalisation), targets
+        if hasattr(batches, "_workers"):
+            batches._timeout = _LOOK_SECONDS  # private: as an option it would end the start of an epoch as well
+        try:
+            while (made := self._next(batches)) is not None:
+                if isinstance(made, DetrkitError):
+                    raise made
+                pixels, targets = made.unpacked() if isinstance(made, Packed) else made
+                yield pixels.normalised(self._normalisation), targets
+        finally:
+            if hasattr(batches, "_workers"):
+                batches._timeout = 0
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """The next batch; None after the last one.
+
+        Raises:
+            DetrkitError: a loading process has failed, or gives nothing.
+        """
+        began, said = time.monotonic(), False
+        while True:
+            try:
+                return next(batches, None)
+            except (RuntimeError, OSError) as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    _explain(error)
+                    raise
+            seconds = time.monotonic() - began
+            self.while_waiting(seconds)
+            if seconds >= self.timeout:
+                raise DetrkitError(
+                    f"{self.dataset.path}: the processes that load images have given nothing for {seconds:.0f} s: is "
+                    "the disk or network still there? --workers 0 loads without them"
+                )
+            if seconds >= NOTICE_SECONDS and not said:
+                said = True
+                print(
+                    f"detrkit: waiting for the processes that load images, at most {self.timeout:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def _explain(error: Exception) -> None:
+    """Raises the failure of a loading process anew, in one line."""
+    failure = loading_failure(error)
+    if failure is not None:
+        raise DetrkitError(failure) from error
+
+
+def _shared_from(prepared: _Prepared, batch_size: int, workers: int) -> int:
+    """From how many bytes on a tensor travels in shared memory, which may be small."""
+    count = len(prepared)
+    if not workers or not count:
+        return SHARED_FROM_BYTES
+    chosen = range(0, count, max(1, count // _MEASURED_IMAGES))
+    sizes = [prepared.geometry(Item(0, i)).size for i in chosen]
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    masks = 0.0
+    if prepared.dataset.with_masks:
+        masks = sum(len(prepared.dataset.records[i].labels) for i in chosen) / len(sizes)
+    ahead = PREFETCHED * workers + 1
+    least, why = shared_from(
+        round(batch_size * height * width * (3 + masks)),
+        batches=ahead * int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
+        handles=ahead * (1 + batch_size * (masks > 0)),
+    )
+    if why is not None:
+        console.print(why)
+    return least
 
 
 def make_loader(
@@ -351,15 +433,20 @@ def make_loader(
         sampler = TrainSampler(len(dataset), seed=seed, accumulate=accumulate, size_of=size_of, **process)
     else:
         sampler = EvalSampler(len(dataset), order=order, **process)
-    workers = default_workers() if workers is None else workers
+    workers, why = usable_workers(default_workers() if workers is None else workers)
+    if why is not None:
+        console.print(why)
     loader: DataLoader[Any] = DataLoader(
         prepared,  # type: ignore[arg-type]
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
+        prefetch_factor=PREFETCHED if workers else None,
+        collate_fn=Collate(_shared_from(prepared, batch_size, workers)),
         pin_memory=torch.device(device).type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=partial(
+            begin_worker, parent=os.getpid(), lasts=threading.current_thread() is threading.main_thread()
+        ),
         generator=torch.Generator().manual_seed(seed),  # DataLoader draws a seed for workers: not from the global one
     )
     return Loader(dataset, sampler, loader, Normalisation(mean, std, device))

@@ -132,6 +132,7 @@ def evaluate(
     net = net.to(where)
     process = {"rank": rank, "world_size": world, "device": where}
     loader = eval_loader(dataset, spec, batch_size=batch_size, workers=workers, **process)
+    loader.timeout = timeout or loader.timeout
     folder = None if out is None else Path(out)
     written = ExitStack()
     if folder is not None and rank == 0:  # before hours of work, which might have no place to go

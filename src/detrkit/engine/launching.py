@@ -220,7 +220,7 @@ def _start_others(count: int, world: int) -> list[subprocess.Popen[bytes]]:
     spec = getattr(main, "__spec__", None)
     script = [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name]
     os.environ.setdefault("NODE_RANK", "0")
-    os.environ |= {"LOCAL_RANK": "0", "WORLD_SIZE": str(world)}
+    os.environ |= {"LOCAL_RANK": "0", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(count)}
     shared = {**os.environ, LAUNCHER: str(os.getpid())}
     children: list[subprocess.Popen[bytes]] = []
     try:

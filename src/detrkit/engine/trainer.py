@@ -18,7 +18,7 @@ from detrkit.checkpoint import ModelSpec, load_model, save_model
 from detrkit.config import TrainConfig
 from detrkit.console import console, meter, track
 from detrkit.data import make_loader, train_transform
-from detrkit.data.loader import derived_seed
+from detrkit.data.loader import Loader, derived_seed
 from detrkit.engine.evaluating import eval_loader
 from detrkit.engine.figures import deciding, known, learned, row_of, shown
 from detrkit.engine.fingerprint import Fingerprint
@@ -40,6 +40,7 @@ from detrkit.models.matcher import NonFiniteError
 from detrkit.models.outputs import Target
 from detrkit.utils.signals import Stopped
 
+LOADING_GRACE_SECONDS = 5  # for a batch that is waited for, after a signal
 OVERFITTED = 0.95  # AP50 or PQ on the few images at which there is nothing more to show
 
 
@@ -99,6 +100,7 @@ class Trainer:
             std=spec.std,
             device=fabric.device,
         )
+        self._watch_loading(self.loader)
         self.steps_per_epoch = len(self.loader) // config.optim.accumulate  # at least 1: the loader fills a step
         self.progress = Progress()
         self._saved = (0, 0)  # the last state's epoch and step in it: nothing needs to be saved twice
@@ -271,6 +273,7 @@ class Trainer:
             world_size=self.world,
             device=self.fabric.device,
         )
+        self._watch_loading(loader)
         if split not in self.truths:  # of masks it takes a while
             self.truths[split] = Truth.of(dataset, self.spec, self.current)
         run = self.config.run
@@ -284,6 +287,18 @@ class Trainer:
             stop=self.stop,
         )
         return evaluation
+
+    def _watch_loading(self, loader: Loader) -> None:
+        """Bounds the waiting for images, in which a signal can be acted on: no step has begun."""
+        loader.timeout = self.config.run.timeout or loader.timeout
+        loader.while_waiting = self._while_waiting
+
+    def _while_waiting(self, seconds: float) -> None:
+        if not self.stop.asked or seconds < LOADING_GRACE_SECONDS:
+            return
+        if self.world == 1:
+            self.save()
+        raise Stopped(self.stop.asked, agreed=self.world == 1)
 
     @property
     def current(self) -> nn.Module:

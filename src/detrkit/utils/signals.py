@@ -176,14 +176,11 @@ class SignalWatch:
         os._exit(128 + (self.asked or number))
 
 
-def leave_signals_to_parent(_: int = 0) -> None:
+def leave_signals_to_parent() -> None:
     """In a worker process: a signal to the whole group (a terminal's Ctrl-C, a job's end) is the parent's business.
 
     The parent finishes its step first, for which it needs the worker. SIGTERM is obeyed late: with it the parent ends
     a worker that does not end by itself.
-
-    Args:
-        _: number of the worker, as torch gives it.
     """
     for number in NUMBERS:
         signal.signal(number, _obey_late if number == signal.SIGTERM else signal.SIG_IGN)
