@@ -185,6 +185,10 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
             RuntimeError("Failed to initialize cpuinfo!"),
             "Failed to initialize cpuinfo! torch asks /proc and /sys for the processor: mount them",
         ),
+        (
+            FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"),
+            "no folder for temporary files can be written: set TMPDIR to one",
+        ),
         (OSError(28, "No space left on device"), "No space left on device"),
         (OSError(24, "Too many open files"), "Too many open files"),
         (PermissionError(13, "Permission denied", "/a/b\x1b"), "/a/b\\x1b: Permission denied"),

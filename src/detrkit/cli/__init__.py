@@ -155,6 +155,8 @@ def _of_the_machine(error: Exception) -> str | None:
         return f"{visible(str(error.filename))}: {error.strerror}"
     if "initialize cpuinfo" in str(error):
         return f"{one_line(str(error))} torch asks /proc and /sys for the processor: mount them"
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        return "no folder for temporary files can be written: set TMPDIR to one"
     if isinstance(error, OSError) and error.errno in _TROUBLE:
         return f"{error.strerror}"
     return None
