@@ -9,6 +9,7 @@ import io
 import json
 import os
 import struct
+import tarfile
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -250,6 +251,19 @@ def test_a_file_under_the_suffix_of_another_kind(model, tmp_path):
     torch.save({"model": to_official(model)}, tmp_path / "a.safetensors")
     with pytest.raises(DetrkitError, match=r"a\.safetensors: a file of torch\.save: call it \.pth"):
         load_model(tmp_path / "a.safetensors")
+
+
+def test_other_formats_of_torch_are_named(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1, 1)), tmp_path / "a.pt")
+    with pytest.raises(
+        DetrkitError, match=r"a\.pt: a TorchScript archive, which holds code: save the model's state_dict"
+    ):
+        load_model(tmp_path / "a.pt")
+    with tarfile.open(tmp_path / "b.pth", "w") as tar:  # as PyTorch wrote it before 0.4
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(DetrkitError, match=r"b\.pth: of a PyTorch before 0\.4"):
+        load_model(tmp_path / "b.pth")
 
 
 def test_an_archive_larger_than_itself_is_not_unpacked(model, tmp_path):

@@ -243,9 +243,13 @@ def cases(draw: Callable[[Any], Any], kind: str) -> Case:
     return files, [(how, name)] if how in ("folder", "loop", "pipe") else []
 
 
+def built(path: Path) -> Any:
+    return build_model("detr-r50", num_classes=2, weights=path, **OPTIONS)
+
+
 def read(path: Path) -> None:
     """All that reads a checkpoint."""
-    for load in (load_model, load_first_weights):
+    for load in (load_model, load_first_weights, built):
         try:
             load(path)
         except DetrkitError as error:

@@ -98,6 +98,8 @@ def _check_moments(saved: dict[str, Any], optimizer: Optimizer) -> None:
             if key in own and key != "params" and value != own[key] and key != "lr":
                 raise WeightsError(f"its optimizer has {key}={shown(value)}, this one {key}={own[key]}")
     for index, values in saved["state"].items():
+        if index not in names:
+            raise WeightsError(f"its optimizer has a parameter {index} more than this one")
         for key, tensor in values.items():
             if not isinstance(tensor, Tensor) or (tensor.ndim and tensor.shape != names[index].shape):
                 raise WeightsError(f"{shown(key)} of parameter {index} is not of the parameter's shape")

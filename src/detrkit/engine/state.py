@@ -109,7 +109,7 @@ class TrainingState(TypedDict):
     __pydantic_config__ = _TENSORS
 
     format: Literal["detrkit-training-state"]
-    spec: str | dict[str, Any]
+    spec: Any  # `ModelSpec` says what is wrong with it
     config: NotRequired[str]
     data: NotRequired[_Data | None]
     model: dict[str, Tensor]
