@@ -15,6 +15,7 @@ from tiny import tiny_config
 
 import detrkit.engine.launching as launching
 from detrkit.engine import job as jobs
+from detrkit.engine.agreement import check_agreement
 from detrkit.engine.job import Job, Place, peer_gone
 from detrkit.errors import DetrkitError, PeerError
 from detrkit.utils.signals import SignalWatch
@@ -156,3 +157,29 @@ def test_a_killed_process_ends_its_launcher_with_one_line(shapes, tmp_path):
     resume = f"go on with: detrkit train --resume {tmp_path / 'run'}"
     assert said == [f"detrkit: error: process 1 of 2 was ended by SIGKILL; {resume}"]
     assert done.returncode == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("change", "images", "said"),
+    [
+        ({"optim": {"lr": 0.5}}, 48, r"optim.lr is 0.5 in process 1 of 2, 0.001 in process 0"),
+        (
+            {"run": {"out": "b", "log_every": 7}, "data": {"workers": 3}},
+            24,
+            "train has 24 images in process 1 of 2, 48",
+        ),
+        ({"run": {"out": "b", "log_every": 7}, "data": {"workers": 3}}, 48, None),
+    ],
+)
+def test_processes_compare_settings_and_data(change, images, said, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, tmp_path / "run")
+    data = {"train": {"images": 48, "files": "a"}, "val": None}
+    other = config.changed(**change), {"train": {"images": images, "files": "a"}, "val": None}
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", lambda into, mine: into.__setitem__(slice(None), [mine, other]))
+    if said is None:
+        check_agreement(data, "place", config)
+    else:
+        with pytest.raises(DetrkitError, match=said):
+            check_agreement(data, "place", config)

@@ -21,6 +21,7 @@ import detrkit.study.report
 import detrkit.study.running as running
 import detrkit.visualize.curves
 from detrkit.cli import main
+from detrkit.engine import evaluating
 from detrkit.engine.trainer import Trainer
 from detrkit.errors import DetrkitError, Interrupted
 from detrkit.models.detr import DETR
@@ -126,6 +127,17 @@ def test_resumed_study_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, qu
                 run_study(study, tmp_path / "part", command="detrkit study x")
         assert stop.value.number == signal.SIGINT
         torch.rand(5)  # what else a process draws must not matter
+    collect = evaluating.collect
+
+    def signaled(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)  # noted, and looked at between batches
+        collect(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "collect", signaled)
+        with pytest.raises(Interrupted) as stop:
+            run_study(study, tmp_path / "part")
+    assert stop.value.number == signal.SIGTERM and stop.value.agreed
     run_study(study, tmp_path / "part")
     assert numbers(tmp_path / "part") == numbers(result.folder)
 

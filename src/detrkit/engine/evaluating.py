@@ -18,9 +18,11 @@ from detrkit.console import console, track
 from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, order_by_aspect
 from detrkit.data.loader import Loader
 from detrkit.detector import Detector, as_device, default_device, has_masks
+from detrkit.engine.agreement import check_agreement
 from detrkit.engine.examples import example_sheet, shown_above
+from detrkit.engine.fingerprint import fingerprint_of
 from detrkit.engine.gathering import Evaluation, Truth, collect, without_masks
-from detrkit.engine.processes import join_processes
+from detrkit.engine.processes import StopSignals, join_processes
 from detrkit.evaluation import Metrics, report_folder, write_report
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.utils.memory import check_batch
@@ -62,6 +64,7 @@ def evaluate(
     limit: Count | None = None,
     out: str | Path | None = None,
     timeout: Count | None = None,
+    stop: StopSignals | None = None,
     quiet: bool = True,
 ) -> Metrics:
     """Average precision of a checkpoint on a dataset; of its masks too, or panoptic quality, if it has masks.
@@ -89,6 +92,7 @@ def evaluate(
             also panoptic.json with its PNGs in panoptic/.
         timeout: under torchrun or Slurm: seconds that a process waits for another one before it gives up; by default
             300 for all to come, 1800 later.
+        stop: signals that are looked at between batches, as those of a run.
         quiet: no progress.
 
     A class of the dataset that has objects and that the model does not know counts with AP 0, as pycocotools has it: a
@@ -98,6 +102,7 @@ def evaluate(
         The numbers of the boxes (on panoptic data, of things), with `masks` or `panoptic` for what else was evaluated.
 
     Raises:
+        Stopped: `stop` was asked to.
         DetrkitError: a number out of range, a missing or foreign file, no class in common, an unknown split.
     """
     check_arguments(
@@ -128,6 +133,8 @@ def evaluate(
         dataset = without_masks(dataset)
     if limit is not None:
         dataset = dataset.subset(range(min(limit, len(dataset))))
+    if world > 1:
+        check_agreement(fingerprint_of(dataset), str(dataset.path))
     where = default_device() if device is None else as_device(device)
     net = net.to(where)
     process = {"rank": rank, "world_size": world, "device": where}
@@ -158,7 +165,7 @@ def evaluate(
     with written:
         began = time.perf_counter()
         progress = track(loader, "evaluate", len(loader), quiet=quiet or rank != 0)
-        collect(net, progress, evaluation, device=where, autocast=autocast)
+        collect(net, progress, evaluation, device=where, autocast=autocast, stop=stop)
         seconds = time.perf_counter() - began
         metrics = evaluation.compute()
         if folder is not None and rank == 0:

@@ -86,5 +86,27 @@ def data_difference(before: Mapping[str, Any] | None, now: Fingerprint) -> str |
     return None
 
 
+def differing_data(first: Fingerprint, other: Fingerprint) -> tuple[str, str, str] | None:
+    """What differs between the data of two processes: the split, and what each has; None if nothing does."""
+    for split in first:
+        one, two = first[split], other.get(split)
+        if one == two:
+            continue
+        if one is None or two is None:
+            words = ["nothing" if part is None else f"{part['images']} images" for part in (one, two)]
+        elif one["images"] != two["images"]:
+            words = [f"{part['images']} images" for part in (one, two)]
+        else:
+            others = _listed([words for part, words in _PARTS.items() if one[part] != two[part]])
+            words = [f"{one['images']} images", f"other {others}"]
+        return split, words[0], words[1]
+    return None
+
+
+def fingerprint_of(dataset: Dataset) -> Fingerprint:
+    """Of a dataset that is evaluated on."""
+    return {dataset.split or "all": _of(dataset)}
+
+
 def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -188,14 +188,31 @@ def first_difference(before: TrainConfig, now: TrainConfig, *, epochs: bool = Fa
         now: of its continuation.
         epochs: whether another number of epochs is a difference too; a run by itself may go on for longer.
     """
-    first, second = dataclasses.asdict(before), dataclasses.asdict(now)
-    for section, values in second.items():
+    free = {} if not epochs else {"optim": _FREE["optim"] - {"epochs", "mask_epochs"}}
+    difference = differing_setting(before, now, free=_FREE | free)
+    if difference is None:
+        return None
+    name, old, value = difference
+    return f"{name} was {old!r}, now it is {value!r}"
+
+
+def differing_setting(
+    first: TrainConfig, second: TrainConfig, *, free: Mapping[str, set[str]]
+) -> tuple[str, Any, Any] | None:
+    """The first setting that differs between two configs, as "optim.lr", and its values; None if none does.
+
+    Args:
+        first: a config.
+        second: another.
+        free: section -> names of what may differ.
+    """
+    before, now = dataclasses.asdict(first), dataclasses.asdict(second)
+    for section, values in now.items():
         for key, value in values.items():
-            old = first[section][key]
+            old = before[section][key]
             old, value = (list(v) if isinstance(v, tuple | list) else v for v in (old, value))
-            free = key in _FREE.get(section, set()) and not (epochs and key.endswith("epochs"))
-            if old != value and not free:
-                return f"{section}.{key} was {old!r}, now it is {value!r}"
+            if old != value and key not in free.get(section, set()):
+                return f"{section}.{key}", old, value
     return None
 
 

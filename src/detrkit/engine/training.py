@@ -16,6 +16,7 @@ from detrkit.checkpoint import ModelSpec, load_model
 from detrkit.config import TrainConfig
 from detrkit.console import console
 from detrkit.engine import run_folder
+from detrkit.engine.agreement import check_agreement
 from detrkit.engine.examples import example_sheet, shown_above
 from detrkit.engine.figures import deciding, in_words, learned
 from detrkit.engine.fine_tune import InitReport
@@ -149,6 +150,7 @@ def _run(
     main = fabric.global_rank == 0
     splits, model, spec, kept = _materials(config, fabric, state)
     data = fingerprint(splits)
+    check_agreement(data, config.data.path, config)
     if state is not None:
         check_same_data(state, splits.train, data)
     if main:

@@ -22,6 +22,7 @@ from detrkit.console import FIRST_PROCESS
 from detrkit.engine.evaluating import evaluate
 from detrkit.engine.examples import shown_above
 from detrkit.engine.logs import CsvLog
+from detrkit.engine.processes import StopSignals
 from detrkit.errors import DetrkitError
 from detrkit.evaluation import Metrics
 from detrkit.utils.atomic import write_atomic, write_errors
@@ -99,13 +100,17 @@ def read_result(folder: Path) -> MemberResult:
     return replace(_of_log(rows), name=folder.name, failure=failure)
 
 
-def evaluate_last(folder: Path, config: TrainConfig, split: str) -> None:
+def evaluate_last(folder: Path, config: TrainConfig, split: str, *, stop: StopSignals | None = None) -> None:
     """Evaluates the weights of the last epoch and writes result.json; in every process of the run.
 
     Args:
         folder: of a run that has ended.
         config: of the run.
         split: to evaluate on.
+        stop: signals that are looked at between batches.
+
+    Raises:
+        Stopped: `stop` was asked to.
     """
     model, spec = load_model(folder / "last.pt")
     data, run = config.data, config.run
@@ -119,6 +124,7 @@ def evaluate_last(folder: Path, config: TrainConfig, split: str) -> None:
         precision=run.precision,
         workers=data.workers,
         out=folder / LAST,
+        stop=stop,
         quiet=False,
     )
     if not FIRST_PROCESS:

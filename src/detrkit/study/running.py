@@ -15,6 +15,7 @@ import torch.distributed as dist
 from detrkit.build import build_model
 from detrkit.console import FIRST_PROCESS, console
 from detrkit.data.shapes import ShapesOptions, write_shapes
+from detrkit.engine.job import peer_gone
 from detrkit.engine.memory import free_unused
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.relations import check_config
@@ -22,7 +23,7 @@ from detrkit.engine.resuming import first_decides
 from detrkit.engine.run_files import saved_in
 from detrkit.engine.setup import open_splits
 from detrkit.engine.training import train
-from detrkit.errors import DetrkitError, Interrupted, SettingError, how_to_go_on
+from detrkit.errors import DetrkitError, Interrupted, PeerError, SettingError, how_to_go_on
 from detrkit.models.criterion import build_criterion
 from detrkit.study.config import Member, StudyConfig, check_same, load_study
 from detrkit.study.report import STUDY_FILES, write_study
@@ -30,7 +31,7 @@ from detrkit.study.results import FAILURE, MemberResult, evaluate_last, read_res
 from detrkit.study.tables import Outcome
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.lock import FolderLock
-from detrkit.utils.signals import number_of
+from detrkit.utils.signals import Stopped, number_of
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def run_study(
                 member = next(m for m in chosen if m.name == name)
                 number = study.members.index(member) + 1
                 console.print(f"\n{member.heading} ({number} of {len(study.members)})")
-                _run_member(study, member, folder / name, resume=resume)
+                _run_member(study, member, folder / name, resume=resume, watch=watch)
                 if splits is not None:
                     write_study(folder, study, _outcome(study, folder), splits)
             if splits is not None and not plan:
@@ -102,7 +103,8 @@ def run_study(
     except Interrupted as stop:
         raise Interrupted(stop.number, str(folder), command, agreed=stop.agreed) from stop
     except KeyboardInterrupt as stop:
-        raise Interrupted(number_of(stop), str(folder), command, agreed=False) from stop
+        agreed = isinstance(stop, Stopped) and stop.agreed
+        raise Interrupted(number_of(stop), str(folder), command, agreed=agreed) from stop
     return StudyResult(folder, _outcome(study, folder), None if splits is None else folder / "study.md")
 
 
@@ -131,20 +133,24 @@ def _plan(study: StudyConfig, chosen: Sequence[Member], folder: Path, held: Exit
     return [(m.name, saved_in(folder / m.name) is not None) for m in waiting]
 
 
-def _run_member(study: StudyConfig, member: Member, folder: Path, *, resume: bool) -> None:
+def _run_member(study: StudyConfig, member: Member, folder: Path, *, resume: bool, watch: StopSignals) -> None:
     """Trains a member to its end and evaluates its last weights; a failure is noted in its folder."""
     config = study.config(member).changed(run={"out": str(folder)})
     free_unused()  # of the member before
     try:
         train(config, resume=resume)
-        evaluate_last(folder, config, study.split())
+        with watch.waiting():
+            evaluate_last(folder, config, study.split(), stop=watch)
     except Interrupted:
         raise
     except Exception as error:
         reason = str(error) if isinstance(error, DetrkitError) else f"{type(error).__name__}: {error}"
         reason = " ".join(reason.split())  # in one line
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if several and (peer_gone(error) or isinstance(error, PeerError)):
+            raise  # the process that failed says why
         write_atomic(folder / FAILURE, f"{reason}\n\n{traceback.format_exc()}")
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if several:
             raise
         console.print(f"{member.heading} failed: {reason}")
 
