@@ -252,7 +252,7 @@ def test_strips_of_one_batch_are_not_padded_to_one_square(detector, monkeypatch,
     monkeypatch.setattr(detector.model, "forward", seen)
     images = [Image.new("RGB", size, (90, 9, 200)) for size in ((2, 20_001), (20_001, 2), (130, 100), (2, 20_000))]
     with monkeypatch.context() as small:
-        small.setattr("detrkit.detector.batch_pixels", lambda: 2e4)
+        small.setattr("detrkit.detector.batch_pixels", lambda _: 2e4)
         one = Detector(detector.model, replace(SPEC, padding=padding), device="cpu")
         together = one.predict(images, threshold=0.0, batch_size=4)
     assert len(areas) == 3 and max(areas) <= 4e4

@@ -173,8 +173,10 @@ class Detector:
                 f"an image of {resized},",
                 fix="it is too long and narrow for a model without max_size",
             )
+        device = self.device
+        memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
         found: dict[int, Found] = {}
-        for group in split_by_shape(sizes, batch_pixels()):
+        for group in split_by_shape(sizes, batch_pixels(memory)):
             found.update(zip(group, self._ordinary([pictures[i] for i in group], threshold), strict=True))
         return [found[i] for i in range(len(pictures))]
 

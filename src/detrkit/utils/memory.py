@@ -42,9 +42,13 @@ def machine_memory() -> int | None:
     return min(found) if found else None
 
 
-def batch_pixels() -> float:
-    """Pixels of a padded batch for which an eighth of this machine's memory is enough, by the rule of `check_batch`."""
-    there = machine_memory()
+def batch_pixels(device_memory: int | None = None) -> float:
+    """Pixels of a padded batch for which an eighth of the memory is enough, by the rule of `check_batch`.
+
+    Args:
+        device_memory: bytes of an accelerator that computes the batch; None: the processor does.
+    """
+    there = machine_memory() if device_memory is None else device_memory
     return float("inf") if there is None else there / 8 / (4 * 3 + CHANNELS)
 
 
