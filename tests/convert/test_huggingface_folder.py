@@ -263,6 +263,11 @@ def test_names_that_somebody_changed(tmp_path):
         ("config.json", {"backbone_config": {"model_type": "swin"}}, "the backbone is 'swin': detrkit has resnet10"),
         ("config.json", {"backbone_config": {"model_type": "resnet", "depths": [9, 9, 9, 9]}}, "the backbone is .*9"),
         ("config.json", {"backbone_config": None, "backbone": "resnet50d"}, "the backbone is 'resnet50d'"),
+        (
+            "config.json",
+            {"backbone_config": {"model_type": "resnet", "embedding_size": None}},
+            "backbone_config.embedding_size is None: must be a whole number",
+        ),
         ("config.json", {"backbone_config": [1]}, r"backbone_config is \[1\]: must be an object"),
         ("config.json", {"num_queries": 7}, r"these weights do not fit(.|\n)*num_queries=100"),
         ("preprocessor_config.json", {"size": {"height": 8, "width": 8}}, "detrkit resizes by the short side"),

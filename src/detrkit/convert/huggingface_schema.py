@@ -23,6 +23,7 @@ class Resnet(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="allow")
 
     model_type: str
+    embedding_size: Annotated[Width, Field(strict=True)]
     backbone: str | None
     output_stride: Number | None
     out_indices: list[Number] | None
