@@ -28,8 +28,8 @@ from PIL import Image, ImageDraw
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from detrkit.data import Dataset, make_loader, normalise, open_dataset, to_target, train_transform
-from detrkit.data.loader import GROUPED_STEPS, TrainSampler, derived_seed
 from detrkit.data.panoptic import write_id_map
+from detrkit.data.samplers import GROUPED_STEPS, TrainSampler, derived_seed
 from original_code import importing
 from side_by_side import Report, add_options, by_turns, checkout
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detrkit.data.grouping import order_by_size, split_by_shape
-from detrkit.data.loader import Item, TrainSampler
+from detrkit.data.samplers import Item, TrainSampler
 from detrkit.data.transforms import train_transform
 
 

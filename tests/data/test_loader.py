@@ -10,7 +10,8 @@ import torch
 
 from detrkit.data import loader as loader_module
 from detrkit.data.dataset import Dataset, open_dataset
-from detrkit.data.loader import EvalSampler, Item, TrainSampler, derived_seed, make_loader, order_by_aspect
+from detrkit.data.loader import make_loader
+from detrkit.data.samplers import EvalSampler, Item, TrainSampler, derived_seed, order_by_aspect
 from detrkit.data.shapes import write_shapes
 from detrkit.data.transforms import Geometry, Transform, eval_transform, train_transform
 from detrkit.models.batch import Batch

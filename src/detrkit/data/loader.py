@@ -1,9 +1,4 @@
-"""Samplers and the loader: which image is in which batch, the same on every number of processes.
-
-An item of the samplers says all that an augmented image depends on besides the seed: epoch, image and, where a small
-dataset fills a batch several times over, which copy. So nothing depends on worker processes, and persistent workers
-need no message about a new epoch.
-"""
+"""The loader: batches of images and targets, prepared by processes of its own or in this one."""
 
 from __future__ import annotations
 
@@ -15,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -25,8 +19,8 @@ from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.console import console
 from detrkit.data._workers import begin_worker, end_with_program
 from detrkit.data.dataset import Dataset
-from detrkit.data.grouping import order_by_size
 from detrkit.data.handing import SHARED_FROM_BYTES, Collate, Packed, shared_from, usable_workers
+from detrkit.data.samplers import EvalSampler, Item, TrainSampler, derived_seed
 from detrkit.data.transforms import Geometry, Normalisation, Transform, to_target
 from detrkit.errors import DetrkitError
 from detrkit.models.batch import Batch
@@ -35,161 +29,11 @@ from detrkit.utils.workers import loading_failure
 
 # Below this, decoding everything once costs less memory than a worker process.
 CACHE_LIMIT_BYTES = 2**30
-# Among the pictures of so many steps, those of like size are put together. At the published augmentation of COCO-like
-# sizes and batch 4, 33 % of a batch is padding without, 11 % with 16 steps, 5 % with 64, 2 % with 256.
-GROUPED_STEPS = 64
 NOTICE_SECONDS = 10  # without a batch, until that is said
 WAIT_SECONDS = 1800.0  # without a batch, until the loading processes are given up
 PREFETCHED = 2  # batches that each of them is asked for ahead
 _LOOK_SECONDS = 1
 _MEASURED_IMAGES = 256
-
-
-class Item(NamedTuple):
-    """What a sampler asks for."""
-
-    epoch: int
-    image: int
-    copy: int = 0
-
-
-def derived_seed(*parts: int) -> int:
-    """A 64-bit seed from non-negative whole numbers, such as (seed, epoch, index); unlike for every tuple."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
-
-
-class TrainSampler:
-    """Batches of one process in an epoch of training.
-
-    The permutation of an epoch follows from (seed, epoch). Global batch k is permutation[k * G : (k + 1) * G] with
-    G = batch_size * world_size; process `rank` takes its slice [rank * batch_size : (rank + 1) * batch_size]. The last
-    incomplete global batch is dropped, as published; a dataset smaller than the images of one step (G * accumulate) is
-    repeated to fill exactly one.
-
-    With `size_of`, the items of every `GROUPED_STEPS` optimiser steps are put in another order before they are cut
-    into batches: pictures of like size come into one step, and the steps are shuffled. That, too, follows from the seed
-    and the epoch, and does not depend on how a step's images are spread over processes and accumulated batches.
-
-    Args:
-        length: images in the dataset.
-        batch_size: images per process and batch.
-        seed: of the training.
-        rank: number of this process, from 0.
-        world_size: number of processes.
-        accumulate: batches per optimiser step. An epoch has one step or more: where there are too few images for one,
-            they are repeated.
-        size_of: the (height, width) in pixels of an item after augmentation; None to leave the order as drawn.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulate: int = 1,
-        size_of: Callable[[Item], tuple[int, int]] | None = None,
-    ) -> None:
-        _check_process(length, batch_size, rank, world_size)
-        if accumulate < 1:
-            raise ValueError(f"accumulate {accumulate}: a step has at least one batch")
-        self.length = length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.accumulate = accumulate
-        self.size_of = size_of
-        self.epoch = 0
-        self.start_batch = 0
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """The next iteration gives the batches of `epoch`, from number `start_batch` on (to resume within an epoch).
-
-        Raises:
-            ValueError: a negative epoch, or a start outside [0, number of batches].
-        """
-        if epoch < 0 or not 0 <= start_batch <= len(self):
-            raise ValueError(f"epoch {epoch}, start_batch {start_batch}: an epoch has batches 0 to {len(self)}")
-        self.epoch = epoch
-        self.start_batch = start_batch
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch, wherever it starts: at least those of one step."""
-        return max(self.accumulate, self.length // (self.batch_size * self.world_size))
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        """The batches of this process, each a list of `batch_size` items."""
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        whole = self.batch_size * self.world_size
-        items = [Item(self.epoch, order[k % self.length], k // self.length) for k in range(len(self) * whole)]
-        window = GROUPED_STEPS * self.accumulate  # batches
-        grouped = -1
-        for batch in range(self.start_batch, len(self)):
-            if self.size_of is not None and batch // window > grouped:
-                grouped = batch // window
-                span = slice(grouped * window * whole, (grouped + 1) * window * whole)
-                items[span] = self._grouped(items[span], grouped, self.size_of)
-            first = batch * whole + self.rank * self.batch_size
-            yield items[first : first + self.batch_size]
-
-    def _grouped(self, items: list[Item], window: int, size_of: Callable[[Item], tuple[int, int]]) -> list[Item]:
-        """The items of a window, those of like size in one step, the steps shuffled; what fills no step comes last."""
-        unit = self.batch_size * self.world_size * self.accumulate
-        order = order_by_size([size_of(item) for item in items], unit)
-        # the 1 sets the seed apart from those of the pictures
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, window, 0, 1))
-        steps = [*torch.randperm(len(items) // unit, generator=generator).tolist(), len(items) // unit]
-        return [items[k] for step in steps for k in order[step * unit : (step + 1) * unit]]
-
-
-class EvalSampler:
-    """Batches of one process in an evaluation: over all processes, every image exactly once.
-
-    Args:
-        length: images in the dataset.
-        batch_size: images per step; the last batch may be smaller.
-        rank: number of this process, from 0.
-        world_size: number of processes; `rank` takes order[rank::world_size].
-        order: a permutation of the indices; by default as they are.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        order: Sequence[int] | None = None,
-    ) -> None:
-        _check_process(length, batch_size, rank, world_size)
-        self.batch_size = batch_size
-        self.indices = list(order if order is not None else range(length))[rank::world_size]
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Does nothing: an evaluation is the same in every epoch."""
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        """The batches of this process."""
-        for first in range(0, len(self.indices), self.batch_size):
-            yield [Item(0, index) for index in self.indices[first : first + self.batch_size]]
-
-
-def _check_process(length: int, batch_size: int, rank: int, world_size: int) -> None:
-    if length < 1 or batch_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"length {length}, batch_size {batch_size}, rank {rank} of {world_size}: impossible")
-
-
-def order_by_aspect(dataset: Dataset) -> list[int]:
-    """The indices by height / width, so that the images of a batch are of about one shape and padding is small."""
-    return sorted(range(len(dataset)), key=lambda i: (dataset.records[i].height / dataset.records[i].width, i))
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from detrkit.classes import ClassList
 from detrkit.data.dataset import Dataset
-from detrkit.data.loader import derived_seed
 from detrkit.data.sample import Sample
+from detrkit.data.samplers import derived_seed
 from detrkit.data.transforms import Transform
 from detrkit.errors import DetrkitError
 from detrkit.results import PanopticResult, Segment

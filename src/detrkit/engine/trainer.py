@@ -18,7 +18,8 @@ from detrkit.checkpoint import ModelSpec, load_model, save_model
 from detrkit.config import TrainConfig
 from detrkit.console import console, meter, track
 from detrkit.data import make_loader, train_transform
-from detrkit.data.loader import Loader, derived_seed
+from detrkit.data.loader import Loader
+from detrkit.data.samplers import derived_seed
 from detrkit.engine.evaluating import eval_loader
 from detrkit.engine.figures import deciding, known, learned, row_of, shown
 from detrkit.engine.fingerprint import Fingerprint
