@@ -111,7 +111,7 @@ class ResNetBackbone(nn.Module):
             Per stage the (B, C, h, w) map, h = ceil(H / stride), and its (B, h, w) bool padding mask, True = padded.
         """
         body = self.body
-        margin = _Margin(batch, exact=self.padding == "exact" and batch.padded)
+        margin = _Margin(batch, exact=self.padding == "exact" and batch.padded, in_place=not self.checkpointing)
         x = batch.images
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             if not self.checkpointing:  # which asks for little memory: what is kept comes in pieces that do not fit
@@ -169,10 +169,11 @@ class _Margin:
     Args:
         batch: the images.
         exact: whether padding is kept from what lies inside; otherwise nothing here does anything.
+        in_place: whether a map may be changed; under gradient checkpointing it is what a stage is computed again from.
     """
 
-    def __init__(self, batch: Batch, *, exact: bool) -> None:
-        self.batch, self.exact = batch, exact
+    def __init__(self, batch: Batch, *, exact: bool, in_place: bool) -> None:
+        self.batch, self.exact, self.in_place = batch, exact, in_place
         self.keeps: dict[int, Tensor] = {}
 
     def _sizes(self, stride: int) -> list[tuple[int, int]]:
@@ -199,7 +200,7 @@ class _Margin:
         keep = self.at(stride)
         if keep is None:
             return x
-        if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
+        if not self.in_place or x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
             return x.masked_fill(~keep, 0.0)
         for image, (h, w) in zip(x, self._sizes(stride), strict=True):  # the margins alone are touched
             image[:, h:] = 0.0
