@@ -48,7 +48,7 @@ def test_module_and_gradients(reference):
         }
     )
     query, memory, points = (data[k].requires_grad_() for k in ("query", "input_flatten", reference))
-    out, locations, weights = module(query, points, memory, shapes, padding=data["padding_mask"])
+    out, locations, weights = module(query, points, memory, shapes, padding_mask=data["padding_mask"])
     _close(out, data[f"{reference}_output"])
     assert locations.shape == (*query.shape[:2], 8, 3, 4, 2) and weights.shape == locations.shape[:-1]
 

@@ -36,7 +36,7 @@ def test_attention_equals_torch(seed, capture, same_key):
     query = key if same_key else torch.randn(2, 5, 48)
     padding = torch.zeros(2, 11, dtype=torch.bool)
     padding[1, 7:] = True
-    got, weights = ours(query, key, value, padding=padding, capture=capture)
+    got, weights = ours(query, key, value, key_padding_mask=padding, capture=capture)
     want, averaged = theirs(query, key, value, key_padding_mask=padding)
     assert torch.allclose(got, want, atol=1e-6)
     if capture:
@@ -49,7 +49,7 @@ def test_attention_does_not_see_padded_keys():
     attention = MultiHeadAttention(16, 4)
     query, key, value = torch.randn(1, 3, 16), torch.randn(1, 6, 16), torch.randn(1, 6, 16)
     padding = torch.tensor([[False] * 4 + [True] * 2])
-    got, _ = attention(query, key, value, padding=padding)
+    got, _ = attention(query, key, value, key_padding_mask=padding)
     want, _ = attention(query, key[:, :4], value[:, :4])
     assert torch.allclose(got, want, atol=1e-6)
 
@@ -92,8 +92,8 @@ def test_transformer_equals_torch(pre_norm):
     source, queries = torch.randn(2, 9, 32), torch.randn(2, 5, 32)
     padding = torch.zeros(2, 9, dtype=torch.bool)
     padding[0, 6:] = True
-    memory, _, _ = encoder(source, position=None, padding=padding)
-    states, _, _, _ = decoder(queries, memory, position=None, query_position=None, padding=padding)
+    memory, _, _ = encoder(source, pos_embed=None, key_padding_mask=padding)
+    states, _, _, _ = decoder(queries, memory, pos_embed=None, query_pos_embed=None, key_padding_mask=padding)
     with torch.no_grad():
         want = theirs(source, queries, src_key_padding_mask=padding, memory_key_padding_mask=padding)
     assert states.shape == (3, 2, 5, 32)
@@ -104,8 +104,8 @@ def test_position_enters_queries_and_keys_not_values():
     """With one token there is nothing to choose: its position cannot matter."""
     encoder = Encoder(1, 16, 2, 32, dropout=0.0, pre_norm=False, final_norm=False)
     x = torch.randn(1, 1, 16)
-    a, _, _ = encoder(x, position=torch.zeros(1, 1, 16), padding=None)
-    b, _, _ = encoder(x, position=torch.randn(1, 1, 16), padding=None)
+    a, _, _ = encoder(x, pos_embed=torch.zeros(1, 1, 16), key_padding_mask=None)
+    b, _, _ = encoder(x, pos_embed=torch.randn(1, 1, 16), key_padding_mask=None)
     assert torch.allclose(a, b, atol=1e-6)
 
 
@@ -171,7 +171,7 @@ def test_mlp():
 
 def _attended(part, monkeypatch, *, dropout):
     """Output, gradients of query, key and value, and bytes kept for them, with at most `part` weights together."""
-    monkeypatch.setattr(attention_module, "PART", part)
+    monkeypatch.setattr(attention_module, "ATTENTION_CHUNK", part)
     torch.manual_seed(0)
     attention = MultiHeadAttention(32, 4, dropout=dropout).train()
     query, key, value = (torch.randn(2, n, 32, requires_grad=True) for n in (40, 50, 50))
@@ -184,7 +184,7 @@ def _attended(part, monkeypatch, *, dropout):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out, _ = attention(query, key, value, padding=padding)
+        out, _ = attention(query, key, value, key_padding_mask=padding)
     weighed = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(1))
     gradients = torch.autograd.grad((out * weighed).sum(), (query, key, value))
     return out, gradients, sum(kept.values()), (weighed, value, attention)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,18 +13,30 @@ from detrkit.layers.linear import Linear
 from detrkit.ops.dense import linear
 from detrkit.ops.dropout import dropout as drop_out
 
-PART = 2**24  # attention weights that a processor computes together, where their gradient is asked for
+ATTENTION_CHUNK = 2**24  # attention weights computed at once on a CPU where gradients are needed
+
+
+class AttentionOutput(NamedTuple):
+    """Result of an attention layer.
+
+    Attributes:
+        output: (B, Q, D).
+        attn_weights: (B, H, Q, S) attention weights, or None unless they were asked for.
+    """
+
+    output: Tensor
+    attn_weights: Tensor | None
 
 
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with several heads (Vaswani et al. 2017; DETR Sec. A.1).
 
     The parameters are laid out as in `torch.nn.MultiheadAttention` (one packed input projection), so that published
-    weights load unchanged and Xavier initialisation sees the packed matrix, as it did in the published training.
+    weights load unchanged and Xavier initialization sees the packed matrix, as it did in the published training.
 
     Args:
-        width: channels of queries, keys, values and output.
-        heads: number of heads; divides `width`.
+        width: channels D of queries, keys, values and output.
+        heads: number of heads H; divides `width`.
         dropout: on the attention weights, in training.
     """
 
@@ -39,20 +53,26 @@ class MultiHeadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, padding: Tensor | None = None, capture: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        capture: bool = False,
+    ) -> AttentionOutput:
         """Attends from queries to keys.
 
         Args:
             query: (B, Q, D).
             key: (B, S, D).
             value: (B, S, D).
-            padding: (B, S) bool, True where a key must not be seen; None when there is no padding, which lets the
-                kernel skip the mask. Every image needs one valid key.
-            capture: also return the weights, at the price of materialising them.
-
-        Returns:
-            (B, Q, D) output, and (B, heads, Q, S) attention weights or None.
+            key_padding_mask: (B, S) bool, True where a key is padding and gets no attention; None without padding,
+                which lets the kernel skip the mask. Each image needs one valid key.
+            attn_mask: (Q, S) bool, True where a query must not attend to a key, as in `torch.nn.MultiheadAttention`;
+                None for no restriction. Each query needs one key.
+            capture: return the attention weights, too, which keeps them in memory.
         """
         width = query.shape[-1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
@@ -62,33 +82,35 @@ class MultiHeadAttention(nn.Module):
             q = linear(query, weight[:width], bias[:width])
             k = linear(key, weight[width : 2 * width], bias[width : 2 * width])
         v = linear(value, weight[2 * width :], bias[2 * width :])
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, L, D / heads)
-        visible = None if padding is None else ~padding[:, None, None, :]  # (B, 1, 1, S)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, H, Q or S, D / H)
+        visible = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]  # (B, 1, 1, S)
+        if attn_mask is not None:
+            visible = ~attn_mask if visible is None else visible & ~attn_mask  # (Q, S) or (B, 1, Q, S)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if capture:
             out, weights = _attend(q, k, v, visible, dropout)
         elif dropout > 0.0 and query.device.type == "cpu":  # the kernel's dropout is slow there
-            out = _attend_by_parts(q, k, v, visible, dropout)
+            out = _attend_in_chunks(q, k, v, visible, dropout)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), weights
+        return AttentionOutput(self.out_proj(out.transpose(1, 2).flatten(2)), weights)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
-    """(B, heads, Q, D / heads) output and (B, heads, Q, S) weights of attention, step by step."""
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, Q, S)
+    """Computes the (B, H, Q, D / H) output and the (B, H, Q, S) weights of attention, step by step."""
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, H, Q, S)
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
     weights = scores.softmax(-1)
     return drop_out(weights, dropout) @ v, weights
 
 
-def _attend_by_parts(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
-    """The output of `_attend`; large ones for some heads at a time, whose weights are not kept for the gradient."""
-    weights_of_a_head = len(q) * q.shape[2] * k.shape[2]
-    heads = max(1, PART // weights_of_a_head)
-    if heads >= q.shape[1]:
+def _attend_in_chunks(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+    """Computes the output of `_attend`, chunk by chunk of heads, whose weights are not kept for the gradient."""
+    weights_per_head = len(q) * q.shape[2] * k.shape[2]
+    heads_per_chunk = max(1, ATTENTION_CHUNK // weights_per_head)
+    if heads_per_chunk >= q.shape[1]:
         return _attend(q, k, v, visible, dropout)[0]
-    parts = zip(*(t.split(heads, 1) for t in (q, k, v)), strict=True)
-    return torch.cat([checkpointed(_attend, *part, visible, dropout, on=True)[0] for part in parts], 1)
+    chunks = zip(*(t.split(heads_per_chunk, 1) for t in (q, k, v)), strict=True)
+    return torch.cat([checkpointed(_attend, *chunk, visible, dropout, on=True)[0] for chunk in chunks], 1)

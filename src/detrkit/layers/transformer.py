@@ -6,23 +6,70 @@ again at every decoder layer.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from detrkit.layers.attention import MultiHeadAttention
+from detrkit.layers.attention import AttentionOutput, MultiHeadAttention
 from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.dropout import Dropout
 from detrkit.layers.linear import Linear
 
 
-def _with(x: Tensor, position: Tensor | None) -> Tensor:
-    return x if position is None else x + position
+class EncoderOutput(NamedTuple):
+    """Result of an encoder of NL layers.
+
+    Attributes:
+        memory: (B, S, D), what the decoder reads.
+        hidden_states: NL (B, S, D) outputs of the layers; empty unless captured.
+        attn_weights: NL (B, H, S, S) attention weights; empty unless captured.
+    """
+
+    memory: Tensor
+    hidden_states: list[Tensor]
+    attn_weights: list[Tensor]
 
 
-def init_transformer(*parts: nn.Module) -> None:
-    """Xavier-uniform values for every matrix of the parts, as published; packed projections count as one matrix."""
-    for part in parts:
-        for parameter in part.parameters():
+class DecoderLayerOutput(NamedTuple):
+    """Result of one decoder layer.
+
+    Attributes:
+        hidden_states: (B, Q, D).
+        self_attn_weights: (B, H, Q, Q), or None unless captured.
+        cross_attn_weights: (B, H, Q, S), or None unless captured.
+    """
+
+    hidden_states: Tensor
+    self_attn_weights: Tensor | None
+    cross_attn_weights: Tensor | None
+
+
+class DecoderOutput(NamedTuple):
+    """Result of a decoder of NL layers.
+
+    Attributes:
+        hs: (NL, B, Q, D) normed outputs of all layers, what the heads read.
+        hidden_states: NL (B, Q, D) outputs of the layers before the norm; empty unless captured.
+        self_attn_weights: NL (B, H, Q, Q); empty unless captured.
+        cross_attn_weights: NL (B, H, Q, S); empty unless captured.
+    """
+
+    hs: Tensor
+    hidden_states: list[Tensor]
+    self_attn_weights: list[Tensor]
+    cross_attn_weights: list[Tensor]
+
+
+def with_pos_embed(x: Tensor, pos_embed: Tensor | None) -> Tensor:
+    """Adds a position encoding, if there is one."""
+    return x if pos_embed is None else x + pos_embed
+
+
+def init_transformer(*modules: nn.Module) -> None:
+    """Initializes every matrix of the modules with Xavier-uniform values, as published; packed ones count as one."""
+    for module in modules:
+        for parameter in module.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
 
@@ -30,60 +77,65 @@ def init_transformer(*parts: nn.Module) -> None:
 class FeedForward(nn.Module):
     """Two linear layers around a ReLU, applied to every token (Vaswani et al. 2017, Sec. 3.3)."""
 
-    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+    def __init__(self, width: int, dim_feedforward: int, *, dropout: float) -> None:
         super().__init__()
-        self.linear1 = Linear(width, hidden)
-        self.linear2 = Linear(hidden, width)
+        self.linear1 = Linear(width, dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, width)
         self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        hidden = self.drop(self.linear1(x, relu=True))
-        return self.linear2(hidden)
+        """(B, S, D) to (B, S, D)."""
+        return self.linear2(self.drop(self.linear1(x, relu=True)))
 
 
 class EncoderLayer(nn.Module):
     """Self-attention among the tokens of the feature map, then a feed-forward network, each with a residual.
 
     Args:
-        width, heads, hidden: sizes of the layer.
+        width, heads, dim_feedforward: sizes of the layer.
         dropout: on attention weights, inside the feed-forward network and on both residual branches.
-        pre_norm: normalise the input of each part (official `--pre_norm`) instead of its output.
+        pre_norm: normalize the input of each part (official `--pre_norm`) instead of its output.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, *, dropout: float, pre_norm: bool) -> None:
+    def __init__(self, width: int, heads: int, dim_feedforward: int, *, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.self_attention = MultiHeadAttention(width, heads, dropout=dropout)
-        self.feed_forward = FeedForward(width, hidden, dropout=dropout)
+        self.feed_forward = FeedForward(width, dim_feedforward, dropout=dropout)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.drop = Dropout(dropout)
         self.pre_norm = pre_norm
 
     def forward(
-        self, x: Tensor, *, position: Tensor | None, padding: Tensor | None, capture: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """One layer.
+        self,
+        src: Tensor,
+        *,
+        pos_embed: Tensor | None,
+        key_padding_mask: Tensor | None,
+        capture: bool = False,
+    ) -> AttentionOutput:
+        """Computes one layer.
 
         Args:
-            x: (B, S, D) tokens.
-            position: (B, S, D) encoding, or None.
-            padding: (B, S) bool, True where padded, or None.
-            capture: also return the attention weights.
+            src: (B, S, D) tokens.
+            pos_embed: (B, S, D) position encoding, or None.
+            key_padding_mask: (B, S) bool, True where padded, or None.
+            capture: return the attention weights, too.
 
         Returns:
-            (B, S, D) tokens, and (B, heads, S, S) attention weights or None.
+            (B, S, D) tokens, and (B, H, S, S) attention weights or None.
         """
+        x = src
         y = self.norm1(x) if self.pre_norm else x
-        q = _with(y, position)
-        update, weights = self.self_attention(q, q, y, padding=padding, capture=capture)
-        x = x + self.drop(update)
+        q = with_pos_embed(y, pos_embed)
+        attended, weights = self.self_attention(q, q, y, key_padding_mask=key_padding_mask, capture=capture)
+        x = x + self.drop(attended)
         if not self.pre_norm:
             x = self.norm1(x)
         x = x + self.drop(self.feed_forward(self.norm2(x) if self.pre_norm else x))
         if not self.pre_norm:
             x = self.norm2(x)
-        return x, weights
+        return AttentionOutput(x, weights)
 
 
 class Encoder(nn.Module):
@@ -92,27 +144,46 @@ class Encoder(nn.Module):
     checkpointing = False  # see `set_checkpointing`
 
     def __init__(
-        self, layers: int, width: int, heads: int, hidden: int, *, dropout: float, pre_norm: bool, final_norm: bool
+        self,
+        num_layers: int,
+        width: int,
+        heads: int,
+        dim_feedforward: int,
+        *,
+        dropout: float,
+        pre_norm: bool,
+        final_norm: bool,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, hidden, dropout=dropout, pre_norm=pre_norm) for _ in range(layers)
+            EncoderLayer(width, heads, dim_feedforward, dropout=dropout, pre_norm=pre_norm) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(width) if final_norm else None
 
     def forward(
-        self, x: Tensor, *, position: Tensor | None, padding: Tensor | None, capture: bool = False
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """(B, S, D) tokens to the memory, alike; if captured, each layer's tokens and (B, heads, S, S) weights, too."""
-        states, attention = [], []
+        self,
+        src: Tensor,
+        *,
+        pos_embed: Tensor | None,
+        key_padding_mask: Tensor | None,
+        capture: bool = False,
+    ) -> EncoderOutput:
+        """Encodes (B, S, D) tokens; arguments as of `EncoderLayer.forward`."""
+        x = src
+        hidden_states, attn_weights = [], []
         for layer in self.layers:
             x, weights = checkpointed(
-                layer, x, position=position, padding=padding, capture=capture, on=self.checkpointing
+                layer,
+                x,
+                pos_embed=pos_embed,
+                key_padding_mask=key_padding_mask,
+                capture=capture,
+                on=self.checkpointing,
             )
-            if weights is not None:
-                states.append(x)
-                attention.append(weights)
-        return (x if self.norm is None else self.norm(x)), states, attention
+            if capture:
+                hidden_states.append(x)
+                attn_weights.append(weights)
+        return EncoderOutput(x if self.norm is None else self.norm(x), hidden_states, attn_weights)
 
 
 class DecoderLayer(nn.Module):
@@ -121,11 +192,11 @@ class DecoderLayer(nn.Module):
     Args: as `EncoderLayer`.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, *, dropout: float, pre_norm: bool) -> None:
+    def __init__(self, width: int, heads: int, dim_feedforward: int, *, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.self_attention = MultiHeadAttention(width, heads, dropout=dropout)
         self.cross_attention = MultiHeadAttention(width, heads, dropout=dropout)
-        self.feed_forward = FeedForward(width, hidden, dropout=dropout)
+        self.feed_forward = FeedForward(width, dim_feedforward, dropout=dropout)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
@@ -134,43 +205,45 @@ class DecoderLayer(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        tgt: Tensor,
         memory: Tensor,
         key: Tensor,
         *,
-        query_position: Tensor | None,
-        padding: Tensor | None,
+        query_pos: Tensor | None,
+        key_padding_mask: Tensor | None,
+        attn_mask: Tensor | None = None,
         capture: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """One layer.
+    ) -> DecoderLayerOutput:
+        """Computes one layer.
 
         Args:
-            x: (B, Q, D) query states.
+            tgt: (B, Q, D) hidden states of the queries.
             memory: (B, S, D) encoder output, the values.
             key: (B, S, D) memory with its position encoding added.
-            query_position: (B, Q, D) object queries, or None.
-            padding: (B, S) bool, True where the memory is padding, or None.
-            capture: also return both attention weights.
-
-        Returns:
-            (B, Q, D) states, (B, heads, Q, Q) self-attention and (B, heads, Q, S) cross-attention or None.
+            query_pos: (B, Q, D) object queries, or None.
+            key_padding_mask: (B, S) bool, True where the memory is padding, or None.
+            attn_mask: (Q, Q) bool, True where a query must not attend to another, or None.
+            capture: return both attention weights, too.
         """
-        pre = self.pre_norm
-        y = self.norm1(x) if pre else x
-        q = _with(y, query_position)
-        update, among = self.self_attention(q, q, y, capture=capture)
-        x = x + self.drop(update)
-        if not pre:
+        pre_norm = self.pre_norm
+        x = tgt
+        y = self.norm1(x) if pre_norm else x
+        q = with_pos_embed(y, query_pos)
+        attended, self_attn_weights = self.self_attention(q, q, y, attn_mask=attn_mask, capture=capture)
+        x = x + self.drop(attended)
+        if not pre_norm:
             x = self.norm1(x)
-        y = self.norm2(x) if pre else x
-        update, across = self.cross_attention(_with(y, query_position), key, memory, padding=padding, capture=capture)
-        x = x + self.drop(update)
-        if not pre:
+        y = self.norm2(x) if pre_norm else x
+        attended, cross_attn_weights = self.cross_attention(
+            with_pos_embed(y, query_pos), key, memory, key_padding_mask=key_padding_mask, capture=capture
+        )
+        x = x + self.drop(attended)
+        if not pre_norm:
             x = self.norm2(x)
-        x = x + self.drop(self.feed_forward(self.norm3(x) if pre else x))
-        if not pre:
+        x = x + self.drop(self.feed_forward(self.norm3(x) if pre_norm else x))
+        if not pre_norm:
             x = self.norm3(x)
-        return x, among, across
+        return DecoderLayerOutput(x, self_attn_weights, cross_attn_weights)
 
 
 class Decoder(nn.Module):
@@ -178,53 +251,55 @@ class Decoder(nn.Module):
 
     checkpointing = False  # see `set_checkpointing`
 
-    def __init__(self, layers: int, width: int, heads: int, hidden: int, *, dropout: float, pre_norm: bool) -> None:
+    def __init__(
+        self, num_layers: int, width: int, heads: int, dim_feedforward: int, *, dropout: float, pre_norm: bool
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            DecoderLayer(width, heads, hidden, dropout=dropout, pre_norm=pre_norm) for _ in range(layers)
+            DecoderLayer(width, heads, dim_feedforward, dropout=dropout, pre_norm=pre_norm) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(width)
 
     def forward(
         self,
-        x: Tensor,
+        tgt: Tensor,
         memory: Tensor,
         *,
-        position: Tensor | None,
-        query_position: Tensor | None,
-        padding: Tensor | None,
+        pos_embed: Tensor | None,
+        query_pos: Tensor | None,
+        key_padding_mask: Tensor | None,
+        attn_mask: Tensor | None = None,
         capture: bool = False,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    ) -> DecoderOutput:
         """Decodes the queries.
 
         Args:
-            x: (B, Q, D) initial states (zeros in DETR, the queries in the demo).
+            tgt: (B, Q, D) first hidden states (zeros in DETR, the queries in the demo).
             memory: (B, S, D) encoder output.
-            position: (B, S, D) encoding of the memory, or None.
-            query_position: (B, Q, D) object queries, or None.
-            padding: (B, S) bool, True where padded, or None.
-            capture: also return the attention weights, and the states before the norm.
-
-        Returns:
-            (L, B, Q, D) normed states of every layer; per layer (B, Q, D) states before the norm; per layer
-            (B, heads, Q, Q) self-attention; per layer (B, heads, Q, S) cross-attention (empty lists unless captured).
+            pos_embed: (B, S, D) position encoding of the memory, or None.
+            query_pos: (B, Q, D) object queries, or None.
+            key_padding_mask: (B, S) bool, True where padded, or None.
+            attn_mask: (Q, Q) bool, True where a query must not attend to another, or None.
+            capture: return the attention weights, and the hidden states before the norm, too.
         """
-        key = _with(memory, position)
-        states, before, among, across = [], [], [], []
+        x = tgt
+        key = with_pos_embed(memory, pos_embed)
+        hs, hidden_states, self_attn_weights, cross_attn_weights = [], [], [], []
         for layer in self.layers:
-            x, own, cross = checkpointed(
+            x, self_weights, cross_weights = checkpointed(
                 layer,
                 x,
                 memory,
                 key,
-                query_position=query_position,
-                padding=padding,
+                query_pos=query_pos,
+                key_padding_mask=key_padding_mask,
+                attn_mask=attn_mask,
                 capture=capture,
                 on=self.checkpointing,
             )
-            states.append(self.norm(x))
-            if own is not None and cross is not None:
-                before.append(x)
-                among.append(own)
-                across.append(cross)
-        return torch.stack(states), before, among, across
+            hs.append(self.norm(x))
+            if capture:
+                hidden_states.append(x)
+                self_attn_weights.append(self_weights)
+                cross_attn_weights.append(cross_weights)
+        return DecoderOutput(torch.stack(hs), hidden_states, self_attn_weights, cross_attn_weights)

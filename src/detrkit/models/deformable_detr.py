@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,17 @@ from torch.nn import functional as F
 from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
 from detrkit.layers import MLP, GroupNorm, position_encoding
-from detrkit.layers.checkpointing import checkpointed
-from detrkit.layers.deformable import DeformableDecoderLayer, DeformableEncoderLayer, MSDeformAttention
+from detrkit.layers.deformable import MSDeformAttention
+from detrkit.layers.deformable_transformer import DeformableDecoder, DeformableEncoder, cell_centers
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
+from detrkit.models.base import DetectionModel
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target, numbered
-from detrkit.models.panoptic import MaskPredictor, Segmenter
+from detrkit.models.panoptic import MaskPredictor
 from detrkit.ops.dense import convolve_as
 
-NEVER = -1e4  # a logit whose probability is 0 and whose loss is 0, in every precision
+MASKED_LOGIT = -1e4  # its probability and its loss are 0 in every precision
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -31,7 +32,25 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
 
-class DeformableDETR(Segmenter):
+class Proposals(NamedTuple):
+    """Result of the first stage of a two-stage model.
+
+    Attributes:
+        outputs: objectness logits and boxes of all S tokens.
+        indices: (B, Q) int64, the tokens that become queries.
+        tgt: (B, Q, D) first hidden states of the decoder.
+        query_pos: (B, Q, D).
+        reference_points: (B, Q, 4) cxcywh in [0, 1], without gradient.
+    """
+
+    outputs: Outputs
+    indices: Tensor
+    tgt: Tensor
+    query_pos: Tensor
+    reference_points: Tensor
+
+
+class DeformableDETR(DetectionModel):
     """Multi-scale features, deformable encoder and decoder, a class and a box per query.
 
     Args:
@@ -117,18 +136,9 @@ class DeformableDETR(Segmenter):
         self.position_encoding = position_encoding(position_embedding, hidden_dim, entries=position_entries, offset=0.5)
         self.level_embed = nn.Parameter(torch.randn(num_feature_levels, hidden_dim))
 
-        self.encoder = nn.ModuleList(
-            DeformableEncoderLayer(
-                hidden_dim, nheads, dim_feedforward, levels=num_feature_levels, points=enc_n_points, dropout=dropout
-            )
-            for _ in range(enc_layers)
-        )
-        self.decoder = nn.ModuleList(
-            DeformableDecoderLayer(
-                hidden_dim, nheads, dim_feedforward, levels=num_feature_levels, points=dec_n_points, dropout=dropout
-            )
-            for _ in range(dec_layers)
-        )
+        sizes: dict[str, Any] = {"levels": num_feature_levels, "dropout": dropout}
+        self.encoder = DeformableEncoder(enc_layers, hidden_dim, nheads, dim_feedforward, points=enc_n_points, **sizes)
+        self.decoder = DeformableDecoder(dec_layers, hidden_dim, nheads, dim_feedforward, points=dec_n_points, **sizes)
         if two_stage:
             self.proposal_memory = Linear(hidden_dim, hidden_dim)
             self.proposal_memory_norm = nn.LayerNorm(hidden_dim)
@@ -179,13 +189,13 @@ class DeformableDETR(Segmenter):
         """Predicts a set of objects for every image.
 
         Args:
-            images: normalised (3, H, W) float tensors of any sizes, or a Batch.
-            targets: not used; part of the interface the models share.
-            capture: also return sampling locations, attention weights and intermediate tensors.
+            images: normalized (3, h, w) float tensors of any sizes, or a Batch.
+            targets: not used; part of the interface that the models share.
+            capture: return sampling locations, attention weights and intermediate tensors, too.
             defer_masks: as in `DETR.forward`.
 
         Returns:
-            Outputs with logits (B, Q, num_classes), boxes (B, Q, 4) cxcywh in [0, 1], and masks (B, Q, H / 4, W / 4) of
+            Outputs with logits (B, Q, num_classes), boxes (B, Q, 4) cxcywh in [0, 1], and masks (B, Q, h / 4, w / 4) of
             models that have them; `encoder` in two-stage models: column 0 of its logits is an objectness in all but
             name (its targets all have label 0).
         """
@@ -193,98 +203,94 @@ class DeformableDETR(Segmenter):
         features = self.backbone(batch, every_stage=capture)
         stages = range(2, max(self.stages) + 1) if capture else self.backbone.stages
         by_stage = dict(zip(stages, features, strict=True))
-        maps, masks = self._pyramid(batch, [by_stage[stage] for stage in self.stages])
-        shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
-        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)  # (B, S, D)
-        positions = [self.position_encoding(mask).to(tokens.dtype) for mask in masks]  # (B, h, w, D) each
-        position = torch.cat(
-            [(own + self.level_embed[level]).flatten(1, 2) for level, own in enumerate(positions)], 1
-        )  # (B, S, D)
-        padded = torch.cat([m.flatten(1) for m in masks], 1)  # (B, S)
-        valid = torch.stack([torch.stack([(~m[:, 0]).sum(1), (~m[:, :, 0]).sum(1)], -1) for m in masks], 1)
-        valid = valid.to(position.dtype)  # (B, L, 2) width, height in cells
-        ratios = valid / valid.new_tensor([(w, h) for h, w in shapes])  # (B, L, 2)
-        hidden = padded if batch.padded else None
+        srcs, masks = self._levels(batch, [by_stage[stage] for stage in self.stages])
+        spatial_shapes = [(int(m.shape[2]), int(m.shape[3])) for m in srcs]
+        src = torch.cat([m.flatten(2).transpose(1, 2) for m in srcs], 1)  # (B, S, D)
+        pos = [self.position_encoding(mask).to(src.dtype) for mask in masks]  # L (B, h, w, D)
+        pos_embed = torch.cat([(p + self.level_embed[level]).flatten(1, 2) for level, p in enumerate(pos)], 1)
+        padding_mask = torch.cat([m.flatten(1) for m in masks], 1)  # (B, S)
+        valid_sizes = torch.stack([torch.stack([(~m[:, 0]).sum(1), (~m[:, :, 0]).sum(1)], -1) for m in masks], 1)
+        valid_sizes = valid_sizes.to(pos_embed.dtype)  # (B, L, 2) width, height in cells
+        valid_ratios = valid_sizes / valid_sizes.new_tensor([(w, h) for h, w in spatial_shapes])  # (B, L, 2)
+        key_padding_mask = padding_mask if batch.padded else None
 
-        memory, record, tokens_after = tokens, Capture(), []
-        references = _cell_centres(shapes, valid)[:, :, None] * ratios[:, None]  # (B, S, L, 2)
-        for layer in self.encoder:
-            memory, locations, weights = checkpointed(
-                layer, memory, position, references, shapes, padding=hidden, on=self.checkpointing
-            )
-            if capture:
-                tokens_after.append(memory)
-                record.encoder_locations.append(locations)
-                record.encoder_attention.append(weights)
+        encoded = self.encoder(
+            src,
+            pos_embed=pos_embed,
+            spatial_shapes=spatial_shapes,
+            valid_sizes=valid_sizes,
+            valid_ratios=valid_ratios,
+            padding_mask=key_padding_mask,
+            capture=capture,
+        )
+        memory = encoded.memory
 
-        encoder_outputs, chosen, absent = None, None, None
+        proposals, query_padding_mask = None, None
         if self.two_stage:
-            encoder_outputs, states, query_position, reference, chosen = self._proposals(memory, shapes, valid, padded)
-            if self.padding == "exact" and hidden is not None:
+            proposals = self._propose(memory, spatial_shapes, valid_sizes, padding_mask)
+            tgt, query_pos, reference_points = proposals.tgt, proposals.query_pos, proposals.reference_points
+            if self.padding == "exact" and key_padding_mask is not None:
                 # an image with fewer cells than queries has as many queries as cells; the rest came from padding
-                absent = padded.gather(1, chosen)  # (B, Q)
+                query_padding_mask = padding_mask.gather(1, proposals.indices)  # (B, Q)
         else:
-            query_position, states = self.queries.weight.expand(len(batch), -1, -1).chunk(2, -1)  # (B, Q, D) each
-            reference = self.reference_points(query_position).sigmoid()  # (B, Q, 2)
+            query_pos, tgt = self.queries.weight.expand(len(batch), -1, -1).chunk(2, -1)  # (B, Q, D) each
+            reference_points = self.reference_points(query_pos).sigmoid()  # (B, Q, 2)
 
-        layers, all_states, all_references = [], [], [reference]
-        for i, layer in enumerate(self.decoder):
-            scaled = reference[:, :, None] * ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, Q, L, 2 | 4)
-            states, among, locations, weights = checkpointed(
-                layer,
-                states,
-                query_position,
-                scaled,
-                memory,
-                shapes,
-                padding=hidden,
-                absent=absent,
-                capture=capture,
-                on=self.checkpointing,
-            )
-            head = i if self.with_box_refine else 0
-            boxes = self._boxes(self.box_heads[head](states), reference)
-            logits = self.class_heads[head](states)
-            if absent is not None:
-                logits = logits.masked_fill(absent[..., None], NEVER)
-            layers.append(Outputs(logits, boxes))
-            if self.with_box_refine:
-                reference = boxes.detach()
-            all_states.append(states)
-            all_references.append(reference)
-            if capture:
-                record.decoder_locations.append(locations)
-                record.decoder_attention.append(weights)
-                record.query_attention.append(among)
+        def heads(layer: int, hidden_states: Tensor, reference_points: Tensor) -> tuple[Tensor, Tensor]:
+            head = layer if self.with_box_refine else 0
+            boxes = self._boxes(self.box_heads[head](hidden_states), reference_points)
+            logits = self.class_heads[head](hidden_states)
+            if query_padding_mask is not None:
+                logits = logits.masked_fill(query_padding_mask[..., None], MASKED_LOGIT)
+            return logits, boxes
 
-        outputs = layers[-1]
-        outputs.encoder = encoder_outputs
-        outputs.aux = layers[:-1] if self.aux_loss else []
+        decoded = self.decoder(
+            tgt,
+            query_pos=query_pos,
+            reference_points=reference_points,
+            memory=memory,
+            spatial_shapes=spatial_shapes,
+            valid_ratios=valid_ratios,
+            padding_mask=key_padding_mask,
+            heads=heads,
+            refine=self.with_box_refine,
+            query_padding_mask=query_padding_mask,
+            capture=capture,
+        )
+
+        *aux, outputs = map(Outputs, decoded.logits, decoded.boxes)
+        outputs.encoder = None if proposals is None else proposals.outputs
+        outputs.aux = aux if self.aux_loss else []
         if capture:
-            record.feature_shapes = shapes
-            record.padding = padded
-            record.stages = {
-                **numbered("backbone", [feature for feature, _ in features], first=2),
-                **numbered("projection", maps),
-                **numbered("position", [own.permute(0, 3, 1, 2) for own in positions]),
-                **numbered("encoder", tokens_after),
-                "memory": memory,
-                **numbered("decoder", all_states),
-                "queries": torch.stack(all_states),
-                "init_reference": all_references[0],
-                "inter_references": torch.stack(all_references[1:]),
-            }
-            if chosen is not None:
-                record.stages["proposal_index"] = chosen
-            outputs.capture = record
+            outputs.capture = Capture(
+                encoder_attention=encoded.attention_weights,
+                decoder_attention=decoded.attention_weights,
+                encoder_locations=encoded.sampling_locations,
+                decoder_locations=decoded.sampling_locations,
+                query_attention=decoded.self_attn_weights,
+                feature_shapes=spatial_shapes,
+                padding=padding_mask,
+                stages={
+                    **numbered("backbone", [feature for feature, _ in features], first=2),
+                    **numbered("projection", srcs),
+                    **numbered("position", [p.permute(0, 3, 1, 2) for p in pos]),
+                    **numbered("encoder", encoded.hidden_states),
+                    "memory": memory,
+                    **numbered("decoder", decoded.hidden_states),
+                    "queries": torch.stack(decoded.hidden_states),
+                    "init_reference": decoded.reference_points[0],
+                    "inter_references": torch.stack(decoded.reference_points[1:]),
+                    **({} if proposals is None else {"proposal_index": proposals.indices}),
+                },
+            )
         level = len(self.stages) - 1  # of the backbone's last stage; finer levels come before it, coarser ones after
-        source, first = maps[level], sum(h * w for h, w in shapes[:level])
-        cells = memory[:, first : first + source[0, 0].numel()]  # (B, h * w, D)
-        self._add_masks(outputs, states, cells, source, features, batch, defer=defer_masks)
+        start, (h, w) = sum(h * w for h, w in spatial_shapes[:level]), spatial_shapes[level]
+        cells = memory[:, start : start + h * w]  # (B, h * w, D)
+        self._add_masks(outputs, decoded.hidden_states[-1], cells, srcs[level], features, batch, defer=defer_masks)
         return outputs
 
-    def _pyramid(self, batch: Batch, features: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps of all levels (B, D, h, w) and their (B, h, w) padding masks, from those of the stages it reads."""
+    def _levels(self, batch: Batch, features: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Computes the (B, D, h, w) maps of all levels and their (B, h, w) padding masks from the backbone's."""
         strides = [self.backbone.strides[-1]]
         maps, masks = [], []
         last = features[-1][0]
@@ -306,67 +312,44 @@ class DeformableDETR(Segmenter):
         return maps, masks
 
     def _boxes(self, correction: Tensor, reference: Tensor) -> Tensor:
-        """The box head's correction (B, Q, 4), added to the reference (B, Q, 2 or 4) in log-odds: (B, Q, 4) cxcywh."""
-        origin = inverse_sigmoid(reference)
-        if origin.shape[-1] == 2:
-            origin = F.pad(origin, (0, 2))  # only the centre is relative
-        return (correction + origin).sigmoid()
+        """Adds the box head's (B, Q, 4) correction to the (B, Q, 2 or 4) reference in logits: (B, Q, 4) cxcywh."""
+        reference = inverse_sigmoid(reference)
+        if reference.shape[-1] == 2:
+            reference = F.pad(reference, (0, 2))  # only the center is relative
+        return (correction + reference).sigmoid()
 
-    def _proposals(
-        self, memory: Tensor, shapes: Sequence[tuple[int, int]], valid: Tensor, padded: Tensor
-    ) -> tuple[Outputs, Tensor, Tensor, Tensor, Tensor]:
-        """First stage: a box and an objectness for every token, the best become queries (Sec. 4.2).
+    def _propose(
+        self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]], valid_sizes: Tensor, padding_mask: Tensor
+    ) -> Proposals:
+        """Computes the first stage: a box and an objectness for every token, the best become queries (Sec. 4.2).
 
         Args:
             memory: (B, S, D).
-            shapes: (height, width) of every level.
-            valid: (B, L, 2) width and height of the valid part, in cells.
-            padded: (B, S) bool.
-
-        Returns:
-            Outputs over all tokens; (B, Q, D) initial states; (B, Q, D) query positions; (B, Q, 4) references;
-            (B, Q) chosen tokens.
+            spatial_shapes: (height, width) of every level in cells.
+            valid_sizes: (B, L, 2) width and height of the valid part in cells.
+            padding_mask: (B, S) bool, True where padded.
         """
-        centres = _cell_centres(shapes, valid)  # (B, S, 2)
-        sides = torch.cat([centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(shapes)])
-        boxes = torch.cat([centres, sides[None, :, None].expand(len(memory), -1, 2)], -1)  # (B, S, 4)
-        usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~padded  # (B, S)
-        logodds = (boxes / (1 - boxes)).log().masked_fill(~usable[..., None], float("inf"))
-        states = self.proposal_memory_norm(self.proposal_memory(memory.masked_fill(~usable[..., None], 0.0)))
-        logits = self.class_heads[-1](states)  # (B, S, num_classes)
-        proposals = self.box_heads[-1](states) + logodds  # (B, S, 4), log-odds
+        centers = cell_centers(spatial_shapes, valid_sizes)  # (B, S, 2)
+        sides = torch.cat([centers.new_full((h * w,), 0.05 * 2.0**i) for i, (h, w) in enumerate(spatial_shapes)])
+        anchors = torch.cat([centers, sides[None, :, None].expand(len(memory), -1, 2)], -1)  # (B, S, 4) cxcywh
+        valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1) & ~padding_mask  # (B, S)
+        anchor_logits = (anchors / (1 - anchors)).log().masked_fill(~valid[..., None], float("inf"))
+        tokens = self.proposal_memory_norm(self.proposal_memory(memory.masked_fill(~valid[..., None], 0.0)))
+        logits = self.class_heads[-1](tokens)  # (B, S, num_classes)
+        box_logits = self.box_heads[-1](tokens) + anchor_logits  # (B, S, 4)
 
-        score = logits[..., 0]
+        objectness = logits[..., 0]  # (B, S)
         if self.padding == "exact":
-            score = score.masked_fill(padded, float("-inf"))  # padding must not fill up the queries of an image
-        chosen = score.topk(min(self.num_queries, score.shape[1]), dim=1).indices  # (B, Q)
-        best = proposals.gather(1, chosen[..., None].expand(-1, -1, 4)).detach()
-        reference = best.sigmoid()
-        embedded = _sine_of_boxes(reference, self.level_embed.shape[1] // 2).to(memory.dtype)  # (B, Q, 2 * D)
-        query_position, start = self.proposal_query_norm(self.proposal_query(embedded)).chunk(2, -1)
-        return Outputs(logits, proposals.sigmoid()), start, query_position, reference, chosen
-
-
-def _cell_centres(shapes: Sequence[tuple[int, int]], valid: Tensor) -> Tensor:
-    """Centres of all cells, (B, S, 2) xy as a share of the valid part.
-
-    Args:
-        shapes: (height, width) of every level.
-        valid: (B, L, 2) width and height of the valid part, in cells.
-    """
-    centres = []
-    for level, (h, w) in enumerate(shapes):
-        y, x = torch.meshgrid(
-            torch.arange(h, dtype=valid.dtype, device=valid.device) + 0.5,
-            torch.arange(w, dtype=valid.dtype, device=valid.device) + 0.5,
-            indexing="ij",
-        )
-        centres.append(torch.stack([x, y], -1).view(1, -1, 2) / valid[:, level, None])
-    return torch.cat(centres, 1)
+            objectness = objectness.masked_fill(padding_mask, float("-inf"))  # padding must not become queries
+        indices = objectness.topk(min(self.num_queries, objectness.shape[1]), dim=1).indices  # (B, Q)
+        reference_points = box_logits.gather(1, indices[..., None].expand(-1, -1, 4)).detach().sigmoid()  # (B, Q, 4)
+        embedded = _sine_of_boxes(reference_points, self.level_embed.shape[1] // 2).to(memory.dtype)  # (B, Q, 2 * D)
+        query_pos, tgt = self.proposal_query_norm(self.proposal_query(embedded)).chunk(2, -1)  # (B, Q, D) each
+        return Proposals(Outputs(logits, box_logits.sigmoid()), indices, tgt, query_pos, reference_points)
 
 
 def _sine_of_boxes(boxes: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
-    """Sine encoding of (B, Q, 4) cxcywh in [0, 1], `width` channels a coordinate: (B, Q, 4 * width)."""
+    """Encodes (B, Q, 4) cxcywh in [0, 1] by sines and cosines, `width` channels a coordinate: (B, Q, 4 * width)."""
     index = torch.arange(width, dtype=torch.float32, device=boxes.device)
     wavelength = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / width)
     angle = boxes[..., None] * (2 * math.pi) / wavelength  # (B, Q, 4, width)

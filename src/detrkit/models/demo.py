@@ -17,12 +17,13 @@ from detrkit.errors import ImageSizeError
 from detrkit.layers import Decoder, Encoder
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
+from detrkit.models.base import DetectionModel
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
 from detrkit.ops.dense import convolve_as
 
 
-class DETRdemo(nn.Module):
+class DETRdemo(DetectionModel):
     """The notebook's model.
 
     Args:
@@ -52,6 +53,7 @@ class DETRdemo(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = num_queries
+        self.segmentation = None
         self.backbone = build_backbone(backbone, norm=backbone_norm, padding=padding, freeze=())
         self.input_projection = nn.Conv2d(self.backbone.channels[-1], hidden_dim, 1)
         self.row_embed = nn.Parameter(torch.rand(position_entries, hidden_dim // 2))
@@ -79,41 +81,33 @@ class DETRdemo(nn.Module):
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
         features = self.backbone(batch, every_stage=capture)
-        feature, padding = features[-1]  # (B, C, h, w), (B, h, w)
-        h, w = padding.shape[1:]
+        feature, padding_mask = features[-1]  # (B, C, h, w), (B, h, w)
+        h, w = padding_mask.shape[1:]
         entries = len(self.row_embed)
         if max(h, w) > entries:
             raise ImageSizeError(
                 f"the demo model encodes {entries} cells of 32 pixels a side, the image has {h} x {w}: "
                 f"resize it to at most {32 * entries} pixels"
             )
-        source = convolve_as(self.input_projection, feature)  # (B, D, h, w)
+        src = convolve_as(self.input_projection, feature)  # (B, D, h, w)
         columns = self.col_embed[:w].expand(h, w, -1)
         rows = self.row_embed[:h, None].expand(h, w, -1)
-        position = torch.cat([columns, rows], -1).flatten(0, 1)  # (S, D)
+        pos_embed = torch.cat([columns, rows], -1).flatten(0, 1)  # (S, D)
 
-        tokens = position + 0.1 * source.flatten(2).transpose(1, 2)  # (B, S, D)
-        hidden = padding.flatten(1) if batch.padded else None
-        memory, tokens_after, encoder_attention = self.encoder(tokens, position=None, padding=hidden, capture=capture)
-        states, before_norm, among, across = self.decoder(
+        tokens = pos_embed + 0.1 * src.flatten(2).transpose(1, 2)  # (B, S, D)
+        key_padding_mask = padding_mask.flatten(1) if batch.padded else None  # (B, S)
+        encoded = self.encoder(tokens, pos_embed=None, key_padding_mask=key_padding_mask, capture=capture)
+        decoded = self.decoder(
             self.queries.expand(len(batch), -1, -1),
-            memory,
-            position=None,
-            query_position=None,
-            padding=hidden,
+            encoded.memory,
+            pos_embed=None,
+            query_pos=None,
+            key_padding_mask=key_padding_mask,
             capture=capture,
-        )  # (L, B, Q, D)
-        outputs = Outputs(self.class_head(states[-1]), self.box_head(states[-1]).sigmoid())
+        )
+        hs = decoded.hs[-1]  # (B, Q, D)
+        outputs = Outputs(self.class_head(hs), self.box_head(hs).sigmoid())
         if capture:
-            outputs.capture = Capture.of_one_map(
-                attention=(encoder_attention, across, among),
-                padding=padding,
-                features=features,
-                projection=source,
-                position=position.T.unflatten(1, (h, w)).expand(len(batch), -1, -1, -1),
-                encoder=tokens_after,
-                memory=memory,
-                decoder=before_norm,
-                queries=states,
-            )
+            pos = pos_embed.T.unflatten(1, (h, w)).expand(len(batch), -1, -1, -1)  # (B, D, h, w)
+            outputs.capture = Capture.of_one_map(encoded, decoded, padding_mask, features=features, src=src, pos=pos)
         return outputs

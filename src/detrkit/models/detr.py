@@ -13,13 +13,14 @@ from detrkit.backbones.resnet import Norm, Padding
 from detrkit.layers import MLP, Decoder, Encoder, position_encoding
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
+from detrkit.models.base import DetectionModel
 from detrkit.models.batch import Batch
 from detrkit.models.outputs import Capture, Outputs, Target
-from detrkit.models.panoptic import MaskPredictor, Segmenter
+from detrkit.models.panoptic import MaskPredictor
 from detrkit.ops.dense import convolve_as
 
 
-class DETR(Segmenter):
+class DETR(DetectionModel):
     """Backbone, transformer encoder-decoder, and a class and a box for each of N object queries (Sec. 3.2, Fig. 2).
 
     Args:
@@ -102,58 +103,47 @@ class DETR(Segmenter):
         """Predicts a set of objects for every image.
 
         Args:
-            images: normalised (3, H, W) float tensors of any sizes, or a Batch.
-            targets: not used by DETR; part of the interface the models share.
-            capture: also return attention weights and intermediate tensors.
-            defer_masks: leave the masks to `Outputs.masks_of`, which makes those of chosen queries; by default in
+            images: normalized (3, h, w) float tensors of any sizes, or a Batch.
+            targets: not used by DETR; part of the interface that the models share.
+            capture: return attention weights and intermediate tensors, too.
+            defer_masks: leave the masks to `Outputs.masks_of`, which computes those of chosen queries; by default in
                 training.
 
         Returns:
-            Outputs with logits (B, Q, num_classes + 1), boxes (B, Q, 4) cxcywh in [0, 1], and masks (B, Q, H / 4,
-            W / 4) of models that have them.
+            Outputs with logits (B, Q, num_classes + 1), boxes (B, Q, 4) cxcywh in [0, 1], and masks (B, Q, h / 4,
+            w / 4) of models that have them.
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
         features = self.backbone(batch, every_stage=capture)
-        feature, padding = features[-1]  # (B, C, h, w), (B, h, w)
-        source = convolve_as(self.input_projection, feature)  # (B, D, h, w)
-        position = self.position_encoding(padding).to(source.dtype)  # (B, h, w, D)
+        feature, padding_mask = features[-1]  # (B, C, h, w), (B, h, w)
+        src = convolve_as(self.input_projection, feature)  # (B, D, h, w)
+        pos = self.position_encoding(padding_mask).to(src.dtype)  # (B, h, w, D)
 
-        tokens = source.flatten(2).transpose(1, 2)  # (B, S, D), S = h * w
-        position_tokens = position.flatten(1, 2)  # (B, S, D)
-        hidden = padding.flatten(1) if batch.padded else None  # (B, S); None lets attention skip the mask
-        memory, tokens_after, encoder_attention = self.encoder(
-            tokens, position=position_tokens, padding=hidden, capture=capture
-        )
+        tokens = src.flatten(2).transpose(1, 2)  # (B, S, D), S = h * w
+        pos_embed = pos.flatten(1, 2)  # (B, S, D)
+        key_padding_mask = padding_mask.flatten(1) if batch.padded else None  # (B, S); None lets attention skip it
+        encoded = self.encoder(tokens, pos_embed=pos_embed, key_padding_mask=key_padding_mask, capture=capture)
 
-        queries = self.queries.weight.expand(len(batch), -1, -1)  # (B, Q, D)
-        states, before_norm, among, across = self.decoder(
-            torch.zeros_like(queries),
-            memory,
-            position=position_tokens,
-            query_position=queries,
-            padding=hidden,
+        query_pos = self.queries.weight.expand(len(batch), -1, -1)  # (B, Q, D)
+        decoded = self.decoder(
+            torch.zeros_like(query_pos),
+            encoded.memory,
+            pos_embed=pos_embed,
+            query_pos=query_pos,
+            key_padding_mask=key_padding_mask,
             capture=capture,
-        )  # (L, B, Q, D)
+        )
+        hs = decoded.hs if self.aux_loss or capture else decoded.hs[-1:]  # (L, B, Q, D)
+        logits = self.class_head(hs)  # (L, B, Q, num_classes + 1)
+        boxes = self.box_head(hs).sigmoid()  # (L, B, Q, 4)
 
-        if not self.aux_loss and not capture:
-            states = states[-1:]
-        logits = self.class_head(states)  # (L, B, Q, num_classes + 1)
-        boxes = self.box_head(states).sigmoid()  # (L, B, Q, 4)
         # unbound: one stack in the backward pass; each slice would bring a tensor of zeros as large as all together
         *aux, outputs = map(Outputs, logits.unbind(), boxes.unbind())
         if self.aux_loss:
             outputs.aux = aux
         if capture:
             outputs.capture = Capture.of_one_map(
-                attention=(encoder_attention, across, among),
-                padding=padding,
-                features=features,
-                projection=source,
-                position=position.permute(0, 3, 1, 2),
-                encoder=tokens_after,
-                memory=memory,
-                decoder=before_norm,
-                queries=states,
+                encoded, decoded, padding_mask, features=features, src=src, pos=pos.permute(0, 3, 1, 2)
             )
-        self._add_masks(outputs, states[-1], memory, source, features, batch, defer=defer_masks)
+        self._add_masks(outputs, hs[-1], encoded.memory, src, features, batch, defer=defer_masks)
         return outputs

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from detrkit.layers.transformer import DecoderOutput, EncoderOutput
     from detrkit.models.panoptic import DeferredMasks
 
 
@@ -98,46 +99,39 @@ class Capture:
     @classmethod
     def of_one_map(
         cls,
+        encoded: EncoderOutput,
+        decoded: DecoderOutput,
+        padding_mask: Tensor,
         *,
-        attention: tuple[list[Tensor], list[Tensor], list[Tensor]],
-        padding: Tensor,
         features: Sequence[tuple[Tensor, Tensor]],
-        projection: Tensor,
-        position: Tensor,
-        encoder: Sequence[Tensor],
-        memory: Tensor,
-        decoder: Sequence[Tensor],
-        queries: Tensor,
+        src: Tensor,
+        pos: Tensor,
     ) -> Capture:
-        """The record of a model that reads a single feature map of h * w = S cells.
+        """Collects what a model captured that reads a single feature map of h * w = S cells.
 
         Args:
-            attention: per layer weights of encoder, decoder cross-attention and decoder self-attention.
-            padding: (B, h, w) bool.
-            features: (B, C, h, w) maps of the backbone's stages from 2 on, with their padding.
-            projection: (B, D, h, w).
-            position: (B, D, h, w).
-            encoder: per layer (B, S, D).
-            memory: (B, S, D).
-            decoder: per layer (B, Q, D) before the norm.
-            queries: (L, B, Q, D).
+            encoded: result of the encoder, captured.
+            decoded: result of the decoder, captured.
+            padding_mask: (B, h, w) bool, True where padded.
+            features: (B, C, h, w) maps of the backbone's stages from 2 on, with their padding masks.
+            src: (B, D, h, w) projected map.
+            pos: (B, D, h, w) position encoding.
         """
-        h, w = padding.shape[1:]
-        among_tokens, across, among = attention
+        h, w = padding_mask.shape[1:]
         return cls(
-            encoder_attention=among_tokens,
-            decoder_attention=across,
-            query_attention=among,
+            encoder_attention=encoded.attn_weights,
+            decoder_attention=decoded.cross_attn_weights,
+            query_attention=decoded.self_attn_weights,
             feature_shapes=[(h, w)],
-            padding=padding.flatten(1),
+            padding=padding_mask.flatten(1),
             stages={
                 **numbered("backbone", [feature for feature, _ in features], first=2),
-                "projection.0": projection,
-                "position.0": position,
-                **numbered("encoder", encoder),
-                "memory": memory.transpose(1, 2).unflatten(2, (h, w)),
-                **numbered("decoder", decoder),
-                "queries": queries,
+                "projection.0": src,
+                "position.0": pos,
+                **numbered("encoder", encoded.hidden_states),
+                "memory": encoded.memory.transpose(1, 2).unflatten(2, (h, w)),
+                **numbered("decoder", decoded.hidden_states),
+                "queries": decoded.hs,
             },
         )
 

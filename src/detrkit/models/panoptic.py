@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from detrkit.backbones.resnet import ResNetBackbone
 from detrkit.models.batch import Batch
-from detrkit.models.outputs import Outputs
 
 # of masks that are computed together: 4 at 800 x 1066 pixels; 16 at a time took twice as long on a processor core
 CELLS = 2**18
@@ -285,72 +284,3 @@ class MaskPredictor(nn.Module):
         sizes = batch.sizes if exact else [(int(height), int(width))] * len(batch)
         parts = [[(-(-h // s), -(-w // s)) for s in self.strides] for h, w in sizes]
         return DeferredMasks(self.head, attention, shared, parts, by_cells=prior is not None)
-
-
-class Segmenter(nn.Module):
-    """A detector that can have masks: the base of the models.
-
-    Attributes:
-        segmentation: what makes the masks, or None.
-        detector_frozen: whether `freeze_detector` was called.
-        checkpointing: see `detrkit.layers.checkpointing`.
-    """
-
-    backbone: ResNetBackbone
-    segmentation: MaskPredictor | None
-    detector_frozen = False
-    checkpointing = False
-
-    def freeze_detector(self) -> None:
-        """Leaves only the masks to be trained (the second of the published two steps, official `--frozen_weights`).
-
-        The rest takes no gradient, and stays in eval mode whatever `train()` says. (The published code leaves its
-        dropout active.)
-
-        Raises:
-            ValueError: a model without masks.
-        """
-        if self.segmentation is None:
-            raise ValueError("freeze_detector leaves the masks to be trained, but this model has none: use masks=True")
-        self.detector_frozen = True
-        self.requires_grad_(False)
-        self.segmentation.requires_grad_(True)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Segmenter:
-        """As `torch.nn.Module.train`, but for a frozen detector."""
-        super().train(mode)
-        if self.detector_frozen:
-            for part in self.children():
-                part.train(mode and part is self.segmentation)
-        return self
-
-    def _add_masks(
-        self,
-        outputs: Outputs,
-        states: Tensor,
-        memory: Tensor,
-        source: Tensor,
-        features: Sequence[tuple[Tensor, Tensor]],
-        batch: Batch,
-        *,
-        defer: bool | None,
-    ) -> None:
-        """Puts masks into the outputs of a model that has them: all, or (by default in training) to be asked for.
-
-        Args: as `MaskPredictor.forward`; and
-
-            outputs: of the last decoder layer.
-            defer: whether the masks wait for `Outputs.masks_of`.
-        """
-        if self.segmentation is None:
-            return
-        exact = self.backbone.padding == "exact"
-        masks = self.segmentation(states, memory, source, features, batch, boxes=outputs.boxes, exact=exact)
-        outputs.mask_sizes = [parts[-1] for parts in masks.parts] if exact else None
-        if self.training if defer is None else defer:
-            outputs.deferred_masks = masks
-        else:
-            outputs.masks = masks.all()
-        if outputs.capture is not None:
-            outputs.capture.stages["mask_attention"] = masks.attention
