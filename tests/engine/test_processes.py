@@ -97,7 +97,7 @@ def test_divisors_of_a_share_may_be_less_than_one():
     together = Outputs(torch.cat([full.logits, empty.logits]), torch.cat([full.boxes, empty.boxes]))
     whole = criterion.total(criterion(together, [one, none]))
     counts = criterion.normalizers([one, none], 4)
-    share = Normalizers(counts.objects / 2, counts.class_weight / 2)
+    share = Normalizers(counts.num_boxes / 2, counts.class_weight / 2)
     parts = [criterion.total(criterion(o, [t], normalizers=share)) for o, t in ((full, one), (empty, none))]
     torch.testing.assert_close(sum(parts) / 2, whole)
 

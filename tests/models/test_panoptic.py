@@ -105,8 +105,8 @@ def test_masks_of_chosen_queries(name, monkeypatch):
     assert every.has_masks and deferred.has_masks and deferred.masks is None and every.deferred_masks is None
     assert every.masks.shape == (3, 9, 33, 33)  # 131 pixels at stride 4
     chosen = [torch.tensor([7, 0, 7]), torch.tensor([], dtype=torch.int64), torch.arange(9)]
-    for cells in (module.CELLS, 1):  # all of an image together, and one by one
-        monkeypatch.setattr(module, "CELLS", cells)
+    for cells in (module.MASK_CELLS_PER_CHUNK, 1):  # all of an image together, and one by one
+        monkeypatch.setattr(module, "MASK_CELLS_PER_CHUNK", cells)
         masks = deferred.masks_of(chosen)  # after the model's inference mode has ended
         for i, (h, w) in enumerate(SIZES):
             own = every.masks[i, :, : -(-h // 4), : -(-w // 4)]
@@ -343,7 +343,7 @@ def test_boxes_draw_attention_in_closed_form():
     sharpness = prior.sharpness.detach().exp()
     for query, (x, y, w, h) in enumerate(boxes[0].tolist()):
         for row, column in ((0, 0), (2, 3), (6, 11)):
-            dx = ((column + 0.5) * stride / image[1] - x) / max(w, module.SMALLEST_SIDE)
+            dx = ((column + 0.5) * stride / image[1] - x) / max(w, module.MIN_PRIOR_SIDE)
             dy = ((row + 0.5) * stride / image[0] - y) / h
             expected = -2 * sharpness * (dx**2 + dy**2)
             torch.testing.assert_close(found[0, query, :, row * 12 + column].detach(), expected)

@@ -83,13 +83,13 @@ def global_normalizers(
         world: number of processes.
     """
     own = [criterion.normalizers(part, queries) for part in parts]
-    objects, weight = sum(n.objects for n in own), sum(n.class_weight for n in own)
+    objects, weight = sum(n.num_boxes for n in own), sum(n.class_weight for n in own)
     if world > 1:
         sums = torch.tensor([objects, weight], device=device)
         dist.all_reduce(sums)
         objects, weight = (sums / world).tolist()
     # published: at least 1 a process; here at least 1 in all, so that an empty share changes nothing
-    return Normalizers(objects=max(objects, 1.0 / world), class_weight=weight)
+    return Normalizers(num_boxes=max(objects, 1.0 / world), class_weight=weight)
 
 
 class StopSignals(SignalWatch):

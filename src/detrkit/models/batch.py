@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """Normalised images padded with zeros at the right and the bottom.
+    """Normalized images padded with zeros at the right and the bottom.
 
-    The padding is described by the true sizes (Python ints): the mask is made where the images are, so that nothing
-    but the images travels to the device.
+    The true sizes (Python ints) describe the padding. The mask is computed on the device of the images, so that nothing
+    but the images is copied there.
 
     Attributes:
         images: (B, 3, H, W) float, zero where padded.
@@ -37,7 +37,7 @@ class Batch:
             if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
                 raise ValueError(
                     f"image {i} of the batch is {tuple(image.shape)} {image.dtype}; "
-                    "expected a normalised (3, H, W) float tensor"
+                    "expected a normalized (3, H, W) float tensor"
                 )
         sizes = [(int(im.shape[-2]), int(im.shape[-1])) for im in images]
         height = -(-max(h for h, _ in sizes) // multiple) * multiple
@@ -52,25 +52,25 @@ class Batch:
 
     @property
     def padded(self) -> bool:
-        """Whether any image is smaller than the tensor."""
+        """True if any image is smaller than the tensor."""
         full = tuple(self.images.shape[-2:])
         return any(size != full for size in self.sizes)
 
     def mask(self) -> Tensor:
-        """(B, H, W) bool at full resolution, True where padded."""
+        """Returns the (B, h, w) bool padding mask at full resolution, True where padded."""
         return padding_mask(self.sizes, tuple(self.images.shape[-2:]), self.images.device)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on `device`, copied without blocking when the images are pinned."""
+        """Copies the batch to `device`, without blocking if the images are pinned."""
         return Batch(self.images.to(device, non_blocking=True), self.sizes)
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; DataLoader calls this."""
+        """Copies the batch to page-locked memory; DataLoader calls this."""
         return Batch(self.images.pin_memory(), self.sizes)
 
 
 def padding_mask(sizes: Sequence[tuple[int, int]], shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-    """(B, h, w) bool, True outside each (height, width) of `sizes` in a map of `shape` (h, w)."""
+    """Computes the (B, h, w) bool mask that is True outside each (height, width) of `sizes` in a map of `shape`."""
     h, w = shape
     limits = torch.tensor(list(sizes), device=device)  # (B, 2)
     rows = torch.arange(h, device=device) >= limits[:, :1]  # (B, h)

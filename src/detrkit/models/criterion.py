@@ -22,17 +22,17 @@ MASK_ALPHA, MASK_GAMMA = 0.25, 2.0  # of the focal loss of masks, as published
 
 @dataclass(frozen=True)
 class Normalizers:
-    """What the loss terms are divided by.
+    """Divisors of the loss terms.
 
-    Both follow from the number of objects of each image, before any matching. So the engine can add them up over the
-    processes and over the parts of an accumulated batch, and the gradient does not depend on how a batch was split.
+    Both follow from the number of objects of each image, before any matching. So the engine sums them over processes
+    and over the parts of an accumulated batch, and the gradient does not depend on how a batch was split.
 
     Attributes:
-        objects: number of objects, by which the box and mask terms are divided; not 0 (published: at least 1).
+        num_boxes: number of objects, the divisor of the box and mask terms; not 0 (published: at least 1).
         class_weight: summed weight of all queries in the class term: 1 a matched query, `eos_coef` any other.
     """
 
-    objects: float
+    num_boxes: float
     class_weight: float
 
 
@@ -61,7 +61,7 @@ class SetCriterion(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def normalizers(self, targets: Sequence[Target], queries: int) -> Normalizers:
-        """The counts of one batch of these targets, from their lengths alone (no device is asked).
+        """Computes the divisors of one batch from `len(target)`, without a device synchronization.
 
         Args:
             targets: one per image.
@@ -74,10 +74,10 @@ class SetCriterion(nn.Module):
     def forward(
         self, outputs: Outputs, targets: Sequence[Target], *, normalizers: Normalizers | None = None
     ) -> dict[str, Tensor]:
-        """All loss terms and the two official diagnostics.
+        """Computes all loss terms and the two official diagnostics.
 
         Args:
-            outputs: what the model gave; `aux` layers get their own terms.
+            outputs: of the model; `aux` layers get their own terms.
             targets: one per image, boxes cxcywh in [0, 1]; with masks if the model has them.
             normalizers: divisors of the whole global batch; by default those of this one.
 
@@ -90,8 +90,8 @@ class SetCriterion(nn.Module):
         Raises:
             DetrkitError: the model has masks, a target has none.
             NonFiniteError: an output is NaN or infinite.
-            ValueError: targets and outputs are not of one batch, or a label is out of range (CPU only; a device is
-                not asked, which would wait for it).
+            ValueError: targets and outputs are not of one batch, or a label is out of range (CPU only: a GPU would
+                have to be waited for).
         """
         layers = [*outputs.aux, outputs]
         logits = torch.stack([o.logits for o in layers]).float()  # (L, B, Q, C)
@@ -105,8 +105,8 @@ class SetCriterion(nn.Module):
                 f"the model knows 0 to {self.num_classes - 1}: check num_classes and the dataset's class ids"
             )
         if normalizers is None:
-            own = self.normalizers(targets, logits.shape[2])
-            normalizers = replace(own, objects=max(own.objects, 1.0))
+            local = self.normalizers(targets, logits.shape[2])
+            normalizers = replace(local, num_boxes=max(local.num_boxes, 1.0))
 
         terms, matches = self._terms(logits, boxes, targets, normalizers)
         last = len(layers) - 1
@@ -124,7 +124,7 @@ class SetCriterion(nn.Module):
     def _terms(
         self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], normalizers: Normalizers
     ) -> tuple[dict[str, Tensor], Matches]:
-        """All terms of L layers, (L,) each, and their matches, from (L, B, Q, C) logits and (L, B, Q, 4) boxes."""
+        """Computes all terms, (L,) each, and the matches from (L, B, Q, C) logits and (L, B, Q, 4) boxes."""
         matches = self.matcher.match(logits.detach(), boxes.detach(), targets)
         labels = torch.cat([t.labels for t in targets]).long()
         layer = torch.arange(len(logits), device=logits.device)[:, None]  # (L, 1)
@@ -137,13 +137,13 @@ class SetCriterion(nn.Module):
     def _encoder_terms(
         self, encoder: Outputs, targets: Sequence[Target], normalizers: Normalizers
     ) -> dict[str, Tensor]:
-        """Terms of the two-stage proposals, suffix _enc: every object has label 0 there, column 0 is objectness."""
-        objects = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
-        terms, _ = self._terms(encoder.logits[None].float(), encoder.boxes[None].float(), objects, normalizers)
+        """Computes the terms of the two-stage proposals, suffix _enc: all objects have label 0, the objectness."""
+        proposal_targets = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
+        terms, _ = self._terms(encoder.logits[None].float(), encoder.boxes[None].float(), proposal_targets, normalizers)
         return {f"{name}_enc": value[0] for name, value in terms.items()}
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum to minimise: every term of every layer, times the weight of its name without suffix."""
+        """Computes the loss to minimize: the sum of all terms, times the weight of their name without suffix."""
         weighted = [
             value * self.weights[base] for name, value in losses.items() if (base := _base(name)) in self.weights
         ]
@@ -152,7 +152,7 @@ class SetCriterion(nn.Module):
     def _class_terms(
         self, logits: Tensor, pairs: tuple[Tensor, Tensor, Tensor], labels: Tensor, normalizers: Normalizers
     ) -> dict[str, Tensor]:
-        """Weighted cross-entropy, (L,): unmatched queries shall say "no object".
+        """Computes the weighted cross-entropy, (L,): the target of unmatched queries is "no object".
 
         Args:
             logits: (L, B, Q, C).
@@ -160,49 +160,50 @@ class SetCriterion(nn.Module):
             labels: (L, M) label of the object in each pair.
             normalizers: `class_weight` divides, so that it is a weighted mean (as torch's weighted cross-entropy).
         """
-        wanted = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
-        wanted[pairs] = labels
-        entropy = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), self.class_weights, reduction="none")
+        target_classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
+        target_classes[pairs] = labels
+        entropy = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), self.class_weights, reduction="none")
         return {"loss_ce": entropy.view(len(logits), -1).sum(1) / normalizers.class_weight}
 
     def _box_terms(
         self, boxes: Tensor, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
     ) -> dict[str, Tensor]:
-        """L1 and GIoU loss, (L,) each, from the matched (L, M, 4) boxes (Eq. 10)."""
-        wanted = torch.cat([t.boxes for t in targets]).float()[matches.target]  # (L, M, 4)
-        count = normalizers.objects
-        giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))  # (L, M)
+        """Computes L1 and GIoU loss, (L,) each, of the matched (L, M, 4) boxes (Eq. 10)."""
+        target_boxes = torch.cat([t.boxes for t in targets]).float()[matches.target]  # (L, M, 4)
+        giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))  # (L, M)
         return {
-            "loss_bbox": (boxes - wanted).abs().sum((1, 2)) / count,
-            "loss_giou": (1 - giou).sum(1) / count,
+            "loss_bbox": (boxes - target_boxes).abs().sum((1, 2)) / normalizers.num_boxes,
+            "loss_giou": (1 - giou).sum(1) / normalizers.num_boxes,
         }
 
     def _mask_terms(
         self, outputs: Outputs, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
     ) -> dict[str, Tensor]:
-        """Focal and dice loss of the masks of the last layer's matched queries (Sec. 4.4).
+        """Computes focal and dice loss of the masks of the last layer's matched queries (Sec. 4.4).
 
-        They are enlarged to the image, whose pixels count alike. Outputs that do not tell an image's part from the
-        padding are compared as published: over all of the batch, the padding counting as background.
+        Masks are resized to the image, whose pixels count alike. Outputs without `mask_sizes` are compared as
+        published, over the whole padded batch with padding as background.
         """
         counts = [min(len(t), outputs.logits.shape[1]) for t in targets]
-        found = outputs.masks_of(matches.query[-1].split(counts))
+        pred_masks = outputs.masks_of(matches.query[-1].split(counts))
         objects = matches.target[-1].split(counts)
         starts = accumulate((len(t) for t in targets), initial=0)
         shapes = [_mask_shape(t) for t in targets]
         if outputs.mask_sizes is None:
             shapes = [(max(h for h, _ in shapes), max(w for _, w in shapes))] * len(shapes)
         focal, dice = [], []
-        for masks, chosen, start, target, (height, width) in zip(found, objects, starts, targets, shapes, strict=False):
+        for masks, indices, start, target, (height, width) in zip(
+            pred_masks, objects, starts, targets, shapes, strict=False
+        ):
             assert target.masks is not None
-            wanted = target.masks[chosen - start]  # (M, H, W)
-            wanted = F.pad(wanted, (0, width - wanted.shape[2], 0, height - wanted.shape[1]))
+            target_masks = target.masks[indices - start]  # (M, h, w)
+            target_masks = F.pad(target_masks, (0, width - target_masks.shape[2], 0, height - target_masks.shape[1]))
             masks = F.interpolate(masks[:, None].float(), size=(height, width), mode="bilinear")[:, 0]
-            focal.append(focal_loss(masks, wanted, alpha=MASK_ALPHA, gamma=MASK_GAMMA).mean((1, 2)).sum())
-            dice.append(dice_loss(masks, wanted).sum())
+            focal.append(focal_loss(masks, target_masks, alpha=MASK_ALPHA, gamma=MASK_GAMMA).mean((1, 2)).sum())
+            dice.append(dice_loss(masks, target_masks).sum())
         return {
-            "loss_mask": torch.stack(focal).sum() / normalizers.objects,
-            "loss_dice": torch.stack(dice).sum() / normalizers.objects,
+            "loss_mask": torch.stack(focal).sum() / normalizers.num_boxes,
+            "loss_dice": torch.stack(dice).sum() / normalizers.num_boxes,
         }
 
 
@@ -230,27 +231,27 @@ class FocalCriterion(SetCriterion):
     def _class_terms(
         self, logits: Tensor, pairs: tuple[Tensor, Tensor, Tensor], labels: Tensor, normalizers: Normalizers
     ) -> dict[str, Tensor]:
-        """Focal loss, (L,): summed over queries and classes, divided by the number of objects."""
-        right = (*pairs, labels)
-        against = logits.index_put(right, -logits[right])  # log-odds of the wrong answer
-        focal = _Focal.apply(against, self.gamma)
-        # all weighted as "no", and the pairs once more for what they weigh otherwise
-        total = (1 - self.alpha) * focal.sum((1, 2, 3)) + (2 * self.alpha - 1) * focal[right].sum(1)
-        return {"loss_ce": total / normalizers.objects}
+        """Computes the focal loss, (L,): summed over queries and classes, divided by the number of objects."""
+        positives = (*pairs, labels)
+        wrong_logits = logits.index_put(positives, -logits[positives])  # of the wrong answer: -x where positive
+        focal = _Focal.apply(wrong_logits, self.gamma)
+        # all elements are weighted as negatives, then the positives corrected by the difference of the weights
+        total = (1 - self.alpha) * focal.sum((1, 2, 3)) + (2 * self.alpha - 1) * focal[positives].sum(1)
+        return {"loss_ce": total / normalizers.num_boxes}
 
 
-def focal_loss(logits: Tensor, wanted: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Sigmoid focal loss of every element (Lin et al. 2017, Eq. 5).
+def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Computes the sigmoid focal loss of every element (Lin et al. 2017, Eq. 5).
 
     Args:
-        logits: (...) of the truth being "yes".
-        wanted: (...) bool, the truth.
-        alpha: weight of "yes"; 1 - alpha is that of "no".
-        gamma: how little what is right already counts.
+        logits: (...) of the positive class.
+        targets: (...) bool, True for positives.
+        alpha: weight of positives; 1 - alpha is that of negatives.
+        gamma: focusing parameter: the larger, the less well-classified elements count.
     """
-    yes = wanted.to(logits.dtype)
-    against = logits * (1 - 2 * yes)  # log-odds of the wrong answer
-    return _Focal.apply(against, gamma) * (1 - alpha + (2 * alpha - 1) * yes)
+    positive = targets.to(logits.dtype)
+    wrong_logits = logits * (1 - 2 * positive)  # of the wrong answer: -x where positive
+    return _Focal.apply(wrong_logits, gamma) * (1 - alpha + (2 * alpha - 1) * positive)
 
 
 class _Focal(torch.autograd.Function):
@@ -276,17 +277,17 @@ class _Focal(torch.autograd.Function):
         return ctx.saved_tensors[0] * grad, None
 
 
-def dice_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """1 - the overlap of masks, 2 |A and B| / (|A| + |B|), from (N, H, W) logits and bool masks: (N,).
+def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Computes the dice loss 1 - 2 |A and B| / (|A| + |B|) of (N, h, w) logits and bool masks: (N,).
 
-    As published with 1 added above and below the line (Milletari et al. 2016, V-Net, without squares).
+    As published, 1 is added to numerator and denominator (Milletari et al. 2016, V-Net, without squares).
     """
-    p, wanted = logits.sigmoid().flatten(1), wanted.flatten(1)
-    return 1 - (2 * (p * wanted).sum(1) + 1) / (p.sum(1) + wanted.sum(1) + 1)
+    p, targets = logits.sigmoid().flatten(1), targets.flatten(1)
+    return 1 - (2 * (p * targets).sum(1) + 1) / (p.sum(1) + targets.sum(1) + 1)
 
 
 def _mask_shape(target: Target) -> tuple[int, int]:
-    """(height, width) of a target's masks.
+    """Returns the (height, width) of a target's masks.
 
     Raises:
         DetrkitError: it has none, or not one for every object.
@@ -301,14 +302,14 @@ def _mask_shape(target: Target) -> tuple[int, int]:
 
 
 def _base(name: str) -> str:
-    """A term's name without its layer suffix: loss_ce_3 -> loss_ce, loss_ce_enc -> loss_ce."""
+    """Returns a term's name without its layer suffix: loss_ce_3 -> loss_ce, loss_ce_enc -> loss_ce."""
     head, _, tail = name.rpartition("_")
     return head if tail.isdigit() or tail == "enc" else name
 
 
 @torch.no_grad()
 def _class_error(logits: Tensor, matches: Matches, labels: Tensor) -> Tensor:
-    """100 minus the top-1 accuracy in percent over the matched queries of the last layer; 100 without objects."""
+    """Computes 100 minus the top-1 accuracy (%) over the last layer's matched queries; 100 without objects."""
     if not len(labels):
         return logits.new_tensor(100.0)
     best = logits[matches.image[-1], matches.query[-1]].argmax(-1)  # (M,)
@@ -317,15 +318,15 @@ def _class_error(logits: Tensor, matches: Matches, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _cardinality_error(logits: Tensor, targets: Sequence[Target]) -> Tensor:
-    """(L,): mean over images of | queries whose best class is not the last - objects |.
+    """Computes the mean over images of | queries whose best class is not the last - objects |, (L,).
 
-    As in the official code also where the last column is a class like the others. Of a single column the best is the
-    last in every query, so that none counts.
+    As in the official code, this holds also where the last column is a class like the others. With a single column the
+    best class of every query is the last, so that no query counts.
     """
     others = logits[..., :-1]  # (L, B, Q, C - 1)
     # argmax takes two and a half times as long (0.79 against 0.31 ms for 300 queries, 8 images, 6 layers)
-    found = others.amax(-1) >= logits[..., -1] if others.shape[-1] else others.any(-1)  # (L, B, Q)
-    count = found.sum(-1).float()  # (L, B)
+    is_object = others.amax(-1) >= logits[..., -1] if others.shape[-1] else others.any(-1)  # (L, B, Q)
+    count = is_object.sum(-1).float()  # (L, B)
     return (count - count.new_tensor([len(t) for t in targets])).abs().mean(1)
 
 
@@ -341,7 +342,7 @@ SETTINGS: dict[str, dict[str, float]] = {
 
 
 def build_criterion(name: str, *, num_classes: int | None = None, **overrides: float) -> SetCriterion:
-    """The published losses of a model.
+    """Builds the published losses of a model.
 
     Args:
         name: as `build_model`.
@@ -349,8 +350,8 @@ def build_criterion(name: str, *, num_classes: int | None = None, **overrides: f
         overrides: official names with their published values: set_cost_class, set_cost_bbox, set_cost_giou (1, 5, 2;
             deformable 2, 5, 2), cls_loss_coef, bbox_loss_coef, giou_loss_coef (1, 5, 2; deformable 2, 5, 2),
             mask_loss_coef and dice_loss_coef (1, 1), eos_coef (DETR: 0.1), focal_alpha and focal_gamma (deformable:
-            0.25, 2). The focal ones move the loss alone: as in the official code, whose matcher has these numbers
-            written into it, the matching cost keeps alpha 0.25 and gamma 2.
+            0.25, 2). The focal ones change the loss alone: as in the official code, the matching cost keeps alpha 0.25
+            and gamma 2.
 
     Raises:
         ValueError: an unknown model.
@@ -358,13 +359,13 @@ def build_criterion(name: str, *, num_classes: int | None = None, **overrides: f
     """
     from detrkit.registry import architecture
 
-    known = architecture(name)
-    settings = SETTINGS[known.scores]
+    arch = architecture(name)
+    settings = SETTINGS[arch.scores]
     unknown = sorted(set(overrides) - set(settings))
     if unknown:
         raise TypeError(f"{name} has no loss setting {', '.join(unknown)}: choose from {', '.join(settings)}")
     settings = settings | overrides
-    classes = known.num_classes if num_classes is None else num_classes
+    classes = arch.num_classes if num_classes is None else num_classes
     weights = {
         "loss_ce": settings["cls_loss_coef"],
         "loss_bbox": settings["bbox_loss_coef"],
@@ -373,7 +374,7 @@ def build_criterion(name: str, *, num_classes: int | None = None, **overrides: f
         "loss_dice": settings["dice_loss_coef"],
     }
     costs = {f"cost_{part}": settings[f"set_cost_{part}"] for part in ("class", "bbox", "giou")}
-    if known.scores == "softmax":
+    if arch.scores == "softmax":
         matcher = HungarianMatcher(**costs)
         return SetCriterion(num_classes=classes, matcher=matcher, weights=weights, eos_coef=settings["eos_coef"])
     return FocalCriterion(

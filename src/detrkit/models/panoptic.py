@@ -1,9 +1,9 @@
 """Masks for the objects that DETR finds (Carion et al. 2020, Sec. 4.4 and Fig. 8), in the order the data meets them.
 
 At 800 x 1066 pixels a mask takes 2 GFLOP and, in training, 46 MiB; the detector (R50) takes 163 GFLOP. Masks of all
-100 queries would be more than half of the work. But the loss asks for those of matched queries alone, and panoptic
-post-processing for those of confident ones. So what the masks of an image share is computed at once, the rest for the
-queries that somebody asks for (`DeferredMasks`).
+100 queries would be more than half of the work. But the loss needs those of matched queries alone, and panoptic
+post-processing those of confident ones. So what the masks of an image share is computed at once, and the rest for the
+queries that are asked for (`DeferredMasks`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch.nn import functional as F
 from detrkit.backbones.resnet import ResNetBackbone
 from detrkit.models.batch import Batch
 
-# of masks that are computed together: 4 at 800 x 1066 pixels; 16 at a time took twice as long on a processor core
-CELLS = 2**18
-SMALLEST_SIDE = 0.02  # of an image, for a box that is to draw attention
-GROUPS = 8  # of the norms, as published; fewer where 8 do not divide the channels
+# cells of the masks computed at once: 4 masks at 800 x 1066 pixels; 16 took twice as long on a CPU core
+MASK_CELLS_PER_CHUNK = 2**18
+MIN_PRIOR_SIDE = 0.02  # of an image: a smaller box has the prior of one of this side
+NORM_GROUPS = 8  # as published; fewer where 8 do not divide the channels
 
 
 class AttentionMaps(nn.Module):
-    """How much a query attends to every cell of the encoder's memory, per head: masks in the rough (Fig. 8).
+    """Computes the attention of each query over the encoder memory, per head: a coarse mask (Fig. 8).
 
     Args:
         width: channels of queries and memory.
@@ -43,34 +43,36 @@ class AttentionMaps(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(self, states: Tensor, memory: Tensor, padding: Tensor, prior: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, memory: Tensor, padding_mask: Tensor, prior: Tensor | None = None
+    ) -> Tensor:
         """Attends from queries to cells; heads and cells of a query sum to 1 together.
 
         Args:
-            states: (B, Q, D) of the last decoder layer.
+            hidden_states: (B, Q, D) of the last decoder layer.
             memory: (B, S, D), S = h * w cells.
-            padding: (B, h, w) bool, True where padded: nobody attends there.
-            prior: (B, Q, heads, S) to be added to the scores, or None.
+            padding_mask: (B, h, w) bool, True where padded: these cells get no attention.
+            prior: (B, Q, H, S) added to the attention logits, or None.
 
         Returns:
-            (B, Q, heads, h, w) weights.
+            (B, Q, H, h, w) weights.
         """
-        q = self.query(states).unflatten(-1, (self.heads, -1))  # (B, Q, heads, D / heads)
-        k = self.key(memory).unflatten(-1, (self.heads, -1))  # (B, S, heads, D / heads)
+        q = self.query(hidden_states).unflatten(-1, (self.heads, -1))  # (B, Q, H, D / H)
+        k = self.key(memory).unflatten(-1, (self.heads, -1))  # (B, S, H, D / H)
         scores = torch.einsum("bqnd,bsnd->bqns", q * q.shape[-1] ** -0.5, k)
         if prior is not None:
             scores = scores + prior
-        scores = scores.masked_fill(padding.flatten(1)[:, None, None], float("-inf"))
-        weights = scores.flatten(2).softmax(-1).view(*scores.shape[:3], *padding.shape[1:])
-        return weights.to(states.dtype)  # a prior is float32 in models of every dtype
+        scores = scores.masked_fill(padding_mask.flatten(1)[:, None, None], float("-inf"))
+        weights = scores.flatten(2).softmax(-1).view(*scores.shape[:3], *padding_mask.shape[1:])
+        return weights.to(hidden_states.dtype)  # a prior is float32 in models of every dtype
 
 
 class BoxPrior(nn.Module):
-    """Draws the attention of a query to its predicted box: a Gaussian around the centre, as wide as the box.
+    """Adds a Gaussian bias centered on the predicted box, as wide as the box, to the attention logits.
 
-    For Deformable DETR. Its states say how a box differs from a reference, not where it is, so that attention from them
-    alone finds all objects of a kind: on generated shapes PQ of things was 7 after eight epochs. The form is that of
-    Gao et al. (2021, SMCA, Sec. 3.2), on the box that is already known, and with a sharpness for each head.
+    Deformable DETR needs it: its hidden states say how a box differs from a reference, not where it is, so that
+    attention from them alone covers all objects of a class: on generated shapes PQ of things was 7 after eight epochs.
+    The form is that of Gao et al. (2021, SMCA, Sec. 3.2), on the predicted box, with a sharpness for each head.
 
     Args:
         heads: attention maps of a query.
@@ -78,10 +80,10 @@ class BoxPrior(nn.Module):
 
     def __init__(self, heads: int) -> None:
         super().__init__()
-        self.sharpness = nn.Parameter(torch.linspace(-1.0, 2.0, heads))  # log; from the surroundings to the middle
+        self.sharpness = nn.Parameter(torch.linspace(-1.0, 2.0, heads))  # log; from wide to narrow
 
     def forward(self, boxes: Tensor, sizes: Sequence[tuple[int, int]], shape: tuple[int, int], stride: int) -> Tensor:
-        """What is added to the scores of the attention.
+        """Computes the bias.
 
         Args:
             boxes: (B, Q, 4) cxcywh in [0, 1].
@@ -90,19 +92,18 @@ class BoxPrior(nn.Module):
             stride: pixels between its cells.
 
         Returns:
-            (B, Q, heads, h * w): 0 at the centre, the less the farther away in sides of the box.
+            (B, Q, H, h * w): 0 at the center, falling with the squared distance in sides of the box.
         """
-        centre, side = (
-            boxes.detach().float().split(2, -1)
-        )  # (B, Q, 2) xy; the detector learns from boxes, not from here
-        image = centre.new_tensor([(w, h) for h, w in sizes])[:, None]  # (B, 1, 2)
+        # (B, Q, 2) xy each, detached: the detector learns from its boxes, not from its masks
+        center, side = boxes.detach().float().split(2, -1)
+        image = center.new_tensor([(w, h) for h, w in sizes])[:, None]  # (B, 1, 2)
         distances = []
         for axis, count in enumerate((shape[1], shape[0])):
             cells = (
                 (torch.arange(count, dtype=torch.float32, device=boxes.device) + 0.5) * stride / image[..., axis]
             )  # (B, count)
-            apart = cells[:, None] - centre[..., axis, None]  # (B, Q, count)
-            distances.append((apart / side[..., axis, None].clamp(min=SMALLEST_SIDE)).square())
+            offset = cells[:, None] - center[..., axis, None]  # (B, Q, count)
+            distances.append((offset / side[..., axis, None].clamp(min=MIN_PRIOR_SIDE)).square())
         squares = (distances[1][..., :, None] + distances[0][..., None, :]).flatten(2)  # (B, Q, h * w)
         return -2 * self.sharpness.exp()[:, None] * squares[:, :, None]
 
@@ -110,8 +111,8 @@ class BoxPrior(nn.Module):
 class MaskHead(nn.Module):
     """A small FPN from the attention maps of a query to its mask at stride 4 (Fig. 8; Lin et al. 2017, FPN).
 
-    3x3 convolutions with group norm halve the channels from map to map; in between, the result is enlarged to the next
-    finer map of the backbone, which a 1x1 convolution (adapter) brings to as many channels, and added to it.
+    3x3 convolutions with group norm halve the channels from level to level. In between, the result is upsampled to the
+    next finer map of the backbone and added to that map, which a 1x1 convolution (adapter) projects to its channels.
 
     Args:
         width: channels of the projected map that the transformer reads.
@@ -127,7 +128,7 @@ class MaskHead(nn.Module):
             raise ValueError(f"masks need hidden_dim >= {2 ** (len(channels) + 1)}, not {width}")
         self.first = nn.Conv2d(widths[0], widths[0], 3, padding=1)
         self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
-        self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(GROUPS, c), c) for c in widths)
+        self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(NORM_GROUPS, c), c) for c in widths)
         self.adapters = nn.ModuleList(nn.Conv2d(c, w, 1) for c, w in zip(channels, widths[1:-1], strict=True))
         self.out = nn.Conv2d(widths[-1], 1, 3, padding=1)
         for module in self.modules():
@@ -135,57 +136,59 @@ class MaskHead(nn.Module):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)
 
-    def share(self, source: Tensor, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """What all queries of an image have in common, coarsest first.
+    def share(self, src: Tensor, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Computes what all queries of an image share, coarsest first.
 
-        The first convolution reads the projected map beside the attention maps, which are 8 of 264 channels: what it
-        makes of the other 256 is the same for every query.
+        The first convolution reads the projected map and the attention maps, which are 8 of 264 channels: its response
+        to the other 256 is the same for every query.
 
         Args:
-            source: (B, D, h, w) projected map, zero where padding must not be seen.
+            src: (B, D, h, w) projected map, zero where padding must not be seen.
             pyramid: (B, C, h, w) finer maps of the backbone, coarsest first.
 
         Returns:
-            (B, D + heads, h, w), and the adapted maps of the pyramid.
+            (B, D + H, h, w), and the adapted maps of the pyramid.
         """
-        common = F.conv2d(source, self.first.weight[:, : -self.heads], self.first.bias, padding=1)
+        common = F.conv2d(src, self.first.weight[:, : -self.heads], self.first.bias, padding=1)
         return [common, *(adapter(x) for adapter, x in zip(self.adapters, pyramid, strict=True))]
 
     def forward(self, attention: Tensor, shared: Sequence[Tensor]) -> Tensor:
-        """The masks of some queries of one image.
+        """Computes the masks of some queries of one image.
 
         Args:
-            attention: (N, heads, h, w) maps of N queries.
+            attention: (N, H, h, w) maps of N queries.
             shared: (1, C, h, w) maps of their image, from `share`.
 
         Returns:
-            (N, H, W) logits at the size of the finest map.
+            (N, h, w) logits at the size of the finest map.
         """
         x = shared[0] + F.conv2d(attention, self.first.weight[:, -self.heads :], padding=1)
         x = F.relu(self.norms[0](x), inplace=True)
         x = F.relu(self.norms[1](self.convolutions[0](x)), inplace=True)
         for adapted, convolution, norm in zip(shared[1:], self.convolutions[1:], self.norms[2:], strict=True):
-            x = adapted + F.interpolate(x, size=adapted.shape[-2:])  # nearest; sides are halved upwards: cell i // 2
+            x = adapted + F.interpolate(
+                x, size=adapted.shape[-2:]
+            )  # nearest: cell i // 2, as sides are halved and rounded up
             x = F.relu(norm(convolution(x)), inplace=True)
         masks: Tensor = self.out(x)[:, 0]
         return masks
 
 
 class DeferredMasks:
-    """The masks of a batch, made for the queries that somebody asks for.
+    """Masks of a batch, computed for the queries that are asked for.
 
-    Each image is computed by itself, on the part of the maps that is its own: so its masks do not depend on the
-    padding. (With `padding="official"` its part is all of the batch, as published.)
+    Each image is computed by itself, on its part of the maps, so that its masks do not depend on the padding. (With
+    `padding="official"` its part is the whole batch, as published.)
 
-    No dataclass: engines convert the fields of those, and these tensors are the model's own business.
+    This is no dataclass, because engines convert the fields of dataclasses, and these tensors must stay as they are.
 
     Args:
-        head: makes the masks.
-        attention: (B, Q, heads, h, w) weights.
+        head: computes the masks.
+        attention: (B, Q, H, h, w) weights.
         shared: (B, C, h, w) maps from `MaskHead.share`.
-        parts: per image the (height, width) of its own part of each map of `shared`.
-        by_cells: whether the head reads weights times the number of cells. A weight is a share of all cells: beside the
-            projected map the head, at the start of training, hardly sees it.
+        parts: per image the (height, width) of its part of each map of `shared`.
+        by_cells: multiply the weights by the number of cells. A weight is a share of all cells, too small beside the
+            projected map for the head to notice at the start of training.
     """
 
     def __init__(
@@ -202,46 +205,47 @@ class DeferredMasks:
         self.shared = shared
         self.parts = parts
         self.by_cells = by_cells
-        # masks are asked for after the forward pass, but belong to it: same precision, and no graph if it had none
+        # masks are computed after the forward pass but belong to it: same precision, and no graph if it had none
         self._gradients = torch.is_grad_enabled()
         device = attention.device.type
         self._autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
     def of(self, queries: Sequence[Tensor]) -> list[Tensor]:
-        """The masks of the queries (N,) of every image: B tensors (N, h, w), at the size of the image's own part."""
+        """Computes the masks of the queries (N,) of every image: B (N, h, w) logits at the size of the image's part."""
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(self._gradients and torch.is_grad_enabled()))
             if self._autocast is not None:
                 stack.enter_context(torch.autocast(*self._autocast))
-            return [self._of_image(i, chosen) for i, chosen in enumerate(queries)]
+            return [self._of_image(i, indices) for i, indices in enumerate(queries)]
 
     def all(self) -> Tensor:
-        """The masks of all queries, (B, Q, h, w), zero where padded."""
-        every = torch.arange(self.attention.shape[1], device=self.attention.device)
+        """Computes the masks of all queries, (B, Q, h, w), zero where padded."""
+        queries = torch.arange(self.attention.shape[1], device=self.attention.device)
         height, width = self.shared[-1].shape[-2:]
-        made = self.of([every] * len(self.attention))
-        return torch.stack([F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in made])
+        masks = self.of([queries] * len(self.attention))
+        return torch.stack([F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in masks])
 
     def _of_image(self, image: int, queries: Tensor) -> Tensor:
-        """(N, h, w) masks of one image, not too many at once."""
+        """Computes (N, h, w) masks of one image, a few at once."""
         parts = self.parts[image]
         shared = [x[image, None, :, :h, :w] for x, (h, w) in zip(self.shared, parts, strict=True)]
         (h, w), finest = parts[0], parts[-1]
-        attention = self.attention[image, ..., :h, :w][queries]  # (N, heads, h, w)
+        attention = self.attention[image, ..., :h, :w][queries]  # (N, H, h, w)
         if self.by_cells:
             attention = attention * (h * w)
-        together = max(1, CELLS // (finest[0] * finest[1]))
-        return torch.cat([self.head(some, shared) for some in attention.split(together)])
+        chunk = max(1, MASK_CELLS_PER_CHUNK // (finest[0] * finest[1]))
+        return torch.cat([self.head(maps, shared) for maps in attention.split(chunk)])
 
 
 class MaskPredictor(nn.Module):
-    """Attention maps and mask head together: what turns a detector into a panoptic one.
+    """Attention maps and mask head: they make a panoptic model of a detector.
 
     Args:
         width: channels of the transformer.
         heads: of the attention maps.
         backbone: returns all stages from 2 (stride 4) to the one that the transformer reads.
-        prior: whether boxes draw attention, see `BoxPrior`. The published DETR does without: its states know where.
+        prior: bias the attention to the boxes, see `BoxPrior`. The published DETR does not need it: its hidden states
+            know where an object is.
     """
 
     def __init__(self, width: int, heads: int, backbone: ResNetBackbone, *, prior: bool = False) -> None:
@@ -253,33 +257,33 @@ class MaskPredictor(nn.Module):
 
     def forward(
         self,
-        states: Tensor,
+        hidden_states: Tensor,
         memory: Tensor,
-        source: Tensor,
+        src: Tensor,
         features: Sequence[tuple[Tensor, Tensor]],
         batch: Batch,
         *,
         boxes: Tensor,
         exact: bool,
     ) -> DeferredMasks:
-        """What the masks of a batch are made of.
+        """Prepares the masks of a batch.
 
         Args:
-            states: (B, Q, D) of the last decoder layer.
+            hidden_states: (B, Q, D) of the last decoder layer.
             memory: (B, S, D), S = h * w cells of the map that the transformer reads, the backbone's last.
-            source: (B, D, h, w), that map projected.
-            features: of the backbone, finest first: (B, C, h, w) maps and their (B, h, w) bool padding.
+            src: (B, D, h, w), that map projected.
+            features: of the backbone, finest first: (B, C, h, w) maps and their (B, h, w) bool padding masks.
             batch: the images.
             boxes: (B, Q, 4) cxcywh in [0, 1], predicted.
             exact: whether padding must not be seen.
         """
-        padding = features[-1][1]
-        shape = (int(padding.shape[1]), int(padding.shape[2]))
+        padding_mask = features[-1][1]
+        shape = (int(padding_mask.shape[1]), int(padding_mask.shape[2]))
         prior = None if self.prior is None else self.prior(boxes, batch.sizes, shape, self.strides[0])
-        attention = self.attention(states, memory, padding, prior)
+        attention = self.attention(hidden_states, memory, padding_mask, prior)
         if exact and batch.padded:
-            source = source.masked_fill(padding[:, None], 0.0)
-        shared = self.head.share(source, [feature for feature, _ in features[-2::-1]])
+            src = src.masked_fill(padding_mask[:, None], 0.0)
+        shared = self.head.share(src, [feature for feature, _ in features[-2::-1]])
         height, width = batch.images.shape[-2:]
         sizes = batch.sizes if exact else [(int(height), int(width))] * len(batch)
         parts = [[(-(-h // s), -(-w // s)) for s in self.strides] for h, w in sizes]

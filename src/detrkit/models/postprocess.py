@@ -16,7 +16,7 @@ from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.results import Detections
 
 MASK_STRIDE = 4  # pixels of the network's input between two cells of a mask
-TOGETHER = 16  # masks that are enlarged at once: at 800 x 1333 pixels they take 68 MB
+MASK_CHUNK = 16  # masks resized at once: at 800 x 1333 pixels they take 68 MB
 
 Size = tuple[int, int]
 
@@ -38,14 +38,15 @@ def postprocess(
     Args:
         outputs: of a batch of B images.
         sizes: (height, width) in pixels of the B original images, to which the boxes are scaled.
-        scores: "softmax" (DETR): one detection per query, in the order of the queries, with the best class but
-            "no object"; "sigmoid" (Deformable DETR): the best of all queries x classes, in descending order.
-        top_k: how many of them, sigmoid only (fewer when there are fewer).
+        scores: activation of the logits. "softmax" (DETR): one detection per query, in the order of the queries, with
+            the best class but "no object"; "sigmoid" (Deformable DETR): the best of all queries x classes, in
+            descending order.
+        top_k: number of detections, sigmoid only (fewer where there are fewer).
         classes: names and ids to attach.
-        image_sizes: (height, width) in pixels of the B images as the model got them, without padding: with them, and a
-            model that has masks, every detection has its mask.
-        threshold: leave out detections whose score is not greater; no mask is made for them.
-        official: enlarge masks together with the padding of their batch, as published, instead of without it.
+        image_sizes: (height, width) in pixels of the B network inputs without padding; with them the detections of a
+            model with masks have masks.
+        threshold: keep detections of a greater score; no mask is computed for the others.
+        official: resize masks together with the padding of their batch, as published, instead of without it.
 
     Returns:
         B Detections, on the device of the outputs.
@@ -69,7 +70,7 @@ def each_image(
     threshold: float | None = None,
     official: bool = False,
 ) -> Iterator[Detections]:
-    """As `postprocess`, one image after the other: the masks of a hundred queries on a photograph take a gigabyte."""
+    """Yields the Detections of `postprocess` image by image: masks of a hundred queries on a photo take a gigabyte."""
     check_sizes(outputs, sizes, image_sizes)
     logits, boxes = outputs.logits.float(), outputs.boxes.float()
     if scores == "softmax":
@@ -83,41 +84,41 @@ def each_image(
     else:
         raise ValueError(f"scores is {scores!r}: choose softmax or sigmoid")
     pixels = cxcywh_to_xyxy(boxes) * _scales(sizes, boxes)[:, None]
-    found = [Detections(b, s, label, classes=classes) for b, s, label in zip(pixels, values, labels, strict=True)]
+    detections = [Detections(b, s, label, classes=classes) for b, s, label in zip(pixels, values, labels, strict=True)]
     queries = list(query)
     if threshold is not None:
-        queries = [q[one.scores > threshold] for q, one in zip(queries, found, strict=True)]
-        found = [one.above(threshold) for one in found]
+        queries = [q[one.scores > threshold] for q, one in zip(queries, detections, strict=True)]
+        detections = [one.above(threshold) for one in detections]
     if not outputs.has_masks or image_sizes is None:
-        yield from found
+        yield from detections
         return
-    # a query can be found as several classes: its mask is made once
+    # a query can be detected as several classes: its mask is computed once
     unique = [q.unique(return_inverse=True) for q in queries]
     padded = official and outputs.mask_sizes is None
     cells_of = outputs.masks_of([q for q, _ in unique])
-    for i, detections in enumerate(found):
+    for i, one in enumerate(detections):
         cells = cells_of[i] if padded else without_padding(cells_of[i], image_sizes[i])
         covered = largest(image_sizes) if padded else image_sizes[i]
         masks = instance_masks(cells, covered=covered, image_size=image_sizes[i], size=sizes[i])
-        yield replace(detections, masks=masks[unique[i][1]])
+        yield replace(one, masks=masks[unique[i][1]])
 
 
 @torch.no_grad()
 def instance_masks(logits: Tensor, *, image_size: Size, size: Size, covered: Size | None = None) -> Tensor:
-    """Masks of one image at its original size, from their logits: bilinear, above 0.5, nearest, as published.
+    """Resizes mask logits of one image to its original size, as published: bilinear, above 0.5, nearest.
 
     Args:
         logits: (N, h, w) at stride 4.
-        image_size: (height, width) in pixels of the image as the model got it, without padding.
+        image_size: (height, width) in pixels of the network input without padding.
         size: (height, width) in pixels of the original image.
-        covered: (height, width) in pixels of what the logits cover, from the top left corner; by default the image.
+        covered: (height, width) in pixels that the logits cover, from the top left corner; by default `image_size`.
 
     Returns:
         (N, *size) bool.
     """
     height, width = image_size
     masks = [logits.new_zeros(0, *size, dtype=torch.bool)]
-    for some in logits.float().split(TOGETHER):
+    for some in logits.float().split(MASK_CHUNK):
         enlarged = F.interpolate(some[:, None], size=covered or image_size, mode="bilinear")[..., :height, :width]
         inside = (enlarged > 0).to(torch.uint8)  # the sigmoid is above 0.5
         masks.append(F.interpolate(inside, size=size)[:, 0].bool())
@@ -125,13 +126,13 @@ def instance_masks(logits: Tensor, *, image_size: Size, size: Size, covered: Siz
 
 
 def without_padding(masks: Tensor, image_size: Size) -> Tensor:
-    """The part of (N, h, w) masks at stride 4 that is the image's own, from its (height, width) in pixels."""
+    """Crops (N, h, w) masks at stride 4 to an image of (height, width) pixels."""
     height, width = image_size
     return masks[:, : -(-height // MASK_STRIDE), : -(-width // MASK_STRIDE)]
 
 
 def largest(sizes: Sequence[Size]) -> Size:
-    """(height, width) that holds all of them."""
+    """Returns the (height, width) that holds all of the sizes."""
     return max(h for h, _ in sizes), max(w for _, w in sizes)
 
 
@@ -143,5 +144,5 @@ def check_sizes(outputs: Outputs, *sizes: Sequence[Size] | None) -> None:
 
 
 def _scales(sizes: Sequence[Size], like: Tensor) -> Tensor:
-    """(B, 4) width, height, width, height of every image."""
+    """Returns (B, 4) width, height, width, height of every image."""
     return torch.tensor([(w, h, w, h) for h, w in sizes], dtype=like.dtype, device=like.device)
