@@ -16,7 +16,7 @@ dependencies = ["torch", "torchvision", "numpy", "scipy", "PIL", "safetensors", 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # hub clones the repository, but does not install it
 
-from detrkit.reproduction.hub import hub_model as _hub_model  # noqa: E402
+from detrkit.compat.hub import hub_model as _hub_model  # noqa: E402
 
 
 def _box_model(name, pretrained, num_classes, return_postprocessor, padding):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # also in a clone that is not installed
 
-from detrkit.reproduction.official_command import main
+from detrkit.compat.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

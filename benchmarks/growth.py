@@ -35,16 +35,16 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from detrkit import build_model
-from detrkit.benchmark import Stopwatch, watched
-from detrkit.benchmark.parts import BACKBONE, DECODER, ENCODER, modules_of
 from detrkit.config import OptimConfig, RunConfig, TrainConfig
 from detrkit.engine.optim import build_optimizer
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.setup import make_fabric
 from detrkit.engine.update import Update
-from detrkit.models.batch import Batch
 from detrkit.models.criterion import build_criterion
-from detrkit.models.outputs import Target
+from detrkit.profiling import Stopwatch, watched
+from detrkit.profiling.parts import BACKBONE, DECODER, ENCODER, modules_of
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Target
 from side_by_side import Cell, Report, by_turns, peak_memory
 
 MODELS = ("detr-r50", "deformable-detr-r50")

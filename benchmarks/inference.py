@@ -85,8 +85,8 @@ def original(args: argparse.Namespace) -> Run:
 
 
 def transformers(args: argparse.Namespace) -> Run:
-    from detrkit.checkpoint import published_spec, save_huggingface
     from detrkit.comparison.peer import TransformersSide
+    from detrkit.weights.checkpoint import published_spec, save_huggingface
 
     with tempfile.TemporaryDirectory() as folder:
         save_huggingface(Path(folder) / "model", ours(args), published_spec(args.model))

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from detrkit.models.criterion import SetCriterion, build_criterion
-from detrkit.models.outputs import Outputs, Target
 from detrkit.ops.pages import keep_pages
+from detrkit.structures.outputs import Outputs, Target
 from original_code import OriginalCode, their_outputs, their_targets
 from side_by_side import Report, add_options, by_turns, checkout
 

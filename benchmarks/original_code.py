@@ -22,7 +22,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from detrkit.models.outputs import Target
+from detrkit.structures.outputs import Target
 
 PACKAGES = ("models", "util", "datasets", "functions", "modules", "main", "engine")
 CUDA_OP = "MultiScaleDeformableAttention"
@@ -132,7 +132,7 @@ def _on_any_device(function: Any) -> type:
 
 def match_weights(model: nn.Module, theirs: nn.Module) -> None:
     """Gives their model the weights of one of ours."""
-    from detrkit.convert.official import to_official
+    from detrkit.weights.official import to_official
 
     state = {name: tensor.clone() for name, tensor in to_official(model).items()}
     with torch.no_grad():

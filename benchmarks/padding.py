@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import goldens
-from detrkit.models.outputs import Outputs
+from detrkit.structures.outputs import Outputs
 from side_by_side import Report, add_options, by_turns
 
 MODELS = (

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from detrkit.checkpoint import ModelSpec, save_model
-from detrkit.classes import ClassList
 from detrkit.config import load_config
 from detrkit.detector import Detector, image_files
+from detrkit.structures.classes import ClassList
+from detrkit.weights.checkpoint import ModelSpec, save_model
 from side_by_side import Report, add_options
 
 SHAPES = ClassList(("circle", "square", "triangle", "star", "ring"), (1, 2, 3, 4, 5))

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from detrkit.benchmark import machine
 from detrkit.engine.memory import peak_mib, reset_peak
+from detrkit.profiling import machine
 
 Cell = str | int | float
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -28,16 +28,16 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from detrkit.build import build_model
 from detrkit.config import OptimConfig
-from detrkit.convert.keymap import official_names
 from detrkit.engine.optim import build_optimizer
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.update import Update
 from detrkit.layers import set_checkpointing
-from detrkit.models.batch import Batch
 from detrkit.models.criterion import build_criterion
-from detrkit.models.outputs import Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Target
+from detrkit.weights.build import build_model
+from detrkit.weights.keymap import official_names
 from original_code import ARGUMENTS, OriginalCode, match_weights, their_targets
 from side_by_side import Report, Worker, add_options, by_turns, checkout, serve
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import detrkit.config
 from detrkit.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from detrkit.models.criterion import SETTINGS
-from detrkit.registry import ARCHITECTURES
+from detrkit.models.registry import ARCHITECTURES
 
 HERE = Path(__file__).parent
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "loss": LossConfig, "run": RunConfig}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from detrkit.build import build_model
 from detrkit.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, load_config, recipes
-from detrkit.errors import DetrkitError
 from detrkit.models.criterion import build_criterion
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.build import build_model
 
 
 def test_yaml_round_trip(tmp_path):

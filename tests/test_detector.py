@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import detrkit
-from detrkit.checkpoint import ModelSpec, save_model
-from detrkit.classes import ClassList
 from detrkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.detector import Detector, as_rgb
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.checkpoint import ModelSpec, save_model
 
 OPTIONS = {
     "backbone": "resnet18",
@@ -166,7 +166,7 @@ def test_load_and_resize(detector, tmp_path):
 
 def test_published_by_name(monkeypatch, detector, tmp_path):
     path = save_model(tmp_path / "a.safetensors", detector.model, replace(SPEC, name="detr-demo", options={}))
-    monkeypatch.setattr("detrkit.checkpoint.published_weights", lambda name: path)
+    monkeypatch.setattr("detrkit.weights.checkpoint.published_weights", lambda name: path)
     with pytest.raises(DetrkitError, match="do not fit"):  # it went for the file of that name
         detrkit.load("detr-demo")
 

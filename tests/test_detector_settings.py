@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import detrkit
-from detrkit.checkpoint import ModelSpec, save_model
-from detrkit.classes import ClassList
 from detrkit.detector import Detector
+from detrkit.structures.classes import ClassList
+from detrkit.weights.checkpoint import ModelSpec, save_model
 
 OPTIONS = {
     "backbone": "resnet10",

@@ -7,22 +7,22 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.checkpoint import ModelSpec, save_huggingface, save_model, save_official
-from detrkit.classes import ClassList
 from detrkit.cli.predict_files import Results
 from detrkit.comparison.recording import Recording, save_recording
 from detrkit.data import open_dataset, train_transform
-from detrkit.data.convert import convert
-from detrkit.data.preview import preview
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.convert import convert
+from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.state import save_state
-from detrkit.errors import DetrkitError, WriteError
 from detrkit.evaluation import evaluate_detections, write_panoptic, write_report
 from detrkit.evaluation.evaluator import DetectionEvaluator
-from detrkit.results import Detections, PanopticResult, Segment
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import Detections, PanopticResult, Segment
+from detrkit.utils.errors import DetrkitError, WriteError
 from detrkit.utils.image_files import image_bytes
 from detrkit.visualize import save_figure, training_curves
+from detrkit.visualize.preview import preview
+from detrkit.weights.checkpoint import ModelSpec, save_huggingface, save_model, save_official
 from disk import full_disk
 
 # wide and deep enough for Hugging Face's DETR, which normalizes in 32 groups

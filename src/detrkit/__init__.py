@@ -12,41 +12,45 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detrkit import convert as convert
     from detrkit import ops as ops
-    from detrkit.build import build_model as build_model
     from detrkit.data import open_dataset as open_dataset
     from detrkit.detector import Detector as Detector
     from detrkit.detector import load as load
     from detrkit.engine import evaluate as evaluate
     from detrkit.engine import train as train
-    from detrkit.errors import DetrkitError as DetrkitError
     from detrkit.evaluation import evaluate_detections as evaluate_detections
     from detrkit.evaluation import evaluate_panoptic as evaluate_panoptic
-    from detrkit.models.batch import Batch as Batch
     from detrkit.models.criterion import build_criterion as build_criterion
-    from detrkit.models.outputs import Outputs as Outputs
-    from detrkit.models.outputs import Target as Target
-    from detrkit.registry import list_models as list_models
+    from detrkit.models.registry import list_models as list_models
     from detrkit.reproduction import reproduce as reproduce
-    from detrkit.results import Detections as Detections
-    from detrkit.results import PanopticResult as PanopticResult
+    from detrkit.structures.batch import Batch as Batch
+    from detrkit.structures.outputs import Outputs as Outputs
+    from detrkit.structures.outputs import Target as Target
+    from detrkit.structures.results import Detections as Detections
+    from detrkit.structures.results import PanopticResult as PanopticResult
+    from detrkit.utils.errors import DetrkitError as DetrkitError
+    from detrkit.weights.build import build_model as build_model
+
+from detrkit.utils import moved as _moved
 
 __version__ = "0.1.0"
 
+_moved.install()
+
 # public name -> the module that defines it
 _HOMES = {
-    "Batch": "detrkit.models.batch",
-    "Detections": "detrkit.results",
+    "Batch": "detrkit.structures.batch",
+    "Detections": "detrkit.structures.results",
     "Detector": "detrkit.detector",
-    "DetrkitError": "detrkit.errors",
-    "Outputs": "detrkit.models.outputs",
-    "PanopticResult": "detrkit.results",
-    "Target": "detrkit.models.outputs",
+    "DetrkitError": "detrkit.utils.errors",
+    "Outputs": "detrkit.structures.outputs",
+    "PanopticResult": "detrkit.structures.results",
+    "Target": "detrkit.structures.outputs",
     "build_criterion": "detrkit.models.criterion",
-    "build_model": "detrkit.build",
+    "build_model": "detrkit.weights.build",
     "evaluate": "detrkit.engine",
     "evaluate_detections": "detrkit.evaluation",
     "evaluate_panoptic": "detrkit.evaluation",
-    "list_models": "detrkit.registry",
+    "list_models": "detrkit.models.registry",
     "load": "detrkit.detector",
     "open_dataset": "detrkit.data",
     "reproduce": "detrkit.reproduction",

@@ -13,8 +13,8 @@ import tyro
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import decoded, parse_yaml, read_text
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import (
     BatchSize,
     Count,

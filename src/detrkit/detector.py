@@ -15,20 +15,20 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
-from detrkit.checkpoint import ModelSpec, load_any
-from detrkit.classes import ClassList
 from detrkit.data.grouping import split_by_shape
 from detrkit.data.images import SUFFIXES, Picture, as_rgb, is_picture
 from detrkit.data.sample import Sample
 from detrkit.data.transforms import EvalTransform, normalise
-from detrkit.errors import DetrkitError
-from detrkit.models.batch import Batch
 from detrkit.models.panoptic_postprocess import panoptic
 from detrkit.models.postprocess import postprocess
-from detrkit.registry import architecture
-from detrkit.results import Detections, PanopticResult
+from detrkit.models.registry import architecture
+from detrkit.structures.batch import Batch
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import Detections, PanopticResult
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.memory import CHANNELS, batch_pixels, check_batch, check_memory
 from detrkit.utils.ranges import BatchSize, Pixels, Share, check_arguments
+from detrkit.weights.checkpoint import ModelSpec, load_any
 
 Found = Detections | PanopticResult
 

@@ -10,8 +10,8 @@ from torch import nn
 from detrkit.backbones.folding import _KEPT, fold
 from detrkit.backbones.resnet import build_backbone
 from detrkit.layers.norms import FrozenBatchNorm2d
-from detrkit.models.batch import Batch
 from detrkit.ops.dense import convolve
+from detrkit.structures.batch import Batch
 
 
 def pair():

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from detrkit.backbones import RESNETS, build_backbone
-from detrkit.models.batch import Batch
+from detrkit.structures.batch import Batch
 
 
 def _random_statistics(module):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.checkpoint import ModelSpec, save_model
 from detrkit.cli import main
 from detrkit.cli.bench import _duration
+from detrkit.weights.checkpoint import ModelSpec, save_model
 
 OPTIONS = {
     "backbone": "resnet18",

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from detrkit.checkpoint import ModelSpec, save_model, save_official
 from detrkit.cli import main
+from detrkit.weights.checkpoint import ModelSpec, save_model, save_official
 
 OPTIONS = {"backbone": "resnet18", "hidden_dim": 32, "dim_feedforward": 32, "enc_layers": 1, "dec_layers": 1}
 SPEC = ModelSpec("detr-r50", OPTIONS, num_classes=2)

@@ -10,21 +10,21 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.build import build_model
-from detrkit.checkpoint import ModelSpec, load_model, save_huggingface, save_model
-from detrkit.classes import ClassList
 from detrkit.cli import main
 from detrkit.cli.convert import Convert
 from detrkit.cli.models import Models
 from detrkit.cli.predict import Predict
-from detrkit.coco_classes import COCO_91
 from detrkit.convert import to_official
 from detrkit.data import open_dataset
 from detrkit.data.panoptic import read_id_map
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 from detrkit.detector import Detector
-from detrkit.errors import DetrkitError
-from detrkit.registry import ARCHITECTURES
+from detrkit.models.registry import ARCHITECTURES
+from detrkit.structures.classes import ClassList
+from detrkit.structures.coco_classes import COCO_91
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.build import build_model
+from detrkit.weights.checkpoint import ModelSpec, load_model, save_huggingface, save_model
 
 OPTIONS = {
     "backbone": "resnet18",

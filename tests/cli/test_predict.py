@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.checkpoint import ModelSpec, load_model, save_model
-from detrkit.classes import ClassList
 from detrkit.cli import main, predict_files
 from detrkit.cli.predict import Predict
 from detrkit.cli.predict_files import Results, find_images, output_stems
 from detrkit.detector import Detector
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
 from disk import full_disk
 
 OPTIONS = {
@@ -243,7 +243,7 @@ def test_write_errors_keep_their_cause(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_done(weights, photos, tmp_path, monkeypatch, capsys, number):
-    from detrkit.results import Detections
+    from detrkit.structures.results import Detections
 
     draw, calls = Detections.draw, []
 

@@ -10,8 +10,6 @@ import torch
 from PIL import Image
 
 import goldens
-from detrkit.checkpoint import save_model, save_official
-from detrkit.classes import ClassList
 from detrkit.cli import main
 from detrkit.comparison import (
     DetrkitSide,
@@ -26,7 +24,9 @@ from detrkit.comparison.inputs import dataset_input, made_input, picture_input
 from detrkit.comparison.stages import TOLERANCES, is_stage, order_of, tolerance_of
 from detrkit.data import open_dataset
 from detrkit.detector import Detector
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.checkpoint import save_model, save_official
 
 SMALL = {"backbone": "resnet18", "hidden_dim": 128, "dim_feedforward": 128, "num_queries": 12, "dec_layers": 5}
 FAMILIES = ["detr-r50", "deformable-detr-r50", "deformable-detr-r50-refine", "deformable-detr-r50-two-stage"]

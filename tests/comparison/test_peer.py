@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detrkit.checkpoint import save_huggingface, save_model
 from detrkit.cli import main
 from detrkit.comparison import DetrkitSide, compare, record, seeded_model
 from detrkit.comparison.inputs import made_input
 from detrkit.comparison.peer import TransformersSide
-from detrkit.errors import DetrkitError
-from detrkit.models.outputs import Target
+from detrkit.structures.outputs import Target
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.checkpoint import save_huggingface, save_model
 
 pytest.importorskip("transformers")
 

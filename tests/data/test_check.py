@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from data_helpers import coco, picture, write_coco
 
-from detrkit.data.check import Report, check
-from detrkit.data.convert import convert
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.check import Report, check
+from detrkit.data.tools.convert import convert
+from detrkit.utils.errors import DetrkitError
 
 
 def found(report: Report) -> set[tuple[str, str, str]]:

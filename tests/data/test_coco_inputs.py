@@ -11,11 +11,11 @@ import pytest
 from data_helpers import coco, picture, write_coco
 from PIL import Image
 
-from detrkit.data.check import check
 from detrkit.data.dataset import open_dataset
 from detrkit.data.readers import coco as reader
 from detrkit.data.readers.common import corners_of, finite, size_fault, whole
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.check import check
+from detrkit.utils.errors import DetrkitError
 
 BIG = 10**400  # no float holds it
 POLYGON = [[1, 1, 9, 1, 9, 9]]

@@ -6,9 +6,9 @@ from data_helpers import generator, make_sample
 
 from detrkit.data.collate import PixelBatch, collate
 from detrkit.data.transforms import Normalisation, normalise, to_target
-from detrkit.errors import DetrkitError
-from detrkit.models.batch import Batch
-from detrkit.models.outputs import Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Target
+from detrkit.utils.errors import DetrkitError
 
 SIZES = [(5, 9), (8, 4), (8, 9)]
 

@@ -14,12 +14,12 @@ from data_helpers import picture
 from odd_dataset import NAMES, oriented, write_odd
 from PIL import Image, ImageOps
 
-from detrkit.data._targets import upright_boxes
-from detrkit.data.convert import convert
 from detrkit.data.dataset import Dataset, open_dataset
 from detrkit.data.images import decode
 from detrkit.data.readers import READERS
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.convert import convert
+from detrkit.data.tools.targets import upright_boxes
+from detrkit.utils.errors import DetrkitError
 
 LAYOUTS = ("coco", "voc", "yolo", "parquet")
 
@@ -140,8 +140,8 @@ def convert_shared(root: Path, splits: list[list[str]]) -> Path:
 
 def test_parquet_in_several_files(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETRKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("detrkit.data._parquet_target.FILE_BYTES", 5000)
-    monkeypatch.setattr("detrkit.data._parquet_target._GROUP_BYTES", 2000)
+    monkeypatch.setattr("detrkit.data.tools.parquet_target.FILE_BYTES", 5000)
+    monkeypatch.setattr("detrkit.data.tools.parquet_target._GROUP_BYTES", 2000)
     convert(sources["odd"], tmp_path / "out", to="parquet")
     files = sorted(f.name for f in (tmp_path / "out/data").iterdir())
     assert len(files) > 2 and files[-1] == f"train-{len(files) - 1:05}-of-{len(files):05}.parquet"

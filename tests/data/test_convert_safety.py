@@ -15,13 +15,13 @@ from data_helpers import coco, picture, write_coco
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detrkit.data import _placing
-from detrkit.data._placing import ImagePlacer
-from detrkit.data._targets import TARGETS
-from detrkit.data.convert import convert
 from detrkit.data.dataset import open_dataset
 from detrkit.data.sources import ParquetImage
-from detrkit.errors import DetrkitError
+from detrkit.data.tools import placing as _placing
+from detrkit.data.tools.convert import convert
+from detrkit.data.tools.placing import ImagePlacer
+from detrkit.data.tools.targets import TARGETS
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import checked_name
 from disk import full_disk
 

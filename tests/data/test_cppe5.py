@@ -11,14 +11,15 @@ import pytest
 import tyro
 from cppe5_helpers import NAMES, write_tar
 
-from detrkit import download as downloading
 from detrkit.cli.data import DataCommand
 from detrkit.config import load_config
-from detrkit.data import cppe5, open_dataset
-from detrkit.data.cppe5 import download_cppe5
-from detrkit.download import md5
+from detrkit.data import open_dataset
+from detrkit.data.tools import cppe5
+from detrkit.data.tools.cppe5 import download_cppe5
 from detrkit.engine.setup import open_splits
-from detrkit.errors import DetrkitError
+from detrkit.utils import download as downloading
+from detrkit.utils.download import md5
+from detrkit.utils.errors import DetrkitError
 from file_server import Server, serving
 
 

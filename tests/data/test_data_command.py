@@ -10,10 +10,10 @@ from PIL import Image
 
 from detrkit.cli.data import DataCommand
 from detrkit.data.dataset import open_dataset
-from detrkit.data.preview import preview
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 from detrkit.data.transforms import train_transform
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
+from detrkit.visualize.preview import preview
 
 
 def run(*arguments: str | Path) -> int:

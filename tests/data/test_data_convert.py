@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from data_helpers import coco, picture, write_coco
 
-from detrkit.data.convert import convert
 from detrkit.data.dataset import Dataset, open_dataset
-from detrkit.data.shapes import write_shapes
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.convert import convert
+from detrkit.data.tools.shapes import write_shapes
+from detrkit.utils.errors import DetrkitError
 
 
 @pytest.fixture

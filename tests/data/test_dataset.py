@@ -11,9 +11,9 @@ from data_helpers import coco, picture, write_coco
 from PIL import Image
 from torchvision import tv_tensors
 
-from detrkit.classes import ClassList
 from detrkit.data.dataset import open_dataset
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
 
 CATEGORIES = {7: "dog", 3: "cat"}
 

@@ -13,8 +13,8 @@ import detrkit.data.loader as loading
 from detrkit.data import eval_transform, handing, make_loader, open_dataset
 from detrkit.data._workers import end_workers
 from detrkit.data.handing import NEVER_SHARED, SHARED_FROM_BYTES, shared_from
-from detrkit.data.shapes import write_shapes
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.shapes import write_shapes
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.workers import loading_failure
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from detrkit.data.images import decode, image_size, stored_size
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 
 def save_oriented(file: Path, orientation: int, *, lossless: bool = True) -> np.ndarray:

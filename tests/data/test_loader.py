@@ -12,10 +12,10 @@ from detrkit.data import loader as loader_module
 from detrkit.data.dataset import Dataset, open_dataset
 from detrkit.data.loader import make_loader
 from detrkit.data.samplers import EvalSampler, Item, TrainSampler, derived_seed, order_by_aspect
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 from detrkit.data.transforms import Geometry, Transform, eval_transform, train_transform
-from detrkit.models.batch import Batch
-from detrkit.models.outputs import Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Target
 
 
 @pytest.fixture(scope="module")

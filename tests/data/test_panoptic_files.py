@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from detrkit.data.panoptic import LARGEST_ID, measure, read_id_map, segment_masks, write_id_map
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 
 def test_colours_are_the_digits_of_the_id(tmp_path: Path) -> None:

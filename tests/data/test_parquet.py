@@ -19,12 +19,12 @@ import torch
 from cppe5_helpers import NAMES, SCHEMA, picture, replica, write_parquet, write_tar
 
 from detrkit.data import eval_transform, make_loader, open_dataset, sources
-from detrkit.data.check import check
-from detrkit.data.convert import convert
-from detrkit.data.cppe5 import _unpack
 from detrkit.data.dataset import Dataset
 from detrkit.data.sources import ParquetImage
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.check import check
+from detrkit.data.tools.convert import convert
+from detrkit.data.tools.cppe5 import _unpack
+from detrkit.utils.errors import DetrkitError
 
 
 @pytest.fixture(autouse=True)

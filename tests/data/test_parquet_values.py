@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from cppe5_helpers import picture
 
-from detrkit.data.check import check
 from detrkit.data.dataset import open_dataset
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.check import check
+from detrkit.utils.errors import DetrkitError
 
 FEATURES = {"objects": {"category": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

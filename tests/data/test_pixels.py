@@ -13,7 +13,7 @@ from PIL import Image
 
 from detrkit.data.images import SUFFIXES, as_rgb, decode, image_size, is_picture, read_rgb, stored_size
 from detrkit.data.sources import ParquetImage
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from detrkit.data.check import check
-from detrkit.data.convert import convert
 from detrkit.data.dataset import open_dataset
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.check import check
+from detrkit.data.tools.convert import convert
+from detrkit.utils.errors import DetrkitError
 
 
 @pytest.mark.parametrize(("split", "images"), [("train", 205), ("val", 87), ("test", 72)])

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit.data._outlines import SHAPES, coverage
-from detrkit.data.check import check
 from detrkit.data.dataset import open_dataset
-from detrkit.data.preview import segments_of
-from detrkit.data.shapes import ShapesOptions, shapes_image, write_shapes
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.check import check
+from detrkit.data.tools.outlines import SHAPES, coverage
+from detrkit.data.tools.shapes import ShapesOptions, shapes_image, write_shapes
 from detrkit.evaluation import PanopticEvaluator, evaluate_panoptic
+from detrkit.utils.errors import DetrkitError
+from detrkit.visualize.preview import segments_of
 
 
 def digest(root: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ from detrkit.data.transforms import (
     to_target,
     train_transform,
 )
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 # (height, width, size, max_size) -> (height, width), worked out by hand from the published rule.
 RULE = [

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from data_helpers import picture
 
-from detrkit.data.check import check
 from detrkit.data.dataset import open_dataset
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.check import check
+from detrkit.utils.errors import DetrkitError
 
 BOX = "<bndbox><xmin>5</xmin><ymin>6</ymin><xmax>20</xmax><ymax>16</ymax></bndbox>"
 

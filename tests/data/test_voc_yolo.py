@@ -7,7 +7,7 @@ from data_helpers import picture
 from PIL import Image
 
 from detrkit.data.dataset import open_dataset
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 OBJECT = (
     "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{0}</xmin><ymin>{1}</ymin>"

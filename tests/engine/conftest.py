@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 
 
 @pytest.fixture(scope="session")

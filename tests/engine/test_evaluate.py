@@ -15,14 +15,14 @@ import torch
 from tiny import MODEL
 
 import detrkit
-from detrkit.build import build_model
-from detrkit.checkpoint import ModelSpec, save_model
-from detrkit.classes import ClassList
 from detrkit.data import Dataset
 from detrkit.engine.evaluating import evaluate
 from detrkit.engine.gathering import dataset_labels
-from detrkit.errors import DetrkitError
-from detrkit.published import PUBLISHED
+from detrkit.models.pretrained import PUBLISHED
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.build import build_model
+from detrkit.weights.checkpoint import ModelSpec, save_model
 
 OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
 

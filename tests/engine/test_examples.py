@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import tiny_config
 
 import detrkit
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 

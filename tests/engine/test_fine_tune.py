@@ -8,14 +8,14 @@ import pytest
 import torch
 from tiny import MODEL, tiny_config
 
-from detrkit.build import build_model
-from detrkit.checkpoint import ModelSpec, load_model, save_model
-from detrkit.classes import ClassList
 from detrkit.config import ModelConfig
 from detrkit.convert import to_official
 from detrkit.engine import train
 from detrkit.engine.fine_tune import init_from, load_first_weights
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.build import build_model
+from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
 
 OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
 

@@ -11,7 +11,7 @@ from tiny import MODEL, losses, tiny_config
 import goldens
 from detrkit.engine import train
 from detrkit.models.criterion import build_criterion
-from detrkit.models.outputs import Outputs
+from detrkit.structures.outputs import Outputs
 
 pytestmark = pytest.mark.gpu
 

@@ -17,7 +17,7 @@ import detrkit.engine.launching as launching
 from detrkit.engine import job as jobs
 from detrkit.engine.agreement import check_agreement
 from detrkit.engine.job import Job, Place, peer_gone
-from detrkit.errors import DetrkitError, PeerError
+from detrkit.utils.errors import DetrkitError, PeerError
 from detrkit.utils.signals import SignalWatch
 
 

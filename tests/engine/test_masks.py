@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from tiny import MODEL, losses, tiny_config
 
 import detrkit
-from detrkit.checkpoint import ModelSpec, load_model
 from detrkit.config import ModelConfig
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine import evaluate, train
 from detrkit.engine.figures import deciding
 from detrkit.engine.trainer import Trainer
-from detrkit.errors import DetrkitError, Interrupted
-from detrkit.results import Detections, PanopticResult
+from detrkit.structures.results import Detections, PanopticResult
+from detrkit.utils.errors import DetrkitError, Interrupted
+from detrkit.weights.checkpoint import ModelSpec, load_model
 
 PANOPTIC = dataclasses.replace(MODEL, masks=True)
 TWO_STAGE = ModelConfig(

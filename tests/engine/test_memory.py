@@ -14,7 +14,7 @@ from tiny import tiny_config
 from detrkit.engine import train, trainer
 from detrkit.engine.memory import free_unused, peak_mib, reset_peak
 from detrkit.engine.trainer import Trainer
-from detrkit.errors import Interrupted
+from detrkit.utils.errors import Interrupted
 
 CPU = torch.device("cpu")
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from tiny import losses, tiny_config
 
-from detrkit.classes import ClassList
 from detrkit.data import Dataset
 from detrkit.data.sample import Record
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine import train
 from detrkit.engine.objects import check_objects, count_objects
 from detrkit.engine.setup import open_splits
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
 
 
 def dataset(labels: list[list[int]], names: list[str], *, crowd: bool = False, **counts) -> Dataset:

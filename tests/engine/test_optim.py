@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from detrkit.build import build_model
 from detrkit.config import OptimConfig
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.build import build_model
 
 SMALL = {"backbone": "resnet18", "hidden_dim": 32, "dim_feedforward": 32, "enc_layers": 1, "dec_layers": 1}
 

@@ -13,10 +13,10 @@ import torch
 from tiny import MODEL, losses, tiny_config
 
 from detrkit.cli import main
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine import train
 from detrkit.models.criterion import Normalizers, build_criterion
-from detrkit.models.outputs import Outputs, Target
+from detrkit.structures.outputs import Outputs, Target
 
 
 def _run(config, folder, processes: int) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detrkit.build import build_model
 from detrkit.config import TrainConfig, load_config, recipes
 from detrkit.engine import train
 from detrkit.engine.relations import check_config
-from detrkit.errors import DetrkitError, SettingError
 from detrkit.utils import memory
+from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.utils.memory import check_batch, check_memory, used_up
 from detrkit.utils.ranges import as_option
+from detrkit.weights.build import build_model
 
 SMALL = load_config("small")
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from tiny import losses, tiny_config
 
-from detrkit.classes import ClassList
 from detrkit.data import Dataset, open_dataset
 from detrkit.engine import train
 from detrkit.engine.fingerprint import class_difference, data_difference, fingerprint
@@ -21,8 +20,9 @@ from detrkit.engine.resuming import begin
 from detrkit.engine.run_files import MARK, in_the_way
 from detrkit.engine.run_folder import ENVIRONMENT, STARTED_BY
 from detrkit.engine.setup import Splits
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
 from detrkit.study import load_study, run_study
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.launch import restarted_by
 from detrkit.utils.lock import FolderLock
 
@@ -211,7 +211,7 @@ def test_a_restart_of_torchrun_goes_on_with_its_own_run_alone(done, tmp_path, mo
 
 def test_a_run_in_two_steps_that_left_no_state_starts_again(tmp_path, monkeypatch):
     """Its first step is in a folder of its own."""
-    from detrkit.data.shapes import write_shapes
+    from detrkit.data.tools.shapes import write_shapes
     from detrkit.engine.trainer import Trainer
 
     data = write_shapes(

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine import quickstart as module
 from detrkit.engine.run_files import foreign_to_run, naming_last_state, sweep_old
-from detrkit.errors import DetrkitError, Interrupted, WriteError
+from detrkit.utils.errors import DetrkitError, Interrupted, WriteError
 
 NO_PROCESS = 2**22 + 7  # above the largest number that Linux gives
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from detrkit.engine.logs import CsvLog, TensorBoardLog
-from detrkit.errors import DetrkitError, WriteError
+from detrkit.utils.errors import DetrkitError, WriteError
 from disk import full_disk
 
 

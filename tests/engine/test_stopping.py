@@ -18,8 +18,8 @@ from tiny import MODEL, losses, tiny_config
 import detrkit.engine.training as training
 from detrkit.engine import train
 from detrkit.engine.trainer import Trainer
-from detrkit.errors import DetrkitError, Interrupted
 from detrkit.models.detr import DETR
+from detrkit.utils.errors import DetrkitError, Interrupted
 from detrkit.utils.signals import SignalWatch, Stopped
 
 VOLATILE = {"seconds", "images_per_second", "peak_memory_mib", "val/seconds"}

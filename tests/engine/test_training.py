@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from tiny import MODEL, losses, tiny_config
 
-from detrkit.checkpoint import load_model
 from detrkit.engine import train
 from detrkit.engine.trainer import Trainer
-from detrkit.errors import DetrkitError, Interrupted
 from detrkit.models.detr import DETR
+from detrkit.utils.errors import DetrkitError, Interrupted
+from detrkit.weights.checkpoint import load_model
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_overfit_learns_a_few_images(shapes, tmp_path):
 
 
 def test_splits_with_other_classes_are_refused(shapes, tmp_path):
-    from detrkit.data.shapes import write_shapes
+    from detrkit.data.tools.shapes import write_shapes
 
     more = write_shapes(tmp_path / "more", images={"val": 3}, sides=(48, 64), classes=5)
     with pytest.raises(DetrkitError, match=r"has classes that .* has not"):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from detrkit.checkpoint import ModelSpec, load_model
 from detrkit.config import OptimConfig
 from detrkit.engine.optim import build_optimizer, moving_average
 from detrkit.engine.saving import restore
 from detrkit.engine.state import Progress, load_state, rng_state, save_state
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.checkpoint import ModelSpec, load_model
 
 OPTIONS = {"backbone": "resnet10", "backbone_width": 8, "backbone_norm": "group", "hidden_dim": 32, "nheads": 4}
 OPTIONS |= {"dim_feedforward": 16, "enc_layers": 1, "dec_layers": 1, "num_queries": 5}

@@ -7,15 +7,15 @@ import torch
 from lightning_fabric import Fabric
 from tiny import MODEL
 
-from detrkit.build import build_model
 from detrkit.config import OptimConfig
 from detrkit.engine.optim import build_optimizer
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.update import Update
-from detrkit.models.batch import Batch
 from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import NonFiniteError
-from detrkit.models.outputs import Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Target
+from detrkit.weights.build import build_model
 
 
 def parts(seed):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from coco_sets import random_set
 
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import confusion_matrix
+from detrkit.utils.errors import DetrkitError
 
 A, B = 1, 2
 HERE, THERE = [0, 0, 10, 10], [50, 50, 10, 10]

@@ -19,11 +19,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from scipy import ndimage
 
-from detrkit.classes import ClassList
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import DetectionEvaluator, evaluate_detections
 from detrkit.evaluation.metrics import NAMES, PER_CLASS
-from detrkit.results import Detections
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import Detections
+from detrkit.utils.errors import DetrkitError
 
 DATA = Path(os.environ.get("DETRKIT_DATA", ""))
 needs_data = pytest.mark.skipif("DETRKIT_DATA" not in os.environ, reason="set DETRKIT_DATA to the folder of real data")

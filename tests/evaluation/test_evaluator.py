@@ -11,10 +11,10 @@ import torch
 from coco_sets import random_set
 from oracle import run_pycocotools, twelve
 
-from detrkit.classes import ClassList
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import DetectionEvaluator, evaluate_detections
-from detrkit.results import Detections
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import Detections
+from detrkit.utils.errors import DetrkitError
 
 
 def as_detections(truth, results):

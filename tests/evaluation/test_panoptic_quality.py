@@ -17,13 +17,13 @@ from panoptic_oracle import count_image, panoptic_quality
 from panoptic_sets import perturbed, random_set
 from PIL import Image
 
-from detrkit.classes import ClassList
 from detrkit.data.panoptic import read_id_map
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import PanopticEvaluator, PanopticTruth, evaluate_panoptic, write_panoptic
 from detrkit.evaluation.panoptic_matching import shared_pixels
 from detrkit.evaluation.panoptic_metrics import NAMES
-from detrkit.results import PanopticResult, Segment
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import PanopticResult, Segment
+from detrkit.utils.errors import DetrkitError
 
 DATA = Path(os.environ.get("DETRKIT_DATA", ""))
 needs_data = pytest.mark.skipif("DETRKIT_DATA" not in os.environ, reason="set DETRKIT_DATA to the folder of real data")

@@ -12,10 +12,10 @@ from coco_sets import random_set
 from panoptic_sets import random_set as random_panoptic
 from PIL import Image
 
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import PanopticEvaluator, confusion_matrix, evaluate_detections, write_report
 from detrkit.evaluation.report import _panoptic_classes
-from detrkit.results import PanopticResult
+from detrkit.structures.results import PanopticResult
+from detrkit.utils.errors import DetrkitError
 
 ROWS = [{"epoch": e, "train/loss": 9 - e, "val/AP": e / 10, "lr": 1e-4} for e in range(4)]
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.memory import machine_memory
 
 SECONDS = 10  # for one example, on a slow machine with other work

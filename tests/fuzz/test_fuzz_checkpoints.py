@@ -28,17 +28,17 @@ from hypothesis import strategies as st
 from limits import bounds, one_line
 from safetensors.torch import save, save_file
 
-from detrkit.build import build_model
-from detrkit.checkpoint import ModelSpec, load_model, save_huggingface
-from detrkit.classes import ClassList
 from detrkit.config import OptimConfig
 from detrkit.convert import to_official
-from detrkit.convert.files import METADATA_KEY, STATE_FORMAT
 from detrkit.engine.fine_tune import load_first_weights
 from detrkit.engine.optim import build_optimizer
 from detrkit.engine.saving import restore
 from detrkit.engine.state import Progress, load_state, rng_state
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.build import build_model
+from detrkit.weights.checkpoint import ModelSpec, load_model, save_huggingface
+from detrkit.weights.files import METADATA_KEY, STATE_FORMAT
 
 OPTIONS = {"backbone": "resnet10", "backbone_width": 8, "backbone_norm": "batch", "hidden_dim": 32, "nheads": 4}
 OPTIONS |= {"dim_feedforward": 16, "enc_layers": 1, "dec_layers": 1, "num_queries": 5}

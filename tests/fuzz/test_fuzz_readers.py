@@ -17,10 +17,10 @@ from limits import EXAMPLES, bounds, one_line
 
 from detrkit.config import load_config
 from detrkit.data import open_dataset
-from detrkit.data.check import check
 from detrkit.data.readers import READERS, find_layout
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.check import check
 from detrkit.study.config import load_study
+from detrkit.utils.errors import DetrkitError
 
 
 def read_all(root: Path) -> None:

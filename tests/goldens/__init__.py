@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.convert import load_official
-from detrkit.convert.keymap import official_names
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.demo import DETRdemo
 from detrkit.models.detr import DETR
-from detrkit.models.outputs import Target
+from detrkit.structures.outputs import Target
+from detrkit.weights.keymap import official_names
 from goldens import filler
 
 HERE = Path(__file__).parent

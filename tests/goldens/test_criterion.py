@@ -9,11 +9,11 @@ import torch
 import goldens
 from detrkit.config import OptimConfig
 from detrkit.convert import load_official
-from detrkit.convert.keymap import official_names
 from detrkit.engine.optim import build_optimizer
 from detrkit.models.criterion import build_criterion
 from detrkit.models.detr import DETR
-from detrkit.models.outputs import Outputs
+from detrkit.structures.outputs import Outputs
+from detrkit.weights.keymap import official_names
 
 CASES = goldens.cases("criterion")
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import goldens
 from detrkit.layers import SinePositionEncoding
-from detrkit.models.batch import Batch
 from detrkit.ops import boxes as ops
+from detrkit.structures.batch import Batch
 
 
 def _close(got, want, atol):

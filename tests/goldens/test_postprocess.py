@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import goldens
-from detrkit.models.outputs import Outputs
 from detrkit.models.panoptic_postprocess import panoptic
 from detrkit.models.postprocess import postprocess
+from detrkit.structures.outputs import Outputs
 
 PIXELS = 1e-4  # share of the pixels that may differ; the official float32 and float64 runs differ in none
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detrkit.build import build_model
 from detrkit.layers import set_checkpointing
-from detrkit.models.batch import Batch
 from detrkit.models.criterion import build_criterion
-from detrkit.models.outputs import Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Target
+from detrkit.weights.build import build_model
 
 MODELS = [
     ("detr-r50", {}),

@@ -93,7 +93,7 @@ def test_transformer_equals_torch(pre_norm):
     padding = torch.zeros(2, 9, dtype=torch.bool)
     padding[0, 6:] = True
     memory, _, _ = encoder(source, pos_embed=None, key_padding_mask=padding)
-    states, _, _, _ = decoder(queries, memory, pos_embed=None, query_pos_embed=None, key_padding_mask=padding)
+    states, _, _, _ = decoder(queries, memory, pos_embed=None, query_pos=None, key_padding_mask=padding)
     with torch.no_grad():
         want = theirs(source, queries, src_key_padding_mask=padding, memory_key_padding_mask=padding)
     assert states.shape == (3, 2, 5, 32)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import goldens
-from detrkit.build import build_model
 from detrkit.ops import dense
+from detrkit.weights.build import build_model
 
 SMALL = {"backbone": "resnet18", "hidden_dim": 64, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
 MODELS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import goldens
-from detrkit.build import build_model
-from detrkit.models.batch import Batch
+from detrkit.structures.batch import Batch
+from detrkit.weights.build import build_model
 
 SMALL = {"hidden_dim": 64, "dim_feedforward": 128, "enc_layers": 2, "dec_layers": 3, "num_queries": 10}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detrkit.build import build_model
+from detrkit.weights.build import build_model
 
 SMALL = {"num_classes": 5, "enc_layers": 1, "dec_layers": 1, "dim_feedforward": 64, "num_queries": 20}
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import goldens
-from detrkit.build import build_model
 from detrkit.convert import WeightsError, load_official, to_official
 from detrkit.models.criterion import build_criterion
-from detrkit.models.outputs import Outputs, Target
 from detrkit.models.postprocess import postprocess
+from detrkit.structures.outputs import Outputs, Target
+from detrkit.weights.build import build_model
 
 SMALL = {
     "backbone": "resnet18",

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from detrkit.models.criterion import build_criterion, focal_loss
 from detrkit.models.matcher import FocalMatcher, HungarianMatcher, NonFiniteError
-from detrkit.models.outputs import Outputs, Target
 from detrkit.ops.boxes import cxcywh_to_xyxy, pairwise_generalized_iou
+from detrkit.structures.outputs import Outputs, Target
 
 LAYERS, QUERIES, CLASSES = 3, 12, 7
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import goldens
-from detrkit.build import build_model
-from detrkit.errors import ImageSizeError
-from detrkit.models.batch import Batch
-from detrkit.registry import ARCHITECTURES
+from detrkit.models.registry import ARCHITECTURES
+from detrkit.structures.batch import Batch
+from detrkit.utils.errors import ImageSizeError
+from detrkit.weights.build import build_model
 
 # no multiple of 32, each the largest in one direction or smaller in both
 SIZES = [(97, 131), (131, 70), (61, 77)]

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import goldens
-from detrkit.build import build_model
-from detrkit.errors import DetrkitError
 from detrkit.models import panoptic as module
-from detrkit.models.batch import Batch
 from detrkit.models.criterion import Normalizers, build_criterion, dice_loss, focal_loss
-from detrkit.models.outputs import Outputs, Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Outputs, Target
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.build import build_model
 
 SMALL = {
     "backbone": "resnet10",

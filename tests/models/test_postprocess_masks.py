@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from detrkit.classes import ClassList
-from detrkit.models.outputs import Outputs
 from detrkit.models.panoptic_postprocess import panoptic
 from detrkit.models.postprocess import instance_masks, largest, postprocess
+from detrkit.structures.classes import ClassList
+from detrkit.structures.outputs import Outputs
 
 # as the model gets them, and as the files have them; the second is padded on both sides
 PROCESSED = [(128, 96), (98, 64), (122, 96)]

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import goldens
 from detrkit.convert import load_huggingface, to_huggingface
-from detrkit.models.batch import Batch
 from detrkit.models.detr import DETR
+from detrkit.structures.batch import Batch
 
 transformers = pytest.importorskip("transformers")
 

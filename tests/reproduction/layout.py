@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import goldens
-from detrkit.coco_classes import COCO_91, COCO_250
-from detrkit.download import sha256
-from detrkit.published import PUBLISHED
+from detrkit.models.pretrained import PUBLISHED
+from detrkit.structures.coco_classes import COCO_91, COCO_250
+from detrkit.utils.download import sha256
 
 # official hub names of the golden weights
 VARIANTS = {

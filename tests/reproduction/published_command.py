@@ -11,7 +11,7 @@ import pytest  # noqa: E402
 from layout import publish  # noqa: E402
 
 from detrkit.cli import main  # noqa: E402
-from detrkit.published import PUBLISHED  # noqa: E402
+from detrkit.models.pretrained import PUBLISHED  # noqa: E402
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 import goldens
-from detrkit.download import sha256
-from detrkit.models.batch import Batch
-from detrkit.published import PUBLISHED
-from detrkit.reproduction.hub import OfficialModel, PostProcess, PostProcessPanoptic, PostProcessSegm
+from detrkit.compat.hub import OfficialModel, PostProcess, PostProcessPanoptic, PostProcessSegm
+from detrkit.models.pretrained import PUBLISHED
+from detrkit.structures.batch import Batch
+from detrkit.utils.download import sha256
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = {

@@ -14,13 +14,13 @@ import torch
 from layout import publish, write_checkpoint
 from PIL import Image
 
-from detrkit.build import build_model
 from detrkit.cli import _parse
+from detrkit.compat import main as official_command
+from detrkit.compat.main import main, model_name, parser, training_command
 from detrkit.convert import to_official
-from detrkit.errors import DetrkitError
-from detrkit.published import PUBLISHED
-from detrkit.reproduction import official_command
-from detrkit.reproduction.official_command import main, model_name, parser, training_command
+from detrkit.models.pretrained import PUBLISHED
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.build import build_model
 from file_server import serving
 
 ROOT = Path(__file__).parents[2]

@@ -19,13 +19,13 @@ from PIL import Image
 import detrkit
 from detrkit.cli import main
 from detrkit.engine.gathering import Evaluation
-from detrkit.errors import DetrkitError
-from detrkit.published import PUBLISHED
+from detrkit.models.pretrained import PUBLISHED
 from detrkit.reproduction import Figure
 from detrkit.reproduction.data import Places
 from detrkit.reproduction.journal import Journal
 from detrkit.reproduction.running import chosen_rows, weights_file
 from detrkit.reproduction.tables import settings_that_differ
+from detrkit.utils.errors import DetrkitError
 from file_server import serving
 
 HERE = Path(__file__).parent

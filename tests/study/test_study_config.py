@@ -10,10 +10,10 @@ import pytest
 from tiny_study import TINY, tiny_study
 
 from detrkit.config import recipes
-from detrkit.errors import DetrkitError
 from detrkit.study import load_study, studies
 from detrkit.study.config import check_same
 from detrkit.study.running import _check_models
+from detrkit.utils.errors import DetrkitError
 from detrkit.visualize.colors import LINE_COLORS
 
 # CPPE-5 as published: mAP, mAP50, mAP75, small, medium, large, Coverall, Mask, Gloves, Face_Shield, Goggles

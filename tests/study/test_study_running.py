@@ -23,9 +23,9 @@ import detrkit.visualize.curves
 from detrkit.cli import main
 from detrkit.engine import evaluating
 from detrkit.engine.trainer import Trainer
-from detrkit.errors import DetrkitError, Interrupted
 from detrkit.models.detr import DETR
 from detrkit.study import load_study, run_study, studies
+from detrkit.utils.errors import DetrkitError, Interrupted
 
 # differ from run to run of the same numbers
 _OF_THE_MACHINE = ("seconds", "memory", "machine")

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import atomic_file, locked_temporary, write_atomic, write_errors
+from detrkit.utils.errors import DetrkitError
 from disk import full_disk
 
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import decoded, parse_json, parse_yaml, read_bytes
+from detrkit.utils.errors import DetrkitError
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join(['*' + old] * 10)}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)

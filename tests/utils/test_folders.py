@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import MANIFEST, new_directory
 
 

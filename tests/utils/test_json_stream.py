@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from detrkit.errors import WriteError
+from detrkit.utils.errors import WriteError
 from detrkit.utils.json_stream import JsonStream
 from disk import full_disk
 

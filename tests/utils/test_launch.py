@@ -12,7 +12,7 @@ from detrkit.config import RunConfig, TrainConfig
 from detrkit.engine.environment import check_processes
 from detrkit.engine.processes import join_processes
 from detrkit.engine.setup import make_fabric
-from detrkit.errors import SettingError
+from detrkit.utils.errors import SettingError
 from detrkit.utils.launch import Launch, launched, launched_outside, restarted_by, several
 
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29411"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.lock import NAME, FolderLock
 from disk import full_disk
 

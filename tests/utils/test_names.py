@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import below, checked_name, full_path, real_path, relative_path, why_unusable
 
 NO_NAMES = [

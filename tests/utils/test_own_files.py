@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from detrkit.cli.results import evaluate_results
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import report_folder
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes
 from detrkit.utils.own_files import check_json, check_marked
 

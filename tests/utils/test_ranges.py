@@ -21,8 +21,8 @@ from detrkit.cli.quickstart import Quickstart
 from detrkit.cli.reproduce import Reproduce
 from detrkit.cli.study import Study
 from detrkit.config import TrainConfig
-from detrkit.data.shapes import ShapesOptions
-from detrkit.errors import DetrkitError
+from detrkit.data.tools.shapes import ShapesOptions
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import as_option, check_values, field_hints, has_range
 
 

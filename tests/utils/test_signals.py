@@ -11,7 +11,7 @@ import termios
 
 _COMMAND = """
 import sys, time
-from detrkit.console import console
+from detrkit.utils.console import console
 from detrkit.utils.signals import SignalWatch, Stopped
 try:
     with SignalWatch() as watch, watch.waiting():

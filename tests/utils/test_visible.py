@@ -14,12 +14,12 @@ from rich.table import Table
 
 from detrkit.cli import main
 from detrkit.cli.predict import _print as print_found
-from detrkit.console import Terminal
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 from detrkit.evaluation import GroundTruth, confusion_matrix, evaluate_detections, write_report
 from detrkit.study.config import Member, StudyConfig
 from detrkit.study.results import MemberResult
 from detrkit.study.tables import print_tables, study_tables, table_csv
+from detrkit.utils.console import Terminal
 from detrkit.utils.visible import markdown, one_line, visible
 
 NAMES = [

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from detrkit.classes import ClassList
-from detrkit.results import Detections
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import Detections
 from detrkit.visualize import color_of, draw_boxes, draw_detections, draw_masks, instance_color, palette
 from detrkit.visualize.colors import PALETTE_SIZE, contrast, text_color
 from detrkit.visualize.draw import automatic_scale

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.classes import ClassList
-from detrkit.results import PanopticResult, Segment
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import PanopticResult, Segment
 from detrkit.visualize import (
     SheetRow,
     as_detections,

@@ -14,9 +14,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from detrkit.backbones.folding import fold
 from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.norms import FrozenBatchNorm2d, GroupNorm
-from detrkit.models.batch import Batch, padding_mask
 from detrkit.ops.dense import convolve
 from detrkit.ops.pages import keep_pages
+from detrkit.structures.batch import Batch, padding_mask
 
 Norm = Literal["frozen", "group", "batch"]
 Padding = Literal["exact", "official"]
@@ -200,8 +200,9 @@ class _Margin:
         keep = self.at(stride)
         if keep is None:
             return x
-        if not self.in_place or x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
             return x.masked_fill(~keep, 0.0)
+        x = x if self.in_place else x.clone()
         for image, (h, w) in zip(x, self._sizes(stride), strict=True):  # the margins alone are touched
             image[:, h:] = 0.0
             image[:, :, w:] = 0.0

@@ -27,8 +27,8 @@ from detrkit.cli.quickstart import Quickstart
 from detrkit.cli.reproduce import Reproduce
 from detrkit.cli.study import Study
 from detrkit.cli.train import Train, with_defaults, with_values
-from detrkit.console import FIRST_PROCESS, LEAST_WIDTH, MOST_WIDTH
-from detrkit.errors import DetrkitError, Interrupted, PeerError
+from detrkit.utils.console import FIRST_PROCESS, LEAST_WIDTH, MOST_WIDTH
+from detrkit.utils.errors import DetrkitError, Interrupted, PeerError
 from detrkit.utils.launch import check_ranks, several
 from detrkit.utils.memory import MAPPING_FIX, used_up
 from detrkit.utils.parent import end_with_launcher

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
-from detrkit.console import console
-from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.console import console
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.own_files import check_json
 from detrkit.utils.ranges import BatchSize, Count, InputSize
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from detrkit.benchmark import Measured, Setting
-    from detrkit.checkpoint import ModelSpec
+    from detrkit.profiling import Measured, Setting
+    from detrkit.weights.checkpoint import ModelSpec
 
 EPOCH = 118_287  # images of COCO's train2017
 GENERATED = 8  # pictures, or as many as a batch has
@@ -74,14 +74,14 @@ class Bench:
     def run(self) -> int:
         """Measures and prints."""
         self._check()
-        from detrkit.benchmark import Setting, machine, measure
         from detrkit.detector import as_device, image_files
+        from detrkit.profiling import Setting, machine, measure
 
         device = None if self.device is None else as_device(self.device)
         model, spec = self._model()
         with tempfile.TemporaryDirectory(prefix="detrkit-bench-") as folder:
             if self.images is None:
-                from detrkit.benchmark.pictures import write_pictures
+                from detrkit.profiling.pictures import write_pictures
 
                 files = write_pictures(Path(folder), max(GENERATED, self.batch), self.size or SHAPE)
             else:
@@ -104,7 +104,7 @@ class Bench:
 
     @property
     def _random(self) -> bool:
-        from detrkit.registry import ARCHITECTURES
+        from detrkit.models.registry import ARCHITECTURES
 
         return self.model in ARCHITECTURES and not self.published
 
@@ -131,8 +131,8 @@ class Bench:
         """
         import torch
 
-        from detrkit.build import build_model
-        from detrkit.checkpoint import load_any, published_spec
+        from detrkit.weights.build import build_model
+        from detrkit.weights.checkpoint import load_any, published_spec
 
         if self._random:
             torch.manual_seed(0)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from detrkit.console import console, table_console
-from detrkit.errors import DetrkitError
+from detrkit.utils.console import console, table_console
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import AnyInteger, Pixels, Tolerance, WideSeed
 
 if TYPE_CHECKING:
-    from detrkit.checkpoint import ModelSpec
     from detrkit.comparison import Recording, Side
     from detrkit.comparison.inputs import ModelInput
+    from detrkit.weights.checkpoint import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Compare:
 
 def _spec(a: Side | Recording, b: Side | Recording | None) -> ModelSpec:
     """How a picture is prepared: as the first detrkit model wants it, else as published."""
-    from detrkit.checkpoint import ModelSpec
     from detrkit.comparison import DetrkitSide
+    from detrkit.weights.checkpoint import ModelSpec
 
     return next((side.spec for side in (a, b) if isinstance(side, DetrkitSide)), ModelSpec("detr-r50"))

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from detrkit.console import console
-from detrkit.errors import DetrkitError
+from detrkit.utils.console import console
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import real_path
 from detrkit.utils.ranges import Width
 
 if TYPE_CHECKING:
-    from detrkit.classes import ClassList
+    from detrkit.structures.classes import ClassList
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Convert:
 
     def run(self) -> int:
         """Reads, writes and prints the path."""
-        from detrkit.checkpoint import load_model, save_huggingface, save_model, save_official
         from detrkit.detector import has_masks
+        from detrkit.weights.checkpoint import load_model, save_huggingface, save_model, save_official
 
         suffix = self.target.suffix
         if suffix not in (".pth", ".safetensors", ""):
@@ -113,9 +113,9 @@ def _class_list(given: str, labels: int, *, masks: bool) -> ClassList:
     Raises:
         DetrkitError: another number, or a dataset that cannot be read.
     """
-    from detrkit.classes import ClassList
-    from detrkit.coco_classes import COCO_91, COCO_250
     from detrkit.data import open_dataset
+    from detrkit.structures.classes import ClassList
+    from detrkit.structures.coco_classes import COCO_91, COCO_250
 
     published = {"coco": COCO_91, "coco-panoptic": COCO_250}
     if given in published:

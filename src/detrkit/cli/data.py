@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from detrkit.console import table_console
+from detrkit.utils.console import table_console
 from detrkit.utils.names import full_path
 from detrkit.utils.ranges import (
     CountOrNone,
@@ -34,7 +34,7 @@ from detrkit.utils.ranges import (
 from detrkit.utils.visible import one_line
 
 if TYPE_CHECKING:
-    from detrkit.data.check import Report
+    from detrkit.data.tools.check import Report
 
 Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
@@ -61,7 +61,7 @@ class DataCheck:
 
     def run(self) -> int:
         """Checks and prints; 1 if errors were found."""
-        from detrkit.data.check import check
+        from detrkit.data.tools.check import check
 
         report = check(self.path, self.split, decode=self.decode, layout=self.layout)
         console = table_console()
@@ -134,7 +134,7 @@ class DataConvert:
 
     def run(self) -> int:
         """Converts and prints what was written."""
-        from detrkit.data.convert import convert
+        from detrkit.data.tools.convert import convert
 
         done = convert(
             self.source,
@@ -202,7 +202,7 @@ class DataShapes:
 
     def run(self) -> int:
         """Writes the dataset and prints where."""
-        from detrkit.data.shapes import write_shapes
+        from detrkit.data.tools.shapes import write_shapes
 
         images = {name: n for name, n in (("train", self.train), ("val", self.val), ("test", self.test)) if n}
         root = write_shapes(
@@ -257,8 +257,8 @@ class DataPreview:
     def run(self) -> int:
         """Writes the picture and prints where."""
         from detrkit.data.dataset import open_dataset
-        from detrkit.data.preview import preview
         from detrkit.data.transforms import train_transform
+        from detrkit.visualize.preview import preview
 
         dataset = open_dataset(self.path, split=self.split, layout=self.layout, masks=self.masks)
         transform = train_transform(self.size, augment=self.augment)
@@ -287,8 +287,8 @@ class DataDownload:
 
     def run(self) -> int:
         """Downloads, and prints what there is and how to go on."""
-        from detrkit.data.cppe5 import download_cppe5
         from detrkit.data.dataset import open_dataset
+        from detrkit.data.tools.cppe5 import download_cppe5
 
         root = download_cppe5(self.to or Path(self.name), archive=self.archive, force=self.force)
         table = Table(title="CPPE-5", title_justify="left")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from detrkit.console import console
-from detrkit.errors import DetrkitError
+from detrkit.utils.console import console
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import checked_name, expanded_path
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from detrkit.console import console, table_console
+from detrkit.utils.console import console, table_console
 
 _FIGURES = ("AP", "AP50", "AP_segm", "PQ")
 
@@ -19,8 +19,8 @@ class Models:
         """Prints the table."""
         import torch
 
-        from detrkit.build import build_model
-        from detrkit.registry import ARCHITECTURES
+        from detrkit.models.registry import ARCHITECTURES
+        from detrkit.weights.build import build_model
 
         table = Table(title="Models", title_justify="left")
         table.add_column("name", no_wrap=True)

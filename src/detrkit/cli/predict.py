@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
-from detrkit.console import Terminal
-from detrkit.errors import DetrkitError
 from detrkit.utils.ahead import Stages
+from detrkit.utils.console import Terminal
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.memory import used_up
 from detrkit.utils.names import full_path
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from detrkit.detector import Detector
-    from detrkit.results import Detections, PanopticResult
+    from detrkit.structures.results import Detections, PanopticResult
 
 _LEFT_OUT_NAMED = 3
 _WAITING_BYTES = 2**27  # of pictures that wait for the model, and of those that wait to be drawn
@@ -183,7 +183,7 @@ class Predict:
         """
         from PIL.Image import fromarray
 
-        from detrkit.results import PanopticResult
+        from detrkit.structures.results import PanopticResult
 
         found: Any = entries(result)
         entry = found
@@ -258,7 +258,7 @@ def _too_large(file: Path) -> DetrkitError:
 
 def entries(found: Detections | PanopticResult) -> list[dict[str, Any]]:
     """The detections or segments of one picture as plain values."""
-    from detrkit.results import PanopticResult, encode_masks
+    from detrkit.structures.results import PanopticResult, encode_masks
 
     if isinstance(found, PanopticResult):
         return [

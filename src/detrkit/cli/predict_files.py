@@ -10,8 +10,8 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import MANIFEST, is_as_noted, note_files, noted_files
 from detrkit.utils.json_stream import JsonStream
 from detrkit.utils.names import NAME_BYTES, expanded_path

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from detrkit.console import console
+from detrkit.utils.console import console
 from detrkit.utils.ranges import Count, Seed
 
 

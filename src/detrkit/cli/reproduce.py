@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from detrkit.console import console
-from detrkit.errors import Interrupted
+from detrkit.utils.console import console
+from detrkit.utils.errors import Interrupted
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Workers
 from detrkit.utils.signals import number_of
 

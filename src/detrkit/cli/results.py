@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrkit.console import console
-from detrkit.errors import DetrkitError
+from detrkit.utils.console import console
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import not_hidden
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _panoptic_examples(results: Path, dataset: Dataset) -> Image.Image:
     from PIL import Image
 
     from detrkit.evaluation import PanopticTruth, read_panoptic
-    from detrkit.results import PanopticResult
+    from detrkit.structures.results import PanopticResult
     from detrkit.visualize import SheetRow, comparison_sheet
 
     content, id_map = dataset.panoptic_ground_truth()

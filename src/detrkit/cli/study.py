@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from detrkit.console import console
+from detrkit.utils.console import console
 from detrkit.utils.ranges import BatchSize, Count, Devices, Seed, Workers
 
 

@@ -11,8 +11,8 @@ from typing import Annotated
 import tyro
 
 from detrkit.config import ModelConfig, TrainConfig, load_config
-from detrkit.console import console
-from detrkit.errors import DetrkitError
+from detrkit.utils.console import console
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import as_option
 
 

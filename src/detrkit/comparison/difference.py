@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detrkit.comparison.recording import Recording
 from detrkit.comparison.stages import SHARES, order_of, tolerance_of
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from detrkit.checkpoint import ModelSpec
 from detrkit.data import Dataset, eval_transform, open_dataset
 from detrkit.data.images import read_rgb
 from detrkit.data.sample import Sample
 from detrkit.data.transforms import normalise, to_target
-from detrkit.errors import DetrkitError
-from detrkit.models.outputs import Target
+from detrkit.structures.outputs import Target
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.checkpoint import ModelSpec
 
 SIZE = (800, 1199)  # height and width in pixels: the input of the alignment check that this one follows
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from detrkit.comparison.stages import own_stages, predictions_of
-from detrkit.errors import DetrkitError
 from detrkit.models.criterion import SetCriterion, build_criterion
-from detrkit.models.outputs import Outputs
+from detrkit.structures.outputs import Outputs
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.visible import first_line
 
 # class in transformers -> a model with the same losses

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from detrkit.comparison.stages import is_stage, order_of
-from detrkit.errors import DetrkitError
-from detrkit.models.outputs import Target
+from detrkit.structures.outputs import Target
 from detrkit.utils.atomic import atomic_file
+from detrkit.utils.errors import DetrkitError
 
 if TYPE_CHECKING:
     from detrkit.comparison.sides import Side

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import ResNetBackbone
-from detrkit.checkpoint import ModelSpec, load_any, published_spec
 from detrkit.comparison.recording import Recording, load_recording
 from detrkit.comparison.stages import stages_of
-from detrkit.errors import DetrkitError
 from detrkit.layers.deformable import MSDeformAttention
-from detrkit.models.batch import Batch
 from detrkit.models.criterion import SetCriterion, build_criterion
-from detrkit.models.outputs import Outputs
-from detrkit.registry import ARCHITECTURES
+from detrkit.models.registry import ARCHITECTURES
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Outputs
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.checkpoint import ModelSpec, load_any, published_spec
 
 # of matrices, by the end of their names: what is added to a token must neither drown in it nor make all tokens alike
 _GAINS = (

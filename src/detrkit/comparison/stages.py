@@ -26,7 +26,7 @@ import re
 import torch
 from torch import Tensor
 
-from detrkit.models.outputs import Outputs, numbered
+from detrkit.structures.outputs import Outputs, numbered
 
 # Largest difference of a stage whose root mean square is at most 1, as that of normed states; others may differ in
 # proportion. From the goldens: the official code differs from itself by at most 2.6e-5 in logits, 5.6e-6 in boxes and

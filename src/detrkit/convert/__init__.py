@@ -1,6 +1,6 @@
 """Weights of other code bases: key maps both ways, and files recognised before they are trusted."""
 
-from detrkit.convert.huggingface import load_huggingface, to_huggingface
-from detrkit.convert.official import WeightsError, load_official, to_official
+from detrkit.weights.huggingface import load_huggingface, to_huggingface
+from detrkit.weights.official import WeightsError, load_official, to_official
 
 __all__ = ["WeightsError", "load_huggingface", "load_official", "to_huggingface", "to_official"]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from detrkit.data.transforms import Normalisation
-from detrkit.errors import DetrkitError
-from detrkit.models.batch import Batch
-from detrkit.models.outputs import Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Target
+from detrkit.utils.errors import DetrkitError
 
 
 @dataclass

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from detrkit.classes import ClassList
 from detrkit.data.images import decode, misfit
 from detrkit.data.panoptic import VOID, read_id_map
 from detrkit.data.readers import READERS, find_layout, match_split
 from detrkit.data.sample import Record, Sample
 from detrkit.data.segmentations import object_masks, panoptic_file
-from detrkit.errors import DetrkitError
-from detrkit.results import encode_masks
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import encode_masks
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import full_path
 
 

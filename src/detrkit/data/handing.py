@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from detrkit.data.collate import PixelBatch, collate
-from detrkit.errors import DetrkitError
-from detrkit.models.outputs import Target
+from detrkit.structures.outputs import Target
+from detrkit.utils.errors import DetrkitError
 
 T = TypeVar("T")
 SHARED_MEMORY = "/dev/shm"

@@ -23,8 +23,8 @@ from torchvision import tv_tensors
 
 from detrkit.data.pixels import full_scale, to_rgb
 from detrkit.data.sources import ImageSource, ParquetImage
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import require_regular
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.visible import first_line
 
 Picture = str | Path | ParquetImage | bytes | Image.Image | np.ndarray | Tensor

@@ -16,15 +16,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
-from detrkit.console import console
 from detrkit.data._workers import begin_worker, end_with_program
 from detrkit.data.dataset import Dataset
 from detrkit.data.handing import SHARED_FROM_BYTES, Collate, Packed, shared_from, usable_workers
 from detrkit.data.samplers import EvalSampler, Item, TrainSampler, derived_seed
 from detrkit.data.transforms import Geometry, Normalisation, Transform, to_target
-from detrkit.errors import DetrkitError
-from detrkit.models.batch import Batch
-from detrkit.models.outputs import Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Target
+from detrkit.utils.console import console
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.workers import loading_failure
 
 # Below this, decoding everything once costs less memory than a worker process.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detrkit.data.images import open_image
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes
 
 VOID = 0

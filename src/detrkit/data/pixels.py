@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 _FULL_SCALES = (0xFF, 0xFFF, 0xFFFF)  # largest values of 8, 12 and 16 bits
 # their readers scale whatever the file says is the largest value to 16 bits

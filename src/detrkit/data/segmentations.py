@@ -15,8 +15,8 @@ from torch import Tensor
 from detrkit.data.panoptic import read_id_map, segment_masks
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import shown
+from detrkit.utils.errors import DetrkitError
 
 _POINTS = 3  # of a polygon at least
 _EXPECTED = "expected polygons [[x1, y1, x2, y2, x3, y3, ...], ...] in pixels, or an RLE with size and counts"

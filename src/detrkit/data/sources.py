@@ -16,8 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import require_regular
+from detrkit.utils.errors import DetrkitError
 
 IMAGE_COLUMN = "image"  # bytes, or a struct with a field `bytes`
 _COPIED_TOGETHER = 16  # images
@@ -108,7 +108,7 @@ def _images_of(file: Path) -> Any:
     Raises:
         DetrkitError: as `ParquetImage.read`, or the copy cannot be written.
     """
-    from detrkit.download import home
+    from detrkit.utils.download import home
 
     source = open_parquet(file)
     import pyarrow
@@ -129,8 +129,8 @@ def _copy_images(source: Any, file: Path, copy: Path) -> None:
     """Writes the Arrow file; of several processes one does, and the others wait (POSIX)."""
     import pyarrow
 
-    from detrkit.console import Terminal
-    from detrkit.download import locked
+    from detrkit.utils.console import Terminal
+    from detrkit.utils.download import locked
 
     copy.parent.mkdir(parents=True, exist_ok=True)
     part = copy.with_name(copy.name + ".part")

@@ -25,8 +25,8 @@ from torchvision.transforms.v2 import functional
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.sample import Sample
-from detrkit.errors import DetrkitError
-from detrkit.models.outputs import Target
+from detrkit.structures.outputs import Target
+from detrkit.utils.errors import DetrkitError
 
 PUBLISHED_SIZE = 800
 _PUBLISHED_MAX = 1333

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from detrkit.config import TrainConfig
 from detrkit.engine.fingerprint import Fingerprint, differing_data
 from detrkit.engine.resuming import differing_setting
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 # what may differ between the processes of a run, which may be on several machines
 _OWN = {

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 
 from detrkit.config import TrainConfig
-from detrkit.errors import SettingError
+from detrkit.utils.errors import SettingError
 from detrkit.utils.launch import Launch, check_interface, check_port, check_start, launched
 
 

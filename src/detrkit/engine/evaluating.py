@@ -12,9 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from detrkit.checkpoint import ModelSpec, load_any
-from detrkit.coco_classes import COCO_91, COCO_250
-from detrkit.console import console, track
 from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, order_by_aspect
 from detrkit.data.loader import Loader
 from detrkit.detector import Detector, as_device, default_device, has_masks
@@ -25,8 +22,11 @@ from detrkit.engine.gathering import Evaluation, Truth, collect, without_masks
 from detrkit.engine.processes import StopSignals, join_processes
 from detrkit.evaluation import Metrics, report_folder, write_report
 from detrkit.models.deformable_detr import DeformableDETR
+from detrkit.structures.coco_classes import COCO_91, COCO_250
+from detrkit.utils.console import console, track
 from detrkit.utils.memory import check_batch
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers, check_arguments
+from detrkit.weights.checkpoint import ModelSpec, load_any
 
 Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
 

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from detrkit.checkpoint import ModelSpec
 from detrkit.data import Dataset
 from detrkit.data.sample import Sample
 from detrkit.detector import Detector, Found
-from detrkit.registry import architecture
-from detrkit.results import PanopticResult, Segment
+from detrkit.models.registry import architecture
+from detrkit.structures.results import PanopticResult, Segment
 from detrkit.visualize import SheetRow, as_detections, comparison_sheet
+from detrkit.weights.checkpoint import ModelSpec
 
 
 def shown_above(spec: ModelSpec) -> float:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import Norm
-from detrkit.build import Fit, check_weights, fitting_weights, load_weights
-from detrkit.checkpoint import ModelSpec, described, located
-from detrkit.classes import ClassList
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.similar import nearest_names
+from detrkit.weights.build import Fit, check_weights, fitting_weights, load_weights
+from detrkit.weights.checkpoint import ModelSpec, described, located
 
 CLASS_HEADS = ("class_head.", "class_heads.")
 _QUERIES = ("queries", "queries.weight")

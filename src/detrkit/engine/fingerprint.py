@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.classes import ClassList
 from detrkit.data import Dataset
 from detrkit.engine.setup import Splits
+from detrkit.structures.classes import ClassList
 
 # split -> number of images, and digests of what they are
 Fingerprint = dict[str, dict[str, Any] | None]

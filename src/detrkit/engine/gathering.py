@@ -13,20 +13,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from detrkit.checkpoint import ModelSpec
-from detrkit.classes import UNUSED, ClassList
 from detrkit.data import Dataset
 from detrkit.detector import has_masks, is_panoptic, segments_above
 from detrkit.engine.processes import StopSignals
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import DetectionEvaluator, GroundTruth, Metrics, PanopticEvaluator, PanopticTruth
 from detrkit.evaluation.unknown_classes import UnknownClasses
-from detrkit.models.batch import Batch
-from detrkit.models.outputs import Outputs, Target
 from detrkit.models.panoptic_postprocess import panoptic
 from detrkit.models.postprocess import each_image
-from detrkit.registry import architecture
+from detrkit.models.registry import architecture
+from detrkit.structures.batch import Batch
+from detrkit.structures.classes import UNUSED, ClassList
+from detrkit.structures.outputs import Outputs, Target
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.similar import nearest_names
+from detrkit.weights.checkpoint import ModelSpec
 
 
 def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch.distributed as dist
 
 from detrkit.data._workers import end_workers
-from detrkit.errors import PeerError
+from detrkit.utils.errors import PeerError
 from detrkit.utils.signals import NUMBERS, raise_in_main_thread, signal_name
 
 NOTICE_SECONDS = 10  # until what is waited for is said

@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
 from detrkit.engine.job import NOTICE_SECONDS, Job, Place
-from detrkit.errors import DetrkitError, PeerError, ProcessEnded
+from detrkit.utils.errors import DetrkitError, PeerError, ProcessEnded
 from detrkit.utils.parent import LAUNCHER, end_with_launcher
 from detrkit.utils.signals import command_watch, signal_name
 from detrkit.utils.visible import first_line

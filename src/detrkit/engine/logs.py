@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from detrkit.console import console
-from detrkit.errors import DetrkitError, WriteError
 from detrkit.utils.atomic import append, check_there, make_folder, write_atomic
+from detrkit.utils.console import console
+from detrkit.utils.errors import DetrkitError, WriteError
 
 
 class CsvLog:

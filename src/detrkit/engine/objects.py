@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detrkit.data import Dataset
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 FEW_CLASSES = 8  # up to which every class is counted in a line; of more, the rarest and the most frequent
 _EXTREMES = 3

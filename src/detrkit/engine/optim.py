@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
 from detrkit.config import OptimConfig
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 # official `--lr_linear_proj_names`: what says where to sample moves more slowly (Deformable DETR, Sec. A.3)
 _SAMPLING = ("reference_points", "sampling_offsets")

@@ -15,7 +15,7 @@ from detrkit.engine.environment import check_gpus
 from detrkit.engine.job import LAST_SECONDS, Job
 from detrkit.engine.launching import join
 from detrkit.models.criterion import Normalizers, SetCriterion
-from detrkit.models.outputs import Target
+from detrkit.structures.outputs import Target
 from detrkit.utils.launch import check_interface, check_port, launched
 from detrkit.utils.signals import SignalWatch, Stopped
 

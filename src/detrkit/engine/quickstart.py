@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 
 from detrkit.config import load_config
-from detrkit.console import console
-from detrkit.data.shapes import write_shapes
+from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine.run_files import foreign_to_run, saved_in
 from detrkit.engine.training import RunResult, train
-from detrkit.errors import DetrkitError, Interrupted
+from detrkit.utils.console import console
+from detrkit.utils.errors import DetrkitError, Interrupted
 from detrkit.utils.folders import check_replaceable, remove_folder
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.names import full_path

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from detrkit.build import build_options
 from detrkit.config import TrainConfig
-from detrkit.errors import SettingError
 from detrkit.models.criterion import SETTINGS, build_criterion
+from detrkit.models.registry import architecture
 from detrkit.models.settings import check_parameters
-from detrkit.registry import architecture
+from detrkit.utils.errors import SettingError
 from detrkit.utils.ranges import Said, as_field, check_values
+from detrkit.weights.build import build_options
 
 
 def check_config(config: TrainConfig, *, said: Said = as_field) -> None:

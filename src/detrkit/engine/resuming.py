@@ -11,9 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from lightning_fabric import Fabric
 
-from detrkit.checkpoint import ModelSpec
 from detrkit.config import TrainConfig, load_config
-from detrkit.console import FIRST_PROCESS, console
 from detrkit.data import Dataset
 from detrkit.engine.environment import check_processes
 from detrkit.engine.fingerprint import Fingerprint, class_difference, data_difference
@@ -21,10 +19,12 @@ from detrkit.engine.run_files import in_the_way, saved_in
 from detrkit.engine.run_folder import ENVIRONMENT, STARTED_BY
 from detrkit.engine.setup import make_fabric
 from detrkit.engine.state import load_state
-from detrkit.errors import DetrkitError, PeerError
+from detrkit.utils.console import FIRST_PROCESS, console
+from detrkit.utils.errors import DetrkitError, PeerError
 from detrkit.utils.launch import attempt, launched_outside, restarted_by
 from detrkit.utils.lock import NAME as LOCK
 from detrkit.utils.lock import FolderLock
+from detrkit.weights.checkpoint import ModelSpec
 
 T = TypeVar("T")
 # what may differ between a run and its continuation without changing a number of it

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from detrkit.convert.files import METADATA_KEY
 from detrkit.engine.steps import DETECTOR
-from detrkit.errors import WriteError
 from detrkit.utils.atomic import is_temporary
+from detrkit.utils.errors import WriteError
 from detrkit.utils.lock import NAME as LOCK
 from detrkit.utils.parent import lives
+from detrkit.weights.files import METADATA_KEY
 
 MARK = "A training run of detrkit."  # in the README.md of each
 _NAMES = (

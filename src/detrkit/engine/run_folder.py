@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from detrkit.checkpoint import ModelSpec
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset
 from detrkit.engine.run_files import MARK, sweep_old
 from detrkit.utils.atomic import make_folder, sweep, write_atomic, write_errors
 from detrkit.utils.launch import restarted_by
+from detrkit.weights.checkpoint import ModelSpec
 
 ENVIRONMENT = "environment.txt"
 STARTED_BY = "started by torchrun: "  # a line of it

@@ -8,11 +8,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from detrkit.convert.official import WeightsError, check_fit, check_values
 from detrkit.engine.state import Progress, rng_state, set_rng_state
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import shown
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.visible import first_line
+from detrkit.weights.official import WeightsError, check_fit, check_values
 
 if TYPE_CHECKING:
     from detrkit.engine.trainer import Trainer

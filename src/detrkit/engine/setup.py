@@ -13,22 +13,22 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 import detrkit
-from detrkit.build import build_model, build_options
-from detrkit.checkpoint import ModelSpec
 from detrkit.config import TrainConfig
-from detrkit.console import console
 from detrkit.data import Dataset, open_dataset
 from detrkit.data.readers.common import UnknownSplit
 from detrkit.engine.environment import check_processes, cluster_environment
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
 from detrkit.engine.launching import launch
 from detrkit.engine.objects import check_objects
-from detrkit.errors import DetrkitError
 from detrkit.models.criterion import build_criterion
+from detrkit.models.registry import architecture
 from detrkit.models.settings import check_parameters
-from detrkit.registry import architecture
+from detrkit.utils.console import console
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.memory import check_batch
 from detrkit.utils.similar import nearest_names
+from detrkit.weights.build import build_model, build_options
+from detrkit.weights.checkpoint import ModelSpec
 
 OVERFIT_STEPS = 50  # per epoch, with one process
 

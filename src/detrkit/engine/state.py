@@ -13,13 +13,13 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs it below Python 3.12, and brings it
 
-from detrkit.convert.files import STATE_FORMAT
-from detrkit.convert.official import check_fit
-from detrkit.convert.pickles import load_pickle
-from detrkit.errors import DetrkitError
-from detrkit.spec import ModelSpec
+from detrkit.models.spec import ModelSpec
 from detrkit.utils.atomic import atomic_file, check_there
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.schema import validated_as
+from detrkit.weights.files import STATE_FORMAT
+from detrkit.weights.official import check_fit
+from detrkit.weights.pickles import load_pickle
 
 _TENSORS = ConfigDict(arbitrary_types_allowed=True, extra="allow")
 _MT19937 = 624  # words of the state of Python's and NumPy's generators

@@ -14,9 +14,7 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import nn
 
-from detrkit.checkpoint import ModelSpec, load_model, save_model
 from detrkit.config import TrainConfig
-from detrkit.console import console, meter, track
 from detrkit.data import make_loader, train_transform
 from detrkit.data.loader import Loader
 from detrkit.data.samplers import derived_seed
@@ -32,14 +30,16 @@ from detrkit.engine.saving import Progress, restore, training_state
 from detrkit.engine.setup import Splits
 from detrkit.engine.state import save_state
 from detrkit.engine.update import Update
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import Metrics
 from detrkit.layers import set_checkpointing
-from detrkit.models.batch import Batch
 from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import NonFiniteError
-from detrkit.models.outputs import Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Target
+from detrkit.utils.console import console, meter, track
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.signals import Stopped
+from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
 
 LOADING_GRACE_SECONDS = 5  # for a batch that is waited for, after a signal
 OVERFITTED = 0.95  # AP50 or PQ on the few images at which there is nothing more to show

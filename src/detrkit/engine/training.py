@@ -12,9 +12,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import nn
 
-from detrkit.checkpoint import ModelSpec, load_model
 from detrkit.config import TrainConfig
-from detrkit.console import console
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
 from detrkit.engine.examples import example_sheet, shown_above
@@ -38,10 +36,12 @@ from detrkit.engine.setup import (
 )
 from detrkit.engine.steps import detector_step, mask_step
 from detrkit.engine.trainer import Trainer
-from detrkit.errors import Interrupted, how_to_go_on
 from detrkit.evaluation import Metrics, write_report
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.console import console
+from detrkit.utils.errors import Interrupted, how_to_go_on
 from detrkit.utils.signals import Stopped
+from detrkit.weights.checkpoint import ModelSpec, load_model
 
 LEARNED = 0.9  # AP50 or PQ on the few images of --overfit
 FEW_STEPS = 2000

@@ -11,10 +11,10 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
 from detrkit.engine.processes import global_normalizers
-from detrkit.models.batch import Batch
 from detrkit.models.criterion import SetCriterion
 from detrkit.models.matcher import NonFiniteError
-from detrkit.models.outputs import Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Target
 
 
 class Update:

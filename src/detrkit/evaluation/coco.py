@@ -9,11 +9,11 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.curves import PrecisionRecall
 from detrkit.evaluation.ground_truth import ClassNames, GroundTruth
 from detrkit.evaluation.metrics import Metrics
 from detrkit.evaluation.result_table import IouType, ResultTable, Unknown
+from detrkit.utils.errors import DetrkitError
 
 # Positions in the evaluator's arrays: IoU 0.5:0.05:0.95; all, small, medium, large objects.
 _IOU50, _IOU75 = 0, 5

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.coco import restrict
 from detrkit.evaluation.ground_truth import ClassNames, GroundTruth
 from detrkit.evaluation.result_table import ResultTable, Unknown
+from detrkit.utils.errors import DetrkitError
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.coco import evaluate_detections
 from detrkit.evaluation.confusion import Confusion, confusion_matrix
 from detrkit.evaluation.ground_truth import ClassNames, GroundTruth
 from detrkit.evaluation.metrics import Metrics
 from detrkit.evaluation.result_table import IouType, ResultTable, Unknown
-from detrkit.results import Detections, encode_masks
+from detrkit.structures.results import Detections, encode_masks
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.errors import DetrkitError
 
 
 class ImageResults(NamedTuple):

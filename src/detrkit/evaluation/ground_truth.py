@@ -12,9 +12,9 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from detrkit.classes import ClassList
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import parse_json, read_bytes, shown
+from detrkit.utils.errors import DetrkitError
 
 ClassNames = ClassList | Mapping[int, str] | Sequence[str]
 

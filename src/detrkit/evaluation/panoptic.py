@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.panoptic_matching import ImageMatches, score_image
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.evaluation.panoptic_truth import VOID, IdMaps, PanopticTruth
 from detrkit.evaluation.result_table import Unknown
-from detrkit.results import PanopticResult, Segment
+from detrkit.structures.results import PanopticResult, Segment
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import hotcoco.panoptic
 import numpy as np
 
-from detrkit.classes import ClassList
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.ground_truth import read_json
 from detrkit.evaluation.panoptic import PanopticEvaluator
 from detrkit.evaluation.panoptic_matching import ImageMatches, score_image
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.evaluation.panoptic_truth import IdMaps, PanopticTruth, PngFolder, Segments, image_entries, png_folder
-from detrkit.results import PanopticResult
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import PanopticResult
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes
 
 # Images of which the ground truth's ids are checked, too: hotcoco takes ids that segments_info lacks as they come. What

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.panoptic_truth import VOID, PanopticTruth, Segments
+from detrkit.utils.errors import DetrkitError
 
 
 class ImageMatches(NamedTuple):

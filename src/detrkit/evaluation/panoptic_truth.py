@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detrkit.classes import ClassList
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.ground_truth import by_id, identity_order, read_json, unique_names
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
 
 VOID = 0  # of an id map's pixels, of no segment
 IdMaps = Callable[[Any], np.ndarray]

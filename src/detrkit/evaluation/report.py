@@ -11,12 +11,12 @@ from typing import Any
 
 from PIL import Image
 
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.confusion import Confusion
 from detrkit.evaluation.curves import PrecisionRecall
 from detrkit.evaluation.metrics import Metrics, markdown_table
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import claimed_files
 from detrkit.utils.image_files import image_bytes
 from detrkit.utils.own_files import has_keys

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import hotcoco
 import numpy as np
 
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.ground_truth import GroundTruth, entry_columns, read_json
+from detrkit.utils.errors import DetrkitError
 
 IouType = Literal["bbox", "segm"]
 Unknown = Literal["error", "ignore"]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from detrkit.errors import ImageSizeError
+from detrkit.utils.errors import ImageSizeError
 
 
 def position_encoding(

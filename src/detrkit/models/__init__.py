@@ -1,6 +1,6 @@
 """The published models, their losses and what turns outputs into results."""
 
-from detrkit.models.batch import Batch
-from detrkit.models.outputs import Capture, Outputs, Target
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Capture, Outputs, Target
 
 __all__ = ["Batch", "Capture", "Outputs", "Target"]

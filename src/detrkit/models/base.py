@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import ResNetBackbone
-from detrkit.models.batch import Batch
-from detrkit.models.outputs import Outputs, Target
 from detrkit.models.panoptic import MaskPredictor
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Outputs, Target
 
 
 class DetectionModel(nn.Module):

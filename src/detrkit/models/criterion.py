@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from detrkit.errors import DetrkitError
 from detrkit.models.matcher import FocalMatcher, HungarianMatcher, Matches
-from detrkit.models.outputs import Outputs, Target
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.structures.outputs import Outputs, Target
+from detrkit.utils.errors import DetrkitError
 
 MASK_ALPHA, MASK_GAMMA = 0.25, 2.0  # of the focal loss of masks, as published
 
@@ -357,7 +357,7 @@ def build_criterion(name: str, *, num_classes: int | None = None, **overrides: f
         ValueError: an unknown model.
         TypeError: an override the model's loss does not have.
     """
-    from detrkit.registry import architecture
+    from detrkit.models.registry import architecture
 
     arch = architecture(name)
     settings = SETTINGS[arch.scores]

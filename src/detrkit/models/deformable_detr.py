@@ -18,10 +18,10 @@ from detrkit.layers.deformable_transformer import DeformableDecoder, DeformableE
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.base import DetectionModel
-from detrkit.models.batch import Batch
-from detrkit.models.outputs import Capture, Outputs, Target, numbered
 from detrkit.models.panoptic import MaskPredictor
 from detrkit.ops.dense import convolve_as
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Capture, Outputs, Target, numbered
 
 MASKED_LOGIT = -1e4  # its probability and its loss are 0 in every precision
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
-from detrkit.errors import ImageSizeError
 from detrkit.layers import Decoder, Encoder
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.base import DetectionModel
-from detrkit.models.batch import Batch
-from detrkit.models.outputs import Capture, Outputs, Target
 from detrkit.ops.dense import convolve_as
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Capture, Outputs, Target
+from detrkit.utils.errors import ImageSizeError
 
 
 class DETRdemo(DetectionModel):

@@ -14,10 +14,10 @@ from detrkit.layers import MLP, Decoder, Encoder, position_encoding
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.base import DetectionModel
-from detrkit.models.batch import Batch
-from detrkit.models.outputs import Capture, Outputs, Target
 from detrkit.models.panoptic import MaskPredictor
 from detrkit.ops.dense import convolve_as
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Capture, Outputs, Target
 
 
 class DETR(DetectionModel):

@@ -12,8 +12,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detrkit.models.outputs import Outputs, Target
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.structures.outputs import Outputs, Target
 
 MAX_WARNED_IMAGES = 5  # images with more objects than queries that a warning names
 Indices = list[tuple[Tensor, Tensor]]

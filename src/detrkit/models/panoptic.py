@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.backbones.resnet import ResNetBackbone
-from detrkit.models.batch import Batch
+from detrkit.structures.batch import Batch
 
 # cells of the masks computed at once: 4 masks at 800 x 1066 pixels; 16 took twice as long on a CPU core
 MASK_CELLS_PER_CHUNK = 2**18

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detrkit.classes import ClassList
-from detrkit.models.outputs import Outputs
 from detrkit.models.postprocess import Size, check_sizes, without_padding
-from detrkit.results import PanopticResult, Segment
+from detrkit.structures.classes import ClassList
+from detrkit.structures.outputs import Outputs
+from detrkit.structures.results import PanopticResult, Segment
 
 SMALLEST = 4  # pixels: a segment that has no more is dropped (published)
 

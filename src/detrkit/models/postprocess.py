@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detrkit.classes import ClassList
-from detrkit.models.outputs import Outputs
 from detrkit.ops.boxes import cxcywh_to_xyxy
-from detrkit.results import Detections
+from detrkit.structures.classes import ClassList
+from detrkit.structures.outputs import Outputs
+from detrkit.structures.results import Detections
 
 MASK_STRIDE = 4  # pixels of the network's input between two cells of a mask
 MASK_CHUNK = 16  # masks resized at once: at 800 x 1333 pixels they take 68 MB

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from detrkit.config import ModelConfig
-from detrkit.errors import SettingError
+from detrkit.utils.errors import SettingError
 from detrkit.utils.memory import check_memory
 from detrkit.utils.ranges import as_field, check_arguments
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from detrkit.checkpoint import ModelSpec
 from detrkit.data import Dataset, open_dataset
 from detrkit.engine.gathering import Truth, dataset_labels
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import GroundTruth, PanopticTruth
-from detrkit.published import EvaluationSettings
+from detrkit.models.pretrained import EvaluationSettings
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.checkpoint import ModelSpec
 
 
 @dataclass(frozen=True)

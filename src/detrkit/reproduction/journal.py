@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from detrkit.engine.gathering import Evaluation
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.evaluator import ImageResults
 from detrkit.evaluation.panoptic_matching import ImageMatches
 from detrkit.utils.atomic import append, write_atomic
+from detrkit.utils.errors import DetrkitError
 
 FOLDER, SETTINGS = "journal", "settings.json"
 _MATCHES = {"matched": np.int64, "iou": np.float64, "invented": np.int64, "missed": np.int64}

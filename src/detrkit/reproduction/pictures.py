@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from detrkit.checkpoint import ModelSpec
 from detrkit.data import Dataset, eval_transform, make_loader
 from detrkit.detector import segments_above
 from detrkit.engine.examples import annotated, shown_above, spread
 from detrkit.models.panoptic_postprocess import panoptic
 from detrkit.models.postprocess import postprocess
-from detrkit.registry import architecture
+from detrkit.models.registry import architecture
 from detrkit.visualize import SheetRow, models_sheet
+from detrkit.weights.checkpoint import ModelSpec
 
 _COLORS = ((42, 120, 214), (235, 104, 52))  # of the columns of what was found
 

@@ -14,25 +14,25 @@ import torch.distributed as dist
 from torch import nn
 
 from detrkit.backbones.resnet import Padding
-from detrkit.build import published_weights
-from detrkit.checkpoint import ModelSpec, load_model, published_spec
-from detrkit.console import console, meter
 from detrkit.data import Dataset, eval_transform, make_loader, order_by_aspect
 from detrkit.detector import as_device, default_device
-from detrkit.download import sha256
 from detrkit.engine.examples import example_sheet, shown_above
 from detrkit.engine.gathering import Evaluation, without_masks
 from detrkit.engine.processes import join_processes
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import write_report
-from detrkit.published import PUBLISHED, Published
+from detrkit.models.pretrained import PUBLISHED, Published
 from detrkit.reproduction.data import EvaluationData, Places
 from detrkit.reproduction.journal import Journal
 from detrkit.reproduction.pictures import segments_sheet
 from detrkit.reproduction.tables import Reproduced, settings_that_differ, summary_folder, write_summary
+from detrkit.utils.console import console, meter
+from detrkit.utils.download import sha256
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.names import expanded_path
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Workers, check_arguments
+from detrkit.weights.build import published_weights
+from detrkit.weights.checkpoint import ModelSpec, load_model, published_spec
 
 EXAMPLES = 8  # images on a sheet
 

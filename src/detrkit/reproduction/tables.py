@@ -11,7 +11,7 @@ from typing import Any
 
 from detrkit.evaluation import Metrics
 from detrkit.evaluation.metrics import markdown_table
-from detrkit.published import FIGURES, Published
+from detrkit.models.pretrained import FIGURES, Published
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.folders import claimed_files
 
@@ -24,7 +24,7 @@ class Figure:
     """A figure in percent.
 
     Attributes:
-        name: see `detrkit.published.FIGURES`.
+        name: see `detrkit.models.pretrained.FIGURES`.
         measured: here; None where nothing defines it (no objects of that kind).
         published: by the source of the checkpoint; None where it does not say.
         reproduced: with the official code, by the report that this project starts from; None likewise.

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 
 from detrkit.config import TrainConfig, read_yaml, shipped, validated
 from detrkit.engine.resuming import first_difference
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 from detrkit.visualize.colors import LINE_COLORS
 
 _STRICT = ConfigDict(extra="forbid")

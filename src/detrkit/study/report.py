@@ -15,7 +15,7 @@ from detrkit.data import Dataset
 from detrkit.engine.examples import spread
 from detrkit.engine.setup import Splits
 from detrkit.evaluation.metrics import markdown_table
-from detrkit.results import Detections
+from detrkit.structures.results import Detections
 from detrkit.study.config import StudyConfig
 from detrkit.study.results import LAST, MemberResult
 from detrkit.study.tables import Outcome, foreign_classes, study_tables, table_csv

@@ -15,17 +15,17 @@ import torch.distributed as dist
 from torch import nn
 
 import detrkit
-from detrkit.benchmark.machine import processor
-from detrkit.checkpoint import load_model
 from detrkit.config import TrainConfig
-from detrkit.console import FIRST_PROCESS
 from detrkit.engine.evaluating import evaluate
 from detrkit.engine.examples import shown_above
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.processes import StopSignals
-from detrkit.errors import DetrkitError
 from detrkit.evaluation import Metrics
 from detrkit.utils.atomic import write_atomic, write_errors
+from detrkit.utils.console import FIRST_PROCESS
+from detrkit.utils.errors import DetrkitError
+from detrkit.utils.machine import processor
+from detrkit.weights.checkpoint import load_model
 
 RESULT, FAILURE, LAST = "result.json", "failure.txt", "eval-last"
 

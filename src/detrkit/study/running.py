@@ -12,9 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from detrkit.build import build_model
-from detrkit.console import FIRST_PROCESS, console
-from detrkit.data.shapes import ShapesOptions, write_shapes
+from detrkit.data.tools.shapes import ShapesOptions, write_shapes
 from detrkit.engine.job import peer_gone
 from detrkit.engine.memory import free_unused
 from detrkit.engine.processes import StopSignals
@@ -23,15 +21,17 @@ from detrkit.engine.resuming import first_decides
 from detrkit.engine.run_files import saved_in
 from detrkit.engine.setup import open_splits
 from detrkit.engine.training import train
-from detrkit.errors import DetrkitError, Interrupted, PeerError, SettingError, how_to_go_on
 from detrkit.models.criterion import build_criterion
 from detrkit.study.config import Member, StudyConfig, check_same, load_study
 from detrkit.study.report import STUDY_FILES, write_study
 from detrkit.study.results import FAILURE, MemberResult, evaluate_last, read_result
 from detrkit.study.tables import Outcome
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.console import FIRST_PROCESS, console
+from detrkit.utils.errors import DetrkitError, Interrupted, PeerError, SettingError, how_to_go_on
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.signals import Stopped, number_of
+from detrkit.weights.build import build_model
 
 
 @dataclass(frozen=True)

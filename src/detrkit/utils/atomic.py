@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from detrkit.errors import DetrkitError, WriteError
+from detrkit.utils.errors import DetrkitError, WriteError
 from detrkit.utils.names import NAME_BYTES, real_path
 
 try:

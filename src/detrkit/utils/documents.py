@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 YAML_MAX_BYTES = 1 << 20  # of a recipe or a data.yaml; the 1203 names of LVIS take 30 kB
 YAML_MAX_NODES = 100_000  # values once aliases are followed

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import locked_temporary, make_folder, sweep, write_atomic, write_errors
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import full_path, real_path
 
 MANIFEST = "detrkit-files.json"

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detrkit.errors import SettingError
+from detrkit.utils.errors import SettingError
 
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
 # srun gives them to the tasks that it starts; the script of sbatch itself has the job's variables alone

@@ -18,8 +18,8 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from detrkit.errors import DetrkitError
 from detrkit.utils.atomic import make_folder
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import real_path
 
 try:

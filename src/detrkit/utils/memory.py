@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from detrkit.errors import SettingError
+from detrkit.utils.errors import SettingError
 
 GIB = 2**30
 CHANNELS = 64  # of a ResNet's first map, at half the image's resolution: as many bytes for each pixel in float32

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 NAME_BYTES = 255  # of a name, on the usual file systems
 _PATH_BYTES = 2048  # of a relative path; systems hold 4096 with the folder that it is relative to

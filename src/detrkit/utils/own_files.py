@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 IMAGE_MARK = "Written by detrkit"  # in PNGs and JPEGs, before the pixels
 _HEAD_BYTES = 4096

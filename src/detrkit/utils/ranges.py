@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from detrkit.errors import SettingError
+from detrkit.utils.errors import SettingError
 from detrkit.utils.names import NAME_BYTES
 
 Count = Annotated[int, Field(ge=1, le=10**9)]

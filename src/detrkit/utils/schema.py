@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from detrkit.errors import SettingError
 from detrkit.utils.documents import shown
+from detrkit.utils.errors import SettingError
 from detrkit.utils.ranges import out_of_range
 
 _RANGES = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's names

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, ClassVar, Self
 
-from detrkit.console import FIRST_PROCESS, console
+from detrkit.utils.console import FIRST_PROCESS, console
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 _WORKER_GRACE_SECONDS = 300

@@ -1,7 +1,7 @@
 """Text from outside (names of files and classes, messages of others) made harmless for where it is shown.
 
 A terminal obeys control characters, Markdown and HTML their own signs; none of them may act out of a name. The terminal
-of `detrkit.console` and the Markdown tables apply this themselves.
+of `detrkit.utils.console` and the Markdown tables apply this themselves.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageDraw
 
-from detrkit.classes import ClassList
-from detrkit.results import Detections, PanopticResult
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import Detections, PanopticResult
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color
 from detrkit.visualize.draw import as_boxes, draw_detections

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from detrkit.data.readers import coco, coco_panoptic, parquet, voc, yolo
 from detrkit.data.readers.common import Fault, Findings, match_split
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 
 # In the order of trial.
 READERS: dict[str, ModuleType] = {

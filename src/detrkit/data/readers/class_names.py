@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from detrkit.data.readers.common import Findings
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import read_text
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import why_unusable
 
 

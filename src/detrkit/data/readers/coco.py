@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from detrkit.classes import ClassList
 from detrkit.data.readers.coco_lists import Listed, distinct_categories, load_json, read_categories, read_images
 from detrkit.data.readers.coco_places import dataset_root, image_files
 from detrkit.data.readers.common import Findings, Objects, corners_of, finite, is_int, is_one_of, make_record
 from detrkit.data.sample import Record
 from detrkit.data.segmentations import segmentation_fault
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import shown
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import checked_name, not_hidden
 
 _ROBOFLOW = "_annotations.coco.json"

@@ -9,8 +9,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from detrkit.data.readers.class_names import check_class_names
 from detrkit.data.readers.common import Findings, is_int, is_one_of, size_fault
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import parse_json, read_bytes, shown
+from detrkit.utils.errors import DetrkitError
 
 T = TypeVar("T")
 

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detrkit.classes import ClassList
 from detrkit.data.panoptic import LARGEST_ID
 from detrkit.data.readers.class_names import check_class_names
 from detrkit.data.readers.coco import no_garbage_collection
@@ -25,8 +24,9 @@ from detrkit.data.readers.coco_lists import Listed, load_json, read_categories, 
 from detrkit.data.readers.coco_places import Place, dataset_root, image_files
 from detrkit.data.readers.common import Findings, Objects, corners_of, finite, is_int, is_one_of, make_record
 from detrkit.data.sample import Record
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import shown
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import checked_name
 
 _PREFIX = "panoptic_"

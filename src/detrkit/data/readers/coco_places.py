@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from detrkit.data.images import is_picture
 from detrkit.data.readers.common import Findings
-from detrkit.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import NAME_BYTES, relative_path
 
 _TRIED = 20  # file names; a dataset with more than a few missing images is reported image by image

@@ -15,8 +15,8 @@ from PIL import Image
 from detrkit.data.images import image_size
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import shown
+from detrkit.utils.errors import DetrkitError
 
 Severity = Literal["error", "warning", "info"]
 # Files round coordinates (COCO to 0.01 pixel, YOLO to 6 digits): less than this outside the image is no fault.

@@ -21,13 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from detrkit.classes import ClassList
 from detrkit.data.readers.class_names import check_class_names
 from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, make_record, size_or_error
 from detrkit.data.readers.parquet_names import card_names, metadata_names
 from detrkit.data.sample import Record
 from detrkit.data.sources import IMAGE_COLUMN, ParquetImage, open_parquet, parquet_errors
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import checked_name, not_hidden
 
 # "train-00000-of-00004", with the hash that older uploads have

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import parse_json, parse_yaml, read_text
+from detrkit.utils.errors import DetrkitError
 
 
 def metadata_names(data: bytes, file: Path) -> list[str] | None:

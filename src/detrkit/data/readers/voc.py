@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from detrkit.classes import ClassList
 from detrkit.data.images import SUFFIXES, image_size
 from detrkit.data.readers.class_names import check_class_names, read_class_file
 from detrkit.data.readers.common import Findings, Objects, make_record
 from detrkit.data.sample import Record
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import parse_xml, read_bytes, read_text
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import checked_name, relative_path
 
 _CLASS_FILES = ("classes.txt", "labels.txt")

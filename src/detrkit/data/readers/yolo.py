@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from detrkit.classes import ClassList
 from detrkit.data.readers import yolo_files
 from detrkit.data.readers.common import Findings, make_record, size_or_error
 from detrkit.data.readers.yolo_files import Labels, label_file, splits
 from detrkit.data.readers.yolo_lines import Columns, Row, keypoint_count, read_rows
 from detrkit.data.sample import Record
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
 
 __all__ = ["label_file", "read", "read_classes", "recognise", "splits"]
 

@@ -18,13 +18,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from detrkit.classes import ClassList
 from detrkit.data.images import SUFFIXES
 from detrkit.data.readers._search import find_files
 from detrkit.data.readers.class_names import check_class_names, read_class_file
 from detrkit.data.readers.common import Findings
-from detrkit.errors import DetrkitError
+from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import parse_yaml, read_text
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import checked_name, not_hidden
 
 _USUAL_SPLITS = ("train", "val", "valid", "test")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrkit.data.readers.common import Findings, Objects
-from detrkit.errors import DetrkitError
 from detrkit.utils.documents import decoded, read_bytes
+from detrkit.utils.errors import DetrkitError
 
 # Relative coordinates a little above 1 are boxes that leave the image; far above, they are pixels.
 _PIXELS_ABOVE = 2.0

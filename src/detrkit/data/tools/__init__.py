@@ -1,0 +1,1 @@
+"""Tools for datasets: checking, converting, and generating or downloading one to start with."""

@@ -1,0 +1,283 @@
+"""`check`: every fault of a dataset, and what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from detrkit.data.dataset import nothing_left
+from detrkit.data.images import is_picture
+from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
+from detrkit.data.readers.yolo_files import Labels
+from detrkit.data.sample import Record
+from detrkit.data.sources import ImageSource
+from detrkit.data.tools.check_images import check_images
+from detrkit.data.tools.check_panoptic import check_panoptic
+from detrkit.structures.classes import ClassList
+from detrkit.utils.errors import DetrkitError
+from detrkit.utils.names import full_path, not_hidden
+
+# COCO's limits between small, medium and large objects, square pixels.
+SMALL_AREA, LARGE_AREA = 32**2, 96**2
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How often a class occurs in a split, crowd left out.
+
+    Attributes:
+        name: of the class.
+        id: the dataset's category id.
+        objects: their number.
+        images: number of images with at least one.
+        small, medium, large: objects by area as annotated: below 32 x 32, up to 96 x 96, and more square pixels.
+        thing: whether its objects can be counted; False: stuff.
+    """
+
+    name: str
+    id: int
+    objects: int
+    images: int
+    small: int
+    medium: int
+    large: int
+    thing: bool = True
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What is in a split.
+
+    Attributes:
+        name: of the split.
+        images: their number.
+        objects: number of objects, crowd left out.
+        crowd: number of crowd regions.
+        empty: number of images without objects.
+        dropped: boxes without area.
+        clamped: boxes that leave their image.
+        classes: per class, in label order.
+    """
+
+    name: str
+    images: int
+    objects: int
+    crowd: int
+    empty: int
+    dropped: int
+    clamped: int
+    classes: tuple[ClassCount, ...]
+
+
+@dataclass
+class Report:
+    """The result of `check`.
+
+    Attributes:
+        path: what was checked.
+        layout: "coco", "coco-panoptic", "voc", "yolo" or "parquet".
+        splits: a summary of each split that could be read.
+        faults: what is wrong, each thing once.
+    """
+
+    path: Path
+    layout: str
+    splits: list[SplitSummary] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def of(self, severity: str) -> list[Fault]:
+        """The faults of one severity."""
+        return [f for f in self.faults if f.severity == severity]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error (warnings are handled when the dataset is opened)."""
+        return not self.of("error")
+
+
+def check(path: str | Path, split: str | None = None, *, decode: bool = False, layout: str | None = None) -> Report:
+    """Looks for every fault in a dataset's files.
+
+    Errors, at which opening ends: missing or unreadable images, sizes that differ from the annotations, boxes that are
+    not numbers, unknown classes, two classes of one name, ids used twice, segmentations that mean no mask (opened with
+    masks), malformed files and lines, splits of which no object is left, classes that the training split has not.
+    Warnings, each handled when the dataset is opened: boxes without area, boxes that leave the image, areas that are no
+    numbers or do not fit the box, the same box twice, annotations and label files without image, an image in the lists
+    of both training and evaluation. Infos: images without objects, crowd, classes without objects, files that nothing
+    refers to, EXIF orientations that the sizes do not show. Of a panoptic dataset every PNG is compared with its json,
+    see `check_panoptic`.
+
+    Args:
+        path: the dataset's folder or file.
+        split: the one to check; by default all.
+        decode: decode every image instead of reading its header: finds truncated files, takes some 3 ms per image.
+        layout: which reader to use; by default the one that recognises the files, instances before panoptic.
+
+    Raises:
+        DetrkitError: no dataset there, or no such split. Everything else is a fault in the report.
+    """
+    path = full_path(path)
+    chosen_layout = find_layout(path, layout)
+    reader = READERS[chosen_layout]
+    report = Report(path, chosen_layout)
+    findings = Findings(strict=False)
+    try:
+        names = reader.splits(path)
+    except DetrkitError as error:
+        report.faults.append(_fault_of(error, path))
+        return report
+    chosen = names if split is None else [match_split(split, names, path)]
+    files: dict[str, list[ImageSource]] = {}
+    classes_of: dict[str, ClassList] = {}
+    for name in chosen:
+        dropped, clamped = findings.dropped, findings.clamped
+        try:
+            classes, records, _ = reader.read(path, name, masks=None, findings=findings)
+        except DetrkitError as error:
+            findings.faults.append(_fault_of(error, path))
+            continue
+        summary = _summary(name, classes, records, findings.dropped - dropped, findings.clamped - clamped)
+        report.splits.append(summary)
+        classes_of[name] = classes
+        _note_infos(summary, records, path, findings)
+        present = [record for record in records if record.file not in findings.missing]
+        check_images(present, path, name, findings, decode=decode)
+        if chosen_layout == "coco-panoptic":
+            check_panoptic(records, path, name, findings)
+        files[name] = [r.file for r in records]
+    _check_overlap(files, path, findings)
+    _check_classes(classes_of, path, findings)
+    if split is None and path.is_dir() and files:
+        _check_unused(
+            path, chosen_layout, [f for listed in files.values() for f in listed if isinstance(f, Path)], findings
+        )
+    if layout is None and find_layout(path, masks=True) != chosen_layout:
+        reason = "panoptic annotations are here too: check them with --layout coco-panoptic"
+        findings.add("info", path, "", reason)
+    report.faults = list(dict.fromkeys(findings.faults))  # VOC's trainval repeats what train and val had
+    return report
+
+
+def _fault_of(error: DetrkitError, path: Path) -> Fault:
+    """An error that ended the reading of a split, as a fault."""
+    text = str(error)
+    return Fault(
+        "error", path, "", text.removeprefix(f"{path}: ").removesuffix("; `detrkit data check` lists every fault")
+    )
+
+
+def _summary(name: str, classes: ClassList, records: list[Record], dropped: int, clamped: int) -> SplitSummary:
+    """The counts of a split."""
+    none = np.zeros(0, np.int64)
+    keep = [~r.crowd for r in records]
+    labels = np.concatenate([none, *(r.labels[k] for r, k in zip(records, keep, strict=True))])
+    areas = np.concatenate([none.astype(float), *(r.areas[k] for r, k in zip(records, keep, strict=True))])
+    count = len(classes)
+    total = np.bincount(labels, minlength=count)
+    small = np.bincount(labels[areas < SMALL_AREA], minlength=count)
+    large = np.bincount(labels[areas >= LARGE_AREA], minlength=count)
+    present = [np.unique(r.labels[k]) for r, k in zip(records, keep, strict=True)]
+    images = np.bincount(np.concatenate([none, *present]), minlength=count)
+    rows = tuple(
+        ClassCount(
+            n,
+            classes.ids[i],
+            int(total[i]),
+            int(images[i]),
+            int(small[i]),
+            int(total[i] - small[i] - large[i]),
+            int(large[i]),
+            classes.is_thing(i),
+        )
+        for i, n in enumerate(classes.names)
+    )
+    return SplitSummary(
+        name=name,
+        images=len(records),
+        objects=len(labels),
+        crowd=int(sum(r.crowd.sum() for r in records)),
+        empty=sum(not k.any() for k in keep),
+        dropped=dropped,
+        clamped=clamped,
+        classes=rows,
+    )
+
+
+def _note_infos(summary: SplitSummary, records: list[Record], path: Path, findings: Findings) -> None:
+    """What is worth knowing about a split, one line each."""
+    where = f"split {summary.name}"
+    if not records and not any(fault.severity == "error" for fault in findings.faults):  # which says why
+        findings.add("error", path, where, "has no image")
+    for reason in nothing_left(records, summary.dropped):
+        findings.add("error", path, where, reason)
+    if summary.empty:
+        names = [r.file.name for r in records if r.crowd.all()]
+        findings.add("info", path, where, f"{summary.empty} images without objects: {_some(names)}")
+    if summary.crowd:
+        findings.add("info", path, where, f"{summary.crowd} crowd regions: left out of training, ignored in evaluation")
+    absent = [c.name for c in summary.classes if not c.objects]
+    if absent:
+        findings.add("info", path, where, f"{len(absent)} classes without objects: {_some(absent)}")
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _check_overlap(files: dict[str, list[ImageSource]], path: Path, findings: Findings) -> None:
+    """Notes images that are in a split for training and in one for evaluation."""
+    for train in (n for n in files if n.startswith("train") and not n.startswith("trainval")):
+        for other in (n for n in files if n.startswith(("val", "test"))):
+            common = sorted({f.name for f in set(files[train]) & set(files[other])})
+            if common:
+                reason = f"{len(common)} images are also in {other}: {_some(common)}"
+                findings.add("warning", path, f"split {train}", reason)
+
+
+def _check_classes(classes: dict[str, ClassList], path: Path, findings: Findings) -> None:
+    """Notes splits whose classes are not those of the training split."""
+    train = next((name for name in classes if name.startswith("train")), None)
+    if train is None:
+        return
+    ids = dict(zip(classes[train].ids, classes[train].names, strict=True))
+    for split, other in classes.items():
+        extra = sorted(set(other.names) - set(ids.values()))
+        if extra:
+            reason = f"has classes that {train} has not: {_some(extra)}: training with both refuses them"
+            findings.add("error", path, f"split {split}", reason)
+        for category_id, name in zip(other.ids, other.names, strict=True):
+            known = ids.get(category_id, name)
+            if known != name:
+                reason = f"category {category_id} is {name!r} here and {known!r} in {train}: matched by name"
+                findings.add("warning", path, f"split {split}", reason)
+
+
+def _check_unused(path: Path, layout: str, files: list[Path], findings: Findings) -> None:
+    """Notes annotation files without image, and images that no annotation file lists."""
+    known = set(files)
+    if layout == "yolo":
+        finder = Labels()
+        labels = {finder.expected(f) for f in files}
+        for folder in sorted({f.parent for f in labels}):
+            for extra in sorted(set(not_hidden(folder, "*.txt")) - labels):
+                if extra.name not in ("classes.txt", "labels.txt"):
+                    findings.add("warning", extra, "", "label file without image: left out")
+    if layout == "voc":
+        stems = {f.stem for f in files}
+        extra_xml = sorted(x.name for x in not_hidden(path / "Annotations", "*.xml") if x.stem not in stems)
+        if extra_xml:
+            reason = f"{len(extra_xml)} annotation files are in no split: {_some(extra_xml)}"
+            findings.add("info", path / "Annotations", "", reason)
+    for folder in sorted({f.parent for f in files}):
+        unused = sorted(f.name for f in _images_in(folder) if f not in known)
+        if unused:
+            findings.add("info", folder, "", f"{len(unused)} images are in no split: {_some(unused)}")
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from filter(is_picture, folder.iterdir())

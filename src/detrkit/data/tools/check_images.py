@@ -1,0 +1,108 @@
+"""What `check` looks at in the image files themselves: whether they are there, their sizes, how they are turned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from detrkit.data.images import deep_scale, misfit, read_header, read_rgb
+from detrkit.data.readers import Fault, Findings
+from detrkit.data.sample import Record
+from detrkit.data.sources import ImageSource
+from detrkit.utils.errors import DetrkitError
+
+_NEARLY_BLACK = 32  # of 255
+
+
+class _Examined(NamedTuple):
+    """What was found in an image file.
+
+    Attributes:
+        fault: what is wrong, if anything is.
+        turned: whether its EXIF orientation turns it in a way that its size does not show.
+        scale: of an image of more than 8 bits that was decoded, the value that becomes 255.
+    """
+
+    fault: Fault | None
+    turned: bool = False
+    scale: int | None = None
+
+
+def check_images(records: Sequence[Record], path: Path, split: str, findings: Findings, *, decode: bool) -> None:
+    """Notes images that are missing, unreadable, of another size, or turned so that only their pixels tell it.
+
+    Args:
+        records: of the split.
+        path: of the dataset, for messages.
+        split: name.
+        findings: takes the faults.
+        decode: decode every image instead of reading its header.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        examined = list(pool.map(lambda record: _examine(record, decode), records))
+    findings.faults += [one.fault for one in examined if one.fault is not None]
+    _note_scales(records, examined, path, split, findings)
+    turned = [record.file.name for record, one in zip(records, examined, strict=True) if one.turned]
+    if turned:
+        reason = (
+            f"{len(turned)} images have an EXIF orientation that their size does not show ({_some(turned)}): turned "
+            "upright, and their boxes taken for those of the upright image; look at them with `detrkit data preview`"
+        )
+        findings.add("info", path, f"split {split}", reason)
+
+
+def _note_scales(
+    records: Sequence[Record], examined: Sequence[_Examined], path: Path, split: str, findings: Findings
+) -> None:
+    """Says how images of more than 8 bits are scaled: an image whose range was taken wrongly is nearly black."""
+    of_scale: dict[int, list[str]] = {}
+    for record, one in zip(records, examined, strict=True):
+        if one.scale is not None:
+            of_scale.setdefault(one.scale, []).append(record.file.name)
+    for scale, names in sorted(of_scale.items()):
+        reason = f"{len(names)} images of more than 8 bits are scaled from 0..{scale} to 0..255: {_some(names)}"
+        findings.add("info", path, f"split {split}", reason)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _examine(record: Record, decode: bool) -> _Examined:
+    """Reads the file of an image."""
+    size = record.height, record.width
+    where = f"image {record.image_id}"
+    reason = misfit(record.file, size)
+    if reason is not None:
+        return _Examined(Fault("error", record.file, where, reason + _similar(record.file, reason)))
+    try:
+        scale = None
+        if decode:
+            picture = read_rgb(record.file, size)
+            scale = deep_scale(record.file)
+        header = read_header(record.file)
+    except DetrkitError as error:
+        return _Examined(Fault("error", record.file, where, str(error).removeprefix(f"{record.file}: ")))
+    if header.upright != size:
+        reason = "annotated as stored, not as its EXIF orientation turns it: read as stored"
+        return _Examined(Fault("warning", record.file, where, reason))
+    if scale is not None and max(high for _, high in picture.getextrema()) < _NEARLY_BLACK:
+        reason = f"is nearly black: no value above {_NEARLY_BLACK} of 255, scaled from 0..{scale}; save it with 8 bits"
+        return _Examined(Fault("warning", record.file, where, reason))
+    return _Examined(None, header.orientation != 1 and header.stored == size, scale)
+
+
+def _similar(file: ImageSource, reason: str) -> str:
+    """Names the file of the same folder that a missing one may be: in another case, or decoded as in a URL."""
+    if "missing" not in reason or not isinstance(file, Path):
+        return ""
+    try:
+        names = {f.name.casefold(): f.name for f in file.parent.iterdir()}
+    except OSError:
+        return ""
+    found = names.get(file.name.casefold()) or names.get(unquote(file.name).casefold())
+    return "" if found is None else f"; {found} is there"

@@ -1,0 +1,97 @@
+"""The published checkpoints and their figures: the rows of published.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+
+# of segments, of boxes, of the masks of objects
+FIGURES = (
+    *("PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st"),
+    *("AP", "AP50", "AP75", "APs", "APm", "APl", "AP_segm"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How published figures came about.
+
+    Attributes:
+        data: "coco": boxes on COCO val2017; "panoptic": boxes, masks and segments on the panoptic val2017.
+        images: how many.
+        size: short side of the input in pixels.
+        max_size: longest side of the input in pixels.
+        batch_size: images per GPU; None where the source does not say.
+        padding: "exact" or "official" (see `build_model`).
+        threshold: score above which a query becomes a segment, for panoptic quality.
+    """
+
+    data: Literal["coco", "panoptic"]
+    images: int
+    size: int
+    max_size: int
+    batch_size: int | None
+    padding: Literal["exact", "official"]
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published checkpoint.
+
+    Attributes:
+        model: its name in `list_models()`.
+        file: name of the file.
+        url: where it can be downloaded; None where it has no fixed address.
+        page: where to look for it then.
+        sha256: the first hex digits of the file's SHA-256; None where none was published.
+        evaluation: behind the figures.
+        source: of the published figures.
+        published: figures in [0, 1] by name, see FIGURES.
+        reproduced: likewise, as measured with the official code by the report that this project starts from.
+        speed: as published.
+        approximate: whether the published figures are round ones.
+        note: what else one has to know.
+    """
+
+    model: str
+    file: str
+    evaluation: EvaluationSettings
+    source: str
+    published: Mapping[str, float]
+    url: str | None = None
+    page: str | None = None
+    sha256: str | None = None
+    reproduced: Mapping[str, float] = field(default_factory=dict)
+    speed: str | None = None
+    approximate: bool = False
+    note: str | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The figures to measure: the published ones, and what else the report says; in the order of FIGURES."""
+        known = {**self.reproduced, **self.published}
+        return {name: known[name] for name in FIGURES if name in known}
+
+
+def read_published() -> dict[str, Published]:
+    """The rows of published.yaml by model, in its order."""
+    content = yaml.safe_load(files("detrkit").joinpath("models", "published.yaml").read_text(encoding="utf-8"))
+    return {row["model"]: _row(row, content["sources"]) for row in content["checkpoints"]}
+
+
+def _row(row: Mapping[str, Any], sources: Mapping[str, str]) -> Published:
+    """A row of the file as it is used: figures in [0, 1], the source in words."""
+    known = dict(row)
+    for name in ("published", "reproduced"):
+        known[name] = {figure: round(value / 100, 4) for figure, value in row.get(name, {}).items()}
+    return Published(
+        **known | {"evaluation": EvaluationSettings(**row["evaluation"]), "source": sources[row["source"]]}
+    )
+
+
+PUBLISHED = read_published()

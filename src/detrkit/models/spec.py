@@ -1,0 +1,143 @@
+"""`ModelSpec`: what a checkpoint says of its model, and the ranges of all that it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+from torch import nn
+
+from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD, Padding
+from detrkit.models.registry import MAX_CLASSES, architecture, build_options
+from detrkit.structures.classes import ClassList
+from detrkit.utils.documents import parse_json, shown
+from detrkit.utils.errors import DetrkitError
+from detrkit.utils.schema import validated_as
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the spec's JSON
+MAX_SIDE = 1_000_000  # pixels: what Hugging Face's files say for no limit
+_WRONG = "not a detrkit model description"
+
+# A checkpoint is input: text is no number here, and no number is true or false.
+Classes = Annotated[int, Field(strict=True, ge=1, le=MAX_CLASSES)]
+Mean = Annotated[float, Field(strict=True, ge=-1000, le=1000)]
+Std = Annotated[float, Field(strict=True, ge=1e-6, le=1000)]
+ShortSide = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+LongSide = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything but the weights that is needed to use a model as it was meant.
+
+    Attributes:
+        name: of the architecture, as `build_model` takes it.
+        options: overrides of `build_model`, plain JSON values.
+        num_classes: labels, as `build_model` counts them.
+        classes: names and dataset ids of the labels, or None when unknown.
+        mean, std: of the normalisation, per RGB channel, for pixels in [0, 1].
+        size: short side of the input in pixels.
+        max_size: longest side of the input in pixels, None for no limit.
+        padding: "exact" or "official" (see `build_model`).
+        training: where the weights come from: detrkit version, epoch, metrics; plain JSON values.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    num_classes: Classes = 91
+    classes: ClassList | None = None
+    mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    std: tuple[Std, Std, Std] = IMAGENET_STD
+    size: ShortSide = 800
+    max_size: LongSide | None = 1333
+    padding: Padding = "exact"
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """The model with random weights.
+
+        Raises:
+            ValueError, TypeError: an unknown name or option, or a model that does not fit into memory.
+        """
+        known = architecture(self.name)
+        options = build_options(known, self.build_options)
+        return known.model(num_classes=self.num_classes, padding=self.padding, options=options)
+
+    @property
+    def build_options(self) -> dict[str, Any]:
+        """The options that make the model: where weights once started from does not matter to those to be loaded."""
+        return {k: v for k, v in self.options.items() if k != "backbone_weights"}
+
+    def check(self) -> None:
+        """Checks what the ranges of single fields do not say: the options of this model, and its classes.
+
+        Raises:
+            ValueError, TypeError: an unknown name or option, an option out of range, names for another number of
+                classes.
+        """
+        build_options(architecture(self.name), self.build_options)
+        if self.classes is None:
+            return
+        if len(self.classes) != self.num_classes:
+            raise ValueError(f"num_classes is {self.num_classes}, but classes names {len(self.classes)}")
+        twice = [name for name, count in Counter(self.classes.used_names).items() if count > 1]
+        if twice:
+            log.warning(
+                "%d class names are there more than once, such as %s: the last label of that name counts where classes "
+                "are matched by name",
+                len(twice),
+                shown(twice[0]),
+            )
+
+    def to_json(self) -> str:
+        """As a checkpoint's header holds it."""
+        plain = {
+            "version": VERSION,
+            "name": self.name,
+            "options": dict(self.options),
+            "num_classes": self.num_classes,
+            "classes": None if self.classes is None else self.classes.to_json(),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "size": self.size,
+            "max_size": self.max_size,
+            "padding": self.padding,
+            "training": dict(self.training),
+        }
+        return json.dumps(plain)
+
+    @classmethod
+    def from_json(cls, value: str | Mapping[str, Any]) -> ModelSpec:
+        """The inverse of `to_json`, also from the parsed JSON. Nothing is built or allocated before all of it is right.
+
+        Raises:
+            DetrkitError: not a spec, one with a field that is missing, unknown, of another type or out of range, or
+                one of a later version.
+        """
+        plain = parse_json(value, _WRONG) if isinstance(value, str) else value
+        if not isinstance(plain, Mapping):
+            raise DetrkitError(f"{_WRONG} (it is {shown(plain)}: an object expected)")
+        version = plain.get("version")
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise DetrkitError(f"{_WRONG} (version is {shown(version)}: must be a whole number from 1)")
+        if version > VERSION:
+            raise DetrkitError(f"written by a later detrkit (format {shown(version)}): upgrade detrkit to read it")
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in plain]
+        if missing:
+            raise DetrkitError(f"{_WRONG} ({missing[0]} is missing)")
+        try:
+            spec: ModelSpec = validated_as(cls, {name: item for name, item in plain.items() if name != "version"})
+            spec.check()
+        except (ValueError, TypeError) as error:
+            raise DetrkitError(f"{_WRONG} ({error})") from error
+        return spec

@@ -1,0 +1,94 @@
+"""Pictures that need not be downloaded, and objects on any pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from detrkit.data import Dataset
+from detrkit.data.images import image_size
+from detrkit.data.sample import Record
+from detrkit.structures.classes import ClassList
+from detrkit.utils.atomic import write_errors
+from detrkit.utils.image_files import image_bytes
+
+LONG_SIDE = 640  # pixels, as COCO's pictures
+MOST_OBJECTS = 13  # a picture has 1 to 13 of them, 7 on average, as COCO's
+
+
+def write_pictures(folder: Path, count: int, shape: tuple[int, int]) -> list[Path]:
+    """JPEG files with as many pixels as COCO's, whose short side is to their long one as asked.
+
+    Args:
+        folder: where to write.
+        count: how many.
+        shape: (short, long); the pictures lie, with a long side of 640 pixels.
+
+    Raises:
+        WriteError: there is no room for them.
+    """
+    short, long = shape
+    height = max(1, LONG_SIDE * short // long)  # rounded down, so that resizing reaches the longest side first
+    files = []
+    for k in range(count):
+        files.append(folder / f"{k:03d}.jpg")
+        photograph = _photograph(np.random.default_rng(k), height, LONG_SIDE)
+        with write_errors(files[-1]):
+            files[-1].write_bytes(image_bytes(photograph, ".jpg", quality=90))
+    return files
+
+
+def _photograph(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+    """Noise of many scales, each half as strong as the one twice as coarse, under grain.
+
+    There is so much grain that a JPEG of 640 x 480 pixels has about 125 kB and takes as long to decode as one of COCO.
+    """
+    total = np.zeros((height, width, 3))
+    for octave in range(2, 8):
+        coarse = rng.normal(0, 2.0 ** (7 - octave), (2**octave, 2**octave, 3)).astype(np.float32)
+        planes = [Image.fromarray(coarse[..., c]).resize((width, height)) for c in range(3)]
+        total += np.stack([np.asarray(plane) for plane in planes], 2)
+    total += rng.normal(128, 11, (height, width, 1))
+    return Image.fromarray(total.clip(0, 255).astype(np.uint8))
+
+
+def dataset_of(files: Sequence[Path], *, num_classes: int, masks: bool) -> Dataset:
+    """The pictures as a dataset, with random ellipses for objects: how many there are is all that time depends on.
+
+    Args:
+        files: pictures.
+        num_classes: labels to draw from.
+        masks: whether samples have masks.
+
+    Raises:
+        DetrkitError: a file that is no picture.
+    """
+    classes = ClassList(tuple(f"class {k}" for k in range(num_classes)), tuple(range(num_classes)))
+    records = [_record(k, file, num_classes) for k, file in enumerate(files)]
+    return Dataset(records, classes, name="bench", split="train", layout="coco", with_masks=masks)
+
+
+def _record(index: int, file: Path, num_classes: int) -> Record:
+    """A picture with its objects."""
+    rng = np.random.default_rng(index)
+    height, width = image_size(file)
+    count = int(rng.integers(1, MOST_OBJECTS + 1))
+    radii = np.exp(rng.uniform(np.log(0.02), np.log(0.3), (count, 2))) * (width, height)  # (N, 2) xy
+    centres = radii + rng.uniform(size=(count, 2)) * ((width, height) - 2 * radii)
+    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    outlines = centres[:, None] + np.stack([np.cos(turn), np.sin(turn)], 1) * radii[:, None]  # (N, 24, 2)
+    return Record(
+        image_id=index + 1,
+        file=file,
+        height=height,
+        width=width,
+        boxes=np.concatenate([centres - radii, centres + radii], 1),
+        labels=rng.integers(0, num_classes, count),
+        crowd=np.zeros(count, bool),
+        areas=np.pi * radii.prod(1),
+        segmentations=[[outline.ravel().tolist()] for outline in outlines],
+        annotation_ids=np.arange(count),
+    )

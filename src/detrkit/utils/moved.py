@@ -1,0 +1,95 @@
+"""Modules under the names that they had in earlier versions.
+
+`import detrkit.checkpoint` gives the module `detrkit.weights.checkpoint` itself, with a DeprecationWarning, so that
+code written for the earlier layout runs on. The public names of `detrkit` (`detrkit.load`, ...) never moved.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+# earlier module, or package with all that is in it -> the one it is now; both below `detrkit`
+MOVED = {
+    "benchmark": "profiling",
+    "benchmark.machine": "utils.machine",
+    "build": "weights.build",
+    "checkpoint": "weights.checkpoint",
+    "classes": "structures.classes",
+    "coco_classes": "structures.coco_classes",
+    "console": "utils.console",
+    "convert.files": "weights.files",
+    "convert.huggingface": "weights.huggingface",
+    "convert.huggingface_folder": "weights.huggingface_config",
+    "convert.keymap": "weights.keymap",
+    "convert.official": "weights.official",
+    "convert.paddle": "weights.paddle",
+    "convert.told": "weights.infer",
+    "data.check": "data.tools.check",
+    "data.check_images": "data.tools.check_images",
+    "data.check_panoptic": "data.tools.check_panoptic",
+    "data.convert": "data.tools.convert",
+    "data.cppe5": "data.tools.cppe5",
+    "data.preview": "visualize.preview",
+    "data.shapes": "data.tools.shapes",
+    "download": "utils.download",
+    "errors": "utils.errors",
+    "models.batch": "structures.batch",
+    "models.outputs": "structures.outputs",
+    "published": "models.pretrained",
+    "registry": "models.registry",
+    "reproduction.hub": "compat.hub",
+    "reproduction.official_command": "compat.main",
+    "results": "structures.results",
+}
+
+
+def present_name(name: str) -> str | None:
+    """Returns the present full name of a module by its earlier one; None for modules that did not move."""
+    if not name.startswith("detrkit."):
+        return None
+    before = name.removeprefix("detrkit.")
+    rest = ""
+    while before not in MOVED:
+        before, dot, last = before.rpartition(".")
+        if not dot:
+            return None
+        rest = f".{last}{rest}"
+    return f"detrkit.{MOVED[before]}{rest}"
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds modules by their earlier names."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Returns a spec for an earlier name, None for all others."""
+        return None if present_name(fullname) is None else ModuleSpec(fullname, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Returns the module that the earlier name stands for."""
+        present = present_name(spec.name)
+        assert present is not None
+        warnings.warn(f"{spec.name} is now {present}", DeprecationWarning, stacklevel=2)
+        module = importlib.import_module(present)
+        # the import system is going to describe the module as what was asked for, which it must not stay
+        spec.loader_state = {"__spec__": module.__spec__, "__loader__": module.__loader__, "__name__": module.__name__}
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Gives the module its own description back; it has been executed under its present name."""
+        spec = module.__spec__
+        if spec is not None and spec.loader is self:
+            vars(module).update(spec.loader_state)
+
+
+def install() -> None:
+    """Makes earlier names importable; called once, by `import detrkit`."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.insert(0, MovedModules())

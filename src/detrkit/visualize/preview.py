@@ -1,0 +1,100 @@
+"""`preview`: what a model will see, as a contact sheet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detrkit.data.dataset import Dataset
+from detrkit.data.sample import Sample
+from detrkit.data.samplers import derived_seed
+from detrkit.data.transforms import Transform
+from detrkit.structures.classes import ClassList
+from detrkit.structures.results import PanopticResult, Segment
+from detrkit.utils.atomic import write_atomic
+from detrkit.utils.errors import DetrkitError
+from detrkit.utils.image_files import image_bytes
+from detrkit.utils.names import full_path
+from detrkit.utils.own_files import check_marked
+from detrkit.utils.ranges import Few, WideSeed, check_arguments
+
+
+def preview(
+    dataset: Dataset, transform: Transform, *, count: Few = 6, out: str | Path, seed: WideSeed = 0, variants: Few = 3
+) -> Path:
+    """Writes a PNG with a row per image: the original, then augmented versions of it, all with their boxes.
+
+    Of a dataset opened with masks, these are drawn too; of a panoptic one they are drawn instead of boxes.
+
+    Args:
+        dataset: where the images come from, evenly spread over it.
+        transform: as in training.
+        count: number of images (rows).
+        out: the file to write.
+        seed: of the augmentation; the versions are those of the epochs 0, 1, ... of a training with that seed.
+        variants: augmented versions per image.
+
+    Returns:
+        The file.
+
+    Raises:
+        DetrkitError: a number out of range, an image that cannot be decoded, or `out` cannot be written or is a file
+            that no preview wrote.
+    """
+    from detrkit.visualize import grid  # needs matplotlib's fonts: only here
+
+    out = full_path(out)
+    check_arguments(preview, {"count": count, "seed": seed, "variants": variants})
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise DetrkitError(f"{out}: name a .png or .jpg file")
+    check_marked(out)
+    count = min(count, len(dataset))
+    pictures: list[Image.Image] = []
+    titles: list[str] = []
+    for row in range(count):
+        index = row * len(dataset) // count
+        sample = dataset[index]
+        pictures.append(_drawn(sample, dataset))
+        titles.append(f"{dataset.records[index].file.name}  {_size(sample)}")
+        for epoch in range(variants):
+            generator = torch.Generator().manual_seed(derived_seed(seed, epoch, index, 0))
+            changed = transform(sample, generator)
+            pictures.append(_drawn(changed, dataset))
+            titles.append(f"epoch {epoch}  {_size(changed)}")
+    headings = ["original", *(["augmented"] * variants)]
+    sheet = grid(pictures, columns=variants + 1, titles=titles, headings=headings)
+    return write_atomic(out, image_bytes(sheet, out.suffix, marked=True))
+
+
+def _size(sample: Sample) -> str:
+    height, width = sample.image.shape[-2:]
+    return f"{width}x{height}"
+
+
+def _drawn(sample: Sample, dataset: Dataset) -> Image.Image:
+    """The picture of a sample with its objects, in the colours of their classes."""
+    from detrkit.visualize import as_detections, draw_detections, draw_panoptic
+
+    picture = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
+    if dataset.panoptic and sample.masks is not None:
+        return draw_panoptic(picture, segments_of(sample, dataset.classes), scale=None)
+    found = as_detections(sample.boxes, sample.labels, dataset.classes)
+    return draw_detections(picture, replace(found, masks=sample.masks), scores=False, scale=None)
+
+
+def segments_of(sample: Sample, classes: ClassList) -> PanopticResult:
+    """The masks of a sample of a panoptic dataset as a map of segments 1, 2, ... in their order; crowd is void."""
+    if sample.masks is None:
+        raise ValueError(f"{sample.file}: opened without masks")
+    segments: list[Segment] = []
+    ids = torch.zeros(sample.masks.shape[1:], dtype=torch.int32)
+    for number, (mask, label) in enumerate(
+        zip(sample.masks.as_subclass(Tensor), sample.labels.tolist(), strict=True), 1
+    ):
+        ids[mask] = number
+        segments.append(Segment(number, label, 1.0, int(mask.sum()), classes.is_thing(label)))
+    return PanopticResult(ids, segments, classes=classes, image_id=sample.image_id)

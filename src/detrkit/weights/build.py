@@ -1,0 +1,275 @@
+"""`build_model`: a model by name, with the weights asked for."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torchvision
+from torch import Tensor, nn
+
+from detrkit.backbones.resnet import Padding
+from detrkit.models.registry import Architecture, architecture, build_options
+from detrkit.utils.download import download
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.files import WeightsFile, find_weights, read_tensors, read_weights
+from detrkit.weights.huggingface import from_huggingface
+from detrkit.weights.infer import tell
+from detrkit.weights.keymap import official_names
+from detrkit.weights.official import (
+    COUNTER,
+    WeightsError,
+    bare_state_dict,
+    check_fit,
+    check_values,
+    load_official,
+    plain_names,
+)
+from detrkit.weights.pickles import load_pickle
+
+log = logging.getLogger(__name__)
+
+CLASS_HEAD = ("class_head.", "class_heads.")  # names of the modules, DETR's and Deformable DETR's
+# what may differ from the file's declared options: these change neither names nor the meaning of the weights
+_FREE = {"num_classes", "padding", "dropout", "aux_loss", "train_backbone", "backbone_weights"}
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    padding: Padding = "exact",
+    backbone_weights: str | Path | None = None,
+    **overrides: Any,
+) -> nn.Module:
+    """A model by name.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: labels, counted as the official code does; by default those of the published weights (91, panoptic
+            250). When it is given and the weights have another number, the class head starts anew (fine-tuning).
+        weights: None for random ones, "published" for the published file (downloaded once, verified), or a path:
+            an official .pth file, a detrkit .safetensors file, a training state, a run directory, a Hugging Face
+            directory, or a .pdparams file of PaddleDetection.
+        padding: "exact": an image's outputs do not depend on its batch; "official": as published, they do.
+        backbone_weights: "imagenet" (ImageNet V1, where the published training starts from), or a path to a torchvision
+            state dict. Not together with `weights`.
+        overrides: official argument names: backbone, dilation, masks, num_queries, enc_layers, dec_layers, hidden_dim,
+            nheads, dim_feedforward, dropout, pre_norm, position_embedding; and those of the model's class.
+
+    Raises:
+        ValueError: an unknown model, a value out of range, values that do not go together, a model larger than this
+            machine's memory, or both kinds of weights.
+        TypeError: an override the model does not take.
+        DetrkitError: weights that are missing, damaged, of another model or do not fit.
+    """
+    known = architecture(name)
+    options = build_options(known, overrides)
+    if weights is not None and backbone_weights is not None:
+        raise ValueError("give weights or backbone_weights: the weights of a whole model hold a backbone's")
+    classes = known.num_classes if num_classes is None else num_classes
+    model = known.model(num_classes=classes, padding=padding, options=options)
+    if backbone_weights is not None:
+        load_backbone(model, backbone_weights)
+    if weights is not None:
+        file = read_weights(published_weights(name) if weights == "published" else weights)
+        check_declared(known, options, file)
+        load_weights(model, file, new_class_head=num_classes is not None)
+    return model
+
+
+def published_weights(name: str) -> Path:
+    """The published weights of a model, downloaded at the first use.
+
+    Raises:
+        DetrkitError: none were published, or they cannot be had.
+    """
+    known = architecture(name)
+    row = known.row
+    if row.url is None or row.sha256 is None:
+        raise DetrkitError(
+            f"{name}: its published weights have no address to download them from; get the file from {row.page} and "
+            "give its path"
+        )
+    return download(row.url, sha256_prefix=row.sha256)
+
+
+def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
+    """The model name and the build options that a weights file declares: by its spec, its hash, or its arguments.
+
+    Returns:
+        The name (None where the file does not tell), and the options as far as they are declared.
+    """
+    if file.spec is not None:
+        name = file.spec.name
+        return name, {**architecture(name).options, **file.spec.options}
+    if file.published is not None:
+        return file.published, dict(architecture(file.published).options)
+    if file.arguments is not None:
+        told = tell(bare_state_dict(file.state), file.arguments)
+        if told is not None:
+            return told.name, {name: told.options[name] for name in told.options if name in file.arguments}
+    return None, {}
+
+
+def check_declared(known: Architecture, options: Mapping[str, Any], file: WeightsFile) -> None:
+    """Compares what a file says of itself with the model to be built.
+
+    A DC5 model has the same parameters as a plain one, so that loading one as the other is silent and costs about
+    20 AP; so are heads, norm order and the like.
+
+    Raises:
+        DetrkitError: they differ.
+    """
+    name, declared = declared_options(file)
+    if name is None and not declared:
+        return
+    kind = known.build if name is None else architecture(name).build
+    if kind is not known.build:
+        raise DetrkitError(f"{file.path}: weights of {name}, not of {known.name}")
+    defaults = {p.name: p.default for p in inspect.signature(known.build).parameters.values()}
+    for option in sorted(set(defaults) - _FREE):
+        if file.spec is None and file.published is None and option not in declared:
+            continue  # arguments say only what they say
+        theirs, ours = declared.get(option, defaults[option]), options.get(option, defaults[option])
+        if theirs != ours:
+            source = f"weights of {name} with" if name else "weights with"
+            raise DetrkitError(
+                f"{file.path}: {source} {option}={theirs!r}, but the model is {known.name} with {option}={ours!r}"
+            )
+
+
+def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = False) -> None:
+    """Loads a file's weights, strictly.
+
+    Args:
+        model: a detrkit model.
+        file: of the same architecture.
+        new_class_head: leave the class head as it is when the file's has another number of classes.
+
+    Raises:
+        WeightsError: the weights do not fit; the message lists what is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    names, given = _translated(model, file)
+    if new_class_head:
+        for theirs, ours in names:
+            tensor = own[ours]
+            if ours.startswith(CLASS_HEAD) and theirs in given and given[theirs].shape != tensor.shape:
+                rows = next(iter(given[theirs].shape), 0), len(tensor)
+                log.warning("%s: %s starts anew: %d rows in the file, %d here", file.path.name, theirs, *rows)
+                given[theirs] = tensor
+    if file.names == "detrkit":
+        check_fit(own, given, model)
+        model.load_state_dict(given)
+    else:
+        load_official(model, given)
+
+
+def check_weights(model: nn.Module, file: WeightsFile) -> None:
+    """Compares a file's weights with the model that it says they are of; nothing is loaded.
+
+    Args:
+        model: of the file's own description, on the meta device.
+        file: of the weights.
+
+    Raises:
+        WeightsError: as `load_weights`.
+    """
+    own = model.state_dict()
+    names, given = _translated(model, file)
+    if file.names != "detrkit":
+        own = {theirs: own[ours] for theirs, ours in names}
+        given = {name: tensor for name, tensor in given.items() if name in own or not name.endswith(COUNTER)}
+        given |= {name: tensor for name, tensor in own.items() if name.endswith(COUNTER) and name not in given}
+    check_fit(own, given, model)
+
+
+class Fit(NamedTuple):
+    """What of a file's weights fits a model.
+
+    Attributes:
+        state: the tensors that do, by the model's own names.
+        left_over: names, as the file's format has them, of those that the model lacks or has in another shape.
+    """
+
+    state: dict[str, Tensor]
+    left_over: list[str]
+
+
+def fitting_weights(model: nn.Module, file: WeightsFile) -> Fit:
+    """The weights of a file that fit, for fine-tuning: what a file lacks or has too much of is no error.
+
+    Args:
+        model: as the file tells it.
+        file: of weights of which some were taken away or added.
+
+    Raises:
+        WeightsError: less than half of the model's tensors are there: these are weights of something else; the message
+            lists what does not fit. Or values that are not finite.
+    """
+    own = model.state_dict()
+    names, given = _translated(model, file)
+    state = {
+        ours: given[theirs] for theirs, ours in names if theirs in given and given[theirs].shape == own[ours].shape
+    }
+    if 2 * len(state) < len(own):
+        check_fit({theirs: own[ours] for theirs, ours in names}, given, model)
+    check_values(state)
+    taken = {theirs for theirs, ours in names if ours in state}
+    return Fit(state, [name for name in given if name not in taken and not name.endswith(COUNTER)])
+
+
+def _translated(model: nn.Module, file: WeightsFile) -> tuple[list[tuple[str, str]], dict[str, Tensor]]:
+    """(name in the file's format, model's name) of every entry, and the file's tensors by the names of its format."""
+    if file.names == "detrkit":
+        return [(name, name) for name in model.state_dict()], plain_names(file.state)
+    given = from_huggingface(model, file.state) if file.names == "huggingface" else bare_state_dict(file.state)
+    return official_names(model), given
+
+
+def load_backbone(model: nn.Module, weights: str | Path) -> None:
+    """Loads torchvision ResNet weights into a model's backbone.
+
+    Args:
+        model: a detrkit model with a ResNet backbone.
+        weights: "imagenet" for torchvision's ImageNet V1 weights (downloaded once, verified), or a path to a
+            torchvision state dict (.pth or .safetensors).
+
+    Raises:
+        ValueError: a backbone whose norm has no running statistics, or that torchvision has no weights for.
+        DetrkitError: missing, damaged or other weights.
+    """
+    backbone: Any = model.backbone
+    if backbone.norm == "group":
+        raise ValueError("ImageNet weights need backbone_norm='frozen' or 'batch': they hold batch statistics")
+    if weights == "imagenet":
+        if not hasattr(torchvision.models, backbone.name):
+            raise ValueError(f"{backbone.name} has no ImageNet weights: use resnet18, 34, 50, 101 or 152")
+        url = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"].url
+        path = download(url, sha256_prefix=url.rsplit("-", 1)[1].removesuffix(".pth"))
+    else:
+        path = find_weights(weights)
+    if path.suffix == ".safetensors":
+        given, _ = read_tensors(path)
+    else:
+        try:
+            given = bare_state_dict(load_pickle(path))
+        except WeightsError as error:
+            raise DetrkitError(f"{path}: {error}") from error
+    own: dict[str, Tensor] = backbone.body.state_dict()
+    parts = {name.split(".")[0] for name in own}
+    # the classifier, and the stages that the model does not have
+    given = {n: t for n, t in given.items() if n.split(".")[0] in parts and (n in own or not n.endswith(COUNTER))}
+    for name, tensor in own.items():
+        if name.endswith(COUNTER):
+            given.setdefault(name, tensor)
+    try:
+        check_fit(own, given, backbone.name)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    backbone.body.load_state_dict(given)

@@ -1,0 +1,366 @@
+"""The configuration files of a Hugging Face directory, read as a description of the model and written from one.
+
+`config.json` says what the model is, `preprocessor_config.json` how its input is prepared. The fields
+of transformers 4 and 5 are read, and what is written has fields that both know (run with 5 alone).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.models.deformable_detr import DeformableDETR
+from detrkit.models.detr import DETR
+from detrkit.models.spec import MAX_SIDE, ModelSpec
+from detrkit.structures.coco_classes import COCO_91, COCO_250
+from detrkit.utils.documents import parse_json, read_bytes, shown
+from detrkit.utils.errors import DetrkitError, SettingError
+from detrkit.utils.schema import validated_as
+from detrkit.weights.huggingface import BackboneNames
+from detrkit.weights.huggingface_schema import Config, Edges, Preprocessor
+from detrkit.weights.infer import UNDILATED, Told, accepted
+
+log = logging.getLogger(__name__)
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+KINDS: dict[str, type[nn.Module]] = {"detr": DETR, "deformable_detr": DeformableDETR}
+# (theirs, detrkit's) where both mean the same; those of one kind alone follow
+_SIZES = (
+    ("d_model", "hidden_dim"),
+    ("encoder_layers", "enc_layers"),
+    ("decoder_layers", "dec_layers"),
+    ("encoder_attention_heads", "nheads"),
+    ("encoder_ffn_dim", "dim_feedforward"),
+    ("num_queries", "num_queries"),
+    ("dropout", "dropout"),
+)
+_DEFORMABLE = (
+    ("num_feature_levels", "num_feature_levels"),
+    ("encoder_n_points", "enc_n_points"),
+    ("decoder_n_points", "dec_n_points"),
+    ("with_box_refine", "with_box_refine"),
+    ("two_stage", "two_stage"),
+)
+# what transformers can change and detrkit cannot; what has two fields there and one option here
+_ONLY = (("activation_function", "relu"), ("num_channels", 3))
+_TWINS = (
+    ("decoder_attention_heads", "encoder_attention_heads", "nheads"),
+    ("decoder_ffn_dim", "encoder_ffn_dim", "dim_feedforward"),
+)
+_CLASS_HEAD = re.compile(r"(?:.*\.)?class_(?:labels_classifier|embed\.\d+)\.weight")
+_BOX_HEAD = re.compile(r"(?:.*\.)?bbox_(?:predictor|embed\.\d+)\.layers\.0\.weight")
+_UNNAMED = re.compile(r"LABEL_\d+")  # transformers' own names for labels that have none
+_LAST_MAP = 4  # stage 5: the stem is 0, with timm and with transformers' own
+_UNLIMITED = MAX_SIDE  # a longest side in pixels that no picture has: transformers must be given one
+_DEPTHS = {  # blocks of the four stages
+    "resnet10": (1, 1, 1, 1),
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+
+
+BILINEAR = 2  # PIL's number, which transformers writes for its resampling
+
+
+def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> ModelSpec:
+    """The `ModelSpec` of a directory that transformers or detrkit wrote.
+
+    Args:
+        folder: with config.json and perhaps preprocessor_config.json.
+        state: its weights, which tell whether the model has masks and, as a rule, how many classes.
+
+    Raises:
+        DetrkitError: a model or an input that detrkit does not have.
+    """
+    path = folder / CONFIG
+    config = _json(path, Config)
+    kind = KINDS.get(str(config.get("model_type")))
+    if kind is None:
+        raise DetrkitError(
+            f"{path}: model_type is {shown(config.get('model_type'))}: detrkit has {' and '.join(KINDS)}"
+        )
+    for field, only in _ONLY:
+        if config.get(field, only) != only:
+            raise DetrkitError(f"{path}: {field} is {shown(config[field])}: detrkit has {only!r}")
+    defaults = accepted(kind)  # a field that is not there has the same default in transformers
+    for *fields, option in _TWINS:
+        one, two = (config.get(field, defaults[option]) for field in fields)
+        if one != two:
+            raise DetrkitError(f"{path}: {fields[0]} is {shown(one)}, {fields[1]} {shown(two)}: detrkit has them equal")
+    options = {ours: config.get(theirs, defaults[ours]) for theirs, ours in _SIZES}
+    options["masks"] = any(name.startswith("mask_head.") for name in state)
+    positions = config.get("position_embedding_type", "sine")
+    if kind is DeformableDETR:
+        options |= {ours: config.get(theirs, defaults[ours]) for theirs, ours in _DEFORMABLE}
+        if options["two_stage"]:
+            options["num_queries"] = config.get("two_stage_num_proposals", options["num_queries"])
+    options["position_embedding"] = positions
+    options |= _backbone_options(path, config, kind, options)
+    classes = _class_count(folder, config, kind, state)
+    told = Told(kind, options)
+    plain = {
+        "version": 1,
+        "name": told.name,
+        "options": told.overrides,
+        "num_classes": classes,
+        "classes": _classes(path, config, classes),
+        **_input(folder),
+        "padding": "exact",
+        "training": {"huggingface": folder.resolve().name},
+    }
+    try:
+        return ModelSpec.from_json(plain)
+    except DetrkitError as error:
+        raise DetrkitError(f"{path}: {error}") from error
+
+
+def config_of(spec: ModelSpec, options: Mapping[str, Any], model: nn.Module, names: BackboneNames) -> dict[str, Any]:
+    """The content of config.json.
+
+    Args:
+        spec: of the model.
+        options: all arguments of its class, with their defaults.
+        model: the model.
+        names: whose names the ResNet's weights have.
+
+    Raises:
+        DetrkitError: an option that transformers does not have.
+    """
+    deformable = isinstance(model, DeformableDETR)
+    if options.get("position_entries", 50) != 50 and options["position_embedding"] == "learned":
+        raise DetrkitError(
+            "transformers' learned positions have 50 entries: a model with other position_entries cannot go"
+        )
+    heads = options["nheads"]
+    kind = "DeformableDetrForObjectDetection" if deformable else "DetrForObjectDetection"
+    labels = [f"LABEL_{i}" for i in range(spec.num_classes)] if spec.classes is None else spec.classes.names
+    config: dict[str, Any] = {
+        "architectures": ["DetrForSegmentation" if options["masks"] else kind],
+        "model_type": next(name for name, known in KINDS.items() if isinstance(model, known)),
+        **{theirs: options[ours] for theirs, ours in _SIZES},
+        "decoder_attention_heads": heads,
+        "decoder_ffn_dim": options["dim_feedforward"],
+        "attention_dropout": options["dropout"],
+        "activation_dropout": options["dropout"],
+        "activation_function": "relu",
+        "position_embedding_type": options.get("position_embedding", "sine"),
+        "auxiliary_loss": False,
+        "num_channels": 3,
+        "id2label": {str(i): name for i, name in enumerate(labels)},
+        "label2id": {name: i for i, name in enumerate(labels)},
+        "tie_word_embeddings": False,  # heads are listed as often as they are used; transformers 5 would tie others
+        **_backbone_config(model, options, names),
+    }
+    if deformable:
+        config |= {theirs: options[ours] for theirs, ours in _DEFORMABLE}
+        config["two_stage_num_proposals"] = options["num_queries"]
+    if spec.classes is not None:
+        config["detrkit"] = {"classes": spec.classes.to_json()}  # ids and things, which transformers has no place for
+    return config
+
+
+def preprocessor_of(spec: ModelSpec, *, deformable: bool) -> dict[str, Any]:
+    """The content of preprocessor_config.json."""
+    return {
+        "image_processor_type": f"{'Deformable' if deformable else ''}DetrImageProcessor",
+        "format": "coco_detection",
+        "do_resize": True,
+        "size": {"shortest_edge": spec.size, "longest_edge": spec.max_size or _UNLIMITED},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "do_pad": True,
+    }
+
+
+def _json(path: Path, kind: Any) -> dict[str, Any]:
+    """The content of a JSON file, whose fields have been checked.
+
+    Raises:
+        DetrkitError: no JSON object in the file, or a field of another type or out of its range.
+    """
+    content = parse_json(read_bytes(path), str(path))
+    if not isinstance(content, dict):
+        raise DetrkitError(f"{path}: a JSON object expected")
+    try:
+        validated_as(kind, content)
+    except SettingError as error:
+        raise DetrkitError(f"{path}: {error}") from error
+    return content
+
+
+def _class_count(folder: Path, config: Mapping[str, Any], kind: type[nn.Module], state: Mapping[str, Tensor]) -> int:
+    """The number of labels: that of the class head, or of the names where it was taken away, as for fine-tuning.
+
+    Raises:
+        DetrkitError: neither.
+    """
+    rows = next((len(head) for name, head in state.items() if head.ndim and _CLASS_HEAD.fullmatch(name)), None)
+    if rows is not None:
+        return rows - (kind is DETR)  # DETR's head has a row for "no object"
+    if any(_BOX_HEAD.fullmatch(name) for name in state) and config.get("id2label"):
+        return len(config["id2label"])
+    raise DetrkitError(f"{folder}: no class head in the weights: a bare backbone or transformer, not a detector")
+
+
+def _classes(path: Path, config: Mapping[str, Any], count: int) -> dict[str, Any] | None:
+    """The class list as plain values, None where labels have no names.
+
+    Raises:
+        DetrkitError: names for another number of labels.
+    """
+    given = config.get("id2label")
+    if not given:
+        return None
+    try:
+        labels = sorted(given, key=int)
+        whole = len(labels) == count and all(int(label) == k for k, label in enumerate(labels))
+    except ValueError as error:
+        raise DetrkitError(f"{path}: id2label must name labels by number") from error
+    names = [given[label] for label in labels]
+    if not whole:
+        raise DetrkitError(
+            f"{path}: id2label names {len(given)} labels, the weights have {count}: name 0 to {count - 1}"
+        )
+    if all(_UNNAMED.fullmatch(name) for name in names):
+        return None
+    own = (config.get("detrkit") or {}).get("classes")
+    if isinstance(own, dict) and own.get("names") == names:  # or somebody has given the labels other names
+        return dict(own)
+    known = next((known for known in (COCO_91, COCO_250) if list(known.names) == names), None)
+    return known.to_json() if known is not None else {"names": names, "ids": list(range(count))}
+
+
+def _input(folder: Path) -> dict[str, Any]:
+    """How the input is prepared; without a file, as transformers does by default: as published.
+
+    Raises:
+        DetrkitError: a preparation that detrkit does not have.
+    """
+    path = folder / PREPROCESSOR
+    given = _json(path, Preprocessor) if path.exists() else {}
+    size = given.get("size", {"shortest_edge": 800, "longest_edge": 1333})
+    if isinstance(size, int) and not isinstance(size, bool):  # of transformers before 4.27
+        size = {"shortest_edge": size, "longest_edge": given.get("max_size", 1333)}
+    if not isinstance(size, dict) or not size.get("shortest_edge"):
+        raise DetrkitError(
+            f"{path}: size is {shown(size)}: detrkit resizes by the short side, such as "
+            '{"shortest_edge": 800, "longest_edge": 1333}'
+        )
+    try:
+        validated_as(Edges, size)
+    except SettingError as error:
+        raise DetrkitError(f"{path}: size.{error}") from error
+    for field in ("do_resize", "do_rescale", "do_normalize"):
+        if not given.get(field, True):
+            raise DetrkitError(f"{path}: {field} is false: detrkit always resizes and normalises its input")
+    if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise DetrkitError(f"{path}: rescale_factor is {given['rescale_factor']}: detrkit has 1/255")
+    if given.get("resample") not in (None, BILINEAR):
+        log.warning(
+            "%s: resample is %d: detrkit resizes bilinearly (2), so that its results differ a little",
+            path,
+            given["resample"],
+        )
+    longest = size.get("longest_edge")
+    return {
+        "mean": list(given.get("image_mean", IMAGENET_MEAN)),
+        "std": list(given.get("image_std", IMAGENET_STD)),
+        "size": size["shortest_edge"],
+        "max_size": longest if longest is not None and longest < _UNLIMITED else None,
+    }
+
+
+def _backbone_options(
+    path: Path, config: Mapping[str, Any], kind: type[nn.Module], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The backbone's part of the options.
+
+    Raises:
+        DetrkitError: no ResNet that detrkit has.
+    """
+    described = config.get("backbone_config") or {}
+    model_type = described.get("model_type", "timm_backbone")
+    found: dict[str, Any]
+    if model_type == "resnet":
+        width = described.get("embedding_size", 64)
+        fields = {**_own("resnet50"), "embedding_size": width} | {
+            k: described[k] for k in _own("resnet50") if k in described
+        }
+        name = next((name for name in _DEPTHS if _own(name, width) == fields), None)
+        found = {"backbone": name, "dilation": False} | ({} if width == 64 else {"backbone_width": width})
+        given = fields
+    elif model_type == "timm_backbone":
+        given = described.get("backbone") or config.get("backbone") or "resnet50"
+        # timm's names end in what the weights were trained on; microsoft/resnet-50 is transformers' own
+        plain = re.sub(r"^microsoft/resnet-", "resnet", str(given)).split(".")[0]
+        name = plain if plain in _DEPTHS else None
+        dilation = described.get("output_stride") == 16 if described else bool(config.get("dilation", False))
+        found = {"backbone": name, "dilation": dilation}
+    else:
+        name, given = None, model_type
+    if name is None:
+        raise DetrkitError(f"{path}: the backbone is {shown(given)}: detrkit has {', '.join(_DEPTHS)}")
+    maps = described.get("out_indices") or [_LAST_MAP]
+    if max(maps) != _LAST_MAP:
+        raise DetrkitError(f"{path}: backbone_config has out_indices {maps}: without the last stage, {_LAST_MAP}")
+    if kind is DeformableDETR and options["num_feature_levels"] > 1 and described.get("out_indices"):
+        found["backbone_stages"] = tuple(i + 1 for i in maps)
+    return found
+
+
+def _backbone_config(model: nn.Module, options: Mapping[str, Any], names: BackboneNames) -> dict[str, Any]:
+    """The backbone's part of config.json: in the words of transformers 4, which 5 understands, where there are such.
+
+    Raises:
+        DetrkitError: a backbone that the chosen names do not have.
+    """
+    backbone: Any = model.backbone
+    maps = [stage - 1 for stage in backbone.stages]
+    if maps[-1] != _LAST_MAP:
+        raise DetrkitError(
+            "transformers' models read the last stage of the backbone, which backbone_stage(s) leave out"
+        )
+    if names == "resnet":
+        own = {"model_type": "resnet", **_own(backbone.name, backbone.body.conv1.out_channels)}
+        own["out_features"] = [f"stage{i}" for i in maps]
+        own["out_indices"] = maps
+        return {"use_timm_backbone": False, "backbone": None, "backbone_config": own, "dilation": False}
+    if backbone.name == "resnet10" or backbone.body.conv1.out_channels != 64:
+        raise DetrkitError(f"timm has no {backbone.name} of that width: use the names of transformers' own ResNet")
+    if isinstance(model, DeformableDETR) and len(maps) not in (1, 3):
+        raise DetrkitError("timm's names go with the published backbone_stages (3, 4, 5): use transformers' own ResNet")
+    return {
+        "use_timm_backbone": True,
+        "backbone": backbone.name,
+        "use_pretrained_backbone": False,
+        "backbone_config": None,
+        "dilation": bool(options["dilation"]),
+    }
+
+
+def _own(name: str, width: int = 64) -> dict[str, Any]:
+    """The description that transformers' own classes have of a ResNet."""
+    bottleneck = name not in UNDILATED
+    return {
+        "embedding_size": width,
+        "hidden_sizes": [width * 2**i * (4 if bottleneck else 1) for i in range(4)],
+        "depths": list(_DEPTHS[name]),
+        "layer_type": "bottleneck" if bottleneck else "basic",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+    }

@@ -1,0 +1,271 @@
+"""Official weights into detrkit models, and back."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detrkit.utils.errors import DetrkitError
+from detrkit.utils.ranges import shortened
+from detrkit.weights.keymap import official_names
+
+COUNTER = "num_batches_tracked"  # of an ordinary batch norm: frozen norms have none, and it carries no weight
+CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight", "class_embed.0.weight")
+# what of Deformable DETR's variants shows in their names
+VARIANTS = (("transformer.decoder.bbox_embed.", "with_box_refine"), ("transformer.enc_output.", "two_stage"))
+# (blocks in layer1, blocks in layer3, whether they are bottlenecks)
+DEPTHS = {
+    (1, 1, False): "resnet10",
+    (2, 2, False): "resnet18",
+    (3, 6, False): "resnet34",
+    (3, 6, True): "resnet50",
+    (3, 23, True): "resnet101",
+    (3, 36, True): "resnet152",
+}
+
+
+# Where programs put weights into a file; of several the first is taken, the weights as they were trained.
+WEIGHTS_KEYS = ("model", "state_dict", "net", "module", "params", "ema", "model_ema")
+_KEYS_DEPTH = 3
+
+
+class WeightsError(DetrkitError, RuntimeError):
+    """Weights that do not fit the model; also a RuntimeError, as `Module.load_state_dict` raises."""
+
+
+class Taken(NamedTuple):
+    """Which weights of a file are taken.
+
+    Attributes:
+        name: the key that they are under, such as "ema.module"; "" for a bare state dict.
+        others: keys of the other weights that are in the file.
+    """
+
+    name: str
+    others: list[str]
+
+
+def named_weights(content: Any) -> tuple[Taken, Mapping[str, Tensor] | None]:
+    """The weights in the content of a file: it is a state dict, or has one under one of the usual keys.
+
+    Returns:
+        Which ones, and the tensors; None where there are none.
+    """
+    found = dict(_state_dicts(content, "", depth=0))
+    if not found:
+        return Taken("", []), None
+    name = next(iter(found))
+    return Taken(name, [other for other in found if other != name]), found[name]
+
+
+def _state_dicts(content: Any, name: str, *, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """The state dicts under the usual keys, in the order of the keys, also nested ({"ema": {"module": ...}})."""
+    if not isinstance(content, Mapping) or not content:
+        return
+    if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+        yield name, content
+    elif depth < _KEYS_DEPTH:
+        for key in WEIGHTS_KEYS:
+            yield from _state_dicts(content.get(key), f"{name}.{key}".strip("."), depth=depth + 1)
+
+
+def bare_state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors by official name: from a file's whole content (weights under "model" or another usual key) or a bare
+    state dict.
+
+    What wrappers put into the names is taken out (`plain_names`).
+
+    Raises:
+        WeightsError: something that is neither, or a name that is there wrapped and plain.
+    """
+    _, found = named_weights(content)
+    if found is None:
+        raise WeightsError(
+            "no weights found: expected a state dict, or a file's content with one under "
+            f"{', '.join(map(repr, WEIGHTS_KEYS[:-1]))} or {WEIGHTS_KEYS[-1]!r}"
+        )
+    return plain_names(found)
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without what wrappers put into its names, in any order.
+
+    That is "module." in front of all of them (DistributedDataParallel), and the part "_orig_mod." anywhere
+    (torch.compile, also of a submodule).
+
+    Raises:
+        WeightsError: two entries have the same name then.
+    """
+    names = {name: name.replace("_orig_mod.", "") for name in state}
+    while names and all(plain.startswith("module.") for plain in names.values()):
+        names = {name: plain.removeprefix("module.") for name, plain in names.items()}
+    if len(set(names.values())) < len(names):
+        twice = next(plain for name, plain in names.items() if plain != name and plain in state)
+        raise WeightsError(f"{twice} is there twice, wrapped by torch.compile and plain: keep one of the two")
+    return {names[name]: tensor for name, tensor in state.items()}
+
+
+def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Loads official weights, strictly: every entry of the model must be there, with its shape, and nothing else.
+
+    Values are converted to the model's dtype and device (the published demo is float16).
+
+    Args:
+        model: a detrkit model.
+        state_dict: the content of an official file ({"model": ...}) or a bare state dict, in official names.
+
+    Raises:
+        WeightsError: the weights do not fit; the message lists what is missing, left over or of another shape.
+        TypeError: a model without official names.
+    """
+    names = official_names(model)
+    given = bare_state_dict(state_dict)
+    state = model.state_dict()
+    own = {theirs: state[ours] for theirs, ours in names}
+    for name in [n for n in given if n.endswith(COUNTER) and n not in own]:
+        del given[name]
+    for name, tensor in own.items():
+        if name.endswith(COUNTER):
+            given.setdefault(name, tensor)
+    check_fit(own, given, model)
+    translated: dict[str, Tensor] = {}
+    for theirs, ours in names:
+        if ours in translated and not torch.equal(translated[ours], given[theirs]):
+            raise WeightsError(f"{theirs} differs from another entry that is the same parameter in this model: {ours}")
+        translated[ours] = given[theirs]
+    model.load_state_dict(translated)
+
+
+def to_official(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict under official names, in official order: the inverse of `load_official`.
+
+    Save it as `torch.save({"model": to_official(model)}, path)` and the official code loads it. The tensors are the
+    model's own, as in `Module.state_dict`.
+
+    Raises:
+        TypeError: a model without official names.
+    """
+    state = model.state_dict()
+    return {theirs: state[ours] for theirs, ours in official_names(model)}
+
+
+def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], model: nn.Module | str) -> None:
+    """Compares names and shapes.
+
+    Args:
+        own: the model's entries.
+        given: the entries to load, named alike.
+        model: the model or its name, for the message.
+
+    Raises:
+        WeightsError: with everything that does not fit, and what it probably means; or values that are not finite.
+    """
+    missing = [name for name in own if name not in given]
+    left_over = [name for name in given if name not in own]
+    shapes = [
+        f"{shortened(name)} is {tuple(given[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    if not (missing or left_over or shapes):
+        check_values(given)
+        return
+    name = model if isinstance(model, str) else type(model).__name__
+    lines = [f"these weights do not fit the model ({name}):"]
+    for title, items in (("missing", missing), ("left over", left_over), ("wrong shape", shapes)):
+        if items:
+            lines.append(f"  {title} ({len(items)}): {_some(items)}")
+    lines += [f"  hint: {hint}" for hint in _hints(own, given)]
+    raise WeightsError("\n".join(lines))
+
+
+def check_values(given: Mapping[str, Tensor]) -> None:
+    """Looks at every value of weights that are about to be loaded: 10 ms for a R50 on one core.
+
+    Raises:
+        WeightsError: values that are no floating-point numbers, or not finite; names the tensors.
+    """
+    kinds, wrong = [], []
+    for name, tensor in given.items():
+        if name.endswith(COUNTER) or not tensor.numel():
+            continue
+        if not tensor.is_floating_point():
+            kinds.append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
+        # the extremes take a sixth of the time of isfinite, which makes a tensor; they are NaN if one value is
+        elif not all(map(math.isfinite, _extremes(tensor))):
+            wrong.append(name)
+    if kinds:
+        raise WeightsError(f"weights are floating-point numbers, which {_some(kinds)} are not")
+    if wrong:
+        count = f"{len(wrong)} tensors hold" if len(wrong) > 1 else "a tensor holds"
+        raise WeightsError(
+            f"{count} NaN or infinite values: {_some(wrong)}; the training that made them had failed: take an earlier "
+            "checkpoint"
+        )
+
+
+def _extremes(tensor: Tensor) -> tuple[float, float]:
+    if tensor.itemsize < 2:  # 8 bits, of which torch computes nothing
+        tensor = tensor.float()
+    lowest, highest = torch.aminmax(tensor.detach())
+    return float(lowest), float(highest)
+
+
+def _some(items: Sequence[str], most: int = 6) -> str:
+    """The first few of a long list."""
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(shortened(item, 200) for item in items[:most]) + more
+
+
+def blocks(names: Mapping[str, Tensor], pattern: str) -> int:
+    """How many numbered blocks a state dict has: 1 + the largest number that `pattern` finds."""
+    return 1 + max((int(m[1]) for n in names if (m := re.search(pattern, n))), default=-1)
+
+
+def depth(names: Mapping[str, Tensor]) -> str | None:
+    """The ResNet a state dict holds, recognised by its numbers of blocks."""
+    first, third = (blocks(names, rf"backbone\.(?:\d+\.body\.)?layer{n}\.(\d+)\.") for n in (1, 3))
+    return DEPTHS.get((first, third, any(".layer1.0.conv3." in n for n in names)))
+
+
+def _hints(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """What a mismatch probably means, in terms of `build_model`'s arguments."""
+    hints = []
+    masks = [any(n.startswith("mask_head.") for n in names) for names in (given, own)]
+    if masks[0] and not masks[1]:
+        hints.append("the weights are of a panoptic (segmentation) model: build the model with masks=True")
+    elif masks[1] and not masks[0]:
+        hints.append("the weights have no masks: build the model with masks=False, or train masks on this detector")
+    # a detector inside a panoptic model is compared by the names it has alone
+    given, own = ({n.removeprefix("detr."): t for n, t in names.items() if t.ndim} for names in (given, own))
+    theirs, ours = depth(given), depth(own)
+    if theirs and ours and theirs != ours:
+        hints.append(f"the weights are of a {theirs}, the model has a {ours}: build the model the file is for")
+    if ("class_embed.0.weight" in given) != ("class_embed.0.weight" in own):
+        part = "a" if "class_embed.0.weight" in given else "no"
+        hints.append(f"the weights are of {part} Deformable DETR")
+    elif ("linear_class.weight" in given) != ("linear_class.weight" in own):
+        hints.append("one of the two is the notebook's demo model: its weights fit detr-demo only")
+    for sign, option in VARIANTS:
+        there = [any(n.startswith(sign) for n in names) for names in (given, own)]
+        if there[0] != there[1] and "class_embed.0.weight" in given and "class_embed.0.weight" in own:
+            hints.append(f"build the model with {option}={there[0]}")
+    for head in CLASS_HEADS:
+        if head in given and head in own and len(given[head]) != len(own[head]):
+            rows = len(given[head])
+            classes = rows if head == "class_embed.0.weight" else rows - 1  # softmax heads have "no object" too
+            coco = {91: " (COCO)", 250: " (COCO panoptic)"}.get(classes, "")
+            hints.append(f"the class head has {rows} rows{coco}: build the model with num_classes={classes}")
+    for name, option in (("query_embed.weight", "num_queries"), ("query_pos", "num_queries")):
+        if name in given and name in own and len(given[name]) != len(own[name]):
+            hints.append(f"build the model with {option}={len(given[name])}")
+    for part, option in (("encoder", "enc_layers"), ("decoder", "dec_layers")):
+        count = blocks(given, rf"transformer\.{part}\.layers\.(\d+)\.")
+        if count and count != blocks(own, rf"transformer\.{part}\.layers\.(\d+)\."):
+            hints.append(f"build the model with {option}={count}")
+    return hints
