@@ -1,4 +1,4 @@
-"""Processes that load images end with the program, also when an error ends it."""
+"""End of the processes that load images: with the program, also when an error ends it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _iterators: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def begin_worker(_: int, *, parent: int, lasts: bool) -> None:
-    """The first thing that a worker does.
+    """Prepare a worker process; the first call that it makes.
 
     Args:
         _: its number, as torch gives it.
-        parent: number of the process that started it.
+        parent: id of the process that started it.
         lasts: whether the thread that started it lasts as long as the process.
     """
     if lasts:  # elsewhere torch looks for the parent every five seconds, unless the worker is stopped
@@ -31,7 +31,7 @@ def begin_worker(_: int, *, parent: int, lasts: bool) -> None:
 
 
 def end_with_program(iterator: Any) -> None:
-    """Has the workers of a torch DataLoader's iterator killed at the end of the program, if they still live then.
+    """Have the workers of a torch DataLoader's iterator killed at the end of the program, if they still live then.
 
     After an error the iterator may be held by a traceback, and at the program's end torch no longer ends its workers.
     multiprocessing sends them SIGTERM, which they obey late (`leave_signals_to_parent`), and waits for them.
@@ -43,9 +43,9 @@ def end_with_program(iterator: Any) -> None:
 
 
 def end_workers() -> None:
-    """Kills the workers that still live, for a program that ends at once."""
+    """Kill the workers that still live, for a program that ends at once."""
     for iterator in list(_iterators):
-        # or torch raises an error at the death of a worker
+        # else torch raises an error at the death of a worker
         if _remove_worker_pids is not None and getattr(iterator, "_worker_pids_set", False):
             _remove_worker_pids(id(iterator))
             iterator._worker_pids_set = False

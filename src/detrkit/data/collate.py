@@ -1,4 +1,4 @@
-"""Single samples as a batch: bytes on the way to the device, normalised there."""
+"""Batches of single samples: bytes on the way to the device, normalized there."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from detrkit.utils.errors import DetrkitError
 
 @dataclass
 class PixelBatch:
-    """Pictures padded at the right and the bottom, not normalised yet.
+    """Images padded at the right and the bottom, not normalized yet.
 
-    A quarter of the memory of the Batch made of it: that much less to write, to hand over between processes and to
-    copy to a GPU.
+    It takes a quarter of the memory of the Batch made from it: that much less to write, to pass between processes and
+    to copy to a GPU.
 
     Attributes:
-        pixels: (B, 3, H, W) uint8 RGB; anything where padded.
-        sizes: (height, width) in pixels of every picture without padding, B of them.
+        pixels: (B, 3, H, W) uint8 RGB; undefined where padded.
+        sizes: (height, width) in pixels of every image without padding, B of them.
     """
 
     pixels: Tensor
@@ -31,7 +31,7 @@ class PixelBatch:
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor]) -> PixelBatch:
-        """(3, H, W) uint8 pictures at their largest height and width."""
+        """Pad (3, H, W) uint8 images to their largest height and width."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
         pixels = torch.empty(len(images), 3, height, width, dtype=torch.uint8, device=images[0].device)  # (B, 3, H, W)
@@ -40,11 +40,11 @@ class PixelBatch:
         return cls(pixels, sizes)
 
     def pin_memory(self) -> PixelBatch:
-        """The batch in page-locked memory; DataLoader calls this."""
+        """Return the batch in page-locked memory; DataLoader calls this."""
         return PixelBatch(self.pixels.pin_memory(), self.sizes)
 
     def normalised(self, normalisation: Normalisation) -> Batch:
-        """The Batch on the device of `normalisation`, copied there without blocking when the pixels are pinned."""
+        """Return the Batch on the device of `normalisation`, copied without blocking when the pixels are pinned."""
         device = normalisation.mean.device
         pixels = self.pixels.to(device, non_blocking=True)
         images = torch.empty(pixels.shape, dtype=torch.float32, device=device)  # (B, 3, H, W)
@@ -58,7 +58,7 @@ class PixelBatch:
 def collate(
     pairs: Sequence[tuple[Tensor, Target] | DetrkitError],
 ) -> tuple[PixelBatch, list[Target]] | DetrkitError:
-    """Pictures (3, H, W) uint8 and targets of single samples, padded and listed, or the first error among them."""
+    """Pad (3, H, W) uint8 images and list their targets, or return the first error among the samples."""
     good = []
     for pair in pairs:
         if isinstance(pair, DetrkitError):

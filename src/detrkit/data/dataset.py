@@ -40,7 +40,7 @@ class Dataset:
         dropped: number of boxes that were left out for having no area.
         clamped: number of boxes that were cut at the border of their image.
         skipped: number of images that were left out as unusable.
-        notes: what was handled when it was opened that one should know, one line each.
+        notes: remarks on what was handled when the dataset was opened, one line each.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Dataset:
 
     @property
     def class_names(self) -> list[str]:
-        """The name of label 0, 1, ..."""
+        """Names of the labels 0, 1, ..., in order."""
         return list(self.classes.names)
 
     @property
     def evaluation_notes(self) -> tuple[str, ...]:
-        """The notes, and what of the files is not evaluated."""
+        """`notes`, and a line about the boxes of the files that are not evaluated."""
         if not self.dropped:
             return self.notes
         return (
@@ -97,15 +97,15 @@ class Dataset:
 
     @property
     def panoptic(self) -> bool:
-        """Whether every pixel belongs to a segment, of things or of stuff, or is void."""
+        """True if every pixel belongs to a segment, of things or of stuff, or is void."""
         return self.layout == "coco-panoptic"
 
     def __getitem__(self, index: int) -> Sample:
-        """The decoded image with its objects, crowd left out; errors as `load`."""
+        """Return the decoded image with its objects, crowd left out; errors as in `load`."""
         return self.load(index)
 
     def load(self, index: int, *, at_least: tuple[int, int] | None = None) -> Sample:
-        """The decoded image with its objects, crowd left out.
+        """Decode an image and return it with its objects, crowd left out.
 
         Args:
             index: of the image.
@@ -133,7 +133,7 @@ class Dataset:
         )
 
     def image(self, index: int, *, at_least: tuple[int, int] | None = None) -> tv_tensors.Image:
-        """(3, H, W) uint8 RGB: from memory after `cache_images`, whole, else decoded (`at_least` as in `load`)."""
+        """Return (3, H, W) uint8 RGB: whole from memory after `cache_images`, else decoded (`at_least`: see `load`)."""
         record = self.records[index]
         if self._pixels is None:
             return decode(record.file, (record.height, record.width), at_least=at_least)
@@ -148,7 +148,7 @@ class Dataset:
         return sum(3 * r.height * r.width for r in self.records)
 
     def cache_images(self) -> None:
-        """Decodes every image now, once, and keeps it in memory.
+        """Decode every image once, now, and keep it in memory.
 
         One flat buffer instead of a tensor per image: worker processes share it by fork without copying, since no
         reference counts live in its pages.
@@ -161,39 +161,39 @@ class Dataset:
         def fill(index: int) -> None:
             record = self.records[index]
             target = pixels[offsets[index] :][: 3 * record.height * record.width]
-            picture = decode(record.file, (record.height, record.width))
-            target.view(record.height, record.width, 3).copy_(picture.permute(1, 2, 0))
+            image = decode(record.file, (record.height, record.width))
+            target.view(record.height, record.width, 3).copy_(image.permute(1, 2, 0))
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the GIL
             list(pool.map(fill, range(len(self))))
         self._pixels, self._offsets = pixels, offsets
 
     def subset(self, indices: Sequence[int]) -> Dataset:
-        """The dataset with the images at `indices` alone, in that order (to overfit a few, for instance)."""
+        """Return the dataset with only the images at `indices`, in that order (to overfit a few, for instance)."""
         return self._with([self.records[i] for i in indices], self.classes)
 
     def things(self) -> Dataset:
-        """The dataset without stuff: only the classes of things, labels numbered anew; pixels of stuff become void.
+        """Return the dataset without stuff: only classes of things, labels renumbered; pixels of stuff become void.
 
-        COCO's AP is a number of things: `dataset.things().ground_truth()`.
+        COCO's AP is defined on things only: evaluate with `dataset.things().ground_truth()`.
         """
-        marks = np.array([self.classes.is_thing(label) for label in range(len(self.classes))], bool)
-        chosen = np.flatnonzero(marks)
+        is_thing = np.array([self.classes.is_thing(label) for label in range(len(self.classes))], bool)
+        chosen = np.flatnonzero(is_thing)
         classes = ClassList(
             tuple(self.classes.names[k] for k in chosen),
             tuple(self.classes.ids[k] for k in chosen),
             (True,) * len(chosen),
             frozenset(k for k, label in enumerate(chosen.tolist()) if self.classes.is_unused(label)),
         )
-        label_of = np.cumsum(marks) - 1
+        label_of = np.cumsum(is_thing) - 1
         records = []
         for record in self.records:
-            kept = _selected(record, np.flatnonzero(marks[record.labels]))
-            records.append(replace(kept, labels=label_of[kept.labels]))
+            selected = _selected(record, np.flatnonzero(is_thing[record.labels]))
+            records.append(replace(selected, labels=label_of[selected.labels]))
         return self._with(records, classes)
 
     def _with(self, records: Sequence[Record], classes: ClassList) -> Dataset:
-        """A dataset like this one of other records."""
+        """Return a dataset like this one, with other records and classes."""
         return Dataset(
             records,
             classes,
@@ -209,12 +209,12 @@ class Dataset:
         )
 
     def ground_truth(self) -> dict[str, Any]:
-        """The annotations as a COCO json dict, for evaluation; crowd included, with the dataset's own category ids.
+        """Return the annotations as a COCO json dict for evaluation, with crowd and the dataset's own category ids.
 
         Boxes and areas are those of the files, unclamped as in COCO's own evaluation. A box without area is left out:
-        nothing can match it, so that even perfect detections would not reach AP 1. Annotation ids are renumbered
-        from 1 when one of them is 0, which COCO's matching takes for "not matched". Of a panoptic dataset with masks,
-        the PNGs are decoded now.
+        nothing can match it, so even perfect detections would not reach AP 1. Annotation ids are renumbered from 1
+        when one of them is 0, which COCO's matching takes for "not matched". The PNGs of a panoptic dataset with masks
+        are decoded now.
 
         Raises:
             DetrkitError: a panoptic PNG that cannot be read.
@@ -247,11 +247,11 @@ class Dataset:
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def panoptic_ground_truth(self) -> tuple[dict[str, Any], Callable[[int], np.ndarray]]:
-        """The segments for the evaluation of panoptic results; crowd included, with the dataset's own category ids.
+        """Return the segments for panoptic evaluation, with crowd and the dataset's own category ids.
 
         Returns:
             A COCO panoptic json dict, and a function from an image id to its (H, W) int32 map of segment ids, decoded
-            when called: 0 is void, as is what the PNG has besides the segments of the dict.
+            when called: 0 is void, also where the PNG has an id that the dict does not list.
 
         Raises:
             DetrkitError: the dataset is not panoptic; from the function: a PNG that cannot be read.
@@ -265,19 +265,19 @@ class Dataset:
             ids = read_id_map(panoptic_file(record), (record.height, record.width))
             return np.where(np.isin(ids, record.segment_ids), ids, np.int32(VOID))
 
-        marks = [self.classes.is_thing(label) for label in range(len(self.classes))]
-        classes = zip(self.classes.ids, self.classes.names, marks, strict=True)
-        truth = {
+        is_thing = [self.classes.is_thing(label) for label in range(len(self.classes))]
+        classes = zip(self.classes.ids, self.classes.names, is_thing, strict=True)
+        ground_truth = {
             "images": [
                 {"id": r.image_id, "file_name": r.file.name, "height": r.height, "width": r.width} for r in self.records
             ],
             "annotations": [self._segments_info(r) for r in self.records],
             "categories": [{"id": i, "name": name, "isthing": int(thing)} for i, name, thing in classes],
         }
-        return truth, id_map
+        return ground_truth, id_map
 
     def _segments_info(self, record: Record) -> dict[str, Any]:
-        """The entry of an image in a COCO panoptic json."""
+        """Return the entry of an image in a COCO panoptic json."""
         columns = (record.segment_ids, record.labels, record.annotated, record.areas, record.crowd)
         segments = [
             {"id": i, "category_id": self.classes.ids[label], "bbox": box, "area": int(area), "iscrowd": int(crowd)}
@@ -288,12 +288,12 @@ class Dataset:
 
 
 def _selected(record: Record, keep: np.ndarray) -> Record:
-    """The record with its objects at the indices `keep` alone."""
+    """Return the record with only the objects at the indices `keep`."""
     columns = ("boxes", "labels", "crowd", "areas", "annotation_ids", "annotated", "segment_ids")
     values = {name: getattr(record, name) for name in columns}
-    kept: dict[str, Any] = {name: value[keep] if len(value) else value for name, value in values.items()}
-    kept["segmentations"] = [record.segmentations[k] for k in keep] if record.segmentations else []
-    return replace(record, **kept)
+    selected: dict[str, Any] = {name: value[keep] if len(value) else value for name, value in values.items()}
+    selected["segmentations"] = [record.segmentations[k] for k in keep] if record.segmentations else []
+    return replace(record, **selected)
 
 
 def open_dataset(
@@ -306,7 +306,7 @@ def open_dataset(
     unusable: Literal["error", "skip"] = "error",
     more_images: Sequence[Path] = (),
 ) -> Dataset:
-    """Opens a dataset; no image is decoded yet.
+    """Open a dataset; no image is decoded yet.
 
     Boxes are clamped to their image and those without area are left out, both counted in the result; images without
     objects stay, as negatives.
@@ -314,18 +314,19 @@ def open_dataset(
     Args:
         path: the dataset's folder, or a COCO json, data.yaml or parquet file.
         split: such as "train"; also finds train2017. May be left out where there is only one.
-        layout: which reader to use; by default the one that recognises the files. Of a folder with both instances and
-            panoptic annotations, those are "coco-panoptic" with `masks`, else "coco".
+        layout: which reader to use; by default the one that recognizes the files. A folder with both instances and
+            panoptic annotations is "coco-panoptic" with `masks`, else "coco".
         masks: whether samples have masks (COCO, COCO panoptic, or YOLO polygons).
         ids: "contiguous": labels 0, 1, ... in the order of the category ids; "official": labels are the category ids
             themselves, as in the published models.
-        unusable: images that are missing, unreadable or of another size than their annotations say: "error" when one is
-            decoded; "skip": leave them out now, counted in the result (reads the header of every image).
+        unusable: handling of images that are missing, unreadable or of another size than their annotations say.
+            "error": raise when one is decoded; "skip": leave them out now, counted in the result (reads the header of
+            every image).
         more_images: folders to look for the images in, after the usual ones; for the layout "coco-panoptic", whose
             images are those of another dataset.
 
     Raises:
-        DetrkitError: nothing recognised, no such split, or an error in the files; one line that names the place.
+        DetrkitError: nothing recognized, no such split, or an error in the files; one line that names the place.
     """
     path = full_path(path)
     if ids not in ("contiguous", "official"):
@@ -369,7 +370,7 @@ def open_dataset(
 
 
 def nothing_left(records: Sequence[Record], dropped: int) -> list[str]:
-    """Says that no object is left of what a split annotates, if it is so: to training every image is background.
+    """Return one line if no object is left of what a split annotates: to training, every image is background.
 
     Args:
         records: of the split.

@@ -1,4 +1,4 @@
-"""Pictures of like size side by side, so that little of a batch is padding."""
+"""Order of images by size, so that little of a batch is padding."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def order_by_size(sizes: Sequence[tuple[int, int]], unit: int) -> list[int]:
-    """The indices of pictures so that each run of `unit` of them has about one size, and neighbours in it most.
+    """Order the indices so that each run of `unit` images has about one size, and neighbors in it most of all.
 
-    The set is halved where heights or widths are spread furthest, at a whole number of units, and so are the halves,
-    down to single pictures. The order depends on nothing but sizes and unit.
+    The set is halved by height or width, whichever has the larger range, at a whole number of units; the halves
+    likewise, down to single images. The order depends on nothing but sizes and unit.
 
     Args:
-        sizes: (height, width) of each picture in pixels.
-        unit: how many become one step; what is left over comes last, unordered.
+        sizes: (height, width) of each image in pixels.
+        unit: images per step; the remainder comes last, unordered.
     """
     whole = len(sizes) // unit * unit
     ordered = _halved(np.array(sizes).reshape(-1, 2), np.arange(whole), unit)
@@ -23,17 +23,17 @@ def order_by_size(sizes: Sequence[tuple[int, int]], unit: int) -> list[int]:
 
 
 def split_by_shape(sizes: Sequence[tuple[int, int]], most: float) -> list[list[int]]:
-    """The indices of a batch's images in groups, so that a tall and a wide strip are not padded to one square.
+    """Group the indices of a batch's images, so that a tall and a wide strip are not padded to one square.
 
     A batch of which no more than a third is padding, or whose area is at most `most`, stays as it is. Otherwise images
-    of like shape come together, as many as keep the area of a group below.
+    of similar shape form a group, as many as keep its padded area within that limit.
 
     Args:
         sizes: (height, width) of each image in pixels.
         most: pixels of a padded batch.
     """
-    own = sum(h * w for h, w in sizes)
-    most = max(most, 1.5 * own)
+    image_area = sum(h * w for h, w in sizes)
+    most = max(most, 1.5 * image_area)
     if _padded_area(sizes) <= most:
         return [list(range(len(sizes)))]
     groups: list[list[int]] = []
@@ -46,7 +46,7 @@ def split_by_shape(sizes: Sequence[tuple[int, int]], most: float) -> list[list[i
 
 
 def _padded_area(sizes: Sequence[tuple[int, int]]) -> int:
-    """Pixels of a batch of images of these (height, width)."""
+    """Count the pixels of a batch of images of these (height, width), padding included."""
     return len(sizes) * max((h for h, _ in sizes), default=0) * max((w for _, w in sizes), default=0)
 
 

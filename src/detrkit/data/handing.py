@@ -1,4 +1,4 @@
-"""How batches come from the processes that load them: what is large through shared memory, the rest through a pipe."""
+"""Transfer of batches from the loading processes: large tensors through shared memory, the rest through a pipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from detrkit.utils.errors import DetrkitError
 
 T = TypeVar("T")
 SHARED_MEMORY = "/dev/shm"
-# A tensor in shared memory takes a file handle at each end: two an image for labels and boxes that are a few bytes.
+# A tensor in shared memory takes a file handle at each end: two per image for labels and boxes of a few bytes.
 SHARED_FROM_BYTES = 2**16
 NEVER_SHARED = sys.maxsize
 _HANDLES_FOR_OTHERS = 128  # files, pipes, sockets
@@ -43,23 +43,23 @@ class Packed:
 
     @classmethod
     def of(cls, pixels: PixelBatch, targets: Sequence[Target], shared_from: int) -> Packed:
-        """Has tensors of fewer bytes than `shared_from` copied through the pipe: as arrays."""
+        """Pack a batch: tensors of fewer bytes than `shared_from` become arrays, which are copied through the pipe."""
         pack = partial(_packed, shared_from=shared_from)
         return cls(_each(pixels, pack), [_each(target, pack) for target in targets])
 
     def unpacked(self) -> tuple[PixelBatch, list[Target]]:
-        """The batch as it was."""
+        """Return the batch as it was, of tensors."""
         return _each(self.pixels, _unpacked), [_each(target, _unpacked) for target in self.targets]
 
     def pin_memory(self) -> tuple[PixelBatch, list[Target]]:
-        """The batch as it was, in page-locked memory; DataLoader calls this."""
+        """Return the batch as it was, in page-locked memory; DataLoader calls this."""
         pixels, targets = self.unpacked()
         return pixels.pin_memory(), [target.pin_memory() for target in targets]
 
 
 @dataclass(frozen=True)
 class Collate:
-    """`collate`, in a loading process ready to be handed over.
+    """`collate` for the loader; in a loading process the batch is also packed for its way to the main process.
 
     Args:
         shared_from: bytes from which a tensor travels in shared memory.
@@ -70,7 +70,7 @@ class Collate:
     def __call__(
         self, pairs: Sequence[tuple[Tensor, Target] | DetrkitError]
     ) -> tuple[PixelBatch, list[Target]] | Packed | DetrkitError:
-        """A batch of single samples, or the first error among them."""
+        """Collate single samples to a batch, or return the first error among them."""
         made = collate(pairs)
         if isinstance(made, DetrkitError) or get_worker_info() is None:
             return made
@@ -78,12 +78,12 @@ class Collate:
 
 
 def shared_from(batch_bytes: int, *, batches: int, handles: int) -> tuple[int, str | None]:
-    """From how many bytes on tensors are to travel in shared memory, and why not all that are worth it, or None.
+    """Choose from how many bytes on tensors travel in shared memory; also return why none can, or None.
 
     Args:
         batch_bytes: of the largest batch.
-        batches: that are there at once, of all processes of this machine.
-        handles: file handles that they take in one process.
+        batches: number that exist at once, over all processes of this machine.
+        handles: file handles that the batches take in one process.
     """
     needed, free = batch_bytes * batches, shared_memory_free()
     if free is not None and needed > free:
@@ -101,7 +101,7 @@ def shared_from(batch_bytes: int, *, batches: int, handles: int) -> tuple[int, s
 
 
 def usable_workers(workers: int) -> tuple[int, str | None]:
-    """How many loading processes there can be, and why not as many as were asked for, or None.
+    """Return how many loading processes there can be, and why not as many as requested, or None.
 
     Their locks are in shared memory, a few dozen of a page each.
     """
@@ -112,18 +112,18 @@ def usable_workers(workers: int) -> tuple[int, str | None]:
 
 
 def shared_memory_free() -> int | None:
-    """Bytes of shared memory that are free; None where nothing says it."""
+    """Return the free bytes of shared memory; None where the system does not say."""
     if sys.platform != "linux":
         return None
     try:
-        found = os.statvfs(SHARED_MEMORY)
+        status = os.statvfs(SHARED_MEMORY)
     except OSError:
         return 0
-    return found.f_bavail * found.f_frsize
+    return status.f_bavail * status.f_frsize
 
 
 def handle_limit(needed: int) -> int | None:
-    """How many files this process may open, raised to what is needed as far as it may be; None: nothing says it."""
+    """Return how many files this process may open, after raising the limit towards `needed`; None if unknown."""
     try:
         import resource
     except ImportError:
@@ -148,5 +148,5 @@ def _unpacked(value: Any) -> Any:
 
 
 def _each(record: T, change: Callable[[Any], Any]) -> T:
-    """A copy of a dataclass with its fields changed."""
+    """Return a copy of a dataclass with `change` applied to every field."""
     return replace(record, **{f.name: change(getattr(record, f.name)) for f in fields(record)})  # type: ignore

@@ -1,7 +1,7 @@
 """Images of every kind, in files, in rows of parquet files or in memory: their size, and their pixels as RGB.
 
-`read_rgb` (a file) and `as_rgb` (anything) are the one way to pixels, of training, evaluation and prediction alike:
-8-bit RGB, turned upright by the EXIF orientation once.
+Training, evaluation and prediction all get their pixels from `read_rgb` (a file) or `as_rgb` (anything): 8-bit RGB,
+turned upright by the EXIF orientation once.
 
 Pillow decodes everything. torchvision's decoder gives the same pixels (both are libjpeg-turbo) in 1.4 ms instead of
 1.7 ms per COCO image, but is deprecated since torchvision 0.29 and knows neither BMP nor TIFF.
@@ -29,9 +29,9 @@ from detrkit.utils.visible import first_line
 
 Picture = str | Path | ParquetImage | bytes | Image.Image | np.ndarray | Tensor
 
-# Files that are pictures, of all that Pillow opens: no films, documents, icons or measurements.
+# Images among the files that Pillow opens: no videos, documents, icons or measurements.
 _JPEG_2000 = {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
-# Those that other programs find in image folders too: what is written there has one of them.
+# Suffixes that other programs find in image folders, too: written images have one of them.
 COMMON_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
 SUFFIXES = COMMON_SUFFIXES.union(
     {".jpe", ".jfif", ".mpo", ".apng", ".dib", ".pbm", ".pnm", ".tga", ".qoi"},
@@ -50,7 +50,7 @@ SUFFIX_OF = {
     "PPM": ".ppm",
 }
 _DRAWINGS = ("EPS", "WMF")  # Pillow starts other programs for them
-_PLUGIN_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".jxl"})  # pictures once a plugin for Pillow is imported
+_PLUGIN_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".jxl"})  # images once a plugin for Pillow is imported
 _ORIENTATION = 0x0112
 _TIFF_SIZE = 257, 256  # tags: height, width
 # How the pixels are turned upright for each EXIF orientation.
@@ -64,12 +64,12 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _BACK = {6: 8, 8: 6}  # the orientation that undoes another; the others undo themselves
-_PNG_CHUNKS = 100_000  # that are passed over; encoders write 8 to 64 kB in each
+_PNG_CHUNKS = 100_000  # skipped at most; encoders write 8 to 64 kB in each
 _ORIENTATION_CARRIERS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # of `Image.info`
 
 
 class ImageHeader(NamedTuple):
-    """What is known of an image before it is decoded.
+    """Sizes and orientation of an image, known before it is decoded.
 
     Attributes:
         stored: (height, width) in pixels as stored.
@@ -83,14 +83,14 @@ class ImageHeader(NamedTuple):
 
 
 def is_picture(file: Path) -> bool:
-    """Whether a file of an image folder is an image, by its name: hidden ones ("._a.jpg" of macOS) are none."""
+    """Tell by its name whether a file of an image folder is an image; hidden files ("._a.jpg" of macOS) are not."""
     suffix = file.suffix.lower()
-    known = suffix in SUFFIXES or (suffix in _PLUGIN_SUFFIXES and suffix in Image.EXTENSION)
-    return known and not file.name.startswith(".")
+    is_image = suffix in SUFFIXES or (suffix in _PLUGIN_SUFFIXES and suffix in Image.EXTENSION)
+    return is_image and not file.name.startswith(".")
 
 
 def _refused(name: object, problem: str, error: Exception) -> DetrkitError:
-    """What Pillow raised on a missing or damaged image, as one line."""
+    """Turn what Pillow raised on a missing or damaged image into an error of one line."""
     if isinstance(error, FileNotFoundError):
         return DetrkitError(f"{name}: image file is missing")
     if isinstance(error, UnidentifiedImageError):
@@ -100,7 +100,7 @@ def _refused(name: object, problem: str, error: Exception) -> DetrkitError:
 
 
 def open_image(file: ImageSource | bytes) -> ImageFile.ImageFile:
-    """The opened image, its header read.
+    """Open an image and read its header.
 
     Raises:
         DetrkitError: the file is missing, no regular file, no image, or a drawing without pixels (EPS, WMF).
@@ -121,12 +121,12 @@ def open_image(file: ImageSource | bytes) -> ImageFile.ImageFile:
 
 
 def _name(image: object) -> str:
-    """What messages call an image."""
+    """Return what messages call an image."""
     return str(image) if isinstance(image, (str, Path, ParquetImage)) else "the image"
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) when there is none or the tag is damaged."""
+    """Return the EXIF orientation, 1 (upright) when there is none or the tag is damaged."""
     try:
         if isinstance(image, PngImageFile) and "exif" not in image.info and not _text_after_pixels(image):
             exif = super(PngImageFile, image).getexif()  # `PngImageFile.getexif` would decode the image to look there
@@ -139,9 +139,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _text_after_pixels(image: PngImageFile) -> bool:
-    """Whether EXIF or text, which may hold it, can follow the pixels of a PNG that is not decoded yet.
+    """Tell whether EXIF, or text that may hold it, can follow the pixels of a PNG that is not decoded yet.
 
-    The chunks are passed over: 0.1 ms for a COCO image, where decoding takes 12.
+    The chunks are skipped: 0.1 ms for a COCO image, where decoding takes 12 ms.
     """
     if not image.tile or image.fp is None:
         return True
@@ -163,7 +163,7 @@ def _text_after_pixels(image: PngImageFile) -> bool:
 
 
 def _header(image: Image.Image) -> ImageHeader:
-    """That of an opened image."""
+    """Return the header of an opened image."""
     orientation = _orientation(image)
     stored = image.height, image.width
     if orientation >= 5 and isinstance(image, TiffImageFile):
@@ -172,7 +172,7 @@ def _header(image: Image.Image) -> ImageHeader:
 
 
 def read_header(file: ImageSource) -> ImageHeader:
-    """Sizes and orientation of an image; reads only the header.
+    """Read the sizes and the orientation of an image, from its header alone.
 
     Raises:
         DetrkitError: the file is missing or no image.
@@ -182,7 +182,7 @@ def read_header(file: ImageSource) -> ImageHeader:
 
 
 def image_size(file: ImageSource) -> tuple[int, int]:
-    """(height, width) in pixels after EXIF orientation; reads only the header.
+    """Return (height, width) in pixels after EXIF orientation; read only the header.
 
     Raises:
         DetrkitError: the file is missing or no image.
@@ -191,7 +191,7 @@ def image_size(file: ImageSource) -> tuple[int, int]:
 
 
 def stored_size(file: ImageSource) -> tuple[int, int]:
-    """(height, width) in pixels as stored, before EXIF orientation.
+    """Return (height, width) in pixels as stored, before EXIF orientation; read only the header.
 
     Raises:
         DetrkitError: the file is missing or no image.
@@ -200,10 +200,10 @@ def stored_size(file: ImageSource) -> tuple[int, int]:
 
 
 def checked_format(file: ImageSource) -> str:
-    """The format of an image as Pillow calls it ("JPEG"), once it is sure that the file is an image.
+    """Return the format of an image as Pillow calls it ("JPEG"), after checking that the file is an image.
 
-    The header of a usual format says so; the checksums of a PNG are checked too (0.4 ms for a COCO image, where
-    decoding takes 16). Other formats are decoded: Pillow takes some of them for images by their first byte alone.
+    The header of a usual format suffices; the checksums of a PNG are checked too (0.4 ms for a COCO image, where
+    decoding takes 16 ms). Other formats are decoded: Pillow accepts some of them by their first byte alone.
 
     Raises:
         DetrkitError: missing, no regular file, no image, or a drawing without pixels (EPS, WMF).
@@ -221,7 +221,7 @@ def checked_format(file: ImageSource) -> str:
 
 
 def deep_scale(file: ImageSource) -> int | None:
-    """The value that becomes 255 of an image of more than 8 bits, None for others; decodes only the deep ones.
+    """Return the value that becomes 255 in an image of more than 8 bits, None for others; decode only the former.
 
     Raises:
         DetrkitError: the file is missing, no image or damaged, or its pixels have no known range.
@@ -234,7 +234,7 @@ def deep_scale(file: ImageSource) -> int | None:
 
 
 def misfit(file: ImageSource, size: tuple[int, int]) -> str | None:
-    """Why the image cannot have annotations for (height, width) = `size`, or None; reads only the header."""
+    """Say why an image cannot have annotations for (height, width) = `size`, or return None; read only the header."""
     try:
         header = read_header(file)
     except DetrkitError as error:
@@ -248,7 +248,7 @@ def misfit(file: ImageSource, size: tuple[int, int]) -> str | None:
 def read_rgb(
     file: ImageSource | bytes, size: tuple[int, int] | None = None, *, at_least: tuple[int, int] | None = None
 ) -> Image.Image:
-    """The picture as 8-bit RGB, turned upright by its EXIF orientation; the result has no orientation left.
+    """Read an image as 8-bit RGB, turned upright by its EXIF orientation; the result has no orientation left.
 
     Images of all modes become RGB, those of 12, 16 and 32 bits are scaled (`detrkit.data.pixels.to_rgb`); transparency
     is dropped (as the published code does).
@@ -257,8 +257,8 @@ def read_rgb(
         file: the image, or its bytes.
         size: (height, width) that the annotations speak of. When the stored pixels have it and the upright ones have
             not, the image was annotated as stored, and is left so.
-        at_least: (height, width) in pixels to which the picture will be made smaller. A JPEG is then decoded at a half,
-            a quarter or an eighth of its size, the smallest that still has so many pixels: its far edges may lie up
+        at_least: (height, width) in pixels to which the image will be made smaller. A JPEG is then decoded at a half,
+            a quarter or an eighth of its size, the smallest that still has that many pixels: its far edges may lie up
             to seven pixels of the file further out.
 
     Raises:
@@ -274,7 +274,7 @@ def _upright_rgb(
     size: tuple[int, int] | None = None,
     at_least: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """As `read_rgb`, of an opened image."""
+    """Do as `read_rgb` does, for an opened image."""
     header = _header(image)
     if size is not None and size not in (header.upright, header.stored):
         height, width = header.upright
@@ -286,38 +286,38 @@ def _upright_rgb(
     try:
         if at_least is not None:
             image.draft(image.mode, at_least if turned and header.orientation >= 5 else at_least[::-1])
-        picture = to_rgb(image, name)
+        rgb = to_rgb(image, name)
     except DetrkitError:
         raise
     except Exception as error:
         raise _refused(name, "the image is damaged or truncated", error) from error
     if header.orientation == 1:
-        return picture
-    # Pillow turns a TIFF itself as it loads it, and no other format
+        return rgb
+    # Pillow itself turns a TIFF upright when it loads one, and no other format
     left = _orientation(image)
     if turned:
         pending = left
     else:
         pending = 1 if left == header.orientation else _BACK.get(header.orientation, header.orientation)
-    picture = picture.transpose(_UPRIGHT[pending]) if pending != 1 else picture.copy()
-    for carrier in _ORIENTATION_CARRIERS:  # or the next who looks turns it again
-        picture.info.pop(carrier, None)
-    return picture
+    rgb = rgb.transpose(_UPRIGHT[pending]) if pending != 1 else rgb.copy()
+    for carrier in _ORIENTATION_CARRIERS:  # else the next reader turns it again
+        rgb.info.pop(carrier, None)
+    return rgb
 
 
 def as_rgb(image: Picture | Any, name: object = None) -> Image.Image:
-    """Anything that is a picture as an upright 8-bit RGB image, with no orientation left; never the image given itself.
+    """Convert any kind of image to a new upright 8-bit RGB image without orientation; never return `image` itself.
 
     Args:
         image: a path, the row of a parquet file, the bytes of an image file, a PIL image of any mode (its EXIF
             orientation is followed), an array of (H, W, 3) RGB, (H, W, 4) RGBA, (H, W) or (H, W, 1) gray, or a tensor
             of (3, H, W), (4, H, W), (H, W) or (1, H, W). Arrays and tensors are uint8; gray ones also uint16, int32
             or float32, scaled as in `detrkit.data.pixels.to_rgb`.
-        name: what messages call a picture that is no file; by default "the image".
+        name: what messages call an image that is no file; by default "the image".
 
     Raises:
         DetrkitError: a file or PIL image is missing, not an image, damaged or of pixels of no known range.
-        ValueError: an array or tensor of another shape or type, or a picture without pixels.
+        ValueError: an array or tensor of another shape or type, or an image without pixels.
     """
     if isinstance(image, (str, Path, ParquetImage)):
         return read_rgb(Path(image) if isinstance(image, str) else image)
@@ -328,8 +328,8 @@ def as_rgb(image: Picture | Any, name: object = None) -> Image.Image:
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise ValueError(_empty(name, *image.size))
-        picture = _upright_rgb(image, name)
-        return picture.copy() if picture is image else picture
+        rgb = _upright_rgb(image, name)
+        return rgb.copy() if rgb is image else rgb
     if isinstance(image, Tensor):
         dtype = str(image.dtype).removeprefix("torch.")
         if not _fits(image.shape[1:] + image.shape[:1] if image.ndim == 3 else image.shape, dtype):
@@ -346,14 +346,14 @@ def as_rgb(image: Picture | Any, name: object = None) -> Image.Image:
 
 
 def _fits(shape: tuple[int, ...], dtype: str) -> bool:
-    """Whether an array of this (H, W, C) or (H, W) shape and dtype is a picture."""
+    """Tell whether an array of this (H, W, C) or (H, W) shape and dtype is an image."""
     channels = shape[2] if len(shape) == 3 else 1
-    known = ("uint8",) if channels > 1 else ("uint8", "uint16", "int32", "float32")
-    return len(shape) in (2, 3) and channels in (1, 3, 4) and dtype in known
+    dtypes = ("uint8",) if channels > 1 else ("uint8", "uint16", "int32", "float32")
+    return len(shape) in (2, 3) and channels in (1, 3, 4) and dtype in dtypes
 
 
 def _of_array(array: np.ndarray, name: object) -> Image.Image:
-    """An (H, W, C) or (H, W) array that `_fits` as an 8-bit RGB image of its own."""
+    """Convert an (H, W, C) or (H, W) array that `_fits` to a new 8-bit RGB image."""
     if 0 in array.shape:
         raise ValueError(_empty(name, array.shape[1], array.shape[0]))
     array = array[..., :3] if array.ndim == 3 and array.shape[2] > 1 else array.reshape(array.shape[:2])
@@ -367,7 +367,7 @@ def _empty(name: object, width: int, height: int) -> str:
 def decode(
     file: ImageSource, size: tuple[int, int] | None = None, *, at_least: tuple[int, int] | None = None
 ) -> tv_tensors.Image:
-    """(3, H, W) uint8 RGB; arguments and errors as `read_rgb`.
+    """Decode an image to (3, H, W) uint8 RGB; arguments and errors as in `read_rgb`.
 
     The memory stays interleaved (channels last), the order in which torch resizes uint8 without repacking.
     """

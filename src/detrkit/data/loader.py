@@ -1,4 +1,4 @@
-"""The loader: batches of images and targets, prepared by processes of its own or in this one."""
+"""The loader: batches of images and targets, prepared in worker processes or in this one."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from detrkit.utils.workers import loading_failure
 
 # Below this, decoding everything once costs less memory than a worker process.
 CACHE_LIMIT_BYTES = 2**30
-NOTICE_SECONDS = 10  # without a batch, until that is said
+NOTICE_SECONDS = 10  # without a batch, until a notice is printed
 WAIT_SECONDS = 1800.0  # without a batch, until the loading processes are given up
-PREFETCHED = 2  # batches that each of them is asked for ahead
+PREFETCHED = 2  # batches that each worker prepares ahead
 _LOOK_SECONDS = 1
 _MEASURED_IMAGES = 256
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Work on one image runs on one thread: its operations are too small to share.
+    """Run torch on one thread: the operations on one image are too small to share.
 
-    On a machine of two processors with other work, two threads wait for each other so much that 18 instead of 150
+    On a machine of two CPU cores with other work, two threads wait for each other so much that 18 instead of 150
     COCO images per second are augmented. Switching takes 0.1 microseconds.
     """
     threads = torch.get_num_threads()
@@ -53,7 +53,7 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The dataset as the DataLoader's workers see it: item -> uint8 picture and target."""
+    """The dataset as the DataLoader's workers see it: item -> uint8 image and target."""
 
     dataset: Dataset
     transform: Transform
@@ -61,7 +61,7 @@ class _Prepared:
     draft: bool = False
 
     def __getitem__(self, item: Item) -> tuple[torch.Tensor, Target] | DetrkitError:
-        # an error is given back, not raised: a worker process would bury its one line in a traceback
+        # an error is returned, not raised: a worker process would bury its one line in a traceback
         try:
             return self._prepare(item)
         except DetrkitError as error:
@@ -77,7 +77,7 @@ class _Prepared:
         return torch.Generator().manual_seed(derived_seed(self.seed, *item))
 
     def geometry(self, item: Item) -> Geometry:
-        """What the transform will do to the image of an item; takes 0.02 ms."""
+        """Return what the transform will do to the image of an item; takes 0.02 ms."""
         record = self.dataset.records[item.image]
         return self.transform.draw(record.height, record.width, self._generator(item))
 
@@ -86,9 +86,9 @@ class _Prepared:
 
 
 def default_workers() -> int:
-    """min(4, usable processors - 1) beside an accelerator; none without, where the model needs every processor.
+    """Return min(4, usable CPUs - 1) beside an accelerator; 0 without one, where the model needs every CPU.
 
-    Measured on two processors, small cached images: 2800 images per second without workers, 740 with one.
+    Measured on two CPU cores with small cached images: 2800 images per second without workers, 740 with one.
     """
     if not torch.accelerator.is_available():
         return 0
@@ -97,12 +97,12 @@ def default_workers() -> int:
 
 
 class Loader:
-    """Iterates over (Batch, list[Target]); made by `make_loader`.
+    """Iterable of (Batch, list[Target]); made by `make_loader`.
 
     Attributes:
         dataset: what is loaded.
         sampler: which images are in which batch.
-        timeout: seconds after which loading processes that give nothing are given up.
+        timeout: seconds without a batch after which the loading processes are given up.
         while_waiting: called every second or so that passes without a batch, with the seconds so far; may raise.
     """
 
@@ -121,15 +121,15 @@ class Loader:
         self.while_waiting: Callable[[float], None] = lambda seconds: None
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """The next iteration gives the batches of `epoch` from `start_batch` on."""
+        """Start the next iteration at batch `start_batch` of `epoch`."""
         self.sampler.set_epoch(epoch, start_batch)
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Return the number of batches in a whole epoch."""
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Batch, list[Target]]]:
-        """The batches, images on the device of the loader; targets on the host, pinned when that is a CUDA device.
+        """Yield the batches: images on the device of the loader; targets on the host, pinned if that device is CUDA.
 
         Raises:
             DetrkitError: an image cannot be read.
@@ -141,7 +141,7 @@ class Loader:
             raise
         end_with_program(batches)
         if hasattr(batches, "_workers"):
-            batches._timeout = _LOOK_SECONDS  # private: as an option it would end the start of an epoch as well
+            batches._timeout = _LOOK_SECONDS  # private: as an option it would also limit the start of an epoch
         try:
             while (made := self._next(batches)) is not None:
                 if isinstance(made, DetrkitError):
@@ -153,12 +153,12 @@ class Loader:
                 batches._timeout = 0
 
     def _next(self, batches: Iterator[Any]) -> Any:
-        """The next batch; None after the last one.
+        """Return the next batch; None after the last one.
 
         Raises:
             DetrkitError: a loading process has failed, or gives nothing.
         """
-        began, said = time.monotonic(), False
+        began, notified = time.monotonic(), False
         while True:
             try:
                 return next(batches, None)
@@ -173,8 +173,8 @@ class Loader:
                     f"{self.dataset.path}: the processes that load images have given nothing for {seconds:.0f} s: is "
                     "the disk or network still there? --workers 0 loads without them"
                 )
-            if seconds >= NOTICE_SECONDS and not said:
-                said = True
+            if seconds >= NOTICE_SECONDS and not notified:
+                notified = True
                 print(
                     f"detrkit: waiting for the processes that load images, at most {self.timeout:.0f} s",
                     file=sys.stderr,
@@ -183,14 +183,14 @@ class Loader:
 
 
 def _explain(error: Exception) -> None:
-    """Raises the failure of a loading process anew, in one line."""
+    """Raise the failure of a loading process anew, in one line."""
     failure = loading_failure(error)
     if failure is not None:
         raise DetrkitError(failure) from error
 
 
 def _shared_from(prepared: _Prepared, batch_size: int, workers: int) -> int:
-    """From how many bytes on a tensor travels in shared memory, which may be small."""
+    """Choose from how many bytes on tensors travel in shared memory, which may be small."""
     count = len(prepared)
     if not workers or not count:
         return SHARED_FROM_BYTES
@@ -230,9 +230,9 @@ def make_loader(
     std: Sequence[float] = IMAGENET_STD,
     device: torch.device | str = "cpu",
 ) -> Loader:
-    """The loader of one process.
+    """Make the loader of one process.
 
-    Draws nothing from torch's global generator.
+    It draws nothing from torch's global generator.
 
     Args:
         dataset: what to load.
@@ -246,20 +246,20 @@ def make_loader(
         cache: "ram": decode every image once, now, and keep it; "none": decode at each use; "auto": "ram" for
             training when that takes less than 1 GiB (in each process). Saves 1.7 of the 6.5 ms that an augmented
             COCO image takes, and most of the time of small ones.
-        draft: for training, decode a JPEG at a half, a quarter or an eighth of its size where the augmented picture
+        draft: for training, decode a JPEG at a half, a quarter or an eighth of its size where the augmented image
             is smaller still (`read_rgb`). Boxes and masks stay the same, pixels do not. Cached images are whole.
-        group_by_size: for training, put pictures of like size into one step, against padding (`TrainSampler`).
-        accumulate: batches per optimiser step, which `group_by_size` fills together; an epoch has at least so many.
+        group_by_size: for training, put images of similar size into one step, to reduce padding (`TrainSampler`).
+        accumulate: batches per optimizer step, which `group_by_size` fills together; an epoch has at least that many.
         order: for evaluation, a permutation of the indices such as `order_by_aspect(dataset)`.
-        mean: of the normalisation, per channel of an image in [0, 1].
+        mean: of the normalization, per channel of an image in [0, 1].
         std: likewise.
-        device: where the model is. Pictures go there as bytes, out of pinned memory if it is a CUDA device, and are
-            normalised there, to the same bits as on the host.
+        device: where the model is. Images go there as bytes, out of pinned memory if it is a CUDA device, and are
+            normalized there, to the same bits as on the host.
 
     Raises:
         DetrkitError: an unknown cache, or (while caching) an image that cannot be decoded.
-        ValueError: impossible batch size, rank or number of processes; an order given for training, or what is for
-            training alone without it.
+        ValueError: impossible batch size, rank or number of processes; `order` with training, or `draft` or
+            `group_by_size` without.
     """
     if cache not in ("auto", "none", "ram"):
         raise DetrkitError(f'cache={cache!r}: choose "auto", "none" or "ram"')

@@ -1,4 +1,4 @@
-"""Panoptic PNGs: the colour of a pixel is the id of its segment, id = R + 256 G + 65536 B; 0 is void.
+"""Panoptic PNGs: the color of a pixel is the id of its segment, id = R + 256 G + 65536 B; 0 is void.
 
 An id map is (H, W) int32; the ids are those of the segments_info of its image.
 """
@@ -22,7 +22,7 @@ LARGEST_ID = 2**24 - 1
 
 
 class Segments(NamedTuple):
-    """What the pixels of an id map say about its segments, void left out.
+    """Segments of an id map as measured from its pixels, void left out.
 
     Attributes:
         ids: (N,) int64, ascending.
@@ -36,11 +36,11 @@ class Segments(NamedTuple):
 
 
 def read_id_map(file: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """(H, W) int32 segment ids of a panoptic PNG.
+    """Read the (H, W) int32 segment ids of a panoptic PNG.
 
     Args:
         file: the PNG.
-        size: (height, width) of the image that it is the truth of.
+        size: (height, width) of its image, in pixels, if that is to be checked.
 
     Raises:
         DetrkitError: missing, damaged, not RGB, or of another size.
@@ -48,7 +48,7 @@ def read_id_map(file: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     try:
         with open_image(file) as image:
             mode, (width, height) = image.mode, image.size
-            # Pillow keeps four bytes a pixel, so this is a plain copy: 1.9 ms for one of COCO's instead of 2.2.
+            # Pillow keeps four bytes per pixel, so this is a plain copy: 1.9 ms for a PNG of COCO instead of 2.2 ms.
             pixels = image.tobytes("raw", "RGBA" if mode == "RGBA" else "RGBX") if mode in ("RGB", "RGBA") else b""
     except DetrkitError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -66,25 +66,25 @@ def read_id_map(file: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def write_id_map(file: Path, ids: np.ndarray, *, compress_level: int = 6) -> None:
-    """Writes (H, W) ids of 0 to `LARGEST_ID` as a panoptic PNG; `compress_level` as in zlib."""
-    colours = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], 2).astype(np.uint8)
-    file.write_bytes(image_bytes(colours, compress_level=compress_level))
+    """Write (H, W) ids of 0 to `LARGEST_ID` as a panoptic PNG; `compress_level` as in zlib."""
+    colors = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], 2).astype(np.uint8)
+    file.write_bytes(image_bytes(colors, compress_level=compress_level))
 
 
 def segment_masks(ids: np.ndarray, segments: Sequence[int] | np.ndarray) -> Tensor:
-    """(N, H, W) bool masks of `segments` (N ids) in an (H, W) id map; empty where an id is not in it."""
-    wanted = torch.from_numpy(np.array(segments, np.int32))
-    return torch.from_numpy(ids)[None] == wanted[:, None, None]
+    """Return (N, H, W) bool masks of `segments` (N ids) in an (H, W) id map; empty where an id is not in it."""
+    segment_ids = torch.from_numpy(np.array(segments, np.int32))
+    return torch.from_numpy(ids)[None] == segment_ids[:, None, None]
 
 
 def measure(ids: np.ndarray) -> Segments:
-    """The segments of an (H, W) id map.
+    """Measure the segments of an (H, W) id map.
 
-    Counts runs of equal pixels instead of pixels: of a COCO map of 640 x 480 there are some 10,000, so sorting them is
+    Runs of equal pixels are counted instead of pixels: a COCO map of 640 x 480 has some 10,000, so sorting them is
     quick.
     """
     height, width = ids.shape
-    edges = np.ones((height, width), bool)  # whether a run begins here: none goes on from one row to the next
+    edges = np.ones((height, width), bool)  # whether a run begins here; no run continues in the next row
     edges[:, 1:] = ids[:, 1:] != ids[:, :-1]
     starts = np.flatnonzero(edges)
     lengths = np.diff(starts, append=height * width)

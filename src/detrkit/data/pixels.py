@@ -1,6 +1,6 @@
-"""Pixels of every mode of Pillow as 8-bit RGB: deep ones are scaled from the range that they really use.
+"""Conversion of Pillow images of every mode to 8-bit RGB; deep ones are scaled from the range that they really use.
 
-How many bits are meant is nowhere in most files: cameras and scanners keep 12 bits in 16, programs 8 or 16 bits in 32.
+Most files do not say how many bits are meant: cameras and scanners keep 12 bits in 16, programs 8 or 16 bits in 32.
 So the largest value of an image decides.
 """
 
@@ -14,12 +14,12 @@ from PIL import Image
 from detrkit.utils.errors import DetrkitError
 
 _FULL_SCALES = (0xFF, 0xFFF, 0xFFFF)  # largest values of 8, 12 and 16 bits
-# their readers scale whatever the file says is the largest value to 16 bits
+# their readers scale the largest value that the file declares to 16 bits
 _SCALED_BY_PILLOW = frozenset({"PPM", "JPEG2000"})
 
 
 def to_rgb(image: Image.Image, name: object) -> Image.Image:
-    """The pixels as 8-bit RGB; an image that is RGB already is returned itself, loaded.
+    """Convert the pixels to 8-bit RGB; an image that is RGB already is returned itself, loaded.
 
     Gray, palette, CMYK, YCbCr, LAB and HSV images are converted, transparency is dropped. Whole numbers of 16 and 32
     bits are scaled from 12 bits if no value is above 4095, else from 16 bits; those of 32 bits whose values are all
@@ -43,10 +43,10 @@ def to_rgb(image: Image.Image, name: object) -> Image.Image:
 
 
 def full_scale(image: Image.Image) -> int | None:
-    """The value that becomes 255 in `to_rgb`; None for images of 8 bits a channel, which keep theirs.
+    """Return the value that becomes 255 in `to_rgb`; None for images of 8 bits per channel, which keep theirs.
 
     Raises:
-        DetrkitError: as `to_rgb`.
+        DetrkitError: as in `to_rgb`.
     """
     if image.mode != "F" and not image.mode.startswith("I"):
         return None
@@ -55,7 +55,7 @@ def full_scale(image: Image.Image) -> int | None:
 
 
 def _full_scale(image: Image.Image, low: Any, high: Any, name: object) -> int:
-    """As `full_scale`, of an image whose smallest and largest value are known."""
+    """Do as `full_scale` does, for an image whose smallest and largest value are known."""
     if image.mode == "F":
         # not finite: NaN compares false
         if not (low >= 0 and high <= 255):
@@ -76,10 +76,10 @@ def _full_scale(image: Image.Image, low: Any, high: Any, name: object) -> int:
 
 
 def _eight_bits(image: Image.Image, name: object) -> np.ndarray:
-    """(H, W) uint8 of an image of one deep channel; `Image.convert` would clip it to white.
+    """Scale an image of one deep channel to (H, W) uint8; `Image.convert` would clip it to white.
 
     Raises:
-        DetrkitError: as `to_rgb`.
+        DetrkitError: as in `to_rgb`.
     """
     values = np.asarray(image)
     full = _full_scale(image, values.min(initial=0), values.max(initial=0), name)

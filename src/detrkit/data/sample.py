@@ -29,7 +29,7 @@ class Record:
         annotation_ids: (N,) int64, unique in the dataset.
         annotated: (N, 4) float64 xywh pixels exactly as the files have them, before clamping; empty where the files
             hold other numbers (YOLO). COCO's evaluation uses these.
-        panoptic_file: the PNG whose colours say to which segment a pixel belongs, or None: no panoptic dataset.
+        panoptic_file: the PNG whose colors say to which segment a pixel belongs, or None: no panoptic dataset.
         segment_ids: (N,) int64, the objects' ids in that PNG; empty without one.
     """
 
@@ -53,9 +53,9 @@ class Sample:
     """One decoded image with its objects (crowd left out). Transforms map Sample to Sample.
 
     Attributes:
-        image: (3, H, W) RGB; uint8 as decoded, float and normalised after the last transform.
-        boxes: (N, 4) float32 xyxy pixels of their canvas, which is the image, except of one that was decoded smaller
-            and not resized yet (`Dataset.load`).
+        image: (3, H, W) RGB; uint8 as decoded, float and normalized after the last transform.
+        boxes: (N, 4) float32 xyxy pixels of their canvas: the image, unless that was decoded smaller and is not resized
+            yet (`Dataset.load`).
         labels: (N,) int64, contiguous from 0 into the dataset's class list.
         masks: (N, H, W) bool, or None when the dataset was opened without masks.
         image_id: the dataset's id.

@@ -1,8 +1,8 @@
-"""Samplers: which image is in which batch, the same on every number of processes.
+"""Samplers: the images of every batch, the same for any number of processes.
 
-An item of the samplers says all that an augmented image depends on besides the seed: epoch, image and, where a small
-dataset fills a batch several times over, which copy. So nothing depends on worker processes, and persistent workers
-need no message about a new epoch.
+An item of the samplers holds all that an augmented image depends on besides the seed: epoch, image and, where a small
+dataset fills a batch several times over, the number of the copy. So nothing depends on worker processes, and
+persistent workers need no message about a new epoch.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from detrkit.data.dataset import Dataset
 from detrkit.data.grouping import order_by_size
 
-# Among the pictures of so many steps, those of like size are put together. At the published augmentation of COCO-like
-# sizes and batch 4, 33 % of a batch is padding without, 11 % with 16 steps, 5 % with 64, 2 % with 256.
+# Images of similar size are grouped within this many steps. At the published augmentation of COCO-like sizes and batch
+# 4, 33 % of a batch is padding without grouping, 11 % with 16 steps, 5 % with 64, 2 % with 256.
 GROUPED_STEPS = 64
 
 
 class Item(NamedTuple):
-    """What a sampler asks for."""
+    """Key of one sample, as a sampler requests it."""
 
     epoch: int
     image: int
@@ -30,7 +30,7 @@ class Item(NamedTuple):
 
 
 def derived_seed(*parts: int) -> int:
-    """A 64-bit seed from non-negative whole numbers, such as (seed, epoch, index); unlike for every tuple."""
+    """Derive a 64-bit seed from non-negative whole numbers, such as (seed, epoch, index); it differs by tuple."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
@@ -42,9 +42,9 @@ class TrainSampler:
     incomplete global batch is dropped, as published; a dataset smaller than the images of one step (G * accumulate) is
     repeated to fill exactly one.
 
-    With `size_of`, the items of every `GROUPED_STEPS` optimiser steps are put in another order before they are cut
-    into batches: pictures of like size come into one step, and the steps are shuffled. That, too, follows from the seed
-    and the epoch, and does not depend on how a step's images are spread over processes and accumulated batches.
+    With `size_of`, the items of every `GROUPED_STEPS` optimizer steps are put in another order before they are cut
+    into batches: images of similar size come into one step, and the steps are shuffled. This also follows from the seed
+    and the epoch, and does not depend on how a step's images are divided among processes and accumulated batches.
 
     Args:
         length: images in the dataset.
@@ -52,7 +52,7 @@ class TrainSampler:
         seed: of the training.
         rank: number of this process, from 0.
         world_size: number of processes.
-        accumulate: batches per optimiser step. An epoch has one step or more: where there are too few images for one,
+        accumulate: batches per optimizer step. An epoch has one step or more: where there are too few images for one,
             they are repeated.
         size_of: the (height, width) in pixels of an item after augmentation; None to leave the order as drawn.
     """
@@ -82,7 +82,7 @@ class TrainSampler:
         self.start_batch = 0
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """The next iteration gives the batches of `epoch`, from number `start_batch` on (to resume within an epoch).
+        """Start the next iteration at batch `start_batch` of `epoch` (to resume within an epoch).
 
         Raises:
             ValueError: a negative epoch, or a start outside [0, number of batches].
@@ -93,11 +93,11 @@ class TrainSampler:
         self.start_batch = start_batch
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, wherever it starts: at least those of one step."""
+        """Return the number of batches in a whole epoch, wherever it starts: at least those of one step."""
         return max(self.accumulate, self.length // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[Item]]:
-        """The batches of this process, each a list of `batch_size` items."""
+        """Yield the batches of this process, each a list of `batch_size` items."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
         whole = self.batch_size * self.world_size
@@ -113,10 +113,10 @@ class TrainSampler:
             yield items[first : first + self.batch_size]
 
     def _grouped(self, items: list[Item], window: int, size_of: Callable[[Item], tuple[int, int]]) -> list[Item]:
-        """The items of a window, those of like size in one step, the steps shuffled; what fills no step comes last."""
+        """Group the items of a window: those of similar size in one step, steps shuffled, an incomplete step last."""
         unit = self.batch_size * self.world_size * self.accumulate
         order = order_by_size([size_of(item) for item in items], unit)
-        # the 1 sets the seed apart from those of the pictures
+        # the 1 sets the seed apart from those of the images
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, window, 0, 1))
         steps = [*torch.randperm(len(items) // unit, generator=generator).tolist(), len(items) // unit]
         return [items[k] for step in steps for k in order[step * unit : (step + 1) * unit]]
@@ -130,7 +130,7 @@ class EvalSampler:
         batch_size: images per step; the last batch may be smaller.
         rank: number of this process, from 0.
         world_size: number of processes; `rank` takes order[rank::world_size].
-        order: a permutation of the indices; by default as they are.
+        order: a permutation of the indices; by default ascending.
     """
 
     def __init__(
@@ -147,13 +147,13 @@ class EvalSampler:
         self.indices = list(order if order is not None else range(length))[rank::world_size]
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Does nothing: an evaluation is the same in every epoch."""
+        """Do nothing: an evaluation is the same in every epoch."""
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        """The batches of this process."""
+        """Yield the batches of this process."""
         for first in range(0, len(self.indices), self.batch_size):
             yield [Item(0, index) for index in self.indices[first : first + self.batch_size]]
 
@@ -164,5 +164,5 @@ def _check_process(length: int, batch_size: int, rank: int, world_size: int) -> 
 
 
 def order_by_aspect(dataset: Dataset) -> list[int]:
-    """The indices by height / width, so that the images of a batch are of about one shape and padding is small."""
+    """Sort the indices by height / width, so that the images of a batch have about one shape and little padding."""
     return sorted(range(len(dataset)), key=lambda i: (dataset.records[i].height / dataset.records[i].width, i))

@@ -1,4 +1,4 @@
-"""COCO segmentations, polygons or RLE: what is wrong with one, and the masks that they mean."""
+"""COCO segmentations, polygons or RLE: their faults, and the masks that they mean."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from detrkit.data.sources import ImageSource
 from detrkit.utils.documents import shown
 from detrkit.utils.errors import DetrkitError
 
-_POINTS = 3  # of a polygon at least
+_POINTS = 3  # a polygon has at least so many
 _EXPECTED = "expected polygons [[x1, y1, x2, y2, x3, y3, ...], ...] in pixels, or an RLE with size and counts"
 
 
 def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
-    """Why a segmentation means no mask of (height, width) = `size`, or None.
+    """Say why a segmentation means no mask of (height, width) = `size`, or return None.
 
     Polygons are checked number by number. (pycocotools and its successors take a "polygon" of two points for a box
     [x, y, width, height].) An RLE is decoded.
@@ -40,7 +40,7 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
 
 
 def _polygon_fault(line: Any) -> str | None:
-    """Why a list is no polygon, or None."""
+    """Say why a list is no polygon, or return None."""
     if type(line) is not list:
         return f"segmentation has {shown(line)} in place of a polygon"
     if len(line) < 2 * _POINTS:
@@ -48,17 +48,17 @@ def _polygon_fault(line: Any) -> str | None:
     if len(line) % 2:
         return f"polygon {shown(line)} has an odd number of values ({len(line)})"
     try:
-        # how far a polygon reaches does not matter to the codec; the sum tells of NaN, in a tenth of the time
+        # the codec takes polygons of any extent; the sum shows NaN, in a tenth of the time of looking at each value
         return None if math.isfinite(sum(line)) else f"polygon {shown(line)} has values that are not finite"
     except (TypeError, OverflowError):
         return f"polygon {shown(line)} holds something other than numbers of pixels"
 
 
 def _rle_fault(rle: dict[str, Any], size: tuple[int, int]) -> str | None:
-    """Why an RLE is none of this size, or None."""
+    """Say why an RLE is not one of this size, or return None."""
     if rle.get("size") != list(size):
-        found = shown(rle.get("size"))
-        return f"RLE has the size {found}, the image [{size[0]}, {size[1]}] (height, width)"
+        rle_size = shown(rle.get("size"))
+        return f"RLE has the size {rle_size}, the image [{size[0]}, {size[1]}] (height, width)"
     counts = rle.get("counts")
     if isinstance(counts, list):
         if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
@@ -72,7 +72,7 @@ def _rle_fault(rle: dict[str, Any], size: tuple[int, int]) -> str | None:
 
 
 def _decoded(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8 mask of polygons or an RLE."""
+    """Decode polygons or an RLE to an (H, W) uint8 mask."""
     rle = rle_codec.frPyObjects(segmentation, *size)
     array: np.ndarray = rle_codec.decode(rle_codec.merge(rle) if isinstance(rle, list) else rle)
     return array
@@ -81,7 +81,7 @@ def _decoded(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 def segmentation_masks(
     segmentations: Sequence[Any], size: tuple[int, int], file: ImageSource, names: Sequence[str] = ()
 ) -> Tensor:
-    """(N, H, W) bool masks of COCO polygon lists or RLEs (compressed or not).
+    """Decode COCO polygon lists or RLEs (compressed or not) to (N, H, W) bool masks.
 
     Args:
         segmentations: N of them.
@@ -90,7 +90,7 @@ def segmentation_masks(
         names: how messages call each object; by default its position.
 
     Raises:
-        DetrkitError: a segmentation that cannot be decoded, or an RLE of another size; names the image.
+        DetrkitError: a segmentation that cannot be decoded, or an RLE of another size; the message names the image.
     """
     masks = torch.zeros(len(segmentations), *size, dtype=torch.bool)
     for k, segmentation in enumerate(segmentations):
@@ -107,7 +107,7 @@ def segmentation_masks(
 
 
 def object_masks(record: Record, keep: np.ndarray) -> Tensor:
-    """(N, H, W) bool masks of the objects at the indices `keep` (N,) of a record.
+    """Return (N, H, W) bool masks of the objects at the indices `keep` (N,) of a record.
 
     Raises:
         DetrkitError: a segmentation that cannot be decoded, a bad panoptic PNG, or a segment that is not in it.
@@ -128,7 +128,11 @@ def object_masks(record: Record, keep: np.ndarray) -> Tensor:
 
 
 def panoptic_file(record: Record) -> Path:
-    """The panoptic PNG of a record that has one."""
+    """Return the panoptic PNG of a record.
+
+    Raises:
+        ValueError: the record has none.
+    """
     if record.panoptic_file is None:
         raise ValueError(f"{record.file}: no panoptic PNG belongs to it")
     return record.panoptic_file

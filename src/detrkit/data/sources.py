@@ -1,8 +1,8 @@
-"""Where the bytes of an image are: in a file of its own, or in a row of a parquet file.
+"""Sources of the bytes of an image: a file of its own, or a row of a parquet file.
 
-Parquet is read by row groups, often of a hundred images (24 MB of CPPE-5); to get at one, all are unpacked. So the
+Parquet is read by row groups, often of a hundred images (24 MB of CPPE-5); to get one, all are unpacked. So the
 images of a parquet file are copied once, when the first is needed, to an Arrow file in detrkit's cache, which is mapped
-into memory: of it only the image itself is read, and all processes share its pages.
+into memory: only the image itself is read from it, and all processes share its pages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _POINTER_BYTES = 1024  # a Git LFS pointer is smaller
 
 @dataclass(frozen=True)
 class ParquetImage:
-    """The image in a row of a parquet file. Like a path it has a name, and prints as what messages call it.
+    """Image in a row of a parquet file. Like a path it has a name, and `str` gives what messages call it.
 
     Attributes:
         file: the parquet file.
@@ -52,7 +52,7 @@ class ParquetImage:
         return f"{self.file}, row {self.row} ({self.name})"
 
     def read(self) -> bytes:
-        """The encoded image.
+        """Return the encoded image.
 
         Raises:
             DetrkitError: pyarrow is not installed, the file cannot be read, or the row has no image in it.
@@ -68,7 +68,7 @@ ImageSource = Path | ParquetImage
 
 
 def open_parquet(file: Path) -> Any:
-    """A `pyarrow.parquet.ParquetFile`, its footer read.
+    """Open a `pyarrow.parquet.ParquetFile` and read its footer.
 
     Raises:
         DetrkitError: pyarrow is not installed, or the file is missing or not parquet.
@@ -85,7 +85,7 @@ def open_parquet(file: Path) -> Any:
 
 @contextmanager
 def parquet_errors(file: Path) -> Iterator[None]:
-    """Turns what pyarrow raises while `file` is read into a DetrkitError of one line."""
+    """Turn what pyarrow raises while `file` is read into a DetrkitError of one line."""
     import pyarrow
 
     try:
@@ -94,7 +94,7 @@ def parquet_errors(file: Path) -> Iterator[None]:
         raise DetrkitError(f"{file}: parquet file is missing") from error
     except DetrkitError:
         raise
-    # of damaged files pyarrow also gives Python's own errors
+    # for damaged files pyarrow also raises Python's own errors
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
         if file.is_file() and file.stat().st_size < _POINTER_BYTES and b"git-lfs" in file.read_bytes():
             raise DetrkitError(f"{file}: only a pointer to the file; fetch it with `git lfs pull`") from error
@@ -103,10 +103,10 @@ def parquet_errors(file: Path) -> Iterator[None]:
 
 @lru_cache(maxsize=64)
 def _images_of(file: Path) -> Any:
-    """The images of a parquet file by row: a chunked array of binary values that lies in the mapped copy.
+    """Return the images of a parquet file by row: a chunked array of binary values in the mapped copy.
 
     Raises:
-        DetrkitError: as `ParquetImage.read`, or the copy cannot be written.
+        DetrkitError: as in `ParquetImage.read`, or the copy cannot be written.
     """
     from detrkit.utils.download import home
 
@@ -114,7 +114,7 @@ def _images_of(file: Path) -> Any:
     import pyarrow
 
     status = file.stat()
-    # another content, another copy
+    # a changed file gets another copy
     key = f"{file.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
     copy = home() / "parquet" / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.arrow"
     try:
@@ -126,7 +126,7 @@ def _images_of(file: Path) -> Any:
 
 
 def _copy_images(source: Any, file: Path, copy: Path) -> None:
-    """Writes the Arrow file; of several processes one does, and the others wait (POSIX)."""
+    """Write the Arrow file; one of several processes does so, and the others wait (POSIX)."""
     import pyarrow
 
     from detrkit.utils.console import Terminal
@@ -152,7 +152,7 @@ def _copy_images(source: Any, file: Path, copy: Path) -> None:
                     writer.write_batch(pyarrow.record_batch([values.cast(pyarrow.large_binary())], schema=schema))
             os.replace(part, copy)
         except BaseException:
-            os.truncate(part, 0)  # and not removed: others may wait for its lock
+            os.truncate(part, 0)  # not removed: others may wait for its lock
             raise
 
 

@@ -1,9 +1,9 @@
-"""The published augmentation, exactly, and its milder and smaller relatives.
+"""The published augmentation of DETR, exactly, and milder and smaller variants of it.
 
 A transform is called as `transform(sample, generator)` and gives a new Sample; all its randomness comes from the
 generator, so that an augmented image depends on nothing but the generator's seed. What it will do follows from the
-size of the image alone (`Transform.draw`), so the loader knows it before anything is decoded. `normalise` and
-`to_target` then turn the Sample into what a model takes.
+generator and the size of the image (`Transform.draw`), so the loader knows it before anything is decoded. `normalise`
+and `to_target` then turn the Sample into what a model takes.
 
 The rules (DETR, appendix A.4, and the published code): a horizontal flip with probability 0.5; then, with equal
 chances, A: the short side is resized to one of 480, 512, ..., 800 pixels with the long side at most 1333; or B: the
@@ -37,10 +37,10 @@ _PUBLISHED_CROP = (384, 600)
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """What is done to the geometry of one image, in the order of the fields.
+    """Geometric operations on one image, in the order of the fields.
 
     Attributes:
-        mirrored: left to right.
+        mirrored: whether the image is mirrored left to right.
         first: (height, width) in pixels of the resize before the crop, None without a crop.
         window: (top, left, height, width) of the crop in pixels, None without one.
         size: (height, width) in pixels at the end.
@@ -53,11 +53,11 @@ class Geometry:
 
     @property
     def decoded_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that the image needs at least: that of its first resize."""
+        """Smallest (height, width) in pixels that the image may be decoded at: that of its first resize."""
         return self.first if self.first is not None else self.size
 
     def __call__(self, sample: Sample) -> Sample:
-        """The changed sample."""
+        """Apply the operations to a sample."""
         if self.mirrored:
             sample = hflip(sample)
         if self.first is not None:
@@ -68,23 +68,23 @@ class Geometry:
 
 
 class Transform(ABC):
-    """Sample -> Sample; random ones draw from the generator alone, others do without."""
+    """Function from Sample to Sample; random ones draw from the generator alone, others need none."""
 
     @abstractmethod
     def draw(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
-        """What is done to an image of that size in pixels."""
+        """Draw what is done to an image of that size in pixels."""
 
     def __call__(self, sample: Sample, generator: Generator | None = None) -> Sample:
-        """A transformed copy; the given sample stays as it is."""
+        """Return a transformed copy; `sample` stays as it is."""
         return self.draw(*sample.boxes.canvas_size, generator)(sample)
 
 
 def resized_size(height: int, width: int, size: int, max_size: int | None = None) -> tuple[int, int]:
-    """(height, width) after resizing the short side to `size` pixels, with the published rounding.
+    """Return (height, width) after resizing the short side to `size` pixels, with the published rounding.
 
     If the long side would exceed `max_size`, the short side becomes round(max_size * short / long) instead (Python's
-    round); the other side is truncated to a whole pixel. Where that would be no pixel (published: an error), the short
-    side is one pixel and the long side `max_size`, so that the strip of a scanner does not become a long line.
+    round); the other side is truncated to a whole pixel. Where that would be 0 pixels (published: an error), the short
+    side is one pixel and the long side `max_size`, so that a scanner's strip does not become a long line.
     """
     short, long = float(min(height, width)), float(max(height, width))
     if max_size is not None and long / short * size > max_size:
@@ -99,15 +99,15 @@ def resized_size(height: int, width: int, size: int, max_size: int | None = None
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """The sample at `size` (height, width): bilinear with antialiasing, masks by nearest neighbour, both as PIL's.
+    """Resize the sample to `size` (height, width): bilinear with antialiasing, masks by nearest neighbor, both as PIL.
 
-    An image that was decoded smaller than its boxes and masks have it fits them afterwards.
+    An image that was decoded smaller than the canvas of its boxes and masks fits them afterwards.
     """
     height, width = sample.boxes.canvas_size
     image = sample.image.as_subclass(Tensor)
     if size == (height, width) == image.shape[-2:]:
         return sample
-    # 0.6 ms for a COCO image, Pillow 3.3 ms. One resize for crop and scale would make pixels sharper than published.
+    # 0.6 ms for a COCO image, 3.3 ms in Pillow. One resize for crop and scale would make pixels sharper than published.
     image = functional.resize_image(image, list(size), functional.InterpolationMode.BILINEAR, antialias=True)
     boxes = sample.boxes.as_subclass(Tensor)
     ratios = boxes.new_tensor([size[1] / width, size[0] / height] * 2)
@@ -116,7 +116,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
         if len(masks):
             # The pixel nearest to the middle of each new one. The published code takes the one at its corner: on shapes
             # of 128 pixels its masks end up 0.7 pixels to the right of their objects and as much below them (IoU 0.82
-            # with the picture of the mask put through the same augmentation; so it is 0.95, and nothing is shifted).
+            # with the image of the mask put through the same augmentation). This one has 0.95, and nothing is shifted.
             numbers = masks.as_subclass(Tensor).view(torch.uint8)[None]
             resized = torch.nn.functional.interpolate(numbers, size, mode="nearest-exact")[0].bool()
         else:
@@ -126,7 +126,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def hflip(sample: Sample) -> Sample:
-    """The sample mirrored left to right."""
+    """Mirror the sample left to right."""
     canvas = sample.boxes.canvas_size
     width = canvas[1]
     x0, y0, x1, y1 = sample.boxes.as_subclass(Tensor).unbind(1)
@@ -136,10 +136,10 @@ def hflip(sample: Sample) -> Sample:
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """The rectangle of the sample; boxes are shifted and clamped, and objects of which nothing is left go.
+    """Crop the sample to a rectangle; shift and clamp its boxes, and drop objects of which nothing is left.
 
     Nothing is left of a box without area or, where there are masks, of a mask without a pixel. (The published code
-    looks at the boxes alone: of a sky around a house it keeps an empty mask where the crop shows nothing but house.)
+    looks at the boxes alone: where the crop shows only a house, it keeps an empty mask of the sky around it.)
     """
     image = sample.image.as_subclass(Tensor)[:, top : top + height, left : left + width]
     boxes = sample.boxes.as_subclass(Tensor)
@@ -162,7 +162,7 @@ def _rebuilt(
     masks: tv_tensors.Mask | None,
     canvas: tuple[int, int] | None = None,
 ) -> Sample:
-    """The sample with new contents, wrapped as what they are; the canvas of its boxes is the image unless given."""
+    """Return the sample with new contents, wrapped in their types; the canvas of its boxes is by default the image."""
     canvas = canvas or (int(image.shape[-2]), int(image.shape[-1]))
     wrapped = tv_tensors.BoundingBoxes(boxes, device=boxes.device, format="XYXY", canvas_size=canvas)
     return replace(sample, image=image.as_subclass(tv_tensors.Image), boxes=wrapped, labels=labels, masks=masks)
@@ -173,7 +173,7 @@ def _chance(generator: Generator) -> float:
 
 
 def _integer(low: int, high: int, generator: Generator) -> int:
-    """A whole number from `low` to `high`, both included."""
+    """Draw a whole number from `low` to `high`, both included."""
     return int(torch.randint(low, high + 1, (), generator=generator, device="cpu"))
 
 
@@ -189,7 +189,7 @@ def _needs(generator: Generator | None) -> Generator:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform(Transform):
-    """Resizes to one size.
+    """Resize to one size.
 
     Attributes:
         size: short side, pixels.
@@ -200,22 +200,22 @@ class EvalTransform(Transform):
     max_size: int | None = _PUBLISHED_MAX
 
     def draw(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
-        """The resize; draws nothing."""
+        """Return the resize; nothing is drawn."""
         return Geometry(size=resized_size(height, width, self.size, self.max_size))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlipTransform(Transform):
-    """Mirrors half of the images, then resizes all to one size.
+    """Mirroring of half of the images, then a resize of all to one size.
 
     Attributes:
-        resize: how.
+        resize: of all images, mirrored or not.
     """
 
     resize: EvalTransform = EvalTransform()
 
     def draw(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
-        """Whether to mirror, and the resize."""
+        """Draw whether to mirror, and add the resize."""
         return replace(self.resize.draw(height, width), mirrored=_chance(_needs(generator)) < 0.5)
 
 
@@ -236,7 +236,7 @@ class DetrTransform(Transform):
     crop_range: tuple[int, int] = _PUBLISHED_CROP
 
     def draw(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
-        """The mirroring, then perhaps a crop after a first resize, then the scale."""
+        """Draw the mirroring, then perhaps a first resize and a crop, then the scale."""
         generator = _needs(generator)
         mirrored = _chance(generator) < 0.5
         first = window = None
@@ -249,7 +249,7 @@ class DetrTransform(Transform):
 
 
 def random_window(height: int, width: int, sides: tuple[int, int], generator: Generator) -> tuple[int, int, int, int]:
-    """A random rectangle in an image: its width is drawn before its height, then top, then left.
+    """Draw a random rectangle in an image: its width before its height, then top, then left.
 
     Args:
         height: of the image, pixels.
@@ -267,7 +267,7 @@ def random_window(height: int, width: int, sides: tuple[int, int], generator: Ge
 
 
 def _scaled(pixels: int, size: int) -> int:
-    """A published number of pixels for another size: proportional, rounded to the nearest (Python's round)."""
+    """Scale a published number of pixels to another size: proportional, rounded to the nearest (Python's round)."""
     return max(1, round(pixels * size / PUBLISHED_SIZE))
 
 
@@ -278,7 +278,7 @@ def train_transform(
     *,
     augment: Literal["detr", "flip", "none"] = "detr",
 ) -> Transform:
-    """The transform for training.
+    """Make the transform for training.
 
     Args:
         size: largest short side, pixels. At 800 all numbers are the published ones; at another size each becomes
@@ -309,7 +309,9 @@ def train_transform(
 
 
 def eval_transform(size: int = PUBLISHED_SIZE, max_size: int | None = None) -> EvalTransform:
-    """The transform for evaluation: short side `size`, long side at most `max_size` (round(1333 * size / 800)), pixels.
+    """Make the transform for evaluation: short side `size`, long side at most `max_size`, pixels.
+
+    By default `max_size` is round(1333 * size / 800).
 
     Raises:
         DetrkitError: a size that is not positive, or a maximum below it.
@@ -320,7 +322,7 @@ def eval_transform(size: int = PUBLISHED_SIZE, max_size: int | None = None) -> E
 
 
 class Normalisation:
-    """(uint8 / 255 - mean) / std per channel, to the same bits on every device.
+    """Normalization (uint8 / 255 - mean) / std per channel, to the same bits on every device.
 
     Args:
         mean: per channel of an image in [0, 1].
@@ -336,22 +338,22 @@ class Normalisation:
     ) -> None:
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
-        # a tensor: by a number, a GPU multiplies with its reciprocal, which rounds differently
+        # a tensor: to divide by a number, a GPU multiplies by its reciprocal, which rounds differently
         self.white = torch.full((3, 1, 1), 255.0, dtype=torch.float32, device=device)
 
     def write(self, pixels: Tensor, out: Tensor) -> None:
-        """Fills `out` (3, H, W) float32 from (3, H, W) uint8 RGB.
+        """Fill `out` (3, H, W) float32 from (3, H, W) uint8 RGB.
 
         Args:
             pixels: in any order in memory.
             out: best planar: on interleaved memory the arithmetic takes four times as long. One multiplication and one
-                addition instead would take 0.6 of 0.8 ms for 640 x 853 pixels, and change the last bit of some.
+                addition would take 0.6 instead of 0.8 ms for 640 x 853 pixels, and change the last bit of some.
         """
         out.copy_(pixels).div_(self.white).sub_(self.mean).div_(self.std)
 
 
 def normalise(sample: Sample, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Sample:
-    """The sample with a float32 image: (uint8 / 255 - mean) / std, per channel."""
+    """Return the sample with a float32 image: (uint8 / 255 - mean) / std, per channel."""
     pixels = sample.image.as_subclass(Tensor)
     image = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
     Normalisation(mean, std, pixels.device).write(pixels, image)
@@ -359,7 +361,7 @@ def normalise(sample: Sample, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
 
 
 def to_target(sample: Sample) -> Target:
-    """The objects of a transformed sample: boxes cxcywh in [0, 1], relative to the image without padding."""
+    """Return the objects of a transformed sample: boxes cxcywh in [0, 1], relative to the image without padding."""
     height, width = (int(s) for s in sample.image.shape[-2:])
     x0, y0, x1, y1 = sample.boxes.as_subclass(Tensor).unbind(1)
     boxes = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], 1)
