@@ -1,4 +1,4 @@
-"""`Detector`: from pictures to detections, or segments, in their own pixels."""
+"""`Detector`: a model with its pre- and post-processing, from images to detections or segments."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ Found = Detections | PanopticResult
 
 
 class Detector:
-    """A model with everything around it: resizing, normalisation, thresholding, class names.
+    """A model with its pre- and post-processing: resizing, normalization, thresholding, class names.
 
     Args:
         model: a detrkit model with its weights.
-        spec: how its input is prepared and what its labels mean.
-        device: where to run; by default an accelerator if there is one.
+        spec: preprocessing of the input and meaning of the labels.
+        device: where to run; by default an accelerator if available.
 
     Attributes:
         model: on `device`, in eval mode.
-        spec: as given.
+        spec: preprocessing of the input and meaning of the labels.
 
-    The model's own dtype and device decide: half, bfloat16 and double models predict too. Nothing depends on the
-    default dtype or device of torch, on autocast, or on grad or inference mode around a call.
+    Arithmetic uses the model's dtype and device: half, bfloat16 and double models predict, too. Results do not depend
+    on the default dtype or device of torch, on autocast, or on grad or inference mode around a call.
     """
 
     def __init__(self, model: nn.Module, spec: ModelSpec, *, device: torch.device | str | None = None) -> None:
@@ -56,12 +56,12 @@ class Detector:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model, and so of its arithmetic; results are float32 whatever it is.
+        """Dtype of the model and of its arithmetic; results are always float32.
 
         Raises:
             ValueError: the model's parameters are of several floating-point dtypes.
@@ -74,26 +74,26 @@ class Detector:
 
     @property
     def classes(self) -> ClassList | None:
-        """Names and dataset ids of the labels, or None when the checkpoint does not tell."""
+        """Names and dataset ids of the labels, or None if the checkpoint does not hold them."""
         return self.spec.classes
 
     @property
     def panoptic(self) -> bool:
-        """Whether it gives every pixel to a segment of a thing or of stuff, instead of finding objects."""
+        """True if the model assigns every pixel to a segment of a thing or of stuff, instead of detecting objects."""
         return is_panoptic(self.model, self.classes)
 
     @property
     def threshold(self) -> float:
-        """The score above which something is found, unless another is asked for: 0.5, panoptic see `segments_above`."""
+        """Default score threshold of `predict`: 0.5; for panoptic models see `segments_above`."""
         return segments_above(self.spec) if self.panoptic else 0.5
 
     def to(self, device: torch.device | str) -> Detector:
-        """Moves the model; returns the detector itself."""
+        """Move the model, and return the detector itself."""
         self.model.to(as_device(device))
         return self
 
     def resized(self, size: Pixels) -> Detector:
-        """The same model for images whose short side becomes `size` pixels; the maximum changes in proportion.
+        """Return a detector with this model that resizes the short side to `size` pixels; `max_size` scales with it.
 
         Raises:
             ValueError: a size out of range.
@@ -106,26 +106,26 @@ class Detector:
     def predict(
         self, images: Picture | Sequence[Picture], *, threshold: Share | None = None, batch_size: BatchSize = 8
     ) -> Found | list[Found]:
-        """Finds the objects in one picture or in several, or with a panoptic model the segments.
+        """Detect objects in one or more images, or with a panoptic model segments.
 
         Args:
-            images: a picture, or a list of them, or a folder. A picture is a path to an image file (or a dataset's row
-                of a parquet file), the bytes of one, a PIL image of any mode, a (H, W, 3) uint8 RGB array, or a
-                (3, H, W) uint8 RGB tensor; gray and RGBA ones are taken, too (`detrkit.data.images.as_rgb`). EXIF
-                orientation of files and PIL images is followed, so boxes fit the picture as one sees it; pixels of 12,
-                16 and 32 bits are scaled (`detrkit.data.pixels.to_rgb`).
-            threshold: what has a greater score is kept, 0 to 1; by default `Detector.threshold`. 0.5 shows most
-                objects; the DETR notebooks use 0.7, and 0.85 for segments. For evaluation use 0.
-            batch_size: pictures a forward pass; the result does not depend on it (but see `padding="official"`).
+            images: an image, a list of images, or a folder. An image is a path to an image file (or a dataset's row of
+                a parquet file), the bytes of one, a PIL image of any mode, a (H, W, 3) uint8 RGB array, or a (3, H, W)
+                uint8 RGB tensor; gray and RGBA are accepted, too (`detrkit.data.images.as_rgb`). EXIF orientation of
+                files and PIL images is applied, so boxes fit the upright image; pixels of 12, 16 and 32 bits are
+                scaled (`detrkit.data.pixels.to_rgb`).
+            threshold: only results with a greater score are returned, 0 to 1; by default `Detector.threshold`. 0.5
+                shows most objects; the DETR notebooks use 0.7, and 0.85 for segments. For evaluation use 0.
+            batch_size: images per forward pass; the result does not depend on it (but see `padding="official"`).
 
         Returns:
-            For one picture Detections, or the PanopticResult of a panoptic model; a list of them for a list or a
-            folder. Detections are sorted by descending score, boxes xyxy in pixels of the picture, and have masks if
-            the model does. Their tensors are ordinary ones: they may be changed in place and used in a loss.
+            For one image Detections, or the PanopticResult of a panoptic model; a list of them for a list or a folder.
+            Detections are sorted by descending score, have boxes xyxy in pixels of the image, and masks if the model
+            has masks. Their tensors are ordinary ones: they may be changed in place and used in a loss.
 
         Raises:
             DetrkitError: a file is missing, not an image or damaged, or a folder has no images.
-            ValueError: an array or tensor of another shape or type, a picture without pixels (which one is said), a
+            ValueError: an array or tensor of another shape or type, an image without pixels (the message names it), a
                 threshold that is not from 0 to 1, or a batch size below 1.
         """
         if isinstance(images, (str, Path)) and Path(images).is_dir():
@@ -137,14 +137,14 @@ class Detector:
     def stream(
         self, images: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 8
     ) -> Iterator[Found]:
-        """As `predict`, one result after the other, so that memory holds no more than a batch.
+        """Yield the results of `predict` one by one, so that memory holds no more than a batch.
 
         Args and errors: as `predict`.
         """
         return self._stream(images, self._threshold(threshold, batch_size), batch_size)
 
     def _threshold(self, threshold: float | None, batch_size: int) -> float:
-        """The threshold, or the default one, after a look at what was asked for.
+        """Check the arguments, and return the threshold or the default one.
 
         Raises:
             ValueError: a number out of range, or images that do not fit into memory.
@@ -156,14 +156,14 @@ class Detector:
     def _stream(
         self, images: Iterable[Any], threshold: float, batch_size: int, *, single: bool = False
     ) -> Iterator[Found]:
-        """As `stream`; a `single` picture has no number in messages."""
+        """Yield results as `stream`; messages give a `single` image no number."""
         source = (as_rgb(image, None if single else f"image {number}") for number, image in enumerate(images))
         while pictures := list(islice(source, batch_size)):
             for found, picture in zip(self._detect(pictures, threshold), pictures, strict=True):
                 yield replace(found, image=picture)
 
     def _detect(self, pictures: Sequence[Image.Image], threshold: float) -> list[Found]:
-        """What is found in one batch, on the CPU."""
+        """Predict one batch; the results are on the CPU."""
         transform = EvalTransform(size=self.spec.size, max_size=self.spec.max_size)
         sizes = [transform.draw(picture.height, picture.width).size for picture in pictures]
         for picture, (height, width) in zip(pictures, sizes, strict=True):
@@ -181,10 +181,10 @@ class Detector:
         return [found[i] for i in range(len(pictures))]
 
     def _ordinary(self, pictures: Sequence[Image.Image], threshold: float) -> list[Found]:
-        """As `_detect`, of images that are padded to one size."""
+        """Predict images that are padded to one size; the results are ordinary tensors on the CPU."""
         found = self._inferred(pictures, threshold)
-        # Copies made outside inference mode are ordinary tensors: those made in it could not be changed in place, nor
-        # be used in a loss. Sorting copies anyway.
+        # Copies made outside inference mode are ordinary tensors; tensors of inference mode cannot be changed in place
+        # or used in a loss. Sorting copies anyway.
         with torch.inference_mode(False):  # of the caller
             return [
                 replace(one, id_map=one.id_map.to("cpu", copy=True))
@@ -194,15 +194,15 @@ class Detector:
             ]
 
     def _inferred(self, pictures: Sequence[Image.Image], threshold: float) -> Sequence[Found]:
-        """What is found in one batch, on the device."""
+        """Predict one batch; the results are on the device."""
         device, dtype = self.device, self.dtype
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             batch = Batch.from_images([self._prepared(picture) for picture in pictures]).to(device)
             return self._results(replace(batch, images=batch.images.to(dtype)), pictures, threshold)
 
     def _results(self, batch: Batch, pictures: Sequence[Image.Image], threshold: float) -> Sequence[Found]:
-        """The outputs of a batch, in pixels of its pictures."""
-        # masks are made for those queries alone that are above the threshold
+        """Run the model on a batch; the results are in pixels of the images."""
+        # masks are computed only for queries above the threshold
         outputs = self.model(batch, defer_masks=True)
         sizes = [(picture.height, picture.width) for picture in pictures]
         options: dict[str, Any] = {
@@ -213,11 +213,11 @@ class Detector:
         }
         if self.panoptic:
             return panoptic(outputs, sizes=sizes, **options)
-        # a model with more queries is meant to find more objects
+        # models with more than 100 queries may detect more than 100 objects
         return postprocess(outputs, sizes, top_k=max(100, outputs.logits.shape[1]), **options)
 
     def _prepared(self, picture: Image.Image) -> Tensor:
-        """(3, h, w) float: resized by the published rule and normalised."""
+        """Convert an image to (3, h, w) float, resized by the published rule and normalized."""
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (3, H, W)
         size = (picture.height, picture.width)
         boxes = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
@@ -230,21 +230,21 @@ class Detector:
             orig_size=size,
         )
         sample = EvalTransform(size=self.spec.size, max_size=self.spec.max_size)(sample)
-        normalised: Tensor = normalise(sample, self.spec.mean, self.spec.std).image.as_subclass(Tensor)
-        return normalised
+        normalized: Tensor = normalise(sample, self.spec.mean, self.spec.std).image.as_subclass(Tensor)
+        return normalized
 
 
 def load(name_or_path: str | Path, *, name: str | None = None, device: torch.device | str | None = None) -> Detector:
-    """A detector from published or own weights.
+    """Load a detector with published or other weights.
 
     Args:
         name_or_path: a model name (the published weights, downloaded once), or a path: detrkit .safetensors, a
             training state, a run directory, an official .pth file, a Hugging Face directory, or a .pdparams file.
-        name: the model an official file is of, where the file does not tell.
-        device: where to run; by default an accelerator if there is one.
+        name: the model of an official file, if the file does not hold it.
+        device: where to run; by default an accelerator if available.
 
     Raises:
-        DetrkitError: weights that are missing, damaged, unknown or do not fit.
+        DetrkitError: the weights are missing, damaged, unknown or do not fit.
     """
     with _own_defaults():
         model, spec = load_any(name_or_path, name=name)
@@ -253,7 +253,7 @@ def load(name_or_path: str | Path, *, name: str | None = None, device: torch.dev
 
 @contextmanager
 def _own_defaults() -> Iterator[None]:
-    """Torch's defaults as they are at its import, so that a model is the same in every program that loads it."""
+    """Set torch's defaults as at its import, so that a model is the same in every program that loads it."""
     dtype = torch.get_default_dtype()
     if dtype != torch.float32:
         torch.set_default_dtype(torch.float32)
@@ -266,38 +266,38 @@ def _own_defaults() -> Iterator[None]:
 
 
 def has_masks(model: nn.Module) -> bool:
-    """Whether a model predicts masks."""
+    """Return whether a model predicts masks."""
     return getattr(model, "segmentation", None) is not None
 
 
 def is_panoptic(model: nn.Module, classes: ClassList | None) -> bool:
-    """Whether a model is panoptic: with masks, for classes of which some are stuff, which cannot be counted."""
+    """Return whether a model is panoptic: it has masks, and some of its classes are stuff (uncountable)."""
     things = None if classes is None else classes.things
     return has_masks(model) and things is not None and not all(things)
 
 
 def segments_above(spec: ModelSpec) -> float:
-    """The score above which a query becomes a segment: 0.85 as published; 0.4 after focal loss, which lowers scores."""
+    """Return the score threshold of segments: 0.85 as published; 0.4 for focal loss, which lowers scores."""
     return 0.85 if architecture(spec.name).scores == "softmax" else 0.4
 
 
 def default_device() -> torch.device:
-    """The accelerator of this machine, or the CPU."""
+    """Return the accelerator of this machine, or the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def as_device(name: torch.device | str) -> torch.device:
-    """The device of that name.
+    """Return the device of that name.
 
     Raises:
-        DetrkitError: there is no such device in this machine.
+        DetrkitError: this machine has no such device.
     """
     try:
         device = torch.device(name)
         if device.type == "meta":
             raise NotImplementedError("it holds no values")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no one kind for this
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no common exception for this
         raise DetrkitError(
             f"device {name}: not to be had on this machine; use cpu, or cuda where there is one"
         ) from error
@@ -305,10 +305,10 @@ def as_device(name: torch.device | str) -> torch.device:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder, by name; hidden ones are none.
+    """List the image files in a folder by name, without hidden ones.
 
     Raises:
-        DetrkitError: there is none.
+        DetrkitError: the folder has no image files.
     """
     files = sorted(f for f in folder.iterdir() if is_picture(f) and f.is_file())
     if not files:

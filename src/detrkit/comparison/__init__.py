@@ -1,11 +1,11 @@
-"""Two models on one input, stage by stage: where do they begin to differ?
+"""Comparison of two models on one input, stage by stage: it shows the first stage at which they differ.
 
     b = load_recording("theirs.npz")
     a = record(DetrkitSide.load("mine.safetensors"), b.pixels, b.target)
     print(compare(a, b).first)
 
-A side is whatever runs a model and can say what it computed: `DetrkitSide`, `TransformersSide`, later an export. What a
-side computed is a `Recording`, which a file can hold, too: so the numbers of any framework can be compared.
+A side runs a model and returns its intermediate tensors: `DetrkitSide`, `TransformersSide`, later an export. These
+tensors are a `Recording`, which can be saved to a file, too: so the numbers of any framework can be compared.
 """
 
 from detrkit.comparison.difference import Comparison, Difference, compare

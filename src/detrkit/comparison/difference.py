@@ -1,4 +1,4 @@
-"""How far two recordings differ, stage by stage, and where that begins."""
+"""`compare`: differences of two recordings, stage by stage."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from detrkit.utils.errors import DetrkitError
 
 @dataclass(frozen=True)
 class Difference:
-    """One stage of both sides.
+    """Difference of one stage of two sides.
 
     Attributes:
         name: of the stage.
         shapes: of A's tensor and of B's.
-        absolute: the largest difference of two values; NaN where a value of one side alone is NaN, infinite where the
-            shapes differ.
+        absolute: the largest difference of two values; NaN if a value of only one side is NaN, infinite if the shapes
+            differ.
         relative: `absolute` as a share of B's largest value.
-        limit: the largest `absolute` that agrees.
+        limit: the largest `absolute` that counts as agreement.
     """
 
     name: str
@@ -35,18 +35,18 @@ class Difference:
 
     @property
     def agrees(self) -> bool:
-        """Whether the stage is within its tolerance (NaN is not)."""
+        """True if the stage is within its tolerance (NaN is not)."""
         return self.absolute <= self.limit
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two recordings beside each other.
+    """Result of comparing two recordings.
 
     Attributes:
         names: of A and B.
         differences: of the stages that both have, in the order the data meets them.
-        missing: stages that A alone has, and those that B alone has.
+        missing: stages that only A has, and stages that only B has.
     """
 
     names: tuple[str, str]
@@ -55,7 +55,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether every stage is within its tolerance."""
+        """True if every stage is within its tolerance."""
         return self.first is None
 
     @property
@@ -65,11 +65,11 @@ class Comparison:
 
     @property
     def first_unequal(self) -> Difference | None:
-        """The first stage that is not the same to the bit: on one machine, where the same code has other weights."""
+        """The first stage that is not bitwise equal: for the same code on one machine, the first with other weights."""
         return next((d for d in self.differences if d.absolute != 0), None)
 
     def table(self) -> Table:
-        """All stages, for a terminal."""
+        """Format all stages as a table for a terminal."""
         table = Table(title=f"A {self.names[0]}   B {self.names[1]}", title_justify="left", title_style="")
         table.add_column("stage", no_wrap=True)
         table.add_column("shape", no_wrap=True)
@@ -85,7 +85,7 @@ class Comparison:
         return table
 
     def summary(self) -> list[str]:
-        """What the table says, in a few lines."""
+        """Summarize the table in a few lines."""
         lines = []
         for letter, names in zip("AB", self.missing, strict=True):
             if names:
@@ -105,16 +105,17 @@ class Comparison:
 
 
 def compare(a: Recording, b: Recording, *, tolerance: float | None = None) -> Comparison:
-    """Compares two recordings of the same input.
+    """Compare two recordings of the same input.
 
     Args:
-        a: what one side computed.
-        b: what the other did.
-        tolerance: for all stages; by default each has its own. A stage agrees where no value differs by more than
-            tolerance x max(1, root mean square of B's stage); mask attention, by default, by its share of the largest.
+        a: recording of one side.
+        b: recording of the other.
+        tolerance: for all stages; by default each stage has its own. A stage agrees if no value differs by more than
+            tolerance x max(1, root mean square of B's stage); for mask attention, by default, by more than tolerance x
+            B's largest value.
 
     Raises:
-        DetrkitError: no stage in common, or recordings of different inputs.
+        DetrkitError: no common stage, or recordings of different inputs.
     """
     for part, mine, theirs in (("input", a.pixels, b.pixels), ("target.boxes", _boxes(a), _boxes(b))):
         if mine is not None and theirs is not None and not torch.equal(mine, theirs):

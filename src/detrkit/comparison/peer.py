@@ -1,4 +1,4 @@
-"""Hugging Face's transformers as a side: its own code runs its own model's folder."""
+"""`TransformersSide`: a model of Hugging Face's transformers, run by its own code from its folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from detrkit.structures.outputs import Outputs
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.visible import first_line
 
-# class in transformers -> a model with the same losses
+# class in transformers -> detrkit model with the same losses
 KINDS = {
     "DetrForObjectDetection": "detr-r50",
     "DetrForSegmentation": "detr-r50-panoptic",
     "DeformableDetrForObjectDetection": "deformable-detr-r50",
 }
-# where transformers, 4 or 5, computes a stage: the end of the module's name, the stage, what is added to its number
+# modules of transformers 4 or 5 that compute a stage: end of the module's name, stage, offset of the stage's number
 _BODY = r"\bbackbone\.(?:conv_encoder\.)?model\."
 _MODULES = (
     (_BODY + r"layer(\d)", "backbone", 1),  # of timm
@@ -39,7 +39,7 @@ _MODULES = (
 
 
 class TransformersSide:
-    """A DETR or a Deformable DETR as transformers runs it.
+    """A DETR or a Deformable DETR that transformers runs.
 
     Args:
         name: for messages and headings.
@@ -53,14 +53,14 @@ class TransformersSide:
         self.model: Any = model.eval().to(device)
         self.device = device
         if self.kind == "DeformableDetrForObjectDetection":
-            self.model.config.auxiliary_loss = True  # or it would not tell the predictions of earlier layers
+            self.model.config.auxiliary_loss = True  # otherwise the outputs lack the predictions of earlier layers
 
     @classmethod
     def load(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> TransformersSide:
-        """Reads a folder that `save_pretrained` or detrkit wrote; nothing is downloaded.
+        """Read a folder that `save_pretrained` or detrkit wrote; nothing is downloaded.
 
         Raises:
-            DetrkitError: transformers is not installed, the folder is none of its models, or not one of KINDS.
+            DetrkitError: transformers is not installed, or the folder has no model of transformers, or none of KINDS.
         """
         try:
             import transformers
@@ -86,18 +86,18 @@ class TransformersSide:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the model predicts masks."""
+        """True if the model predicts masks."""
         return self.kind == "DetrForSegmentation"
 
     def criterion(self) -> SetCriterion:
-        """The losses of detrkit for such a model: those of transformers do not report the same terms."""
+        """Return detrkit's losses for such a model: those of transformers do not report the same terms."""
         return build_criterion(KINDS[self.kind], num_classes=self.model.config.num_labels)
 
     def run(self, pixels: Tensor) -> tuple[Outputs, dict[str, Tensor]]:
-        """As `Side.run`."""
+        """Compute outputs and stages; see `Side.run`."""
         inputs: dict[str, Any] = {"pixel_values": pixels.to(self.device)}
         if self.kind == "DeformableDetrForObjectDetection":
-            # predictions of earlier layers come with a loss alone, and a loss with objects
+            # transformers returns predictions of earlier layers only with a loss, and a loss only with objects
             objects = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
             inputs["labels"] = [{name: value.to(self.device) for name, value in objects.items()}]
         with _watched(self.model) as seen:
@@ -117,7 +117,7 @@ class TransformersSide:
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collects the stages that pass through a model's modules while it runs."""
+    """Collect the stages that a model's modules output while it runs."""
     seen: dict[str, Tensor] = {}
     handles = []
 

@@ -1,4 +1,4 @@
-"""`Recording`: what a side computed for an input, in memory or in a file."""
+"""`Recording`: intermediate tensors of one forward pass, in memory or as .npz."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ TARGETS = ("target.labels", "target.boxes", "target.masks")
 
 @dataclass(frozen=True)
 class Recording:
-    """The stages of one image.
+    """Stages that a side computed for one image.
 
     Attributes:
         name: of the side, for messages and headings.
         stages: CPU tensors by name (see `detrkit.comparison.stages`), in the order the data meets them.
-        pixels: (1, 3, H, W) float, the normalised input; None where a file does not hold it.
-        target: the objects that the losses are of, or None.
+        pixels: (1, 3, H, W) float, the normalized input; None if a file does not hold it.
+        target: the objects for which the losses were computed, or None.
     """
 
     name: str
@@ -43,17 +43,17 @@ class Recording:
 
 @torch.inference_mode()
 def record(side: Side, pixels: Tensor, target: Target | None = None) -> Recording:
-    """Runs a side and records its stages; losses, too, if there are objects.
+    """Run a side and record its stages; losses, too, if there are objects.
 
-    The losses are computed by detrkit's criterion from the outputs of the side, whatever framework these come from.
+    detrkit's criterion computes the losses from the outputs of the side, whatever its framework.
 
     Args:
-        side: runs the model.
-        pixels: (1, 3, H, W) float, normalised.
+        side: the side to run.
+        pixels: (1, 3, H, W) float, normalized.
         target: the objects of the image, boxes cxcywh in [0, 1].
 
     Raises:
-        DetrkitError: a model with masks and a target without, or outputs that are not finite.
+        DetrkitError: the model has masks and the target has none, or outputs are not finite.
     """
     outputs, stages = side.run(pixels)
     if target is not None:
@@ -64,11 +64,11 @@ def record(side: Side, pixels: Tensor, target: Target | None = None) -> Recordin
 
 
 def save_recording(path: str | Path, recording: Recording) -> Path:
-    """Writes a recording as .npz: an array a stage, `input`, and `target.labels`, `.boxes` and `.masks`.
+    """Write a recording as .npz: an array per stage, `input`, and `target.labels`, `.boxes` and `.masks`.
 
     Args:
-        path: the file; its folder is made.
-        recording: what to write.
+        path: the file; its folder is created.
+        recording: to write.
 
     Raises:
         DetrkitError: the name does not end with .npz, or the file cannot be written.
@@ -88,12 +88,12 @@ def save_recording(path: str | Path, recording: Recording) -> Path:
 
 
 def load_recording(path: str | Path) -> Recording:
-    """Reads a recording that `save_recording` wrote, or one of another framework.
+    """Read a recording that `save_recording` or another framework wrote.
 
-    That may leave out whatever it does not have: stages, `input`, the targets. Batches hold one image.
+    Another framework may leave out stages, `input` and the targets. Batches hold one image.
 
     Raises:
-        DetrkitError: missing or damaged, an array that is neither a stage nor an input, or one of another kind.
+        DetrkitError: the file is missing or damaged, an array is neither a stage nor an input, or has another shape.
     """
     path = Path(path)
     try:

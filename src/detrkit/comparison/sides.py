@@ -1,4 +1,4 @@
-"""What can be compared: models of detrkit, with weights from a file or from a seed; for transformers see `peer`."""
+"""Sides of a comparison: detrkit models with weights from a file or from a seed; for transformers see `peer`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detrkit.structures.outputs import Outputs
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import ModelSpec, load_any, published_spec
 
-# of matrices, by the end of their names: what is added to a token must neither drown in it nor make all tokens alike
+# gains of matrices, by the end of their names: a residual must neither vanish nor make all tokens alike
 _GAINS = (
     ("self_attention.out_proj.weight", 0.6),
     ("cross_attention.out_proj.weight", 1.4),
@@ -31,7 +31,7 @@ _GAINS = (
 
 
 class Side(Protocol):
-    """Something that runs a model and can say what it computed.
+    """A model runner that returns intermediate tensors.
 
     Attributes:
         name: for messages and headings.
@@ -41,13 +41,13 @@ class Side(Protocol):
 
     @property
     def has_masks(self) -> bool:
-        """Whether the model predicts masks."""
+        """True if the model predicts masks."""
 
     def run(self, pixels: Tensor) -> tuple[Outputs, dict[str, Tensor]]:
-        """The outputs for one (1, 3, H, W) normalised image, and the stages but for losses."""
+        """Compute the outputs for one (1, 3, H, W) normalized image, and its stages without losses."""
 
     def criterion(self) -> SetCriterion:
-        """The losses of the model."""
+        """Return the losses of the model."""
 
 
 class DetrkitSide:
@@ -56,8 +56,8 @@ class DetrkitSide:
     Args:
         name: for messages and headings.
         model: with its weights; put in eval mode.
-        spec: what it is.
-        device: where to run; the stages come back to the CPU.
+        spec: of the model.
+        device: where to run; `record` copies the stages to the CPU.
     """
 
     def __init__(self, name: str, model: nn.Module, spec: ModelSpec, *, device: torch.device | str = "cpu") -> None:
@@ -68,15 +68,15 @@ class DetrkitSide:
 
     @classmethod
     def load(cls, source: str | Path, *, model: str | None = None, device: torch.device | str = "cpu") -> DetrkitSide:
-        """From whatever `detrkit.load` takes, or a model name with a seed, such as "detr-r50:0".
+        """Load a model from anything that `detrkit.load` takes, or from a name with a seed, such as "detr-r50:0".
 
         Args:
-            source: weights.
-            model: its name, for files that do not say it.
+            source: weights, or name:seed.
+            model: name of the model, for files that do not hold it.
             device: where to run.
 
         Raises:
-            DetrkitError: weights that are missing, damaged, unknown or do not fit.
+            DetrkitError: the weights are missing, damaged, unknown or do not fit.
         """
         if seeded := re.fullmatch(r"([\w.-]+):(\d+)", str(source)):
             if seeded[1] not in ARCHITECTURES:
@@ -86,17 +86,17 @@ class DetrkitSide:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the model predicts masks."""
+        """True if the model predicts masks."""
         return getattr(self.model, "segmentation", None) is not None
 
     def run(self, pixels: Tensor) -> tuple[Outputs, dict[str, Tensor]]:
-        """As `Side.run`."""
+        """Compute outputs and stages; see `Side.run`."""
         batch = Batch(pixels.to(self.device), [(int(pixels.shape[2]), int(pixels.shape[3]))])
         outputs = self.model(batch, capture=True)
         return outputs, stages_of(outputs)
 
     def criterion(self) -> SetCriterion:
-        """As `Side.criterion`."""
+        """Return the losses of the model; see `Side.criterion`."""
         return build_criterion(self.spec.name, num_classes=self.spec.num_classes)
 
 
@@ -107,12 +107,12 @@ def open_side(
     model: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Side | Recording:
-    """A side by what a user calls it.
+    """Open a side from a user's description.
 
     Args:
         source: a stage file (.npz), or what `DetrkitSide.load` takes, or for transformers the folder of its model.
-        framework: what runs the model.
-        model: its name, for weights that do not say it.
+        framework: that runs the model.
+        model: its name, for weights that do not hold it.
         device: where to run.
 
     Raises:
@@ -128,10 +128,10 @@ def open_side(
 
 
 def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[nn.Module, ModelSpec]:
-    """A model with weights from a seed under which every part matters to the result.
+    """Build a model with weights from a seed with which every part affects the result.
 
-    Initial weights would hide mistakes: published box heads start at zero, attention to all points alike, and norms as
-    none at all. Here each tensor is drawn, of a size that keeps the values of every stage moderate.
+    Initial weights would hide mistakes: published box heads start at zero, attention weighs all points alike, and norms
+    are the identity. Here each tensor is drawn at random, scaled so that the values of every stage stay moderate.
 
     Args:
         name: as `build_model`.
@@ -163,7 +163,7 @@ def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[nn.Module, Mod
         if key.endswith("running_var"):
             value = 1 + 0.1 * drawn.clamp(-3, 3)
         elif id(tensor) in offsets:
-            value = own + 0.25 * drawn  # around the published rays
+            value = own + 0.25 * drawn  # around the published initial offsets, which form rays
         elif id(tensor) in embeddings or key.endswith(("level_embed", "row_embed", "col_embed", "queries")):
             value = drawn
         elif tensor.ndim == 1 and key.endswith("weight"):  # of norms
@@ -175,14 +175,14 @@ def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[nn.Module, Mod
         else:
             value = drawn * own[0].numel() ** -0.5 * next((g for end, g in _GAINS if key.endswith(end)), 1.0)
         if key.endswith("in_proj_weight"):
-            value[: 2 * len(value) // 3] *= 2.5  # queries and keys: attention that chooses
+            value[: 2 * len(value) // 3] *= 2.5  # queries and keys: sharper attention
             value[2 * len(value) // 3 :] *= 1.5 if "cross_attention" in key else 0.5
         own.copy_(value)
     return model.eval(), spec
 
 
 def _residual_norms(model: nn.Module) -> set[str]:
-    """Weights of the last norm of every residual branch, by name: 1 there would double the values block by block."""
+    """Return names of the last norms' weights of the residual branches: 1 there would double the values per block."""
     backbone: Any = model.backbone
     assert isinstance(backbone, ResNetBackbone)
     found = set()

@@ -1,6 +1,6 @@
-"""The stages of a model: their names, their order, how far two sound implementations may differ in each.
+"""Stages of a model: their names, their order, and the tolerance of each between two correct implementations.
 
-Names are those of the arrays in a stage file. Numbers count from 0, those of the backbone's stages from 2.
+The names are those of the arrays in a stage file. Numbers count from 0, those of the backbone's stages from 2.
 
 | name | shape | what |
 |---|---|---|
@@ -15,7 +15,7 @@ tokens, and the tokens that were chosen |
 | `decoder.N` | (B, Q, D) | queries after layer N |
 | `queries.N` | (B, Q, D) | what the heads read, where a norm follows each layer |
 | `logits.N`, `boxes.N` | (B, Q, C), (B, Q, 4) | predictions of layer N; boxes cxcywh in [0, 1] |
-| `mask_attention`, `masks` | (B, Q, heads, h, w), (B, Q, H / 4, W / 4) | of models with masks; masks as logits |
+| `mask_attention`, `masks` | (B, Q, heads, h, w), (B, Q, H / 4, W / 4) | of models with masks; masks are logits |
 | `loss_ce`, `loss_bbox_3`, ... | () | the criterion's terms, where there are targets |
 """
 
@@ -28,9 +28,9 @@ from torch import Tensor
 
 from detrkit.structures.outputs import Outputs, numbered
 
-# Largest difference of a stage whose root mean square is at most 1, as that of normed states; others may differ in
-# proportion. From the goldens: the official code differs from itself by at most 2.6e-5 in logits, 5.6e-6 in boxes and
-# 2.9e-4 in mask logits (threads, kernels, float64), and a wrong epsilon shows as 1e-4 in logits.
+# Largest difference of a stage whose root mean square is at most 1, as of normed states; for others it is in
+# proportion to the root mean square. From the goldens: the official code differs from itself by at most 2.6e-5 in
+# logits, 5.6e-6 in boxes and 2.9e-4 in mask logits (threads, kernels, float64); a wrong epsilon gives 1e-4 in logits.
 TOLERANCES = {
     "backbone": 1.5e-4,
     "projection": 5e-5,
@@ -49,10 +49,10 @@ TOLERANCES = {
     "masks": 6e-4,
     "loss": 2e-5,
 }
-# weights of a softmax: the noise of a weight grows with it, and weights are the greater the fewer cells there are. At
-# 128 x 160 pixels transformers was 3.3e-6 from detrkit, 6e-6 of the largest weight.
+# Softmax weights: the error of a weight is in proportion to it, and weights are greater with fewer cells. At 128 x 160
+# pixels transformers differed from detrkit by 3.3e-6, 6e-6 of the largest weight.
 SHARES = ("mask_attention",)
-# the way of the data; the parts of a decoder layer follow each other, since the next layer may read its boxes
+# in the order of the data; the parts of a decoder layer stand together, since the next layer may read its boxes
 _GROUPS = (
     "backbone",
     "projection",
@@ -74,17 +74,17 @@ _NAME = re.compile(
 
 
 def is_stage(name: str) -> bool:
-    """Whether an array of that name is a stage."""
+    """Return whether an array of that name is a stage."""
     return _NAME.fullmatch(name) is not None
 
 
 def tolerance_of(name: str) -> float:
-    """How far a stage may differ, if its root mean square is at most 1; of SHARES, as a share of the largest value."""
+    """Return the tolerance of a stage with a root mean square up to 1; for SHARES, relative to its largest value."""
     return TOLERANCES[name] if name in TOLERANCES else TOLERANCES[re.split(r"[._]", name)[0]]
 
 
 def order_of(name: str) -> tuple[int, int, int, str]:
-    """Sorts stages in the order the data meets them."""
+    """Return a sort key that puts stages in the order of the data."""
     head, _, tail = name.partition(".")
     number = int(tail) if tail.isdigit() else 0
     if head in _OF_LAYER:
@@ -99,7 +99,7 @@ def order_of(name: str) -> tuple[int, int, int, str]:
 
 
 def stages_of(outputs: Outputs) -> dict[str, Tensor]:
-    """The stages of a detrkit model's outputs, but for losses.
+    """Return the stages of a detrkit model's outputs, without losses.
 
     Args:
         outputs: of `model(images, capture=True)`.
@@ -124,7 +124,7 @@ def stages_of(outputs: Outputs) -> dict[str, Tensor]:
 
 
 def predictions_of(outputs: Outputs, last: int) -> dict[str, Tensor]:
-    """Logits, boxes and masks as stages.
+    """Return logits, boxes and masks as stages.
 
     Args:
         outputs: of any framework.
@@ -142,7 +142,7 @@ def predictions_of(outputs: Outputs, last: int) -> dict[str, Tensor]:
 
 
 def own_stages(stages: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The stages without memory and queries that are just those of the layers: no norm stands in between."""
+    """Drop memory and queries where they equal the layers' outputs, because there is no norm in between."""
     last = max((int(n.split(".")[1]) for n in stages if n.startswith("encoder.")), default=0)
     before = {
         "memory": f"encoder.{last}",

@@ -1,1 +1,1 @@
-"""The original code's ways in: its torch.hub entries and its evaluation command."""
+"""The official code's interfaces: its torch.hub entries and its evaluation command."""

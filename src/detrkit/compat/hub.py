@@ -1,7 +1,7 @@
-"""The official interface over detrkit's models: what `torch.hub.load("facebookresearch/detr", ...)` gave, and takes.
+"""The official interface of `torch.hub.load("facebookresearch/detr", ...)` for detrkit's models.
 
-`OfficialModel` takes and returns what the official models do, with their parameter names in its state dict; the
-post-processing has the official signatures. They are what hubconf.py returns.
+`OfficialModel` has the inputs, outputs and parameter names of the official models; the post-processing has the official
+signatures. hubconf.py returns these classes.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from detrkit.utils.image_files import image_bytes
 from detrkit.weights.build import build_model
 from detrkit.weights.keymap import official_names
 
-LAST_THING = 90  # of COCO's ids, which are the labels of the published panoptic models
+LAST_THING = 90  # COCO's last id of a thing; its ids are the labels of the published panoptic models
 
 
 class OfficialModel(nn.Module):
-    """A DETR that is called as the official one.
+    """A DETR with the interface of the official one.
 
-    Its state dict has the official parameter names, so that checkpoints are exchanged as they are.
+    Its state dict has the official parameter names, so that checkpoints can be exchanged unchanged.
 
     Args:
         model: a detrkit DETR.
-        aux_loss: also return `aux_outputs`, as the official loss wants them; the official hub models do not.
+        aux_loss: also return `aux_outputs`, which the official loss needs; the official hub models do not.
 
     Attributes:
-        model: as given.
+        model: the detrkit DETR.
     """
 
     def __init__(self, model: nn.Module, *, aux_loss: bool = False) -> None:
@@ -49,7 +49,7 @@ class OfficialModel(nn.Module):
 
     @property
     def aux_loss(self) -> bool:
-        """Whether the outputs have those of the earlier decoder layers."""
+        """True if the outputs include those of the earlier decoder layers."""
         return bool(self.model.aux_loss)
 
     @aux_loss.setter
@@ -57,17 +57,17 @@ class OfficialModel(nn.Module):
         self.model.aux_loss = value  # type: ignore[assignment]
 
     def forward(self, samples: Any) -> dict[str, Any]:
-        """Predicts a set of objects for every image.
+        """Predict a set of objects for every image.
 
         Args:
-            samples: normalised images: a list of (3, H, W) tensors of any sizes, a (B, 3, H, W) tensor, or a batch with
+            samples: normalized images: a list of (3, H, W) tensors of any sizes, a (B, 3, H, W) tensor, or a batch with
                 `tensors` (B, 3, H, W) and `mask` (B, H, W) bool, True where padded (the official NestedTensor).
 
         Returns:
             pred_logits (B, Q, num_classes + 1), the last class being "no object"; pred_boxes (B, Q, 4) cxcywh in
             [0, 1]; aux_outputs with `aux_loss`: a dict of logits and boxes for each earlier decoder layer; pred_masks
-            (B, Q, H / 4, W / 4) logits of models with masks, and with padding="exact" mask_sizes (B, 2): the height and
-            width of the part of them that is an image's own, for the post-processing below.
+            (B, Q, H / 4, W / 4) logits for models with masks, and with padding="exact" mask_sizes (B, 2): height and
+            width of the part of the masks that belongs to the image, for the post-processing below.
 
         Raises:
             ValueError: no images, or a mask that is not the padding of images in the top left corner.
@@ -88,7 +88,7 @@ def _as_dict(outputs: Outputs) -> dict[str, Any]:
 
 
 def _to_official(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Gives the entries of a state dict their official names, in the official order."""
+    """Rename the entries of a state dict to their official names, in the official order."""
     for theirs, ours in module._names:  # type: ignore[union-attr]
         state[prefix + theirs] = state[prefix + ours]
     for _, ours in module._names:  # type: ignore[union-attr]
@@ -96,14 +96,14 @@ def _to_official(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) 
 
 
 def _from_official(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The inverse of `_to_official`, for a state dict that is to be loaded."""
+    """Rename the entries of a state dict to be loaded from their official names."""
     for theirs, ours in module._names:  # type: ignore[union-attr]
         if prefix + theirs in state:
             state[prefix + ours] = state.pop(prefix + theirs)
 
 
 def as_batch(samples: Any) -> Batch:
-    """What the official models take as a `Batch`; see `OfficialModel.forward`."""
+    """Convert the official models' input to a `Batch`; see `OfficialModel.forward`."""
     if isinstance(samples, (list, tuple, Tensor)):
         return Batch.from_images(list(samples))
     images, mask = samples.tensors, samples.mask
@@ -118,15 +118,15 @@ def as_batch(samples: Any) -> Batch:
 
 
 class PostProcess(nn.Module):
-    """Boxes in pixels, as the official class of this name."""
+    """Post-processing to boxes in pixels, as the official class of this name."""
 
     def forward(self, outputs: Mapping[str, Any], target_sizes: Tensor) -> list[dict[str, Tensor]]:
-        """The best class and the box of every query.
+        """Compute the best class and the box of every query.
 
         Args:
             outputs: of an `OfficialModel`.
             target_sizes: (B, 2) height and width of every image, to which the boxes are scaled: of the image file for
-                evaluation, of the input without padding to draw on it.
+                evaluation, of the input without padding for drawing.
 
         Returns:
             For each image scores (Q,), labels (Q,) and boxes (Q, 4) xyxy in pixels.
@@ -136,10 +136,10 @@ class PostProcess(nn.Module):
 
 
 class PostProcessSegm(nn.Module):
-    """Masks of instances, as the official class of this name.
+    """Post-processing to masks of instances, as the official class of this name.
 
     Args:
-        threshold: the probability above which a pixel belongs to a mask.
+        threshold: probability above which a pixel belongs to a mask.
     """
 
     def __init__(self, threshold: float = 0.5) -> None:
@@ -154,7 +154,7 @@ class PostProcessSegm(nn.Module):
         orig_target_sizes: Tensor,
         max_target_sizes: Tensor,
     ) -> list[dict[str, Tensor]]:
-        """Adds `masks`, (Q, 1, H, W) uint8 on the CPU, to what `PostProcess` found.
+        """Add `masks`, (Q, 1, H, W) uint8 on the CPU, to the results of `PostProcess`.
 
         Args:
             results: of `PostProcess`, one for each image.
@@ -175,10 +175,11 @@ class PostProcessSegm(nn.Module):
 
 
 class PostProcessPanoptic(nn.Module):
-    """Panoptic results, as the official class of this name.
+    """Post-processing to panoptic results, as the official class of this name.
 
-    The official one enlarges the padding of a batch together with the image, so that its result fits only in a batch of
-    one. So does this one with masks of which no more is known; of models with padding="exact" it takes the padding off.
+    The official class enlarges the padding of a batch together with the image, so that its result fits only in a batch
+    of one. This class does the same without `mask_sizes`; with them (models with padding="exact") it removes the
+    padding first.
 
     Args:
         is_thing_map: label -> whether it is a thing.
@@ -196,7 +197,7 @@ class PostProcessPanoptic(nn.Module):
         processed_sizes: Tensor | Sequence[Size],
         target_sizes: Tensor | Sequence[Size] | None = None,
     ) -> list[dict[str, Any]]:
-        """Every pixel to one segment.
+        """Assign every pixel to one segment.
 
         Args:
             outputs: of an `OfficialModel`.
@@ -228,7 +229,7 @@ def _as_outputs(outputs: Mapping[str, Any]) -> Outputs:
 
 
 def _masks(outputs: Mapping[str, Any]) -> list[Tensor]:
-    """The (Q, h, w) mask logits of every image: its own part where that is known, or all of the batch."""
+    """Return the (Q, h, w) mask logits of every image, without padding if `mask_sizes` are given."""
     masks = outputs["pred_masks"]
     if "mask_sizes" not in outputs:
         return list(masks)
@@ -236,7 +237,7 @@ def _masks(outputs: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _sizes(sizes: Tensor | Sequence[Any]) -> list[Size]:
-    """(height, width) per image from a (B, 2) tensor, or a list of pairs or of tensors."""
+    """Return (height, width) per image from a (B, 2) tensor, or a list of pairs or of tensors."""
     rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
     pairs = [[int(value) for value in row] for row in rows]
     if any(len(pair) != 2 for pair in pairs):
@@ -247,19 +248,19 @@ def _sizes(sizes: Tensor | Sequence[Any]) -> list[Size]:
 def hub_model(
     name: str, *, pretrained: bool, num_classes: int, return_postprocessor: bool, threshold: float, padding: Padding
 ) -> nn.Module | tuple[nn.Module, nn.Module]:
-    """What an entry of hubconf.py returns.
+    """Build the return value of an entry of hubconf.py.
 
     Args:
         name: of the model.
-        pretrained: with the published weights, downloaded once and verified. With another number of classes than they
-            have, the class head starts anew.
-        num_classes: labels; the logits have one column more.
+        pretrained: load the published weights, downloaded once and verified. With another number of classes, the class
+            head is initialized anew.
+        num_classes: number of labels; the logits have one more column.
         return_postprocessor: also return a `PostProcess`, or for models with masks a `PostProcessPanoptic`.
-        threshold: of the latter.
+        threshold: of `PostProcessPanoptic`.
         padding: "exact" or "official", see `build_model`.
 
     Raises:
-        DetrkitError: the published weights cannot be had.
+        DetrkitError: the published weights are not available.
     """
     weights = "published" if pretrained else None
     model = OfficialModel(build_model(name, num_classes=num_classes, weights=weights, padding=padding))

@@ -1,4 +1,4 @@
-"""The original commands: `main.py --eval ...` of facebookresearch/detr, word for word, on detrkit's evaluation."""
+"""The official command `main.py --eval ...` of facebookresearch/detr, with its arguments, on detrkit's evaluation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from detrkit.weights.checkpoint import ModelSpec
 from detrkit.weights.files import find_weights, read_weights
 
 ABOUT = "Evaluates a DETR as the original main.py --eval does, with its arguments; published checkpoints are verified."
-# options of main.py that make no difference to an evaluation, with their defaults
+# options of main.py that do not affect an evaluation, with their types and defaults
 _TRAINING: dict[str, tuple[type, Any]] = {
     **{"lr": (float, 1e-4), "lr_backbone": (float, 1e-5), "weight_decay": (float, 1e-4), "epochs": (int, 300)},
     **{"lr_drop": (int, 200), "clip_max_norm": (float, 0.1), "frozen_weights": (str, None)},
@@ -39,17 +39,17 @@ _TRAINING: dict[str, tuple[type, Any]] = {
     **{"giou_loss_coef": (float, 2), "eos_coef": (float, 0.1), "seed": (int, 42), "start_epoch": (int, 0)},
     **{"world_size": (int, 1), "dist_url": (str, "env://")},
 }
-# those that make the model
+# options of main.py that define the model
 _MODEL: dict[str, tuple[type, Any]] = {
     **{"backbone": (str, "resnet50"), "enc_layers": (int, 6), "dec_layers": (int, 6), "dim_feedforward": (int, 2048)},
     **{"hidden_dim": (int, 256), "dropout": (float, 0.1), "nheads": (int, 8), "num_queries": (int, 100)},
 }
-# what detrkit train calls otherwise; None: it has no such option
+# options that have another name in `detrkit train`; None: it has no such option
 _RENAMED = {"frozen_weights": "freeze_detector", "start_epoch": None, "world_size": None, "dist_url": None}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of the original main.py, with its defaults."""
+    """Build a parser with the arguments and defaults of the official main.py."""
     made = argparse.ArgumentParser(prog="reproduce.py", description=ABOUT)
     add = made.add_argument
     add("--eval", action="store_true", help="evaluate (training is `detrkit train`)")
@@ -76,13 +76,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs an original command.
+    """Run an official command.
 
     Args:
         argv: the words after `main.py`; by default those of the process.
 
     Returns:
-        The exit status: 0 evaluated, 2 bad input, which is said in one line on stderr.
+        The exit status: 0 after an evaluation, 2 for bad input, which is described in one line on stderr; 128 + signal
+        if interrupted.
     """
     given = parser().parse_args(argv)
     try:
@@ -102,11 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(given: argparse.Namespace) -> None:
-    """Evaluates what the arguments say, prints the tables and writes the report.
+    """Evaluate the model of the arguments, print the tables and write the report.
 
     Raises:
-        DetrkitError: arguments that do not ask for an evaluation, weights that do not fit them, or data that cannot be
-            read.
+        DetrkitError: arguments without an evaluation, weights that do not fit them, or data that cannot be read.
     """
     if not given.eval:
         raise DetrkitError(f"without --eval main.py trains, which here is: {training_command(given)}")
@@ -142,13 +142,13 @@ def evaluate(given: argparse.Namespace) -> None:
 
 
 def asked_model(given: argparse.Namespace) -> tuple[nn.Module, ModelSpec, Path, Published | None]:
-    """The model that the arguments describe, with the checkpoint's weights.
+    """Build the model of the arguments, with the checkpoint's weights.
 
     Returns:
-        The model, its spec, the file, and what was published of it (None of another checkpoint).
+        The model, its spec, the file, and the published checkpoint that it is (None for another).
 
     Raises:
-        DetrkitError: the file cannot be had, or is of another model.
+        DetrkitError: the file is not available, or is of another model.
     """
     name, options = model_name(given)
     panoptic = given.dataset_file == "coco_panoptic"
@@ -171,10 +171,10 @@ def asked_model(given: argparse.Namespace) -> tuple[nn.Module, ModelSpec, Path, 
 
 
 def model_name(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """The architecture that the arguments build, and what else differs from it.
+    """Find the published architecture nearest to the arguments.
 
     Returns:
-        The name of the nearest published one, and overrides of `build_model`.
+        Its name, and overrides of `build_model` for the arguments that differ from it.
     """
     wanted = {name: getattr(given, name) for name in (*_MODEL, "masks", "dilation", "pre_norm", "position_embedding")}
     defaults = {name: value for name, (_, value) in _MODEL.items()}
@@ -191,10 +191,10 @@ def model_name(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def resumed_file(resume: str) -> Path:
-    """The file that `--resume` names: a path, or an address, which is downloaded and verified.
+    """Return the file of `--resume`: a path, or an address whose file is downloaded and verified.
 
     Raises:
-        DetrkitError: it cannot be had, or an address whose file cannot be verified.
+        DetrkitError: the file is not available, or cannot be verified.
     """
     if not re.match(r"https?://", resume):
         return find_weights(resume)
@@ -211,7 +211,7 @@ def resumed_file(resume: str) -> Path:
 
 
 def training_command(given: argparse.Namespace) -> str:
-    """The `detrkit train` command of arguments that are to train."""
+    """Return the `detrkit train` command of arguments without `--eval`."""
     name, options = model_name(given)
     data = given.coco_panoptic_path if given.dataset_file == "coco_panoptic" else given.coco_path
     words = ["detrkit", "train", data or "COCO", "--model", name, "--ids", "official"]

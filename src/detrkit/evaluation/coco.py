@@ -30,14 +30,14 @@ def evaluate_detections(
     image_ids: Iterable[int | str] | None = None,
     unknown_categories: Unknown = "error",
 ) -> Metrics:
-    """The COCO numbers of detection results, equal to pycocotools'.
+    """Compute the COCO metrics of detection results, equal to pycocotools'.
 
     Args:
         ground_truth: a COCO instances file, its content, or a `GroundTruth`.
         results: a COCO results file or its entries: image_id, category_id, bbox (xywh pixels), score. An empty list
-            is a model that found nothing.
-        max_dets: how many detections of an image and class count, best first: N for (1, 10, N), or all three. AP is
-            computed at the last one. (pycocotools' summary knows 100 only and prints -1 for others.)
+            means that the model detected nothing.
+        max_dets: the largest number of detections per image and class that count, best first: N for (1, 10, N), or
+            all three. AP is computed at the last one. (pycocotools' summary knows 100 only and prints -1 for others.)
         iou_type: "bbox", or "segm" for results with segmentation (RLE).
         class_names: other names than the file's, see `GroundTruth.renamed`.
         image_ids: only these images; by default all of the ground truth's.
@@ -59,7 +59,7 @@ def evaluate_detections(
 
 
 def _triple(max_dets: int | Sequence[int]) -> tuple[int, int, int]:
-    """(1, 10, N) from N, or the three given.
+    """Return (1, 10, N) for N, or the three numbers themselves.
 
     Raises:
         DetrkitError: not one or three positive whole numbers, or not ascending.
@@ -73,7 +73,7 @@ def _triple(max_dets: int | Sequence[int]) -> tuple[int, int, int]:
 
 
 def restrict(truth: GroundTruth, table: ResultTable, image_ids: Iterable[int | str]) -> tuple[GroundTruth, ResultTable]:
-    """Both for some of the images."""
+    """Restrict ground truth and results to some of the images."""
     part = truth.only(image_ids)
     new_position = np.array([part.image_position.get(i, -1) for i in truth.image_ids], np.int64)
     image = new_position[table.image]
@@ -84,13 +84,13 @@ def restrict(truth: GroundTruth, table: ResultTable, image_ids: Iterable[int | s
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean of the defined ones (> -1), -1 where there is none: COCO's rule."""
+    """Return the mean of the defined values (> -1), or -1 if there is none: COCO's rule."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0
 
 
 def _metrics(truth: GroundTruth, table: ResultTable, max_dets: tuple[int, int, int], iou_type: IouType) -> Metrics:
-    """Runs the evaluator; its own summary is not used, so nothing is printed and AP is taken at the last max_dets."""
+    """Run hotcoco without its summary, so that nothing is printed and AP is taken at the last of max_dets."""
     segmentation = iou_type == "segm"
     gt = truth.to_hotcoco(segmentation=segmentation)
     evaluation = hotcoco.COCOeval(gt, table.to_hotcoco(gt, segmentation=segmentation), iou_type)

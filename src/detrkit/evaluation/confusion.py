@@ -1,4 +1,4 @@
-"""Which class is taken for which.
+"""Confusion matrix of the classes.
 
 hotcoco's own confusion matrix is not used: it counts detections inside crowd regions as false, and a wrong class with a
 higher score takes the object from the right one (measured with version 1.3).
@@ -25,9 +25,9 @@ class Confusion:
 
     Attributes:
         names: of the K classes; row and column K are the background.
-        matrix: (K + 1, K + 1) int64: rows are true classes (last: detections of nothing), columns predicted ones
-            (last: objects that were missed). A row of a class sums to its objects.
-        iou: the least IoU of a match.
+        matrix: (K + 1, K + 1) int64: rows are true classes (last: detections without an object), columns predicted
+            ones (last: objects without a detection). The row of a class sums to the number of its objects.
+        iou: the smallest IoU of a match.
         score: detections count above this score.
     """
 
@@ -37,11 +37,11 @@ class Confusion:
     score: float
 
     def normalized(self) -> np.ndarray:
-        """(K + 1, K + 1) shares of each row in [0, 1]; rows without counts are 0."""
+        """Return (K + 1, K + 1) shares of each row in [0, 1]; rows without counts are 0."""
         return self.matrix / np.maximum(self.matrix.sum(1, keepdims=True), 1)
 
     def top(self, count: int = 10) -> list[tuple[str, str, int]]:
-        """The most frequent mistakes between classes as (true, predicted, count), background left out."""
+        """Return the most frequent mistakes between classes as (true, predicted, count), without the background."""
         wrong = self.matrix[:-1, :-1] * ~np.eye(len(self.names), dtype=bool)
         order = np.argsort(-wrong, axis=None, kind="stable")[:count]
         pairs = [np.unravel_index(i, wrong.shape) for i in order]
@@ -58,18 +58,18 @@ def confusion_matrix(
     image_ids: Iterable[int | str] | None = None,
     unknown_categories: Unknown = "error",
 ) -> Confusion:
-    """Matches boxes across classes and counts.
+    """Match boxes across classes and count the pairs.
 
     In each image, detections in descending order of score take the free object of their own class with the greatest
-    IoU (at least `iou`). What is left and lies in a crowd region of its class (at least `iou` of its area) counts
-    nowhere, as in COCO's AP. What is still left takes the free object of another class with the greatest IoU: a
-    confusion. The rest are detections of background and missed objects.
+    IoU (at least `iou`). An unmatched detection that lies in a crowd region of its class (at least `iou` of its area)
+    is ignored, as in COCO's AP. The other unmatched detections take the free object of another class with the greatest
+    IoU: a confusion. The remaining detections are false positives, the remaining objects false negatives.
 
     Args:
         ground_truth: COCO instances file, its content, or a `GroundTruth`.
         results: COCO results file or its entries, with boxes.
-        iou: least IoU of a match, in (0, 1].
-        score: detections with a greater score count, in [0, 1].
+        iou: smallest IoU of a match, in (0, 1].
+        score: only detections with a greater score count, in [0, 1].
         class_names: other names than the file's, see `GroundTruth.renamed`.
         image_ids: only these images; by default all of the ground truth's.
         unknown_categories: "ignore" leaves out detections of categories that the ground truth does not have.
@@ -116,13 +116,13 @@ def confusion_matrix(
 
 
 def _groups(values: np.ndarray, count: int) -> list[np.ndarray]:
-    """For each of 0 .. count-1 the indices of `values` that hold it, in their order."""
+    """Return for each of 0 .. count-1 the ascending indices at which `values` holds it."""
     order = np.argsort(values, kind="stable")
     return np.split(order, np.searchsorted(values[order], np.arange(1, count)))
 
 
 def _overlap(a: np.ndarray, b: np.ndarray, *, crowd: bool = False) -> np.ndarray:
-    """(N, M) IoU of xywh boxes (N, 4) and (M, 4); with `crowd`, the share of `a` that lies in `b`."""
+    """Compute the (N, M) IoU of xywh boxes (N, 4) and (M, 4); with `crowd`, the share of `a` that lies in `b`."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
     common = np.prod(np.clip(high - low, 0, None), -1)

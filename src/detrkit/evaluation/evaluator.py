@@ -1,4 +1,4 @@
-"""`DetectionEvaluator`: gathers detections image by image, in one process or several, and computes the COCO numbers."""
+"""`DetectionEvaluator`: collects detections image by image, in one process or several, and computes COCO metrics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ImageResults(NamedTuple):
 
 
 class DetectionEvaluator:
-    """Gathers detections and evaluates them against one ground truth.
+    """Collection of detections that is evaluated against one ground truth.
 
     Each image counts once, however often it is added: samplers repeat images to give every process the same number.
 
@@ -51,7 +51,7 @@ class DetectionEvaluator:
     Args:
         ground_truth: COCO instances file, its content, or a `GroundTruth`; read once.
         max_dets: see `evaluate_detections`.
-        iou_type: "bbox", or "segm" for detections with masks, of whose boxes it knows too: see `compute`.
+        iou_type: "bbox", or "segm" for detections with masks; their boxes can be evaluated, too: see `compute`.
         class_names: other names than the file's, see `GroundTruth.renamed`.
         unknown_categories: what to do with detections of a category that the ground truth does not have: an "error",
             or "ignore" them. The unused ids of the published models (`ClassList.unused`) are always left out.
@@ -73,15 +73,15 @@ class DetectionEvaluator:
         self._images: dict[int | str, ImageResults] = {}
 
     def __len__(self) -> int:
-        """How many images have been added."""
+        """Return the number of images that have been added."""
         return len(self._images)
 
     def add(self, detections: Detections | Iterable[Detections]) -> None:
-        """Takes the detections of one or more images; an image that is there already is left as it is.
+        """Add the detections of one or more images; images added before stay unchanged.
 
         Args:
             detections: boxes in xyxy pixels of the original image, with `image_id`; `classes` maps labels to the
-                dataset's category ids, without it labels are taken for those.
+                dataset's category ids; without it, labels are category ids.
 
         Raises:
             DetrkitError: no or an unknown image id, an unknown category, NaN; the message names the image.
@@ -95,7 +95,7 @@ class DetectionEvaluator:
                 self._images[one.image_id] = self._image_results(one)
 
     def _image_results(self, detections: Detections) -> ImageResults:
-        """The columns of one image, checked."""
+        """Convert the detections of one image to columns, and check them."""
         where = f"detections of image {detections.image_id!r}"
         labels = detections.labels.cpu().numpy()
         if detections.classes is None:
@@ -129,13 +129,13 @@ class DetectionEvaluator:
         return ImageResults(category[keep], boxes[keep], scores[keep], segmentations)
 
     def state(self) -> dict[int | str, ImageResults]:
-        """What has been gathered, by image id: picklable, for `merge` in another process."""
+        """Return the collected results by image id: picklable, for `merge` in another process."""
         return dict(self._images)
 
     def merge(
         self, other: DetectionEvaluator | Mapping[int | str, ImageResults] | Sequence[Mapping[str, Any]]
     ) -> DetectionEvaluator:
-        """Takes over the images that are not here yet, and returns itself.
+        """Add the images that this evaluator does not have yet, and return it.
 
         Args:
             other: an evaluator of the same ground truth, its `state()`, or COCO result entries.
@@ -154,7 +154,7 @@ class DetectionEvaluator:
         return self
 
     def _split(self, entries: Sequence[Mapping[str, Any]]) -> dict[int | str, ImageResults]:
-        """COCO result entries by image."""
+        """Group COCO result entries by image."""
         table = ResultTable.load(
             entries, self.truth, iou_type=self.iou_type, unknown_categories=self.unknown_categories
         )
@@ -169,7 +169,7 @@ class DetectionEvaluator:
         return found
 
     def table(self) -> ResultTable:
-        """Everything gathered as columns, images in the order of their ids whatever the order they came in."""
+        """Return all results as columns, ordered by image id, whatever the order in which images were added."""
         present = [(i, self._images[k]) for i, k in enumerate(self.truth.image_ids) if k in self._images]
         if not present:
             empty = np.zeros(0, np.int64)
@@ -183,7 +183,7 @@ class DetectionEvaluator:
         )
 
     def results(self) -> list[dict[str, Any]]:
-        """COCO result entries in the order of the image ids: image_id, category_id, bbox (xywh pixels), score."""
+        """Return COCO result entries in the order of image ids: image_id, category_id, bbox (xywh pixels), score."""
         table = self.table()
         rows: list[dict[str, Any]] = [
             {
@@ -201,15 +201,15 @@ class DetectionEvaluator:
         return rows
 
     def save(self, path: str | Path) -> Path:
-        """Writes the COCO results file, whole or not at all, and returns its path."""
+        """Write the COCO results file atomically, and return its path."""
         return write_atomic(path, json.dumps(self.results()))
 
     def compute(self, *, only_added: bool = False, iou_type: IouType | None = None) -> Metrics:
-        """The COCO numbers over all images of the ground truth, or over those that were added alone.
+        """Compute the COCO metrics over all images of the ground truth, or only over those that were added.
 
         Args:
             only_added: leave the other images out.
-            iou_type: by default the evaluator's; an evaluator of masks knows the boxes too.
+            iou_type: by default the evaluator's; an evaluator of masks can evaluate the boxes, too.
 
         Raises:
             DetrkitError: there is no image to evaluate, or there are no masks.
@@ -223,5 +223,5 @@ class DetectionEvaluator:
         )
 
     def confusion(self, *, iou: float = 0.5, score: float = 0.5) -> Confusion:
-        """Which class is taken for which, over the images that were added; see `confusion_matrix`."""
+        """Compute the confusion matrix over the images that were added; see `confusion_matrix`."""
         return confusion_matrix(self.truth, self.table(), iou=iou, score=score, image_ids=list(self._images))

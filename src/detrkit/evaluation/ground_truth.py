@@ -1,4 +1,4 @@
-"""COCO ground truth as columns, checked once on the way in."""
+"""COCO ground truth as columns, checked once when it is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ClassNames = ClassList | Mapping[int, str] | Sequence[str]
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
         DetrkitError: the file is missing, unreadable or not JSON; the message names it.
@@ -29,19 +29,19 @@ def read_json(path: str | Path) -> Any:
 
 
 def identity_order(value: int | str) -> tuple[bool, int | str]:
-    """Sort key for ids: numbers in their order (as pycocotools evaluates them), then text."""
+    """Return a sort key for ids: numbers in their order (as pycocotools evaluates them), then text."""
     return isinstance(value, str), value
 
 
 def entry_columns(
     annotations: Sequence[Any], source: str, images: Mapping[Any, int], categories: Mapping[Any, int], *, boxes: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image positions (N,), category positions (N,), xywh boxes (N, 4) of annotations or results, checked.
+    """Check annotations or results; return image positions (N,), category positions (N,), xywh boxes (N, 4).
 
     Raises:
         DetrkitError: an entry lacks a field, holds a wrong one, or names an unknown image or category.
     """
-    try:  # the way of every good file: no check per entry, 10 times faster than the messages below
+    try:  # valid files end here: no check per entry, 10 times faster than the checks below
         image = np.array([images[a["image_id"]] for a in annotations], np.int64)
         category = np.array([categories[a["category_id"]] for a in annotations], np.int64)
         if not boxes:
@@ -64,7 +64,11 @@ def entry_columns(
 def _check_entry(
     where: str, entry: Any, images: Mapping[Any, int], categories: Mapping[Any, int], *, boxes: bool
 ) -> None:
-    """Raises the DetrkitError that names what is wrong with an annotation or result, if anything is."""
+    """Check an annotation or result.
+
+    Raises:
+        DetrkitError: the entry is malformed; the message names the entry and the field.
+    """
     if not isinstance(entry, Mapping):
         raise DetrkitError(f"{where}: expected an object with image_id and category_id, found {type(entry).__name__}")
     for field, known, what in (("image_id", images, "image"), ("category_id", categories, "category")):
@@ -93,16 +97,16 @@ def _check_entry(
 
 
 def _id_range(known: Mapping[Any, int]) -> str:
-    """Which ids there are, as a part of a message: programs that count classes from 0 are told from others by it."""
+    """Describe the range of ids for a message: it shows whether a program counts classes from 0."""
     numbers = [k for k in known if isinstance(k, int)]
     return f", whose {len(numbers)} ids are {min(numbers)} to {max(numbers)}" if numbers else ""
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The objects to be found, as columns; images and categories are numbered by their position.
+    """Annotated objects as columns; images and categories are numbered by their position.
 
-    Working on positions keeps ids of every kind out of the evaluator: text ids, gaps, and the annotation id 0 that
+    The evaluator works on positions, so ids of any kind do no harm: text ids, gaps, and the annotation id 0 that
     pycocotools takes for "no match".
 
     Attributes:
@@ -115,8 +119,8 @@ class GroundTruth:
         category: (N,) position in `category_ids`.
         boxes: (N, 4) xywh pixels.
         areas: (N,) square pixels as annotated (COCO: of the segment), else of the box.
-        crowd: (N,) bool: regions where detections count neither as right nor as wrong.
-        segmentations: N polygon lists or RLEs, or None where the file has not one for each object.
+        crowd: (N,) bool: regions in which detections are neither true nor false positives.
+        segmentations: N polygon lists or RLEs, or None unless the file has one for each object.
     """
 
     source: str
@@ -136,17 +140,17 @@ class GroundTruth:
 
     @cached_property
     def image_position(self) -> dict[int | str, int]:
-        """Image id -> position."""
+        """Dict of image id -> position."""
         return {value: i for i, value in enumerate(self.image_ids)}
 
     @cached_property
     def category_position(self) -> dict[int, int]:
-        """Category id -> position."""
+        """Dict of category id -> position."""
         return {value: i for i, value in enumerate(self.category_ids)}
 
     @classmethod
     def load(cls, source: GroundTruth | str | Path | Mapping[str, Any]) -> GroundTruth:
-        """Reads a COCO instances file or takes its content; a GroundTruth passes through.
+        """Read a COCO instances file or its content; return a GroundTruth as it is.
 
         Raises:
             DetrkitError: with the file, the field and the fix.
@@ -193,7 +197,7 @@ class GroundTruth:
         )
 
     def renamed(self, class_names: ClassNames | None) -> GroundTruth:
-        """The same objects with other category names: a ClassList, id -> name, or a list in the order of the ids.
+        """Replace the category names: by a ClassList, id -> name, or a list in the order of the ids.
 
         Raises:
             DetrkitError: a list whose length is not the number of categories.
@@ -212,7 +216,7 @@ class GroundTruth:
         return replace(self, names=unique_names({k: class_names.get(k, name) for k, name in known.items()}))
 
     def only(self, image_ids: Iterable[int | str]) -> GroundTruth:
-        """The same for some of the images.
+        """Select some of the images.
 
         Raises:
             DetrkitError: an id that the ground truth does not have.
@@ -237,10 +241,10 @@ class GroundTruth:
         )
 
     def to_hotcoco(self, *, segmentation: bool) -> hotcoco.COCO:
-        """The same for the evaluator, ids being positions.
+        """Convert to hotcoco's ground truth, whose ids are positions.
 
         Raises:
-            DetrkitError: segmentations are asked for and not there.
+            DetrkitError: `segmentation` is set and there are none, or they are malformed.
         """
         if segmentation and self.segmentations is None and len(self):
             raise DetrkitError(f"{self.source}: annotations without segmentation: evaluate the boxes (--iou-type bbox)")
@@ -261,10 +265,10 @@ class GroundTruth:
 
 
 def _size(image: Mapping[str, Any], where: str) -> tuple[int, int]:
-    """(height, width) in pixels of an entry, (0, 0) where it has none.
+    """Return (height, width) in pixels of an image entry, (0, 0) if it has none.
 
     Raises:
-        DetrkitError: a side that is no number of pixels.
+        DetrkitError: a side is no number of pixels.
     """
     sides = []
     for field in ("height", "width"):
@@ -276,7 +280,7 @@ def _size(image: Mapping[str, Any], where: str) -> tuple[int, int]:
 
 
 def by_id(entries: Sequence[Any], where: str) -> dict[Any, Mapping[str, Any]]:
-    """The entries by id, ascending.
+    """Index entries by their id, ascending.
 
     Raises:
         DetrkitError: an entry has no id, or two have the same.
@@ -292,6 +296,6 @@ def by_id(entries: Sequence[Any], where: str) -> dict[Any, Mapping[str, Any]]:
 
 
 def unique_names(names: Mapping[int, str]) -> tuple[str, ...]:
-    """The names, those that are there twice with their id, so that tables can be keyed by name."""
+    """Return unique names: repeated ones get their id appended, so that tables can be keyed by name."""
     seen = list(names.values())
     return tuple(name if seen.count(name) == 1 else f"{name} ({k})" for k, name in names.items())

@@ -1,4 +1,4 @@
-"""`Metrics`: the COCO numbers of one evaluation."""
+"""`Metrics`: the COCO metrics of one evaluation."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ PER_CLASS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 
 
 def percent(value: float) -> str:
-    """A metric as papers print it: 0.4203 -> "42.0", undefined (-1) -> "n/a"."""
+    """Format a metric as papers print it: 0.4203 -> "42.0", undefined (-1) -> "n/a"."""
     return "n/a" if value < 0 else f"{value * 100:.1f}"
 
 
 @dataclass(frozen=True)
 class Metrics(Mapping[str, Any]):
-    """The 12 COCO numbers in [0, 1], -1 where there is no object to define them, and the same per class.
+    """The 12 COCO metrics in [0, 1], -1 where no object defines them, and metrics per class.
 
-    `metrics.AP` and `metrics["AP"]` are the same; as a mapping it holds the 12 numbers and `per_class`.
+    `metrics.AP` and `metrics["AP"]` are the same; as a mapping it holds the 12 metrics and `per_class`.
 
     Attributes:
         AP: mean over IoU 0.5:0.05:0.95 and classes, at the largest number of detections per image.
@@ -36,7 +36,7 @@ class Metrics(Mapping[str, Any]):
         APs: objects below 32 x 32 pixels.
         APm: from 32 x 32 to 96 x 96 pixels.
         APl: above 96 x 96 pixels.
-        AR1: recall with one detection an image (the first of `max_dets`).
+        AR1: recall with one detection per image (the first of `max_dets`).
         AR10: with ten (the second).
         AR100: with a hundred (the last).
         ARs: small objects, as APs.
@@ -46,12 +46,12 @@ class Metrics(Mapping[str, Any]):
             crowd left out).
         max_dets: the numbers of detections per image that count.
         iou_type: "bbox" or "segm".
-        images: how many were evaluated.
-        objects: how many they hold, crowd left out.
-        detections: how many were given.
-        curves: precision over recall.
-        masks: the same of the objects' masks, where they were evaluated beside the boxes.
-        panoptic: panoptic quality, where it was evaluated beside the boxes, which are those of things then.
+        images: number of images that were evaluated.
+        objects: number of objects in these images, crowd left out.
+        detections: number of detections that were given.
+        curves: precision-recall curves.
+        masks: metrics of the objects' masks, if they were evaluated beside the boxes.
+        panoptic: panoptic quality, if it was evaluated beside the boxes; these are the boxes of things then.
     """
 
     AP: float
@@ -89,11 +89,11 @@ class Metrics(Mapping[str, Any]):
 
     @property
     def stats(self) -> tuple[float, ...]:
-        """The 12 numbers in pycocotools' order."""
+        """The 12 metrics in pycocotools' order."""
         return tuple(getattr(self, name) for name in NAMES)
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers and counts as plain JSON values, without the curves."""
+        """Convert metrics and counts to plain JSON values, without the curves."""
         return {
             **dict(zip(NAMES, self.stats, strict=True)),
             "max_dets": list(self.max_dets),
@@ -105,7 +105,7 @@ class Metrics(Mapping[str, Any]):
         }
 
     def table(self, *, per_class: bool = False) -> str:
-        """A Markdown table in percent: the 12 numbers, or one row per class that has objects, best AP first."""
+        """Format a Markdown table in percent: the 12 metrics, or one row per class with objects, best AP first."""
         if not per_class:
             headings = [n if n != "AR100" else f"AR{self.max_dets[2]}" for n in NAMES]
             if self.max_dets[:2] != (1, 10):
@@ -121,7 +121,7 @@ class Metrics(Mapping[str, Any]):
 
 
 def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, aligned so that it reads in a terminal too: text to the left, numbers to the right."""
+    """Format a Markdown table, aligned for terminals, too: text to the left, numbers to the right."""
 
     def numeric(column: int) -> bool:
         return all(re.fullmatch(r"[+-]?\d+(\.\d+)?|n/a|-", row[column]) for row in rows)

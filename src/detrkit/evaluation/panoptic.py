@@ -1,7 +1,7 @@
-"""`PanopticEvaluator`: gathers panoptic results image by image, in one process or several, and computes their quality.
+"""`PanopticEvaluator`: collects panoptic results image by image, in one process or several, and computes their quality.
 
-An image is reduced to its matches when it comes: 5,000 of them take a few megabytes, in any process. No PNG is written
-unless somebody wants it.
+Each image is reduced to its matches when it is added: 5,000 images take a few megabytes per process. PNGs are written
+only with `out`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from detrkit.utils.image_files import image_bytes
 
 
 class PanopticEvaluator:
-    """Gathers panoptic results and evaluates them against one ground truth.
+    """Collection of panoptic results that is evaluated against one ground truth.
 
     Each image counts once, however often it is added: samplers repeat images to give every process the same number.
 
@@ -39,7 +39,7 @@ class PanopticEvaluator:
     Args:
         ground_truth: COCO panoptic file, its content, or a `PanopticTruth`; read once.
         maps: folder of its PNGs, or a function that gives the (H, W) ids of an image, see `PanopticTruth.load`.
-        out: a json that is to hold the results: their PNGs are written as they come, into the folder of its name.
+        out: the json of the results, for `save`; PNGs are written when images are added, into the folder of its name.
         unknown_categories: what to do with segments of a category that the ground truth does not have: an "error", or
             "ignore" them, as if they were void. Unused labels (`ClassList.unused`) are always void.
     """
@@ -58,20 +58,20 @@ class PanopticEvaluator:
         self._images: dict[int | str, ImageMatches] = {}
 
     def __len__(self) -> int:
-        """How many images have been added."""
+        """Return the number of images that have been added."""
         return len(self._images)
 
     def add(self, image_id: int | str, result: PanopticResult) -> None:
-        """Takes the result of one image; an image that is there already is left as it is.
+        """Add the result of one image; an image added before stays unchanged.
 
         Args:
             image_id: the dataset's id.
-            result: at the size of the original image; `classes` maps labels to the dataset's category ids, without it
-                labels are taken for those.
+            result: at the size of the original image; `classes` maps labels to the dataset's category ids; without
+                it, labels are category ids.
 
         Raises:
-            DetrkitError: an unknown image or category, another size, ids of the map that are no segment's, or segments
-                without a pixel; the message names the image.
+            DetrkitError: an unknown image or category, another size, ids in the map that belong to no segment, or
+                segments without a pixel; the message names the image.
         """
         index = self.truth.image_position.get(image_id)
         if index is None:
@@ -86,7 +86,7 @@ class PanopticEvaluator:
         self._images[image_id] = matches
 
     def _known(self, result: PanopticResult) -> PanopticResult:
-        """The result with void in place of the segments that are of no account."""
+        """Replace segments of ignored categories by void."""
         classes, known = result.classes, self.truth.category_position
 
         def ignored(segment: Segment) -> bool:
@@ -104,11 +104,11 @@ class PanopticEvaluator:
         return replace(result, id_map=id_map, segments=[s for s in result.segments if s not in without])
 
     def state(self) -> dict[int | str, ImageMatches]:
-        """What has been gathered, by image id: picklable, for `merge` in another process."""
+        """Return the matches by image id: picklable, for `merge` in another process."""
         return dict(self._images)
 
     def merge(self, other: PanopticEvaluator | Mapping[int | str, ImageMatches]) -> PanopticEvaluator:
-        """Takes over the images that are not here yet from an evaluator or its `state()`, and returns itself.
+        """Add the images of an evaluator or its `state()` that this one does not have yet, and return this one.
 
         Raises:
             DetrkitError: an unknown image.
@@ -120,10 +120,10 @@ class PanopticEvaluator:
         return self
 
     def save(self) -> Path:
-        """Writes the json `out`, whole or not at all, and returns its path; panopticapi reads it too.
+        """Write the json `out` atomically, and return its path; panopticapi reads it, too.
 
         Raises:
-            ValueError: there is no `out`, so no PNGs were written.
+            ValueError: the evaluator was made without `out`, so no PNGs were written.
         """
         if self.out is None:
             raise ValueError("results are not kept: make the evaluator with out=")
@@ -135,10 +135,10 @@ class PanopticEvaluator:
         return write_atomic(self.out, json.dumps({"annotations": annotations}) + "\n")
 
     def compute(self, *, only_added: bool = False) -> PanopticMetrics:
-        """The numbers over all images of the ground truth, or over those that were added alone.
+        """Compute the metrics over all images of the ground truth, or only over those that were added.
 
         Raises:
-            DetrkitError: an image has not been added, or there is none.
+            DetrkitError: an image has not been added, or there are no images.
         """
         truth = self.truth
         if not only_added or not self._images:

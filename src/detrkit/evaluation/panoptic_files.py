@@ -1,4 +1,4 @@
-"""Panoptic results in files, in COCO's format: their quality, equal to panopticapi's; reading and writing them."""
+"""Panoptic results in files of COCO's format: evaluation (equal to panopticapi's), reading and writing."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes
 
-# Images of which the ground truth's ids are checked, too: hotcoco takes ids that segments_info lacks as they come. What
-# spoils PNGs (resizing, palettes, the wrong folder) spoils all of them; checking 100 took a tenth of the time of 5,000.
+# Number of images whose ground truth ids are checked, too: hotcoco accepts ids that segments_info lacks. Mistakes in
+# PNGs (resizing, palettes, the wrong folder) affect all of them; checking 100 took a tenth of the time of 5,000.
 _CHECKED = 20
 
 
@@ -33,7 +33,7 @@ def evaluate_panoptic(
     results: str | Path,
     results_folder: str | Path | None = None,
 ) -> PanopticMetrics:
-    """The panoptic quality of results in COCO's format, equal to panopticapi's.
+    """Compute the panoptic quality of results in COCO's format, equal to panopticapi's.
 
     Args:
         ground_truth: a COCO panoptic file, its content, or a `PanopticTruth`.
@@ -44,9 +44,9 @@ def evaluate_panoptic(
 
     Raises:
         DetrkitError: a malformed file, an image without result, an unknown category, a PNG that is missing or holds
-            other ids than segments_info: with the file, the image and the fix. Of the ground truth's PNGs, once there
-            are more than 20, such ids are looked for in the first 20; in others they count as in panopticapi: as
-            neither a segment nor void.
+            other ids than segments_info: with the file, the image and the fix. If there are more than 20 ground truth
+            PNGs, only the first 20 are checked for such ids; in others they count as in panopticapi: as neither a
+            segment nor void.
     """
     truth = PanopticTruth.load(ground_truth, ground_truth_folder)
     entries, id_map = _result_files(results, results_folder)
@@ -62,7 +62,7 @@ def evaluate_panoptic(
             raise DetrkitError(f"{results}: {error}") from error
 
     ids = list(entries)
-    with ThreadPoolExecutor() as pool:  # reading PNGs and sorting leave Python's lock
+    with ThreadPoolExecutor() as pool:  # reading PNGs and sorting release Python's lock
         matches = list(pool.map(score, ids[:_CHECKED]))
         if len(ids) > _CHECKED and isinstance(truth.id_map, PngFolder):
             metrics = _by_hotcoco(truth, truth.id_map.folder, entries, id_map.folder, str(results))
@@ -75,10 +75,10 @@ def evaluate_panoptic(
 def _by_hotcoco(
     truth: PanopticTruth, truth_folder: Path, entries: Mapping[Any, Mapping[str, Any]], folder: Path, name: str
 ) -> PanopticMetrics | None:
-    """The numbers from files by hotcoco: its PNG decoder takes a third of Pillow's time.
+    """Compute the metrics from files with hotcoco, whose PNG decoder takes a third of Pillow's time.
 
     Returns:
-        None if it stops at a file: `score_image` names what is wrong there.
+        The metrics; None if hotcoco fails at a file: `score_image` names what is wrong there.
 
     Raises:
         DetrkitError: a malformed `segments_info` of the results.
@@ -89,8 +89,8 @@ def _by_hotcoco(
         info = [{"id": i, "category_id": k, "iscrowd": int(c)} for i, k, c in zip(*columns, strict=True)]
         return {"image_id": position, "file_name": file, "segments_info": info}
 
-    # Ids are positions, as everywhere in the evaluation: hotcoco knows numbers from 0 alone. Areas are left out; it
-    # counts pixels then, as we do.
+    # Ids are positions, as everywhere in the evaluation: hotcoco takes only numbers from 0 on. Areas are left out;
+    # hotcoco counts pixels then, as `score_image` does.
     kinds = enumerate(zip(truth.names, truth.things, strict=True))
     expected = {
         "images": [],
@@ -125,16 +125,16 @@ def _by_hotcoco(
 def read_panoptic(
     results: str | Path, classes: ClassList, image_ids: Iterable[int | str], *, folder: str | Path | None = None
 ) -> list[PanopticResult]:
-    """Reads results in COCO's format, such as to draw them.
+    """Read results in COCO's format, for example to draw them.
 
     Args:
         results: the json.
         classes: of the dataset.
         image_ids: which images.
-        folder: of the PNGs; by default that of the json's name, beside it.
+        folder: of the PNGs; by default the folder of the json's name, beside it.
 
     Raises:
-        DetrkitError: a malformed file, an unknown category, or no result of an image.
+        DetrkitError: a malformed file, an unknown category, or an image without a result.
     """
     entries, id_map = _result_files(results, folder)
     found = []
@@ -150,7 +150,7 @@ def read_panoptic(
 def _result_files(
     results: str | Path, folder: str | Path | None
 ) -> tuple[dict[int | str, Mapping[str, Any]], PngFolder]:
-    """The entries of the json by image id, and what reads an image's PNG."""
+    """Return the entries of the json by image id, and the folder that reads an image's PNG."""
     entries = image_entries(read_json(results), str(results))
     files = {image_id: entry["file_name"] for image_id, entry in entries.items()}
     where = png_folder(Path(results), list(files.values())) if folder is None else Path(folder)
@@ -158,14 +158,14 @@ def _result_files(
 
 
 def write_panoptic(path: str | Path, results: Iterable[tuple[str, PanopticResult]]) -> Path:
-    """Writes results in COCO's format: the PNGs into the folder of the json's name, then the json.
+    """Write results in COCO's format: the PNGs into the folder of the json's name, then the json.
 
     Args:
         path: of the json.
         results: name of the PNG and result, image by image; `image_id` and `classes` say what the entries hold.
 
     Returns:
-        The path of the json. It is there when everything is.
+        The path of the json, which is written last.
 
     Raises:
         DetrkitError: the folder cannot be written.

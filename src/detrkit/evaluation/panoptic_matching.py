@@ -1,11 +1,12 @@
-"""Which predicted segments match which annotated ones: the rules of panoptic quality for one image.
+"""Matching of predicted and annotated segments of one image, by the rules of panoptic quality.
 
 As in Kirillov et al. (2019) and panopticapi:
 
-- A predicted segment matches an annotated one of its class if their IoU is above 0.5, which is so of one at most.
-- Pixels that are void in the ground truth are taken off the union.
-- What is annotated and not matched is missed, unless it is crowd.
-- What is predicted and not matched is invented, unless more than half of it lies on void and on crowd of its class.
+- A predicted segment matches an annotated one of its class if their IoU is above 0.5; at most one does.
+- Pixels that are void in the ground truth are subtracted from the union.
+- An annotated segment without a match is a false negative, unless it is crowd.
+- A predicted segment without a match is a false positive, unless more than half of it lies on void and on crowd of its
+  class.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from detrkit.utils.errors import DetrkitError
 
 
 class ImageMatches(NamedTuple):
-    """What one image adds to the sums: small arrays that pickle fast between processes.
+    """The matches of one image: small arrays that pickle fast between processes.
 
     Attributes:
         matched: (M,) category positions of the matched segments.
-        iou: (M,) of each.
+        iou: (M,) IoU of each match.
         invented: (F,) category positions of the false positives.
         missed: (N,) category positions of the false negatives.
-        segments_info: what was predicted, in COCO's format.
+        segments_info: the predicted segments, in COCO's format.
     """
 
     matched: np.ndarray
@@ -39,13 +40,13 @@ class ImageMatches(NamedTuple):
 def score_image(
     truth: PanopticTruth, image_id: int | str, found_map: np.ndarray, segments_info: list[dict[str, Any]]
 ) -> ImageMatches:
-    """Matches what was predicted in one image with its ground truth.
+    """Match the predicted segments of one image with its ground truth.
 
     Args:
-        truth: of the dataset.
-        image_id: one of its ids.
+        truth: the ground truth of the dataset.
+        image_id: the dataset's id of the image.
         found_map: (H, W) ids of the predicted segments.
-        segments_info: these, in COCO's format.
+        segments_info: these segments, in COCO's format.
 
     Raises:
         DetrkitError: see `match_segments`.
@@ -59,18 +60,18 @@ def score_image(
 def match_segments(
     truth_map: np.ndarray, truth: Segments, found_map: np.ndarray, found: Segments, where: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Matches the segments of one image.
+    """Match the segments of one image.
 
     Args:
         truth_map: (H, W) ids of the annotated segments.
         truth: these G segments.
-        found_map: (H, W) ids of the predicted ones.
+        found_map: (H, W) ids of the predicted segments.
         found: these N segments.
-        where: names the image in messages.
+        where: the image, for messages.
 
     Returns:
-        (M,) category positions of the matched segments, (M,) their IoU, and the category positions of what was invented
-        and what was missed.
+        (M,) category positions of the matched segments, (M,) their IoU, and the category positions of the false
+        positives and of the false negatives.
 
     Raises:
         DetrkitError: the maps differ in size, or one has other ids than its segments.
@@ -108,15 +109,15 @@ def match_segments(
 
 
 def shared_pixels(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How many pixels each pair of ids shares: (P,) ids in `truth`, (P,) ids in `found`, (P,) counts.
+    """Count the pixels that each pair of ids shares: (P,) ids in `truth`, (P,) ids in `found`, (P,) counts.
 
     Args:
         truth: (H, W) ids below 2**31.
         found: (H, W) ids.
     """
     a, b = truth.ravel(), found.ravel()
-    # Maps consist of runs of equal pairs, 2,000 to 10,000 in one of COCO's: sorting these instead of the pixels halves
-    # the time.
+    # Maps consist of runs of equal pairs, 2,000 to 10,000 in one of COCO: sorting runs instead of pixels halves the
+    # time.
     starts = np.flatnonzero(np.concatenate([[True], (a[1:] != a[:-1]) | (b[1:] != b[:-1])]))
     keys = a[starts].astype(np.int64) << 32 | b[starts].astype(np.int64)
     pairs, inverse = np.unique(keys, return_inverse=True)
@@ -125,10 +126,10 @@ def shared_pixels(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _rows(values: np.ndarray, ids: np.ndarray, where: str) -> np.ndarray:
-    """The position in `ids` of each of the map's values, the number of ids for void.
+    """Return the position in `ids` of each of the map's values; void gets the number of ids.
 
     Raises:
-        DetrkitError: a value that is neither void nor among the ids.
+        DetrkitError: a value is neither void nor one of the ids.
     """
     position = {int(i): row for row, i in enumerate(ids)}
     position.setdefault(VOID, len(ids))
@@ -141,5 +142,5 @@ def _rows(values: np.ndarray, ids: np.ndarray, where: str) -> np.ndarray:
 
 
 def _size(id_map: np.ndarray) -> str:
-    """A map's size as pictures are described: width x height."""
+    """Format a map's size as is usual for images: width x height."""
     return " x ".join(str(side) for side in id_map.shape[::-1])

@@ -16,13 +16,13 @@ _GROUPS = {"all": "", "things": "_th", "stuff": "_st"}
 
 @dataclass(frozen=True)
 class PanopticMetrics(Mapping[str, Any]):
-    """Panoptic quality as Kirillov et al. (2019) define it, in [0, 1], -1 where there is nothing to define it.
+    """Panoptic quality as Kirillov et al. (2019) define it, in [0, 1], -1 where no segment defines it.
 
-    Of one class, SQ (segmentation quality) is the mean IoU of the matched segments, RQ (recognition quality) is
-    TP / (TP + FP / 2 + FN / 2), and PQ = SQ * RQ. The others are means over classes that are annotated or were
-    predicted; so PQ is not SQ * RQ there.
+    For one class, SQ (segmentation quality) is the mean IoU of the matched segments, RQ (recognition quality) is
+    TP / (TP + FP / 2 + FN / 2), and PQ = SQ * RQ. The overall metrics are means over the classes that are
+    annotated or were predicted; so PQ is not SQ * RQ there.
 
-    `metrics.PQ` and `metrics["PQ"]` are the same; as a mapping it holds the 9 numbers and `per_class`.
+    `metrics.PQ` and `metrics["PQ"]` are the same; as a mapping it holds the 9 metrics and `per_class`.
 
     Attributes:
         PQ: panoptic quality of all classes.
@@ -36,7 +36,7 @@ class PanopticMetrics(Mapping[str, Any]):
         RQ_st: of the stuff.
         per_class: name -> PQ, SQ, RQ, `thing`, and the counts `segments` (annotated, crowd left out), `TP` (matched),
             `FP` (predicted and not matched) and `FN` (annotated and not matched).
-        images: how many were evaluated.
+        images: number of images that were evaluated.
     """
 
     PQ: float
@@ -63,7 +63,7 @@ class PanopticMetrics(Mapping[str, Any]):
         missed: np.ndarray,
         images: int,
     ) -> PanopticMetrics:
-        """The numbers from sums over images, one row a class.
+        """Compute the metrics from sums over images, one row per class.
 
         Args:
             names: of the K classes.
@@ -72,11 +72,11 @@ class PanopticMetrics(Mapping[str, Any]):
             matched: (K,) true positives.
             invented: (K,) false positives.
             missed: (K,) false negatives.
-            images: how many there were.
+            images: number of images.
         """
         counted = matched + invented / 2 + missed / 2
         present = counted > 0
-        divisor = np.maximum(counted, 0.5)  # what counts at all counts at least a half
+        divisor = np.maximum(counted, 0.5)  # a class that is present counts at least a half
         rows = np.where(present, [iou / divisor, iou / np.maximum(matched, 1), matched / divisor], -1.0)  # PQ, SQ, RQ
         thing = np.array(things, bool)
         numbers = {
@@ -110,22 +110,22 @@ class PanopticMetrics(Mapping[str, Any]):
 
     @property
     def segments(self) -> int:
-        """How many segments are annotated, crowd left out."""
+        """Number of annotated segments, crowd left out."""
         return sum(row["segments"] for row in self.per_class.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers and counts as plain JSON values."""
+        """Convert metrics and counts to plain JSON values."""
         return {**{n: self[n] for n in NAMES}, "images": self.images, "segments": self.segments} | {
             "per_class": self.per_class
         }
 
     def worst(self, count: int = 10) -> list[str]:
-        """The annotated classes with the lowest PQ, the lowest first; of equal ones those with most segments."""
+        """Return the annotated classes with the lowest PQ, lowest first; ties by the number of segments, most first."""
         annotated = [name for name, row in self.per_class.items() if row["segments"]]
         return sorted(annotated, key=lambda n: (self.per_class[n]["PQ"], -self.per_class[n]["segments"], n))[:count]
 
     def table(self, *, per_class: bool = False) -> str:
-        """A Markdown table in percent: all, things and stuff, or one row per class that counts, best PQ first."""
+        """Format a Markdown table in percent: all, things and stuff, or one row per class with a PQ, best PQ first."""
         if per_class:
             counted = {n: row for n, row in self.per_class.items() if row["PQ"] >= 0}
             return self.class_table(sorted(counted, key=lambda n: (-counted[n]["PQ"], n)))
@@ -137,7 +137,7 @@ class PanopticMetrics(Mapping[str, Any]):
         return markdown_table(["", "PQ", "SQ", "RQ", "classes"], rows)
 
     def class_table(self, names: list[str]) -> str:
-        """A Markdown table in percent with a row for each of these classes, in this order."""
+        """Format a Markdown table in percent with a row for each of these classes, in this order."""
         rows = []
         for name in names:
             row = self.per_class[name]

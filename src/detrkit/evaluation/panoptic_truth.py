@@ -1,4 +1,4 @@
-"""COCO panoptic ground truth and results: the json checked once on the way in, PNGs read when they are asked for."""
+"""COCO panoptic ground truth and results: the json is checked when it is loaded, PNGs are read when they are used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detrkit.evaluation.ground_truth import by_id, identity_order, read_json, un
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 
-VOID = 0  # of an id map's pixels, of no segment
+VOID = 0  # value of the pixels of an id map that belong to no segment
 IdMaps = Callable[[Any], np.ndarray]
 
 
@@ -24,7 +24,7 @@ class Segments(NamedTuple):
     Attributes:
         ids: (N,) int64 values in the id map.
         category: (N,) int64 position in the ground truth's categories.
-        crowd: (N,) bool: regions of many objects, neither to be found nor wrong to be found.
+        crowd: (N,) bool: regions of many objects, never false negatives; predictions on them are no false positives.
     """
 
     ids: np.ndarray
@@ -33,10 +33,10 @@ class Segments(NamedTuple):
 
     @classmethod
     def from_info(cls, segments_info: Any, categories: Mapping[Any, int], where: str) -> Segments:
-        """The columns of a `segments_info`.
+        """Read the columns from a `segments_info`.
 
         Raises:
-            DetrkitError: an entry without id, with one that is there twice, or with an unknown category.
+            DetrkitError: an entry without an id, with a repeated id, or with an unknown category.
         """
         if not isinstance(segments_info, (list, tuple)):
             raise DetrkitError(f"{where}: no list segments_info; give an object with id and category_id a segment")
@@ -61,17 +61,17 @@ class Segments(NamedTuple):
 
 @dataclass(frozen=True)
 class PanopticTruth:
-    """The segments to be found. Images and categories are numbered by their position.
+    """Annotated segments of a dataset. Images and categories are numbered by their position.
 
     Attributes:
         source: the file, to name it in messages.
-        image_ids: the dataset's ids of the images that are annotated, ascending.
-        files: names of their PNGs.
+        image_ids: the dataset's ids of the annotated images, ascending.
+        files: names of the images' PNGs.
         category_ids: the dataset's ids, ascending.
         names: of the categories, unique.
-        things: whether each is a thing.
-        segments: of each image.
-        id_map: gives the (H, W) ids of an image by its id.
+        things: whether each category is a thing.
+        segments: the segments of each image.
+        id_map: function that returns the (H, W) ids of an image by its id.
     """
 
     source: str
@@ -85,12 +85,12 @@ class PanopticTruth:
 
     @cached_property
     def image_position(self) -> dict[int | str, int]:
-        """Image id -> position."""
+        """Dict of image id -> position."""
         return {value: i for i, value in enumerate(self.image_ids)}
 
     @cached_property
     def category_position(self) -> dict[int, int]:
-        """Category id -> position."""
+        """Dict of category id -> position."""
         return {value: i for i, value in enumerate(self.category_ids)}
 
     @property
@@ -99,7 +99,11 @@ class PanopticTruth:
         return ClassList(self.names, self.category_ids, self.things, frozenset())
 
     def check_complete(self, found: Container[Any]) -> None:
-        """Raises DetrkitError unless there is an image, and `found` has every one."""
+        """Check that there are images and that `found` has every one.
+
+        Raises:
+            DetrkitError: an image is not in `found`, or the ground truth has no images.
+        """
         missing = [image_id for image_id in self.image_ids if image_id not in found]
         if missing:
             raise DetrkitError(
@@ -113,12 +117,12 @@ class PanopticTruth:
     def load(
         cls, source: PanopticTruth | str | Path | Mapping[str, Any], maps: str | Path | IdMaps | None = None
     ) -> PanopticTruth:
-        """Reads a COCO panoptic file or takes its content; a PanopticTruth passes through.
+        """Read a COCO panoptic file or its content; return a PanopticTruth as it is.
 
         Args:
             source: the file, its content, or ground truth loaded before.
             maps: the folder of the PNGs, or a function that gives the (H, W) ids of an image by its id. By default,
-                for a file, the folder of its name beside it or beside its folder, as COCO's archives lie.
+                for a file, the folder of its name beside it or beside its folder, as in COCO's archives.
 
         Raises:
             DetrkitError: with the file, the entry and the fix.
@@ -157,10 +161,10 @@ class PanopticTruth:
 
 
 def image_entries(content: Any, name: str) -> dict[Any, Mapping[str, Any]]:
-    """Image id -> its entry of `annotations`, which has segments_info and file_name, in ascending order of the ids.
+    """Index the `annotations` by image id, ascending; each entry has segments_info and file_name.
 
     Raises:
-        DetrkitError: no such list, an entry without these, or two of one image.
+        DetrkitError: no such list, an entry without these fields, or two entries of one image.
     """
     found: dict[Any, Mapping[str, Any]] = {}
     for i, entry in enumerate(_entries(content, "annotations", name)):
@@ -175,10 +179,10 @@ def image_entries(content: Any, name: str) -> dict[Any, Mapping[str, Any]]:
 
 
 def png_folder(file: Path, names: Sequence[str]) -> Path:
-    """Where the PNGs of a panoptic json are: in the folder of its name, beside it or beside its folder.
+    """Find the PNGs of a panoptic json: in the folder of its name, beside it or beside its folder.
 
     Raises:
-        DetrkitError: neither is there.
+        DetrkitError: neither folder has them.
     """
     beside, above = file.with_suffix(""), file.parent.parent / file.stem
     for folder in (beside, above, file.parent):
@@ -202,18 +206,18 @@ class PngFolder:
     files: Mapping[Any, str]
 
     def __call__(self, image_id: Any) -> np.ndarray:
-        """The (H, W) ids of an image."""
-        # Evaluation needs nothing else of the data package, which loads torchvision.
+        """Read the (H, W) ids of an image."""
+        # imported here: the evaluation uses nothing else of the data package, which imports torchvision
         from detrkit.data.panoptic import read_id_map
 
         return read_id_map(self.folder / self.files[image_id])
 
 
 def _entries(content: Any, key: str, name: str) -> Sequence[Any]:
-    """A list of the json.
+    """Return the list of that key.
 
     Raises:
-        DetrkitError: it is not there.
+        DetrkitError: the content has no such list.
     """
     if not isinstance(content, Mapping) or not isinstance(content.get(key), (list, tuple)):
         raise DetrkitError(f"{name}: no list {key!r}; this is not COCO's panoptic format")
@@ -222,5 +226,5 @@ def _entries(content: Any, key: str, name: str) -> Sequence[Any]:
 
 
 def _is_id(value: Any) -> bool:
-    """Whether it is a whole number."""
+    """Return whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""A report of one evaluation: a Markdown page with tables and pictures, and the numbers as JSON."""
+"""A report of one evaluation: a Markdown page with tables and images, and the metrics as JSON."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ REPORT_FILES = ("report.md", _METRICS, "examples.png", "precision_recall.png", "
 
 
 def report_folder(folder: str | Path, *more: str) -> AbstractContextManager[None]:
-    """A folder, made if need be, in which a report is written over no file of others.
+    """Claim a folder for a report, so that no file of other programs is overwritten; create it if needed.
 
     Args:
         folder: of the report.
-        more: names of other files that come with it.
+        more: names of other files that are written with it.
 
     Raises:
-        DetrkitError: a file of a report's name is there and detrkit did not write it; or the folder cannot be written.
+        DetrkitError: a file of a report's name exists that detrkit did not write, or the folder cannot be written.
     """
     folder = Path(folder)
     try:
-        ours = has_keys(folder / _METRICS, ("title", "settings"))  # of a run, or of a version that kept no manifest
+        ours = has_keys(folder / _METRICS, ("title", "settings"))  # of a run, or of a version without manifests
     except OSError:
         ours = False
     return claimed_files(folder, (*REPORT_FILES, *more), ours=ours)
@@ -65,30 +65,30 @@ def write_report(
     timing: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Writes report.md, metrics.json and the pictures that report.md links.
+    """Write report.md, metrics.json and the images that report.md links.
 
-    The page is written last, so that whoever finds it finds everything it links.
+    report.md is written last, so that everything it links exists.
 
     Args:
-        folder: made if need be; files of an earlier report in it are replaced.
-        metrics: the numbers of the boxes; None where there are none, with `panoptic`.
+        folder: created if needed; files of an earlier report in it are replaced.
+        metrics: of the boxes; may be None with `panoptic`.
         title: of the page.
-        settings: what was evaluated and how, one row each: model, weights, dataset, batch size, padding, ...
-        masks: the numbers of the same detections' masks (iou_type "segm").
-        panoptic: the numbers of the panoptic results; they come first.
-        pr: precision over recall; by default the metrics' own.
-        confusion: which class is taken for which.
-        sheet: a picture of examples, see `visualize.comparison_sheet`.
+        settings: of the evaluation, one row each: model, weights, dataset, batch size, padding, ...
+        masks: metrics of the same detections' masks (iou_type "segm").
+        panoptic: metrics of the panoptic results; they come first.
+        pr: precision-recall curves; by default those of `metrics`.
+        confusion: confusion matrix of the classes.
+        sheet: an image of examples, see `visualize.comparison_sheet`.
         curves: rows of a training log, see `visualize.training_curves`.
-        timing: one row each, the unit in the name: {"images per second": 31.4}.
-        notes: what to know of the numbers, a sentence each; they stand below the title.
+        timing: one row each, with the unit in the name: {"images per second": 31.4}.
+        notes: remarks on the metrics, a sentence each; they are printed below the title.
 
     Returns:
         The path of report.md.
 
     Raises:
         DetrkitError: the folder cannot be written.
-        ValueError: neither metrics nor panoptic are given.
+        ValueError: neither `metrics` nor `panoptic` is given.
     """
     from detrkit.visualize.curves import confusion_heatmap, png_bytes, precision_recall_curves, training_curves
 
@@ -160,12 +160,12 @@ def write_report(
 
 
 def _plain(text: object) -> str:
-    """Text in one line, of single spaces."""
+    """Join text to one line with single spaces."""
     return " ".join(str(text).split())
 
 
 def _value(value: object) -> str:
-    """A setting as the table shows it."""
+    """Format a setting for the table."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -176,7 +176,7 @@ def _value(value: object) -> str:
 
 
 def _json_value(value: object) -> Any:
-    """A setting as JSON; what JSON does not know becomes text."""
+    """Convert a setting to JSON; values that JSON does not have become text."""
     if isinstance(value, Mapping):
         return {str(k): _json_value(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -187,7 +187,7 @@ def _json_value(value: object) -> Any:
 
 
 def _summary(metrics: Metrics) -> str:
-    """The page's first sentence."""
+    """Return the page's first sentence."""
     what = "boxes" if metrics.iou_type == "bbox" else "masks"
     number = "undefined (there are no objects)" if metrics.AP < 0 else f"{metrics.AP * 100:.1f}"
     return (
@@ -197,13 +197,13 @@ def _summary(metrics: Metrics) -> str:
 
 
 def _panoptic_summary(metrics: PanopticMetrics) -> str:
-    """The first sentence on panoptic results."""
+    """Return the first sentence on panoptic results."""
     number = "undefined (there are no segments)" if metrics.PQ < 0 else f"{metrics.PQ * 100:.1f}"
     return f"**PQ {number}** on {metrics.images:,} images with {metrics.segments:,} segments."
 
 
 def _panoptic_classes(metrics: PanopticMetrics, count: int = 10) -> str:
-    """The worst classes, if they are not nearly all, and the table of all."""
+    """Format the table of all classes, after that of the worst if there are more classes than `count`."""
     text = (
         "TP: matched, FP: predicted and not matched, FN: annotated and not matched. A low SQ comes from rough "
         "outlines, a low RQ from segments missed, invented, cut up, joined or of the wrong class."
@@ -216,7 +216,7 @@ def _panoptic_classes(metrics: PanopticMetrics, count: int = 10) -> str:
 
 
 def _footnote(metrics: Metrics) -> str:
-    """What the columns of the first table mean."""
+    """Explain the columns of the first table."""
     return (
         "In percent, by COCO's rules. AP: mean over IoU 0.5 to 0.95; AP50, AP75: at one IoU; s, m, l: objects below "
         "32 x 32, up to 96 x 96, above 96 x 96 pixels; AR: recall with that many detections per image and class. "
@@ -225,7 +225,7 @@ def _footnote(metrics: Metrics) -> str:
 
 
 def _classes(metrics: Metrics) -> str:
-    """The per-class table and a line on the classes without objects."""
+    """Format the per-class table and a line on the classes without objects."""
     absent = [name for name, row in metrics.per_class.items() if not row["objects"]]
     table = metrics.table(per_class=True)
     if not absent:

@@ -1,4 +1,4 @@
-"""Detection results of many images as columns: what files, detectors and other processes hand over for evaluation."""
+"""Detection results of many images as columns: the common form of results from files, detectors and processes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Unknown = Literal["error", "ignore"]
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Detections as columns, in the order given (which decides between equal scores).
+    """Detections as columns, in the order given (which breaks ties of scores).
 
     Attributes:
         image: (N,) position in the ground truth's `image_ids`.
         category: (N,) position in the ground truth's `category_ids`.
-        boxes: (N, 4) xywh pixels; those around the masks where masks alone were given.
+        boxes: (N, 4) xywh pixels; the bounding boxes of the masks if only masks were given.
         scores: (N,) float64, finite.
         segmentations: N RLEs, or None.
     """
@@ -48,15 +48,15 @@ class ResultTable:
         iou_type: IouType = "bbox",
         unknown_categories: Unknown = "error",
     ) -> ResultTable:
-        """Reads a COCO results file or takes its entries.
+        """Read a COCO results file or its entries.
 
         Args:
             source: the file, or the list of entries with image_id, category_id, score and bbox (xywh pixels) or
                 segmentation (RLE, or polygons as in ground truth; an empty one is a mask without a pixel).
-            truth: what the ids refer to.
+            truth: ground truth that the ids refer to.
             iou_type: "bbox" needs boxes, "segm" segmentations.
             unknown_categories: "ignore" leaves out detections of categories that the ground truth does not have, as
-                pycocotools does in silence.
+                pycocotools does silently.
 
         Raises:
             DetrkitError: with the file, the entry, the field and the fix.
@@ -83,20 +83,20 @@ class ResultTable:
         return cls(image, category, boxes, scores, segmentations)
 
     def to_hotcoco(self, truth: hotcoco.COCO, *, segmentation: bool) -> hotcoco.COCO:
-        """The same for the evaluator.
+        """Convert to hotcoco's results.
 
         Raises:
-            DetrkitError: masks that are asked for and not there.
+            DetrkitError: `segmentation` is set and there are no masks.
         """
         rows = np.column_stack([self.image, self.boxes, self.scores, self.category])
         if not segmentation:
             return truth.load_res(rows)
         if self.segmentations is None and len(self):
             raise DetrkitError("results without segmentation: evaluate the boxes (--iou-type bbox)")
-        # As columns: a dict for each of 100,000 masks took four times as long.
+        # as columns: a dict for each of 100,000 masks took four times as long
         segmentations = self.segmentations or []
         found = truth.load_res(rows, segmentation=segmentations)
-        # Small, medium and large go by the mask's area, not by the box's as wherever COCO's code finds a box.
+        # small, medium and large are decided by the mask's area; COCO's code would take the box's area if it has a box
         found.update_anns(
             ids=np.arange(1, len(self) + 1), area=np.asarray(hotcoco.mask.area(segmentations), np.float64)
         )
@@ -104,13 +104,13 @@ class ResultTable:
 
 
 def _scores(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """The scores (N,) float64.
+    """Read the scores (N,) float64.
 
     Raises:
-        DetrkitError: one is missing, no number or not finite; the message names its entry.
+        DetrkitError: a score is missing, no number or not finite; the message names its entry.
     """
     values = [e.get("score") for e in entries]
-    if not set(map(type, values)) <= {float, int}:  # this is so of every good file, and quicker than the loop
+    if not set(map(type, values)) <= {float, int}:  # false for every valid file, and faster than the loop
         for i, value in enumerate(values):
             if not isinstance(value, Real):
                 raise DetrkitError(f"{name}: entry {i}: score is {value!r}; give a number from 0 to 1")
@@ -122,12 +122,12 @@ def _scores(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def has_masks(entries: Sequence[Any]) -> bool:
-    """Whether any result has a segmentation; tools write null or [] where there is none."""
+    """Return whether any result has a segmentation; tools write null or [] if there is none."""
     return any(isinstance(e, Mapping) and e.get("segmentation") for e in entries)
 
 
 def _rles(entries: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int]], name: str) -> list[Any]:
-    """The masks of results as RLEs for images of `sizes` (height, width); polygons are drawn, as pycocotools does.
+    """Convert masks to RLEs for images of `sizes` (height, width); polygons are rasterized, as pycocotools does.
 
     Raises:
         DetrkitError: no result has a mask, or one cannot be decoded; the message names its entry.
@@ -150,7 +150,7 @@ def _rles(entries: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int]]
                 "nor a list of polygons"
             )
     try:
-        hotcoco.mask.area(values)  # of all at once: 26 ms for 100,000, one by one 37
+        hotcoco.mask.area(values)  # all at once: 26 ms for 100,000; one by one 37 ms
     except (ValueError, TypeError, KeyError):
         for i, value in enumerate(values):
             try:
@@ -163,10 +163,10 @@ def _rles(entries: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int]]
 
 
 def _drawn(polygons: list[Any], size: tuple[int, int], where: str) -> Any:
-    """The RLE of polygons [x0, y0, x1, y1, ...] in pixels.
+    """Convert polygons [x0, y0, x1, y1, ...] in pixels to one RLE.
 
     Raises:
-        DetrkitError: what is no polygon of three points, or an image of unknown size.
+        DetrkitError: a polygon has fewer than three points or invalid numbers, or the image's size is unknown.
     """
     if size == (0, 0):
         raise DetrkitError(f"{where}: the ground truth has no size of the image to draw the mask in; give RLE")

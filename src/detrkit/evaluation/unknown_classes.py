@@ -1,4 +1,4 @@
-"""Classes of a dataset that a model does not know: what they are, what they cost, and how they may have been meant."""
+"""Classes of a dataset that a model cannot predict: their names, their share of the objects, similar names."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from detrkit.evaluation.ground_truth import GroundTruth
 from detrkit.utils.similar import nearest_names
 from detrkit.utils.visible import one_line
 
-_SHOWN = 5  # names in a message
+_SHOWN = 5  # largest number of names in a message
 
 
 @dataclass(frozen=True)
 class UnknownClasses:
-    """Annotated classes of which nothing can be found, each of which counts with AP 0 in the mean.
+    """Annotated classes that a model cannot predict; each counts with AP 0 in the mean.
 
     Attributes:
-        names: of those that have objects; the others count nowhere.
-        nearest: of those that are nearly called like a class that only the model has, what it is called there.
-        objects: how many objects of these classes there are, crowd left out.
-        all_objects: and of all classes.
-        classes: how many classes have objects.
+        names: of these classes, if they have objects; classes without objects do not count.
+        nearest: name in the dataset -> similar name of a class that only the model has.
+        objects: number of objects of these classes, crowd left out.
+        all_objects: number of objects of all classes, crowd left out.
+        classes: number of classes that have objects.
     """
 
     names: tuple[str, ...]
@@ -34,11 +34,11 @@ class UnknownClasses:
 
     @classmethod
     def of(cls, truth: GroundTruth, predicted: Collection[int], candidates: Collection[str]) -> UnknownClasses:
-        """The classes of a ground truth that a model cannot predict.
+        """Find the classes of a ground truth that a model cannot predict.
 
         Args:
-            truth: what there is to be found.
-            predicted: ids of the categories that the model knows.
+            truth: the ground truth.
+            predicted: ids of the categories that the model predicts.
             candidates: names of the model's other classes.
         """
         counts = np.bincount(truth.category[~truth.crowd], minlength=len(truth.names))
@@ -56,11 +56,11 @@ class UnknownClasses:
         return bool(self.names)
 
     def sentence(self, dataset: str, number: str = "AP") -> str:
-        """What is wrong, what it costs and what to do, in one line.
+        """Describe the problem, its cost and the remedy in one line.
 
         Args:
             dataset: its name.
-            number: what is evaluated.
+            number: name of the metric.
         """
         text = (
             f"{len(self.names)} of the {self.classes} classes of {dataset}, with {self.objects} of {self.all_objects} "
@@ -72,7 +72,7 @@ class UnknownClasses:
         return f"{text}; leave them out of the dataset, or train the model on them (train --init-from)"
 
     def without_results(self) -> str:
-        """The same of results from elsewhere, whose program may not have known these classes, in one line."""
+        """Describe the problem in one line for results of another program, which may not have had these classes."""
         return (
             f"the results have no detection of {len(self.names)} of the {self.classes} classes, which have "
             f"{self.objects} of {self.all_objects} objects and count with AP 0: {some(self.names)}"
@@ -80,6 +80,6 @@ class UnknownClasses:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first five, and how many more there are, in one line."""
+    """List the first five names and the number of the others in one line."""
     rest = len(names) - _SHOWN
     return one_line(", ".join(names[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")

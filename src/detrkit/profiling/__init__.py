@@ -1,4 +1,4 @@
-"""Where the time of predicting and training goes on this machine: what `detrkit bench` measures."""
+"""Profiling of prediction and training on this machine, by parts: the measurements of `detrkit bench`."""
 
 from detrkit.profiling.measuring import Measured, Setting, measure
 from detrkit.profiling.stopwatch import Stopwatch, watched

@@ -1,4 +1,4 @@
-"""Turns of predicting or training with and without a stopwatch: the parts, and the whole that they should add up to."""
+"""Iterations of prediction or training with and without a stopwatch: time of the parts, and of their whole."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ from detrkit.utils.console import meter
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import ModelSpec
 
-WARM_UP = 2  # turns of either kind that are not counted: the first ones compile, allocate and fold
-FOUND = 7  # objects a picture, as COCO's, of which random weights give masks
+WARM_UP = 2  # iterations of either kind that are not counted: the first ones compile, allocate and fold
+FOUND = 7  # objects per image, as in COCO, for which a model with random weights computes masks
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured.
+    """Settings of a measurement.
 
     Attributes:
         spec: of the model, with the size of the input.
-        files: pictures; batches go round them.
-        batch: pictures a turn.
-        device: where; None as `detrkit predict` and `detrkit train` choose.
+        files: images; batches cycle through them.
+        batch: images per iteration.
+        device: where to run; None chooses as `detrkit predict` and `detrkit train` do.
         precision: "bf16": autocast.
-        repeats: turns with the stopwatch, and as many without.
-        random: whether the weights are, so that no score means anything.
+        repeats: iterations with the stopwatch, and as many without.
+        random: whether the weights are random, so that scores have no meaning.
     """
 
     spec: ModelSpec
@@ -76,20 +76,20 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured.
+    """Results of a measurement.
 
     Attributes:
         work: "predicting" or "training".
-        parts: name -> seconds in every turn with the stopwatch, in the order in which they happen.
-        whole: seconds of every turn without it.
-        images: a turn.
-        memory: the most memory in use, MiB: allocated on a GPU, resident on a CPU.
-        device: where.
-        inputs: (height, width) in pixels of the largest input of a turn, smallest and largest area.
-        found: objects or segments found in a picture, on average; None of training.
-        workers: processes that load images in `beside`.
-        beside: images a second with loading processes beside the rest, as `detrkit train` does it on this device; None
-            if it uses none there.
+        parts: name -> seconds in every iteration with the stopwatch, in the order of execution.
+        whole: seconds of every iteration without the stopwatch.
+        images: images per iteration.
+        memory: peak memory in MiB: allocated on a GPU, resident on a CPU.
+        device: where the model ran.
+        inputs: (height, width) in pixels of the iterations' inputs with the smallest and the largest area.
+        found: detected objects or segments per image, on average; None for training.
+        workers: number of processes that load images for `beside`.
+        beside: images per second with processes that load images, as `detrkit train` uses them on this device; None if
+            it uses none there.
     """
 
     work: Literal["predicting", "training"]
@@ -105,33 +105,33 @@ class Measured:
 
     @property
     def medians(self) -> dict[str, float]:
-        """Seconds of every part."""
+        """Seconds of every part: the median over the iterations."""
         return {name: statistics.median(taken) for name, taken in self.parts.items()}
 
     @property
     def total(self) -> float:
-        """Seconds of all parts together: the median over the turns."""
+        """Seconds of all parts together: the median over the iterations."""
         return statistics.median(sum(turn) for turn in zip(*self.parts.values(), strict=True))
 
     @property
     def median(self) -> float:
-        """Seconds of a turn without the stopwatch."""
+        """Seconds of an iteration without the stopwatch: the median."""
         return statistics.median(self.whole)
 
     @property
     def rate(self) -> float:
-        """Images a second over all turns without the stopwatch: sizes differ, and the slow ones count, too."""
+        """Images per second over all iterations without the stopwatch: sizes differ, and slow iterations count, too."""
         return self.images * len(self.whole) / sum(self.whole)
 
 
 @dataclass
 class _Turns:
-    """Collects turns.
+    """Measurements of iterations.
 
     Attributes:
-        device: where work is done.
-        whole: seconds of turns without the stopwatch.
-        parts: part -> seconds, of turns with it.
+        device: where the model runs.
+        whole: seconds of iterations without the stopwatch.
+        watches: stopwatches of the other iterations.
     """
 
     device: torch.device
@@ -139,29 +139,29 @@ class _Turns:
     watches: list[Stopwatch] = field(default_factory=list)
 
     def without(self, turn: Callable[[], object]) -> None:
-        """A turn as users have it."""
+        """Time an iteration without the stopwatch, as users run it."""
         began = finished(self.device)
         turn()
         self.whole.append(finished(self.device) - began)
 
     def parts(self, order: Sequence[str]) -> dict[str, list[float]]:
-        """Seconds in every turn, of the parts that there were."""
+        """Return seconds in every iteration, for each part that was measured."""
         there = [name for name in order if any(name in watch.seconds for watch in self.watches)]
         return {name: [watch.seconds.get(name, 0.0) for watch in self.watches] for name in there}
 
 
 def measure(model: nn.Module, setting: Setting, *, training: bool = False) -> Measured:
-    """Measures a model on the path that users take: `Detector.predict`, or loader and `engine.Update`.
+    """Measure a model on the code path of users: `Detector.predict`, or loader and `engine.Update`.
 
-    Each turn with the stopwatch is beside one without it on the same pictures, so a busy moment falls on both.
+    Iterations with and without the stopwatch alternate on the same images, so other load on the machine affects both.
 
     Args:
         model: with its weights; training changes them.
-        setting: what to measure.
-        training: steps of the optimiser instead of predictions.
+        setting: of the measurement.
+        training: measure optimizer steps instead of predictions.
 
     Raises:
-        DetrkitError: pictures that cannot be read, a device that is not there or has too little memory.
+        DetrkitError: images that cannot be read, or a device that is not available or has too little memory.
     """
     try:
         return _training(model, setting) if training else _predicting(model, setting)
@@ -173,7 +173,7 @@ def measure(model: nn.Module, setting: Setting, *, training: bool = False) -> Me
 
 
 def _predicting(model: nn.Module, setting: Setting) -> Measured:
-    """Pictures in files to what is found in them."""
+    """Profile prediction, from image files to results."""
     detector = Detector(model, setting.spec, device=setting.device)
     device, turns = detector.device, _Turns(detector.device)
     functions = [
@@ -208,7 +208,7 @@ def _predicting(model: nn.Module, setting: Setting) -> Measured:
 
 
 def _training(model: nn.Module, setting: Setting) -> Measured:
-    """Pictures in files to the next weights, as `engine.Trainer` goes about it."""
+    """Profile a training step, from image files to updated weights, as `engine.Trainer` runs it."""
     kind: Literal["auto", "cpu", "cuda"] = "auto"
     if setting.device is not None:
         if setting.device.type not in ("cpu", "cuda") or setting.device.index is not None:
@@ -239,7 +239,7 @@ def _training(model: nn.Module, setting: Setting) -> Measured:
             batch_size=setting.batch,
             training=True,
             workers=processes,
-            cache="none",  # no real dataset is so small that it is kept in memory
+            cache="none",  # real datasets are too large to be cached in memory
             mean=spec.mean,
             std=spec.std,
             device=device,
@@ -284,7 +284,7 @@ def _by_turns(
     plain: Callable[[Any], object],
     with_watch: Callable[[Any], object],
 ) -> None:
-    """Warm-up, then turns of both kinds on what `given` gives for each."""
+    """Run the warm-up, then iterations of both kinds, each on what `given` returns for its number."""
     with meter("bench", WARM_UP + setting.repeats) as bar:
         for k in range(WARM_UP + setting.repeats):
             if k == WARM_UP:
@@ -292,13 +292,13 @@ def _by_turns(
                 turns.watches.clear()
                 reset_peak(turns.device)
             kinds = [lambda k=k: turns.without(lambda: plain(given(k))), lambda k=k: with_watch(given(k))]
-            for kind in kinds if k % 2 == 0 else reversed(kinds):  # neither always comes first
+            for kind in kinds if k % 2 == 0 else reversed(kinds):  # each kind is first in every other iteration
                 kind()
             bar.advance()
 
 
 def _beside(update: Update, loader: Loader, setting: Setting, workers: int, device: torch.device) -> float:
-    """Images a second with processes that load ahead; before, so many steps that none is left of what was ready."""
+    """Measure images per second with processes that load ahead, after enough steps to use up the batches in advance."""
     batches = iter(loader)
     for _ in range(2 * workers + 1):
         update([next(batches)])
@@ -326,7 +326,7 @@ def _measured(
 
 @torch.inference_mode()
 def _threshold(detector: Detector, file: Path) -> float:
-    """A score that `FOUND` queries of a picture exceed: masks take time for each that is found."""
+    """Return a score that `FOUND` queries of an image exceed: the time of masks depends on their number."""
     batch = Batch.from_images([detector._prepared(as_rgb(file))]).to(detector.device)
     logits = detector.model(batch, defer_masks=True).logits[0].float()  # (Q, C)
     softmax = architecture(detector.spec.name).scores == "softmax"
@@ -344,5 +344,5 @@ def _shape(batch: Batch) -> tuple[int, int]:
 
 
 def _round(files: Sequence[Path], turn: int, count: int) -> list[Any]:
-    """The pictures of a turn: `count` of them, going round and round."""
+    """Return the `count` images of an iteration, cycling through the files."""
     return [files[(turn * count + k) % len(files)] for k in range(count)]

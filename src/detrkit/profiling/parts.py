@@ -1,4 +1,4 @@
-"""The parts into which a turn is taken apart, and the modules of a model that belong to them."""
+"""Parts of an iteration, and the modules of a model that belong to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROPOSALS, HEADS, MASKS, POSTPROCESSING = "proposals", "heads", "masks", "post-p
 LOADING, MATCHING, LOSSES = "loading", "matching", "losses"
 BACKWARD, CLIPPING, STEPPING, REST = "backward", "clipping", "optimiser", "rest of the step"
 
-# children of the models by name; what a model does outside of these is GLUE
+# children of the models by name; other time in a model's forward pass is GLUE
 _CHILDREN = {
     "backbone": BACKBONE,
     "encoder": ENCODER,
@@ -22,7 +22,7 @@ _CHILDREN = {
     "segmentation": MASKS,
 }
 _MODEL = (BACKBONE, GLUE, ENCODER, PROPOSALS, DECODER, HEADS, MASKS)
-# in which they happen
+# parts in the order of execution
 ORDER = {
     "predicting": (READING, RESIZING, BATCHING, *_MODEL, POSTPROCESSING),
     "training": (LOADING, *_MODEL, MATCHING, LOSSES, BACKWARD, CLIPPING, STEPPING, REST),
@@ -30,7 +30,7 @@ ORDER = {
 
 
 def modules_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The modules of a model whose forward passes are its parts."""
+    """Return the modules of a model whose forward passes are parts, with the names of these."""
     found = [(model, GLUE)]
     for name, child in model.named_children():
         if name in _CHILDREN:
@@ -38,6 +38,6 @@ def modules_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
             layers = list(child) if isinstance(child, nn.ModuleList) else [child]
             found += [(layer, _CHILDREN[name]) for layer in layers]
     if has_masks(model):
-        # makes the masks that post-processing or the losses ask for
+        # computes masks for the post-processing or the losses
         found.append((model.get_submodule("segmentation.head"), MASKS))
     return found

@@ -1,4 +1,4 @@
-"""Pictures that need not be downloaded, and objects on any pictures."""
+"""Generated images that need no download, and generated objects for any images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from detrkit.structures.classes import ClassList
 from detrkit.utils.atomic import write_errors
 from detrkit.utils.image_files import image_bytes
 
-LONG_SIDE = 640  # pixels, as COCO's pictures
-MOST_OBJECTS = 13  # a picture has 1 to 13 of them, 7 on average, as COCO's
+LONG_SIDE = 640  # pixels, as of COCO's images
+MOST_OBJECTS = 13  # an image has 1 to 13 objects, 7 on average, as in COCO
 
 
 def write_pictures(folder: Path, count: int, shape: tuple[int, int]) -> list[Path]:
-    """JPEG files with as many pixels as COCO's, whose short side is to their long one as asked.
+    """Write JPEG files of COCO's resolution with the aspect ratio of `shape`.
 
     Args:
         folder: where to write.
-        count: how many.
-        shape: (short, long); the pictures lie, with a long side of 640 pixels.
+        count: number of files.
+        shape: (short, long); the images are in landscape format, with a long side of 640 pixels.
 
     Raises:
-        WriteError: there is no room for them.
+        WriteError: the files cannot be written.
     """
     short, long = shape
     height = max(1, LONG_SIDE * short // long)  # rounded down, so that resizing reaches the longest side first
@@ -42,9 +42,9 @@ def write_pictures(folder: Path, count: int, shape: tuple[int, int]) -> list[Pat
 
 
 def _photograph(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """Noise of many scales, each half as strong as the one twice as coarse, under grain.
+    """Generate noise of many scales, each half as strong as the one twice as coarse, and add grain.
 
-    There is so much grain that a JPEG of 640 x 480 pixels has about 125 kB and takes as long to decode as one of COCO.
+    With this amount of grain a JPEG of 640 x 480 pixels has about 125 kB and takes as long to decode as one of COCO.
     """
     total = np.zeros((height, width, 3))
     for octave in range(2, 8):
@@ -56,15 +56,15 @@ def _photograph(rng: np.random.Generator, height: int, width: int) -> Image.Imag
 
 
 def dataset_of(files: Sequence[Path], *, num_classes: int, masks: bool) -> Dataset:
-    """The pictures as a dataset, with random ellipses for objects: how many there are is all that time depends on.
+    """Make a dataset of the images with random ellipses as objects: the time depends only on their number.
 
     Args:
-        files: pictures.
+        files: images.
         num_classes: labels to draw from.
         masks: whether samples have masks.
 
     Raises:
-        DetrkitError: a file that is no picture.
+        DetrkitError: a file is no image.
     """
     classes = ClassList(tuple(f"class {k}" for k in range(num_classes)), tuple(range(num_classes)))
     records = [_record(k, file, num_classes) for k, file in enumerate(files)]
@@ -72,7 +72,7 @@ def dataset_of(files: Sequence[Path], *, num_classes: int, masks: bool) -> Datas
 
 
 def _record(index: int, file: Path, num_classes: int) -> Record:
-    """A picture with its objects."""
+    """Make the record of an image with random objects."""
     rng = np.random.default_rng(index)
     height, width = image_size(file)
     count = int(rng.integers(1, MOST_OBJECTS + 1))

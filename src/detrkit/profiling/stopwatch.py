@@ -1,7 +1,7 @@
-"""A stopwatch for the parts of a program, and its fixing to modules and functions from outside.
+"""A stopwatch for the parts of a program, attached to modules and functions from outside.
 
-Models know nothing of it: forward hooks on their children and covers of functions are put there for a turn and taken
-off after it.
+Models have no code for it: forward hooks on their children and wrappers of functions are installed for an iteration and
+removed after it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _ABSENT = object()
 
 
 class Stopwatch:
-    """Adds up the seconds of each part. While a part runs within another, only the inner one is counted.
+    """Timer that sums the seconds of each part. While a part runs within another, only the inner one is counted.
 
     Args:
-        device: where work is done; at the beginning and the end of each part the host waits for it.
+        device: where the model runs; at the beginning and the end of each part the host waits for it.
 
     Attributes:
-        seconds: of every part so far, in the order of their first beginning.
+        seconds: of every part so far, in the order of their first start.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,19 +35,19 @@ class Stopwatch:
         self._since = 0.0
 
     def begin(self, part: str) -> None:
-        """A part begins; that which was running waits."""
+        """Start a part; the running part pauses."""
         self._settle()
         self.seconds.setdefault(part, 0.0)
         self._open.append(part)
 
     def end(self) -> None:
-        """The part that began last ends; that around it goes on."""
+        """Stop the part that was started last; the part around it continues."""
         self._settle()
         self._open.pop()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What is done within belongs to a part."""
+        """Time the body of the `with` statement as a part."""
         self.begin(name)
         try:
             yield
@@ -55,7 +55,7 @@ class Stopwatch:
             self.end()
 
     def _settle(self) -> None:
-        """Gives the time since the last change to the part that was running."""
+        """Add the time since the last change to the part that was running."""
         now = finished(self.device)
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
@@ -63,7 +63,7 @@ class Stopwatch:
 
 
 def finished(device: torch.device) -> float:
-    """The time in seconds, when all that the device was given to do is done."""
+    """Return the time in seconds after waiting until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
@@ -76,12 +76,12 @@ def watched(
     modules: Sequence[tuple[nn.Module, str]] = (),
     functions: Sequence[tuple[Any, str, str]] = (),
 ) -> Iterator[None]:
-    """Fixes the watch to modules and functions; afterwards all is as it was.
+    """Attach the watch to modules and functions, and detach it at the end.
 
     Args:
-        watch: to fix.
-        modules: pairs of a module and the part that its forward pass is.
-        functions: owner (a module of Python, or an object), name of its function, and the part that it is.
+        watch: to attach.
+        modules: pairs of a module and the part of its forward pass.
+        functions: triples of an owner (a module of Python, or an object), the name of its function, and its part.
     """
     with ExitStack() as stack:
         for module, part in modules:
@@ -106,7 +106,7 @@ def _covered(function: Callable[..., Any], watch: Stopwatch, part: str) -> Calla
 
 
 def _uncover(owner: Any, name: str, before: Any) -> None:
-    """Puts back what the owner itself had under that name; methods of its class show again by themselves."""
+    """Restore the owner's own attribute of that name; if it had none, its class's method becomes visible again."""
     if before is _ABSENT:
         delattr(owner, name)
     else:

@@ -1,4 +1,4 @@
-"""The published tables from one command, the original commands, and the original torch.hub entries."""
+"""`reproduce`: evaluation of published checkpoints, with a table of published and measured metrics."""
 
 from detrkit.reproduction.running import reproduce
 from detrkit.reproduction.tables import Difference, Figure, Reproduced

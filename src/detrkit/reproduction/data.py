@@ -1,4 +1,4 @@
-"""COCO val2017 as the published figures were measured on it: boxes, or boxes, masks and segments."""
+"""Data of the published evaluations: COCO val2017 with boxes, or with boxes, masks and panoptic segments."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from detrkit.weights.checkpoint import ModelSpec
 
 @dataclass(frozen=True)
 class Places:
-    """Where the data is.
+    """Folders of the datasets.
 
     Attributes:
         coco: folder with SPLIT/ and annotations/instances_SPLIT.json.
-        panoptic: folder with panoptic_SPLIT/ and annotations/panoptic_SPLIT.json; the images may be here or there.
-        split: of both.
+        panoptic: folder with panoptic_SPLIT/ and annotations/panoptic_SPLIT.json; the images may be in either
+            folder.
+        split: of both datasets.
     """
 
     coco: Path | None = None
@@ -30,18 +31,18 @@ class Places:
     split: str = "val2017"
 
     def has(self, settings: EvaluationSettings) -> bool:
-        """Whether there is what an evaluation needs."""
+        """Return whether the data of an evaluation is given."""
         return (self.coco if settings.data == "coco" else self.panoptic) is not None
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The images to evaluate on, and whose objects count.
+    """Images to evaluate on, with the annotations that results are compared with.
 
     Attributes:
-        images: the dataset that is predicted on; panoptic for models with masks.
-        objects: the one that boxes and masks are compared with: the instances of the same images.
-        note: what differs from the published evaluation, or "".
+        images: the dataset to predict on; panoptic for models with masks.
+        objects: the dataset that boxes and masks are compared with: the instances of the same images.
+        note: difference from the published evaluation, or "".
     """
 
     images: Dataset
@@ -50,16 +51,16 @@ class EvaluationData:
 
     @classmethod
     def open(cls, places: Places, *, panoptic: bool, masks: bool = False, limit: int | None = None) -> EvaluationData:
-        """Opens what an evaluation needs.
+        """Open the data of an evaluation.
 
         Args:
-            places: where it is.
-            panoptic: boxes, masks and segments of the panoptic images, or boxes of the instances.
-            masks: of these, too.
-            limit: the first so many images only.
+            places: folders of the datasets.
+            panoptic: evaluate boxes, masks and segments of the panoptic images; else boxes of the instances.
+            masks: with `panoptic=False`, evaluate masks of the instances, too.
+            limit: only the first `limit` images.
 
         Raises:
-            DetrkitError: a place is not given, or its files cannot be used.
+            DetrkitError: a folder is not given, or its files cannot be used.
         """
         if not panoptic:
             if places.coco is None:
@@ -82,10 +83,10 @@ class EvaluationData:
         return cls(images, instances.subset([place[record.image_id] for record in images.records]))
 
     def truth(self, spec: ModelSpec, model: nn.Module) -> Truth:
-        """What there is to be found, of the model's classes.
+        """Return the ground truth, restricted to the model's classes.
 
         Raises:
-            DetrkitError: not one class in common, or annotations that cannot be read.
+            DetrkitError: no common class, or annotations that cannot be read.
         """
         if not self.images.panoptic:
             return Truth.of(self.images, spec, model)

@@ -1,4 +1,4 @@
-"""The journal of an evaluation: what was found in each image, a line a batch, so that it goes on where it stopped."""
+"""`Journal`: the results of each image, one line per batch, so that an interrupted evaluation can continue."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _MATCHES = {"matched": np.int64, "iou": np.float64, "invented": np.int64, "misse
 
 
 class Journal:
-    """Every process appends to a file of its own, and reads those of all.
+    """Files of results; every process appends to a file of its own and reads those of all.
 
-    Numbers are kept to their last digit: what is read gives the same figures as what was computed.
+    Numbers are stored with all digits, so that metrics do not change by writing and reading.
 
     Args:
         folder: of the evaluation; the journal is a folder in it.
-        settings: on which the results depend.
+        settings: that the results depend on.
 
     Raises:
-        DetrkitError: an evaluation with other settings was begun in the folder.
+        DetrkitError: the folder holds an evaluation with other settings.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -51,14 +51,14 @@ class Journal:
                 )
 
     def begin(self) -> None:
-        """Writes down the settings; for one process to do, when all have compared theirs."""
+        """Write the settings; one process calls this after all have compared theirs."""
         write_atomic(self.folder / SETTINGS, json.dumps(self.settings, indent=2) + "\n")
 
     def read(self, evaluation: Evaluation) -> float:
-        """Gives the images that are done to an evaluation.
+        """Add the images that are done to an evaluation.
 
         Returns:
-            The seconds they took, the sum over processes.
+            The seconds that these images took, summed over processes.
         """
         seconds = 0.0
         objects: dict[int | str, ImageResults] = {}
@@ -68,7 +68,7 @@ class Journal:
                 try:
                     content = json.loads(line)
                 except ValueError:
-                    continue  # the process ended while it wrote this line: the batch is done once more
+                    continue  # the process was stopped while it wrote this line: the batch is evaluated again
                 seconds += content["seconds"]
                 for image in content["images"]:
                     objects.setdefault(image["id"], _results(image["objects"]))
@@ -80,11 +80,11 @@ class Journal:
         return seconds
 
     def append(self, evaluation: Evaluation, image_ids: Sequence[int | str], *, rank: int, seconds: float) -> None:
-        """Writes down the images of a batch.
+        """Append the images of a batch.
 
         Args:
-            evaluation: that has got them.
-            image_ids: which ones.
+            evaluation: to which the images have been added.
+            image_ids: of the batch.
             rank: of this process.
             seconds: that the batch took.
 
@@ -105,7 +105,7 @@ class Journal:
 
 
 def _plain(row: ImageResults | ImageMatches) -> dict[str, Any]:
-    """The fields as JSON values."""
+    """Convert the fields to JSON values."""
     fields = row._asdict().items()
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields}
 

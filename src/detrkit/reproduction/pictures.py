@@ -1,4 +1,4 @@
-"""What a panoptic model finds: image | ground truth | masks | panoptic."""
+"""A sheet of a panoptic model's results: image | ground truth | masks | panoptic."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from detrkit.models.registry import architecture
 from detrkit.visualize import SheetRow, models_sheet
 from detrkit.weights.checkpoint import ModelSpec
 
-_COLORS = ((42, 120, 214), (235, 104, 52))  # of the columns of what was found
+_COLORS = ((42, 120, 214), (235, 104, 52))  # of the two columns of predictions
 
 
 @torch.no_grad()
 def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: int) -> Image.Image:
-    """Some images of a panoptic dataset with their segments, the objects' masks that were found, and the segments.
+    """Draw images of a panoptic dataset with annotated segments, predicted masks and predicted segments.
 
     Args:
         model: with masks, in eval mode.
         spec: of the model.
         dataset: opened with masks.
-        count: how many images, spread evenly over the dataset.
+        count: number of images, spread evenly over the dataset.
     """
     device = next(model.parameters()).device
     some = dataset.subset(spread(len(dataset), count))

@@ -1,4 +1,4 @@
-"""`reproduce`: published checkpoints on COCO, measured beside published; it goes on where it was interrupted."""
+"""`reproduce`: evaluation of published checkpoints on COCO; it continues after an interruption."""
 
 from __future__ import annotations
 
@@ -54,34 +54,34 @@ def reproduce(
     limit: Count | None = None,
     quiet: bool = True,
 ) -> list[Reproduced]:
-    """Evaluates published checkpoints as their figures were measured, and sets the figures side by side.
+    """Evaluate published checkpoints with the published settings, and compare the metrics with the published ones.
 
-    What was found is kept image by image: after an interruption, the same call goes on with the images that are left.
-    Under torchrun the processes share the batches, which are the same for any number of them, and so are the results.
+    Results are stored batch by batch: after an interruption, the same call continues with the images that are left.
+    Under torchrun the processes share the batches, which are the same for any number of processes; so are the results.
 
     Args:
-        names: of models, or one; by default all whose data is given and whose weights can be had.
+        names: of models, or one name; by default all models with given data and available weights.
         coco: folder with val2017/ and annotations/instances_val2017.json.
         panoptic: folder with panoptic_val2017/ and annotations/panoptic_val2017.json, for the panoptic models.
-        weights: a folder with files of the published names, which are used instead of downloads; of a single name the
-            file itself.
-        out: a folder for the report, with one for each model.
+        weights: a folder with files of the published names, which are used instead of downloads; for a single name
+            also the file itself.
+        out: folder for the report, with a folder for each model.
         split: of both datasets.
-        batch_size: images per process and step; by default as published, or 2 where that is not said.
+        batch_size: images per process and forward pass; by default as published, or 2 if that is unknown.
         size: short side of the input in pixels; by default as published.
         max_size: longest side of the input in pixels; by default as published, in proportion to `size`.
-        padding: "exact": the results do not depend on the batch; "official": as published, they do.
-        device: "cuda", "cpu", ...; by default CUDA where there is one.
-        workers: processes that load images.
-        limit: evaluate on the first so many images only.
-        quiet: no progress.
+        padding: "exact": the results do not depend on the batch; "official": as published, the results depend on it.
+        device: "cuda", "cpu", ...; by default CUDA if available.
+        workers: number of processes that load images.
+        limit: evaluate only the first `limit` images.
+        quiet: show no progress bar.
 
     Returns:
-        What came out, in the order of `names`.
+        The results, in the order of `names`.
 
     Raises:
-        DetrkitError: an unknown name, no data for a model, weights that cannot be had or are not the published ones, or
-            an evaluation with other settings in `out`, or another process that writes there.
+        DetrkitError: an unknown name, no data for a model, weights that are not available or not the published ones, an
+            evaluation with other settings in `out`, or another process that writes there.
     """
     numbers = {"batch_size": batch_size, "size": size, "max_size": max_size, "workers": workers, "limit": limit}
     check_arguments(reproduce, numbers)
@@ -91,7 +91,7 @@ def reproduce(
     places = Places(*(None if p is None else expanded_path(p) for p in (coco, panoptic)), split=split)
     given = None if weights is None else expanded_path(weights)
     rows = chosen_rows(names, places, given)
-    # what is wrong with the input is said before downloads and hours of work
+    # the input is checked before downloads and hours of work
     kinds = dict.fromkeys(row.evaluation.data for row in rows)
     data = {kind: EvaluationData.open(places, panoptic=kind == "panoptic", limit=limit) for kind in kinds}
     files = {row.model: weights_file(row, given, alone=len(rows) == 1) for row in rows}
@@ -104,7 +104,7 @@ def reproduce(
             wanted = row.evaluation
             model, found = load_model(files[row.model], name=row.model)
             longest = max_size or (wanted.max_size if size is None else round(wanted.max_size * size / wanted.size))
-            # the file of a Deformable DETR does not say what its classes are
+            # the file of a Deformable DETR does not hold its classes
             spec = replace(published_spec(row.model), options=found.options, size=size or wanted.size, max_size=longest)
             results.append(
                 run(
@@ -127,7 +127,7 @@ def reproduce(
 
 
 def chosen_rows(names: str | Sequence[str] | None, places: Places, weights: Path | None) -> list[Published]:
-    """The checkpoints to evaluate.
+    """Choose the checkpoints to evaluate.
 
     Raises:
         DetrkitError: an unknown name, or none that can be evaluated.
@@ -153,15 +153,15 @@ def chosen_rows(names: str | Sequence[str] | None, places: Places, weights: Path
 
 
 def weights_file(row: Published, weights: Path | None, *, alone: bool = False) -> Path:
-    """The file of a checkpoint: what is given, or the download.
+    """Return the file of a checkpoint: a given one, or the download.
 
     Args:
-        row: what was published.
-        weights: a folder with files of the published names, or a file; None: download.
+        row: the published checkpoint.
+        weights: a folder with files of the published names, or a file; None downloads the file.
         alone: whether this is the only checkpoint, so that `weights` may be its file.
 
     Raises:
-        DetrkitError: it cannot be had, or it is another file.
+        DetrkitError: the file is not available, or is not the published one.
     """
     file = None
     if weights is not None and weights.is_file():
@@ -188,7 +188,7 @@ def weights_file(row: Published, weights: Path | None, *, alone: bool = False) -
 
 
 def with_padding(model: nn.Module, spec: ModelSpec, padding: Padding) -> nn.Module:
-    """The model for another kind of padding, with the same weights."""
+    """Return a model with the same weights and another kind of padding."""
     if padding == spec.padding:
         return model
     other = replace(spec, padding=padding).build()
@@ -210,23 +210,23 @@ def run(
     workers: int | None = None,
     quiet: bool = True,
 ) -> Reproduced:
-    """Evaluates one checkpoint, or goes on with that, and writes its report.
+    """Evaluate one checkpoint, or continue its evaluation, and write its report.
 
     Args:
         model: with its weights.
-        spec: its input size and padding are those of the evaluation.
+        spec: of the model, with the input size and padding of the evaluation.
         data: to evaluate on.
         folder: of the journal and the report.
         weights: the file, for the report.
-        row: what was published of it, or None.
-        batch_size: images per process and step.
+        row: the published checkpoint, or None.
+        batch_size: images per process and forward pass.
         threshold: score above which a query becomes a segment.
         device: see `reproduce`.
         workers: see `reproduce`.
-        quiet: no progress.
+        quiet: show no progress bar.
 
     Raises:
-        DetrkitError: an evaluation with other settings was begun in the folder, or data that cannot be read.
+        DetrkitError: the folder holds an evaluation with other settings, or data cannot be read.
     """
     if batch_size < 1:
         raise DetrkitError(f"--batch-size {batch_size}: at least 1")
@@ -244,13 +244,13 @@ def run(
         journal.begin()
     wait()
     journal.read(evaluation)
-    # The batches follow from the dataset alone, and are dealt out whole: any number of processes, interrupted at any
-    # point, computes the same ones, so that the figures agree to the last digit.
+    # The batches depend only on the dataset, and each goes to one process: any number of processes, interrupted at any
+    # point, computes the same batches, so that the metrics agree to the last digit.
     order = order_by_aspect(images)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     done = evaluation.objects.state()
     left = [batch for batch in batches if any(images.records[i].image_id not in done for i in batch)]
-    wait()  # all have read what is left before anybody writes
+    wait()  # all processes have read the journal before any of them writes to it
     with meter(spec.name, len(left[rank::world]), quiet=quiet or rank != 0) as progress:
         for seconds, ids in _evaluated(model, spec, images, left[rank::world], evaluation, where, batch_size, workers):
             journal.append(evaluation, ids, rank=rank, seconds=seconds)
@@ -286,7 +286,7 @@ def run(
 def _what_counts(
     weights: Path, spec: ModelSpec, images: Dataset, batch_size: int, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """The settings that results depend on, so that a journal is not continued with others."""
+    """Return the settings that results depend on, so that a journal is not continued with other settings."""
     counts: dict[str, Any] = {
         "model": spec.name,
         "weights": sha256(weights)[:16],
@@ -313,7 +313,7 @@ def _evaluated(
     batch_size: int,
     workers: int | None,
 ) -> Iterator[tuple[float, list[int | str]]]:
-    """Runs the model over batches of indices; yields the seconds that each took and the ids of its images."""
+    """Run the model on batches of indices; yield the seconds that each took and the ids of its images."""
     if not batches:
         return
     loader = make_loader(
@@ -336,7 +336,7 @@ def _evaluated(
 
 
 def wait() -> None:
-    """Waits for all processes."""
+    """Wait for all processes."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
 
@@ -351,7 +351,7 @@ def _write_report(
     here: dict[str, Any],
     device: torch.device,
 ) -> None:
-    """The report of one checkpoint: figures, settings and what differs in them, per class, curves, pictures, speed."""
+    """Write the report of one checkpoint: metrics, settings and differences in them, curves, images, speed."""
     settings: dict[str, Any] = {
         "model": spec.name,
         "weights": weights.name,
@@ -391,7 +391,7 @@ def _write_report(
 
 
 def _published_evaluation(row: Published) -> str:
-    """The settings of the published evaluation in words."""
+    """Describe the settings of the published evaluation."""
     e = row.evaluation
     batch = "batch size not said" if e.batch_size is None else f"batch size {e.batch_size}"
     segments = "" if e.threshold is None else f", segments above {e.threshold:g}"

@@ -1,4 +1,4 @@
-"""Measured beside published: figures, settings, tables."""
+"""Comparison of measured and published metrics: values, settings, tables."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from detrkit.models.pretrained import FIGURES, Published
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.folders import claimed_files
 
-TOLERANCE = 0.2  # points, between a measured figure and a published one
+TOLERANCE = 0.2  # percentage points between a measured and a published metric
 _NAMES = {"AP_segm": "mask AP"}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in percent.
+    """A metric in percent, measured and published.
 
     Attributes:
         name: see `detrkit.models.pretrained.FIGURES`.
-        measured: here; None where nothing defines it (no objects of that kind).
-        published: by the source of the checkpoint; None where it does not say.
-        reproduced: with the official code, by the report that this project starts from; None likewise.
-        approximate: whether what was published is a round figure.
+        measured: by detrkit; None if nothing defines it (no objects of that kind).
+        published: by the source of the checkpoint; None if it does not report this metric.
+        reproduced: measured with the official code and files, the column "by the report"; None if not measured.
+        approximate: whether the published value is rounded.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Figure:
 
     @property
     def difference(self) -> float | None:
-        """Measured less published, or less reproduced where nothing was published; in points."""
+        """Measured minus published value, or minus reproduced value if none was published; in percentage points."""
         known = self.published if self.published is not None else self.reproduced
         return None if known is None or self.measured is None else self.measured - known
 
     @property
     def within(self) -> bool | None:
-        """Whether the difference is at most TOLERANCE; None where there is no exact figure to compare with."""
+        """True if the difference is at most TOLERANCE; None if there is no exact value to compare with."""
         if self.difference is None or self.approximate:
             return None
         return abs(self.difference) <= TOLERANCE + 1e-9
@@ -53,13 +53,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that is not as in the published evaluation.
+    """A setting that differs from the published evaluation.
 
     Attributes:
         setting: its name.
-        here: its value.
-        published: that of the published evaluation.
-        remark: what it does, or "".
+        here: its value in this evaluation.
+        published: its value in the published evaluation.
+        remark: its effect, or "".
     """
 
     setting: str
@@ -74,13 +74,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reproduced:
-    """What came out of one checkpoint.
+    """Results of one checkpoint.
 
     Attributes:
         name: of the model.
-        metrics: boxes, with masks and segments of panoptic models.
-        row: what was published; None of a checkpoint that is none of the published ones.
-        differences: settings that are not as in the published evaluation.
+        metrics: of boxes; for panoptic models also of masks and segments.
+        row: the published checkpoint; None for other checkpoints.
+        differences: settings that differ from the published evaluation.
         seconds: per image and process, with loading and post-processing.
         folder: of the report.
     """
@@ -94,7 +94,7 @@ class Reproduced:
 
     @property
     def figures(self) -> list[Figure]:
-        """The figures that something was published of; of an unpublished checkpoint all that were measured."""
+        """The metrics for which there are published or reproduced values; all metrics for an unpublished checkpoint."""
         measured = measured_figures(self.metrics)
         if self.row is None:
             return [Figure(name, value) for name, value in measured.items()]
@@ -112,11 +112,11 @@ class Reproduced:
 
     @property
     def within(self) -> bool:
-        """Whether every figure that can be compared is within TOLERANCE."""
+        """True if every metric that can be compared is within TOLERANCE."""
         return all(figure.within is not False for figure in self.figures)
 
     def to_json(self) -> dict[str, Any]:
-        """Figures and settings as plain JSON values."""
+        """Convert metrics and settings to plain JSON values."""
         return {
             "model": self.name,
             "figures": [asdict(f) | {"difference": f.difference, "within": f.within} for f in self.figures],
@@ -127,7 +127,7 @@ class Reproduced:
 
 
 def measured_figures(metrics: Metrics) -> dict[str, float]:
-    """Figures in percent by name, in the order of FIGURES, without those that nothing defines."""
+    """Return metrics in percent by name, in the order of FIGURES, without undefined ones."""
     values: dict[str, Any] = {name: metrics[name] for name in FIGURES if name in metrics}
     if metrics.masks is not None:
         values["AP_segm"] = metrics.masks.AP
@@ -137,10 +137,10 @@ def measured_figures(metrics: Metrics) -> dict[str, float]:
 
 
 def settings_that_differ(row: Published, here: Mapping[str, Any]) -> list[Difference]:
-    """The settings that are not as in the published evaluation, and what that does.
+    """Find the settings that differ from the published evaluation, with their effect.
 
     Args:
-        row: what was published.
+        row: the published checkpoint.
         here: images, size, max_size, batch_size, padding, threshold and precision of this evaluation.
     """
     there = asdict(row.evaluation) | {"precision": "fp32"}
@@ -159,7 +159,7 @@ def settings_that_differ(row: Published, here: Mapping[str, Any]) -> list[Differ
 
 
 def figure_table(results: Sequence[Reproduced]) -> str:
-    """Measured beside published, in percent, as a Markdown table."""
+    """Format a Markdown table of published and measured metrics in percent."""
     rows = []
     for result in results:
         for k, figure in enumerate(result.figures):
@@ -180,17 +180,17 @@ def figure_table(results: Sequence[Reproduced]) -> str:
 
 
 def summary_folder(out: Path) -> AbstractContextManager[None]:
-    """The folder of `write_summary`, made if need be, in which it writes over no file of others.
+    """Claim the folder of `write_summary`, so that no file of other programs is overwritten; create it if needed.
 
     Raises:
-        DetrkitError: a report.md or figures.json that detrkit did not write; or the folder cannot be written.
+        DetrkitError: a report.md or figures.json exists that detrkit did not write, or the folder cannot be written.
     """
-    # figures.json is of no other program; that of detrkit 0.1 came without a manifest
+    # no other program writes figures.json; detrkit 0.1 wrote it without a manifest
     return claimed_files(out, ("report.md", "figures.json"), ours=(out / "figures.json").is_file())
 
 
 def write_summary(out: Path, results: Sequence[Reproduced]) -> Path:
-    """Writes report.md, with the figures of all checkpoints and what differs, and figures.json.
+    """Write report.md, with the metrics of all checkpoints and the differing settings, and figures.json.
 
     Returns:
         The path of report.md.

@@ -1,4 +1,4 @@
-"""Pictures: boxes, masks and panoptic segments on images, contact and comparison sheets, curves."""
+"""Drawing: boxes, masks and panoptic segments on images, contact and comparison sheets, curves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PLOTS = ("confusion_heatmap", "precision_recall_curves", "save_figure", "study_
 
 
 def __getattr__(name: str) -> Any:
-    """The plots, imported on first use: matplotlib takes 0.8 s, which a picture with boxes should not wait for."""
+    """Import the plots on first use: matplotlib takes 0.8 s, which drawing boxes does not need."""
     if name not in _PLOTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from detrkit.visualize import curves

@@ -1,4 +1,4 @@
-"""One colour per class: distinct, the same in every picture, and with readable text on it; shades of it per object."""
+"""Colors of classes: distinct, the same in every image, with readable text on them; shades of them for objects."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 Color = tuple[int, int, int]
 
-# Colours are chosen once for this many labels; later labels repeat them.
+# Number of labels with colors of their own; later labels repeat them.
 PALETTE_SIZE = 256
-# The objects of one class in a picture have that many shades; further ones repeat them.
+# Number of shades for the objects of one class in an image; further objects repeat them.
 SHADES = 24
-# Of lines in a plot and of the models of a study. Blue, orange, green, red, violet, brown, cyan, pink: apart for
-# colour-blind readers too (after Okabe and Ito).
+# Colors of lines in a plot and of the models of a study: blue, orange, green, red, violet, brown, cyan, pink; distinct
+# for color-blind readers, too (after Okabe and Ito).
 LINE_COLORS = ("#0072b2", "#e66100", "#009e73", "#c1272d", "#8a4fbf", "#7a5230", "#2aa5c9", "#b0569b")
 
 
 def _oklab_to_linear(lab: np.ndarray) -> np.ndarray:
-    """(N, 3) Oklab -> (N, 3) linear sRGB, outside [0, 1] where the colour is out of gamut (Ottosson 2020)."""
+    """Convert (N, 3) Oklab to (N, 3) linear sRGB, outside [0, 1] if the color is out of gamut (Ottosson 2020)."""
     to_lms = np.array(
         [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.291485548]]
     )
@@ -35,7 +35,7 @@ def _oklab_to_linear(lab: np.ndarray) -> np.ndarray:
 
 
 def _linear_to_oklab(rgb: np.ndarray) -> np.ndarray:
-    """(3,) linear sRGB -> (3,) Oklab (Ottosson 2020)."""
+    """Convert (3,) linear sRGB to (3,) Oklab (Ottosson 2020)."""
     to_lms = np.array(
         [
             [0.4122214708, 0.5363325363, 0.0514459929],
@@ -54,20 +54,20 @@ def _linear_to_oklab(rgb: np.ndarray) -> np.ndarray:
 
 
 def _linear(channel: int) -> float:
-    """A channel of sRGB (0..255) as linear light in [0, 1]."""
+    """Convert a channel of sRGB (0..255) to linear light in [0, 1]."""
     c = channel / 255
     return c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
 
 
 def _rgb(linear: np.ndarray) -> Color:
-    """(3,) linear sRGB in [0, 1] as a colour (0..255)."""
+    """Convert (3,) linear sRGB in [0, 1] to a color (0..255)."""
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     red, green, blue = (srgb * 255).round().astype(int).tolist()
     return red, green, blue
 
 
 def _farthest(points: np.ndarray, first: int, count: int) -> list[int]:
-    """The indices of `count` of the (N, D) points, from `first` on each the farthest from all before it."""
+    """Choose indices of `count` of the (N, D) points: `first`, then always the point farthest from all chosen ones."""
     chosen = [first]
     distance = np.linalg.norm(points - points[first], axis=1)
     while len(chosen) < count:
@@ -78,7 +78,7 @@ def _farthest(points: np.ndarray, first: int, count: int) -> list[int]:
 
 @lru_cache(maxsize=PALETTE_SIZE)
 def _shades(label: int) -> tuple[Color, ...]:
-    """`SHADES` colours around that of a class, which is the first, each the farthest in Oklab from all before it."""
+    """Return `SHADES` colors near that of a class, the first; each is the farthest in Oklab from all before it."""
     color = color_of(label)
     base = _linear_to_oklab(np.array([_linear(c) for c in color]))
     lightness, chroma, hue = np.meshgrid(
@@ -96,10 +96,10 @@ def _shades(label: int) -> tuple[Color, ...]:
 
 @lru_cache(maxsize=1)
 def _colors() -> tuple[Color, ...]:
-    """`PALETTE_SIZE` colours, each the farthest in Oklab from all before it.
+    """Choose `PALETTE_SIZE` colors, each the farthest in Oklab from all before it.
 
-    The choice is greedy, so the first n colours are well apart for every n, and a class keeps its colour however many
-    classes there are. Greys and near-blacks are left out: they vanish on photographs.
+    The choice is greedy, so the first n colors are well apart for every n, and a class keeps its color whatever the
+    number of classes. Grays and near-blacks are left out: they are hard to see on photographs.
     """
     lightness, chroma, hue = np.meshgrid(
         np.linspace(0.5, 0.86, 7),
@@ -111,30 +111,30 @@ def _colors() -> tuple[Color, ...]:
     linear = _oklab_to_linear(lab)
     displayable = ((linear >= 0) & (linear <= 1)).all(1)
     lab, linear = lab[displayable], linear[displayable]
-    # The eye separates hues more readily than lightness, so lightness counts less.
+    # The eye distinguishes hues better than lightness, so lightness counts less.
     points = lab * np.array([0.7, 1.0, 1.0])
 
-    red = int(np.argmin(np.abs(lab - np.array([0.62, 0.2, 0.11])).sum(1)))  # a strong red first
+    red = int(np.argmin(np.abs(lab - np.array([0.62, 0.2, 0.11])).sum(1)))  # the first color is a strong red
     chosen = _farthest(points, red, PALETTE_SIZE)
     return tuple(_rgb(color) for color in linear[chosen])
 
 
 def color_of(label: int) -> Color:
-    """The RGB colour (0..255) of class `label`, the same in every picture and for every number of classes."""
+    """Return the RGB color (0..255) of class `label`: the same in every image and for every number of classes."""
     return _colors()[label % PALETTE_SIZE]
 
 
 def instance_color(label: int, index: int) -> Color:
-    """The RGB colour (0..255) of the object number `index` of class `label` in a picture.
+    """Return the RGB color (0..255) of the object number `index` of class `label` in an image.
 
-    The first has the colour of the class; the others are lighter, darker or stronger, or of a hue up to 20 degrees
-    beside it; they are distinct up to `SHADES`.
+    The first object has the color of the class; the others are lighter, darker, more saturated, or up to 20 degrees
+    away in hue. Up to `SHADES` of them are distinct.
     """
     return _shades(label % PALETTE_SIZE)[index % SHADES]
 
 
 def instance_colors(labels: Sequence[int]) -> list[Color]:
-    """A colour for each object of a picture: `instance_color` of its label and its number within its class."""
+    """Return a color for each object of an image: `instance_color` of its label and its number within its class."""
     seen: Counter[int] = Counter()
     colors = []
     for label in labels:
@@ -144,23 +144,23 @@ def instance_colors(labels: Sequence[int]) -> list[Color]:
 
 
 def palette(n: int) -> list[Color]:
-    """The colours of labels 0 .. n-1; distinct up to `PALETTE_SIZE` of them."""
+    """Return the colors of labels 0 .. n-1; up to `PALETTE_SIZE` of them are distinct."""
     return [color_of(label) for label in range(n)]
 
 
 def luminance(color: Color) -> float:
-    """Relative luminance in [0, 1] of an RGB colour (0..255), as WCAG 2 defines it."""
+    """Compute the relative luminance in [0, 1] of an RGB color (0..255), as WCAG 2 defines it."""
     red, green, blue = (_linear(c) for c in color)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def contrast(a: Color, b: Color) -> float:
-    """The WCAG contrast ratio of two RGB colours: 1 (equal) .. 21 (black on white)."""
+    """Compute the WCAG contrast ratio of two RGB colors: 1 (equal) .. 21 (black on white)."""
     lighter, darker = sorted((luminance(a), luminance(b)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 
 
 def text_color(background: Color) -> Color:
-    """Black or white, whichever reads better on `background`; the ratio is never below 4.5 (WCAG AA)."""
+    """Return black or white, whichever has more contrast on `background`: never below 4.5 (WCAG AA)."""
     black, white = (0, 0, 0), (255, 255, 255)
     return black if contrast(black, background) >= contrast(white, background) else white

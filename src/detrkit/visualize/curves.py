@@ -1,6 +1,6 @@
-"""Plots: training curves, precision over recall, confusion.
+"""Plots: training curves, precision-recall curves, confusion matrix.
 
-Each function returns a matplotlib Figure made without pyplot, so that no window opens and nothing global is changed.
+Each function returns a matplotlib Figure made without pyplot: no window opens and no global state changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from detrkit.utils.atomic import write_atomic
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import LINE_COLORS, color_of, text_color
 
-if TYPE_CHECKING:  # evaluate/ draws with this module, so the import must not go both ways
+if TYPE_CHECKING:  # evaluation/ draws with this module, so importing it here would be circular
     from detrkit.evaluation.confusion import Confusion
     from detrkit.evaluation.curves import PrecisionRecall
 
@@ -30,7 +30,7 @@ _TERMS = {"ce": "classification", "bbox": "box L1", "giou": "box GIoU", "mask": 
 
 
 def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of (inches) with panels side by side, in the look all plots share."""
+    """Create a figure (size in inches) with panels side by side, in the common style of all plots."""
     figure = Figure(figsize=(width, height), dpi=144, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
@@ -53,13 +53,13 @@ def _titled(ax: Axes, title: str, x: str, y: str = "") -> None:
 
 
 def _literal(name: str) -> str:
-    """A name as matplotlib draws it as it is: no mathematics between $, and in legends a first _ hides nothing."""
+    """Escape a name so that matplotlib draws it as it is: $ is no mathematics, a leading _ is not hidden in legends."""
     name = one_line(name).replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
 
 def _number(value: Any) -> float:
-    """A cell of a log as a number; NaN for an empty or absent one."""
+    """Convert a cell of a log to a number; NaN for an empty or absent one."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -67,7 +67,7 @@ def _number(value: Any) -> float:
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
-    """The (x, y) of the rows that have a finite value of both, ascending in x."""
+    """Return the x and y values of the rows in which both are finite, ascending in x."""
     pairs = np.array([(_number(r.get(x)), _number(r.get(key))) for r in rows]).reshape(-1, 2)
     pairs = pairs[np.isfinite(pairs).all(1)]
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
@@ -75,13 +75,13 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str, x: str) -> tuple[np.nda
 
 
 def _smoothed(y: np.ndarray, points: int) -> np.ndarray:
-    """A centred running mean over `points`, shorter at the ends."""
+    """Compute a centered running mean over `points`, shorter at the ends."""
     kernel = np.ones(points)
     return np.convolve(y, kernel, "same") / np.convolve(np.ones(len(y)), kernel, "same")
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Losses, validation PQ and AP, and learning rate of a run.
+    """Plot losses, validation PQ and AP, and the learning rate of a run.
 
     Args:
         rows: one mapping per logged line, as from a CSV file: `epoch` and/or `step`, `train/loss`, `train/loss_ce`,
@@ -99,7 +99,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     rates = [k for k in keys if k == "lr" or k.startswith(("lr/", "train/lr"))]
 
     def axis(names: Iterable[str]) -> str:
-        """`step` if most rows with these values have one (several lines per epoch), else `epoch`."""
+        """Return "epoch" if these values have one row per epoch or there are no steps, else "step"."""
         having = [r for r in rows if any(np.isfinite(_number(r.get(n))) for n in names)]
         epochs = {_number(r.get("epoch")) for r in having}
         per_epoch = len(epochs) == len(having) and all(np.isfinite(list(epochs)))
@@ -120,7 +120,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             style: dict[str, Any] = {"color": LINE_COLORS[i % len(LINE_COLORS)], "linewidth": 2.0 if total else 1.3}
             if kind == "loss":
                 label = "total" if total else _TERMS.get(name.removeprefix("train/loss_"), name.removeprefix("train/"))
-                if len(x) > 80:  # single steps scatter: their mean is the line, they the shade behind it
+                if len(x) > 80:  # single steps scatter: draw their running mean, and the steps faintly behind it
                     ax.plot(x, y, color=style["color"], linewidth=0.6, alpha=0.25)
                     y = _smoothed(y, max(5, len(x) // 40))
                 ax.plot(x, y, label=label, **style)
@@ -143,11 +143,11 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def study_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], colors: Mapping[str, str]) -> Figure:
-    """mAP, mAP50 and training loss of several runs over their epochs.
+    """Plot mAP, mAP50 and training loss of several runs over their epochs.
 
     Args:
-        runs: by the run's name, rows of its epochs.csv.
-        colors: of the runs, "#rrggbb".
+        runs: name of a run -> rows of its epochs.csv.
+        colors: name of a run -> "#rrggbb".
     """
     panels = {"val/AP": "mAP (percent)", "val/AP50": "mAP50 (percent)", "train/loss": "training loss"}
     figure, axes = _figure(13.8, 4.0, len(panels))
@@ -167,12 +167,12 @@ def study_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], colors: Mappin
 
 
 def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5, classes: int = 10) -> Figure:
-    """Precision over recall: left the mean of all classes at IoU 0.5, 0.75 and over all, right single classes.
+    """Plot precision over recall: left the mean of all classes at IoU 0.5, 0.75 and over all, right single classes.
 
     Args:
         curves: of an evaluation (`Metrics.curves`).
         iou: of the single classes' curves; None is the mean over IoU 0.5:0.95.
-        classes: how many have a colour and a name: half the best and half the worst ones; the others are grey.
+        classes: number of classes with a color and a name: half of them the best, half the worst; the others are gray.
     """
     figure, (left, right) = _figure(9.6, 4.0, 2)
     for i, (threshold, name) in enumerate(((0.5, "IoU 0.5"), (0.75, "IoU 0.75"), (None, "mean of IoU 0.5 to 0.95"))):
@@ -218,7 +218,7 @@ def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5,
 
 
 def confusion_heatmap(confusion: Confusion, *, most: int = 30) -> Figure:
-    """The confusion matrix as shares of each row, with the counts written in when there is room.
+    """Plot the confusion matrix as shares of each row, with the counts where there is room.
 
     Args:
         confusion: from `confusion_matrix`.
@@ -244,7 +244,7 @@ def confusion_heatmap(confusion: Confusion, *, most: int = 30) -> Figure:
     ax.set_yticks(range(size), [*names, "background"], fontsize=max(letters, 7))
     for side in ax.spines.values():
         side.set_visible(False)
-    # Lines between classes and background: they are not of one kind.
+    # lines separate the classes from the background
     ax.axhline(size - 1.5, color=_QUIET, linewidth=0.8)
     ax.axvline(size - 1.5, color=_QUIET, linewidth=0.8)
     for row, column in zip(*np.nonzero(counts), strict=True):
@@ -261,16 +261,16 @@ def confusion_heatmap(confusion: Confusion, *, most: int = 30) -> Figure:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG file's content."""
+    """Encode the figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes the figure as a PNG file, makes its folder if need be, and returns its path.
+    """Write the figure as a PNG file, create its folder if needed, and return its path.
 
     Raises:
-        WriteError: it cannot be written.
+        WriteError: the file cannot be written.
     """
     return write_atomic(path, png_bytes(figure))

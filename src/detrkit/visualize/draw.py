@@ -1,4 +1,4 @@
-"""Boxes, names, scores and masks on a picture."""
+"""Boxes, names, scores and masks on an image."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
 from detrkit.visualize.tags import Tag, paint_tag, place_tag
 
-# Pictures whose longer side is below this are enlarged with `scale=None`: at 96 pixels a readable tag hides the object.
+# Images whose longer side is below this are enlarged with `scale=None`: at 96 pixels a readable tag hides the object.
 READABLE_SIDE = 384
 
 
 def automatic_scale(size: tuple[int, int]) -> int:
-    """The whole number that brings a (width, height) picture to about `READABLE_SIDE` pixels, 1 for large ones."""
+    """Return the whole factor that brings a (width, height) image to about `READABLE_SIDE` pixels; 1 for large ones."""
     return max(1, round(READABLE_SIDE / max(size)))
 
 
 def as_boxes(boxes: Any) -> np.ndarray:
-    """Tensor, array or list of boxes as (N, 4) float64.
+    """Convert a tensor, array or list of boxes to (N, 4) float64.
 
     Raises:
-        ValueError: not four numbers a box, or a number that is not finite.
+        ValueError: not four numbers per box, or a number is not finite.
     """
     if hasattr(boxes, "detach"):
         boxes = boxes.detach().float().cpu().numpy()
@@ -44,7 +44,7 @@ def as_boxes(boxes: Any) -> np.ndarray:
 
 
 def enlarged(image: Picture, scale: float | None) -> tuple[Image.Image, float]:
-    """An upright 8-bit RGB copy of the picture, read as `predict` reads it, and the factor it was enlarged by."""
+    """Return an upright 8-bit RGB copy of the image, read as `predict` reads it, and the factor of its enlargement."""
     rgb = as_rgb(image)
     factor = automatic_scale(rgb.size) if scale is None else scale
     if factor == 1:
@@ -63,21 +63,21 @@ def draw_boxes(
     font_size: int | None = None,
     scale: float | None = 1.0,
 ) -> Image.Image:
-    """A copy of the picture with boxes and their labels; later boxes lie on top of earlier ones.
+    """Draw boxes and their labels on a copy of the image; later boxes cover earlier ones.
 
     Args:
-        image: whatever `detrkit.data.images.as_rgb` takes; the copy is RGB.
-        boxes: (N, 4) xyxy pixels of `image`: tensor, array or nested list. Parts outside the picture are drawn along
-            its border.
-        labels: N texts; by default boxes alone.
-        colors: N RGB colours (0..255); by default box i has the colour of class i.
-        width: of the lines, pixels of the copy; by default scaled to the picture's size.
-        font_size: pixels of the copy; by default scaled to the picture's size.
-        scale: factor to enlarge the picture by before drawing; None chooses a whole number that makes small pictures
-            readable (4 for 96 pixels) and leaves large ones as they are.
+        image: as `detrkit.data.images.as_rgb` takes it; the copy is RGB.
+        boxes: (N, 4) xyxy pixels of `image`: tensor, array or nested list. Parts outside the image are drawn along its
+            border.
+        labels: N texts; by default none.
+        colors: N RGB colors (0..255); by default box i has the color of class i.
+        width: of the lines, pixels of the copy; by default scaled to the image's size.
+        font_size: pixels of the copy; by default scaled to the image's size.
+        scale: factor to enlarge the image by before drawing; None chooses a whole number that makes small images
+            readable (4 for 96 pixels) and keeps the size of large ones.
 
     Raises:
-        ValueError: the lengths differ, or a box has not four finite numbers.
+        ValueError: the lengths differ, or a box does not have four finite numbers.
     """
     canvas, factor = enlarged(image, scale)
     array = as_boxes(boxes)
@@ -91,7 +91,7 @@ def draw_boxes(
     line = width if width is not None else max(2, round(extent / 220))
     letters = (
         font_size if font_size is not None else max(12, round(extent / 38))
-    )  # below 12 the strokes are thinner than a pixel: grey
+    )  # below 12 the strokes are thinner than a pixel and look gray
 
     limits = np.array([canvas.width, canvas.height] * 2)
     pixels = np.clip((array * factor).round(), 0, limits).astype(int)
@@ -99,13 +99,13 @@ def draw_boxes(
     for (x0, y0, x1, y1), color in zip(pixels.tolist(), colors, strict=True):
         left, right = sorted((x0, x1))
         top, bottom = sorted((y0, y1))
-        # Half-open box [left, right) as inclusive pixels, at least one pixel and inside the picture.
+        # the half-open box [left, right) as inclusive pixels, at least one pixel and inside the image
         left, top = min(left, canvas.width - 1), min(top, canvas.height - 1)
         draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=line)
 
     if labels is None:
         return canvas
-    # The last box lies on top and chooses its place first; tags are painted after all boxes, so no line strikes them.
+    # The last box is on top, so its tag is placed first; tags are painted after all boxes, so no line crosses them.
     tags: list[tuple[Tag, Color]] = []
     for box, text, color in reversed(list(zip(pixels.tolist(), labels, colors, strict=True))):
         tag = place_tag(text, box, canvas.size, letters, [t for t, _ in tags]) if text else None
@@ -119,17 +119,17 @@ def draw_boxes(
 def draw_masks(
     image: Picture, masks: Any, colors: Sequence[Color], *, opacity: float = 0.45, outline: int = 0
 ) -> Image.Image:
-    """A copy of the picture with each mask tinted and outlined; later masks lie on top.
+    """Tint and outline each mask on a copy of the image; later masks cover earlier ones.
 
     Args:
         image: as in `draw_boxes`, of H x W pixels.
         masks: (N, H, W) bool: tensor or array.
-        colors: N RGB colours (0..255).
+        colors: N RGB colors (0..255).
         opacity: of the tint, 0 (invisible) .. 1 (opaque).
-        outline: pixels within a mask's edge that are opaque; none along the picture's border.
+        outline: width in pixels of the opaque line inside a mask's edge; there is none along the image's border.
 
     Raises:
-        ValueError: the masks have not the picture's size, or the lengths differ.
+        ValueError: the masks do not have the image's size, or the lengths differ.
     """
     array = np.asarray(masks.detach().cpu() if hasattr(masks, "detach") else masks, bool)
     pixels = np.array(as_rgb(image))
@@ -143,16 +143,16 @@ def draw_masks(
 
 
 def _tint(pixels: np.ndarray, mask: np.ndarray, color: Color, opacity: float, outline: int) -> None:
-    """Tints and outlines a mask (H, W) in place on (H, W, 3) uint8: the rectangle that has it, for it alone is work."""
+    """Tint and outline a mask (H, W) in place on (H, W, 3) uint8, within its bounding rectangle only, to save time."""
     rows = np.flatnonzero(mask.any(1))
     if not len(rows):
         return
     columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(0))
-    # a pixel more on each side, so that the outline knows what is the mask's edge and what the image's
+    # one more pixel on each side distinguishes the mask's edge from the image's border
     part = tuple(slice(max(0, int(where[0]) - 1), int(where[-1]) + 2) for where in (rows, columns))
     inside, target = mask[part], pixels[part]
     for channel, value in enumerate(color):
-        # by a table of the 256 values: 0.3 ms where arithmetic on the pixels takes 1.5
+        # a table of the 256 values: 0.3 ms; arithmetic on the pixels takes 1.5 ms
         table = (np.arange(256) * (1 - opacity) + value * opacity).round().astype(np.uint8)
         np.copyto(target[..., channel], table[target[..., channel]], where=inside)
     if outline:
@@ -160,7 +160,7 @@ def _tint(pixels: np.ndarray, mask: np.ndarray, color: Color, opacity: float, ou
 
 
 def _eroded(mask: np.ndarray, times: int) -> np.ndarray:
-    """A mask (H, W) without the pixels at its edges, so many times; the image's border is no edge."""
+    """Erode a mask (H, W) by one pixel, `times` times; the image's border is no edge."""
     for _ in range(times):
         inner = mask.copy()
         inner[1:] &= mask[:-1]
@@ -180,18 +180,18 @@ def draw_detections(
     font_size: int | None = None,
     scale: float | None = 1.0,
 ) -> Image.Image:
-    """A copy of the picture with boxes, masks if there are any, names and scores ("cat 0.93"), the best on top.
+    """Draw boxes, masks if there are any, names and scores ("cat 0.93") on a copy of the image, the best on top.
 
     Args:
-        image: as in `draw_boxes`, of the size the boxes belong to.
+        image: as in `draw_boxes`, of the size that the boxes refer to.
         detections: boxes in xyxy pixels of `image`.
         scores: False leaves the scores out, as for ground truth.
-        width: of the lines, pixels of the copy; by default scaled to the picture's size.
-        font_size: pixels of the copy; by default scaled to the picture's size.
-        scale: factor to enlarge the picture by; None makes small pictures readable (see `draw_boxes`).
+        width: of the lines, pixels of the copy; by default scaled to the image's size.
+        font_size: pixels of the copy; by default scaled to the image's size.
+        scale: factor to enlarge the image by; None makes small images readable (see `draw_boxes`).
 
     Raises:
-        ValueError: a box is not finite, or the masks have not the picture's size.
+        ValueError: a box is not finite, or the masks do not have the image's size.
     """
     rgb = as_rgb(image)
     size = rgb.height, rgb.width
@@ -205,7 +205,7 @@ def draw_detections(
     labels = [f"{name} {value:.2f}" if scores else name for name, value in zip(names, values, strict=True)]
     canvas, factor = enlarged(rgb, scale)
     if detections.masks is not None and len(ranked):
-        colors = instance_colors(ranked.labels.tolist()[::-1])[::-1]  # the best of a class has its colour
+        colors = instance_colors(ranked.labels.tolist()[::-1])[::-1]  # the best of a class has the color of the class
         thin = max(1, round(np.sqrt(canvas.width * canvas.height) / 500))
         masks = _resized(detections.masks, canvas.size)[order.cpu().numpy()]
         canvas = draw_masks(canvas, masks, colors, outline=thin)
@@ -214,7 +214,7 @@ def draw_detections(
 
 
 def _resized(masks: Any, size: tuple[int, int]) -> np.ndarray:
-    """(N, H, W) masks at a picture's (width, height), each pixel taken from the nearest one."""
+    """Resize (N, H, W) masks to an image's (width, height) by nearest neighbor."""
     array = np.asarray(masks.cpu(), bool)
     if array.shape[1:] == size[::-1]:
         return array

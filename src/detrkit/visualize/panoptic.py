@@ -1,4 +1,4 @@
-"""Panoptic results as pictures: every segment in its colour with its name inside it, void hatched."""
+"""Panoptic results drawn on images: every segment in its color with its name inside, void hatched."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from detrkit.visualize.tags import font_for, text_width
 
 _BORDER = (255, 255, 255)
 _VOID, _STRIPE = (74, 74, 80), (104, 104, 112)
-_SMALLEST = 11  # pixels of the letters: below, they cannot be read
-_SEARCHED = 400  # pixels of the longer side on which the places of names are looked for
+_SMALLEST = 11  # font size in pixels: smaller text is unreadable
+_SEARCHED = 400  # longer side in pixels of the reduced map on which places for names are searched
 
 
 class Name(NamedTuple):
-    """Where a name goes: the middle of the text `x`, `y` and the size of its letters, in pixels."""
+    """The place of a name: the center `x`, `y` of the text and the font size, in pixels."""
 
     text: str
     x: float
@@ -32,7 +32,7 @@ class Name(NamedTuple):
 
 
 def segment_colors(result: PanopticResult) -> list[Color]:
-    """A colour (0..255) for each segment: that of its class, and shades of it for the further things of a class."""
+    """Return a color (0..255) for each segment: that of its class, and shades of it for further things of the class."""
     shades = instance_colors([segment.label for segment in result.segments])
     return [s if one.thing else color_of(one.label) for s, one in zip(shades, result.segments, strict=True)]
 
@@ -47,19 +47,19 @@ def draw_panoptic(
     font_size: int | None = None,
     scale: float | None = 1.0,
 ) -> Image.Image:
-    """A copy of the picture with every segment in its colour, thin borders, and names where they have room.
+    """Draw every segment in its color on a copy of the image, with thin borders, and names where there is room.
 
     Args:
-        image: whatever `detrkit.data.images.as_rgb` takes, of the size of the result.
-        result: what is drawn.
-        opacity: of the colours, 0 (invisible) .. 1 (a map without the picture).
+        image: as `detrkit.data.images.as_rgb` takes it, of the size of the result.
+        result: the segments to draw.
+        opacity: of the colors, 0 (invisible) .. 1 (the image is hidden).
         names: whether to write the classes.
         scores: whether to write the scores beside them ("cat 0.93").
-        font_size: of the names, pixels of the copy, smaller in narrow segments; by default scaled to the picture.
-        scale: factor to enlarge the picture by; None makes small pictures readable (see `draw_boxes`).
+        font_size: of the names, pixels of the copy, smaller in narrow segments; by default scaled to the image.
+        scale: factor to enlarge the image by; None makes small images readable (see `draw_boxes`).
 
     Raises:
-        ValueError: the result is of another size than the picture.
+        ValueError: the result has another size than the image.
     """
     height, width = result.id_map.shape
     picture = as_rgb(image)
@@ -80,8 +80,8 @@ def draw_panoptic(
         tinted = np.where((index == 0) & rows, len(colors) + 1, index)
     tints = np.array([_VOID, *colors, _STRIPE]) * opacity  # (N + 2, 3)
     below = np.asarray(_pale(canvas, 1 - opacity))
-    most = 255 - round(255 * (1 - opacity))  # rounded one by one, the two may be 256 together
-    # `take` needs 0.5 ms for 640 x 480 pixels, indexing with brackets 14
+    most = 255 - round(255 * (1 - opacity))  # rounded separately, the two terms may sum to 256
+    # `take` needs 0.5 ms for 640 x 480 pixels, indexing with brackets 14 ms
     pixels = below + np.take(tints.round().clip(max=most).astype(np.uint8), tinted, axis=0)  # (H, W, 3)
     border = borders(index, max(1, round(extent / 500)))
     pixels[border] = (pixels[border] * 0.25 + np.array(_BORDER) * 0.75).round()
@@ -110,19 +110,19 @@ def draw_panoptic(
 
 
 def _pale(image: Image.Image, share: float) -> Image.Image:
-    """An RGB image times `share`, in 1 ms; it loses half of its own color, or a green car below red looks brown."""
-    grey = (0.2126, 0.7152, 0.0722)
-    matrix = [share / 2 * (weight + (row == column)) for row in range(3) for column, weight in enumerate(grey)]
-    # (R, G, B) is the matrix times the pixel, plus the fourth column
+    """Multiply an RGB image by `share` and halve its saturation: else a green car below red looks brown. Takes 1 ms."""
+    gray = (0.2126, 0.7152, 0.0722)
+    matrix = [share / 2 * (weight + (row == column)) for row in range(3) for column, weight in enumerate(gray)]
+    # each row: weights of R, G and B, and a constant
     return image.convert("RGB", (*matrix[:3], 0.0, *matrix[3:6], 0.0, *matrix[6:], 0.0))
 
 
 def index_map(result: PanopticResult, size: tuple[int, int]) -> np.ndarray:
-    """(height, width) the position of each pixel's segment, from 1; 0 for void.
+    """Return a (height, width) map of the position of each pixel's segment, from 1; 0 for void.
 
     Args:
         result: of any size.
-        size: (width, height) in pixels to which its map is brought, each pixel taking the id of the nearest one.
+        size: (width, height) in pixels to which its map is resized by nearest neighbor.
     """
     ids = Image.fromarray(result.id_map.cpu().numpy().astype(np.int32))
     pixels = np.asarray(ids.resize(size, Image.Resampling.NEAREST))
@@ -133,7 +133,7 @@ def index_map(result: PanopticResult, size: tuple[int, int]) -> np.ndarray:
 
 
 def borders(index: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) bool: the pixels of lines between segments, `width` pixels wide."""
+    """Return (H, W) bool: the pixels of the lines between segments, `width` pixels wide."""
     line = np.zeros(index.shape, bool)
     line[:, 1:] |= index[:, 1:] != index[:, :-1]
     line[1:] |= index[1:] != index[:-1]
@@ -141,15 +141,15 @@ def borders(index: np.ndarray, width: int) -> np.ndarray:
 
 
 def place_names(index: np.ndarray, names: Sequence[str], letters: int) -> list[Name | None]:
-    """Where the names of segments go: at the place deepest inside of each, where a text of its shape has most room.
+    """Place the names of segments: each at the point of its segment where a text of its shape has most room.
 
     Args:
         index: (H, W) position of each pixel's segment, from 1; 0 for void.
         names: N texts.
-        letters: pixels of the font; smaller where the segment is narrow.
+        letters: font size in pixels; reduced where the segment is narrow.
 
     Returns:
-        N places, None for a segment that is too small or whose place another name has.
+        N places; None for a segment that is too small or whose place another name covers.
     """
     step = max(1, round(max(index.shape) / _SEARCHED))
     coarse = index[::step, ::step]
@@ -157,9 +157,9 @@ def place_names(index: np.ndarray, names: Sequence[str], letters: int) -> list[N
     for position, box in enumerate(ndimage.find_objects(coarse, max_label=len(names))):
         if box is None:
             continue
-        inside = np.pad(coarse[box] == position + 1, 1)  # the picture's edge is an edge too
+        inside = np.pad(coarse[box] == position + 1, 1)  # the image's border is an edge, too
         width, height = _extent(names[position], letters)
-        # Distances count less across than down, as the text is wider than high: the largest ellipse of its shape.
+        # Horizontal distances count less, as the text is wider than high: this finds the largest ellipse of its shape.
         depth = ndimage.distance_transform_edt(inside, sampling=(1.0, height / width))
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
         room = float(depth[row, column]) * step
@@ -182,5 +182,5 @@ def place_names(index: np.ndarray, names: Sequence[str], letters: int) -> list[N
 
 
 def _extent(text: str, size: int) -> tuple[float, float]:
-    """Width and height of a text in pixels, with its outline."""
+    """Return width and height of a text in pixels, with its outline."""
     return text_width(text, size) + size / 4, size * 1.1

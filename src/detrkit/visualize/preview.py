@@ -1,4 +1,4 @@
-"""`preview`: what a model will see, as a contact sheet."""
+"""`preview`: a contact sheet of training images as a model gets them."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from detrkit.utils.ranges import Few, WideSeed, check_arguments
 def preview(
     dataset: Dataset, transform: Transform, *, count: Few = 6, out: str | Path, seed: WideSeed = 0, variants: Few = 3
 ) -> Path:
-    """Writes a PNG with a row per image: the original, then augmented versions of it, all with their boxes.
+    """Write a sheet with a row per image: the original, then augmented versions of it, all with their boxes.
 
-    Of a dataset opened with masks, these are drawn too; of a panoptic one they are drawn instead of boxes.
+    Masks are drawn, too, if the dataset was opened with them; for panoptic datasets, masks are drawn instead of boxes.
 
     Args:
-        dataset: where the images come from, evenly spread over it.
+        dataset: source of the images, which are spread evenly over it.
         transform: as in training.
         count: number of images (rows).
-        out: the file to write.
-        seed: of the augmentation; the versions are those of the epochs 0, 1, ... of a training with that seed.
+        out: the file to write, .png or .jpg.
+        seed: of the augmentation; the versions are those of epochs 0, 1, ... of a training run with that seed.
         variants: augmented versions per image.
 
     Returns:
         The file.
 
     Raises:
-        DetrkitError: a number out of range, an image that cannot be decoded, or `out` cannot be written or is a file
-            that no preview wrote.
+        DetrkitError: a number out of range, an image that cannot be decoded, or `out` cannot be written or is a
+            file that no preview wrote.
     """
-    from detrkit.visualize import grid  # needs matplotlib's fonts: only here
+    from detrkit.visualize import grid  # imported here: it needs matplotlib's fonts
 
     out = full_path(out)
     check_arguments(preview, {"count": count, "seed": seed, "variants": variants})
@@ -76,7 +76,7 @@ def _size(sample: Sample) -> str:
 
 
 def _drawn(sample: Sample, dataset: Dataset) -> Image.Image:
-    """The picture of a sample with its objects, in the colours of their classes."""
+    """Draw a sample with its objects, in the colors of their classes."""
     from detrkit.visualize import as_detections, draw_detections, draw_panoptic
 
     picture = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
@@ -87,7 +87,7 @@ def _drawn(sample: Sample, dataset: Dataset) -> Image.Image:
 
 
 def segments_of(sample: Sample, classes: ClassList) -> PanopticResult:
-    """The masks of a sample of a panoptic dataset as a map of segments 1, 2, ... in their order; crowd is void."""
+    """Convert the masks of a panoptic sample to a map of segments 1, 2, ... in their order; crowd is void."""
     if sample.masks is None:
         raise ValueError(f"{sample.file}: opened without masks")
     segments: list[Segment] = []

@@ -1,4 +1,4 @@
-"""Many pictures on one page: contact sheets, and image | ground truth | prediction as in a paper's figure."""
+"""Many images on one page: contact sheets, and image | ground truth | prediction as in a paper's figure."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class SheetRow:
     """One image of a comparison.
 
     Attributes:
-        image: the picture.
-        truth: the annotated objects (see `as_detections`) or segments, or None to leave the column's place empty.
-        prediction: what a model found, or None.
+        image: the image.
+        truth: the annotated objects (see `as_detections`) or segments; None leaves the tile empty.
+        prediction: detections or segments of a model, or None.
         caption: a line below the image, usually the file's name.
     """
 
@@ -42,12 +42,12 @@ class SheetRow:
 def as_detections(
     boxes: object, labels: object, classes: ClassList | None = None, *, image_id: int | str | None = None
 ) -> Detections:
-    """Annotated objects in the form that is drawn, with scores of 1.
+    """Convert annotated objects to detections with a score of 1, so that they can be drawn.
 
     Args:
         boxes: (N, 4) xyxy pixels: tensor, array or list.
-        labels: (N,) into `classes`.
-        classes: their names.
+        labels: (N,) positions in `classes`.
+        classes: names of the labels.
         image_id: the dataset's id.
     """
     array = torch.from_numpy(as_boxes(boxes))
@@ -56,9 +56,9 @@ def as_detections(
 
 
 def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture as large as fits into `size` (width, height), in the middle of a quiet ground."""
+    """Resize an image to fit into `size` (width, height), and center it on a plain background."""
     factor = min(size[0] / image.width, size[1] / image.height)
-    if abs(factor - 1) * max(image.size) < 1:  # drawn for this tile: less than a pixel off is not worth a second blur
+    if abs(factor - 1) * max(image.size) < 1:  # drawn for this tile: resizing by less than a pixel would only blur it
         factor = 1.0
     inner = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     picture = image.convert("RGB")
@@ -70,7 +70,7 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _drawn(image: Image.Image, found: Found, width: int, height: int, *, scores: bool) -> Image.Image:
-    """The objects drawn at the size the tile will have, so that lines and letters are alike on every tile."""
+    """Draw objects at the final size of the tile, so that lines and letters are alike on every tile."""
     factor = min(width / image.width, height / image.height)
     line, letters = max(2, round(width / 200)), max(12, round(width / 32))
     if isinstance(found, PanopticResult):
@@ -87,18 +87,18 @@ def grid(
     headings: Sequence[str] | None = None,
     bars: Sequence[Color | None] | None = None,
 ) -> Image.Image:
-    """A contact sheet: pictures in rows, each fitted into a tile of the same size.
+    """Make a contact sheet: images in rows, each fitted into a tile of the same size.
 
     Args:
-        images: PIL pictures of any sizes; small ones are enlarged.
-        columns: pictures per row (fewer pictures than that make a narrower sheet).
-        titles: one line below each picture; shortened to the tile's width.
-        tile: (width, height) of a picture's place in pixels.
+        images: PIL images of any sizes; small ones are enlarged.
+        columns: images per row (fewer images make a narrower sheet).
+        titles: one line below each image; shortened to the tile's width.
+        tile: (width, height) of a tile in pixels.
         headings: one line above each column.
-        bars: colours (0..255) of bars below the headings, None for none.
+        bars: colors (0..255) of bars below the headings, None for none.
 
     Raises:
-        ValueError: no pictures, no columns, or as many titles or headings as there are no pictures or columns.
+        ValueError: no images, no columns, or the number of titles or headings is not that of images or columns.
     """
     if not images or columns < 1:
         raise ValueError(f"a sheet needs pictures and columns, got {len(images)} and {columns}")
@@ -143,12 +143,12 @@ def comparison_sheet(
     tile: tuple[int, int] | None = None,
     headings: tuple[str, str, str] = ("image", "ground truth", "prediction"),
 ) -> Image.Image:
-    """One row per image: the image, its ground truth, the prediction, with captions and counts.
+    """Make a sheet with one row per image: the image, its ground truth, the prediction, with captions and counts.
 
     Args:
-        rows: what to show.
-        threshold: detections with a greater score are drawn and counted; panoptic results are drawn whole.
-        tile: (width, height) of a picture's place in pixels; by default 480 wide, with the rows' median shape.
+        rows: the images with their ground truth and predictions.
+        threshold: only detections with a greater score are drawn and counted; panoptic results are drawn whole.
+        tile: (width, height) of a tile in pixels; by default 480 wide, with the rows' median shape.
         headings: of the three columns.
 
     Raises:
@@ -170,16 +170,16 @@ def models_sheet(
     *,
     tile: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """One row per image: the image, its ground truth, and what each of several models found in it.
+    """Make a sheet with one row per image: the image, its ground truth, and the results of each of several models.
 
     Args:
         rows: images with truth and caption.
-        found: by model, what is to be drawn in each row.
-        colors: of the models (0..255), a bar below their headings.
-        tile: (width, height) of a picture's place in pixels; by default 320 wide, with the rows' median shape.
+        found: name of a model -> its results, one for each row.
+        colors: of the models (0..255), for bars below their headings.
+        tile: (width, height) of a tile in pixels; by default 320 wide, with the rows' median shape.
 
     Raises:
-        ValueError: no rows, or a model with detections of another number of images.
+        ValueError: no rows, or a model has results of another number of images.
     """
     if not rows:
         raise ValueError("a comparison needs at least one image")
@@ -191,11 +191,11 @@ def models_sheet(
 def panoptic_sheet(
     rows: Sequence[tuple[Image.Image, PanopticResult, str]], *, tile: tuple[int, int] | None = None
 ) -> Image.Image:
-    """One row per image: the image, the masks of its segments over it, and the map with their names.
+    """Make a sheet with one row per image: the image, the masks of its segments over it, and the map with their names.
 
     Args:
-        rows: picture, result and caption.
-        tile: (width, height) of a picture's place in pixels; by default 480 wide, with the rows' median shape.
+        rows: image, result and caption.
+        tile: (width, height) of a tile in pixels; by default 480 wide, with the rows' median shape.
 
     Raises:
         ValueError: no rows.
@@ -217,7 +217,7 @@ def panoptic_sheet(
 
 
 def _common_tile(rows: Sequence[SheetRow], width: int) -> tuple[int, int]:
-    """(width, height) of a tile with the rows' median shape."""
+    """Return (width, height) of a tile with the rows' median aspect ratio."""
     shapes = sorted(r.image.height / r.image.width for r in rows)
     return width, round(width * min(max(shapes[len(shapes) // 2], 0.5), 1.25))
 
@@ -225,7 +225,7 @@ def _common_tile(rows: Sequence[SheetRow], width: int) -> tuple[int, int]:
 def _tiles(
     rows: Sequence[SheetRow], found: Sequence[Sequence[Found | None]], tile: tuple[int, int]
 ) -> tuple[list[Image.Image], int, list[str]]:
-    """Pictures row by row, their number in a row, and the line below each: its caption, or how many objects."""
+    """Return the tiles row by row, their number per row, and the line below each: a caption or a count of objects."""
     tiles: list[Image.Image] = []
     titles: list[str] = []
     for row, *predictions in zip(rows, *found, strict=True):

@@ -1,4 +1,4 @@
-"""Tags: filled labels beside boxes, placed so that they can be read."""
+"""Tags: filled labels beside boxes, placed where they can be read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.visualize.colors import Color, text_color
 
-_KEPT_PIXELS = 8192  # of a tag whose image is kept for the next one like it: 512 of them take 13 MB at most
+_KEPT_PIXELS = 8192  # tags up to this area are cached: 512 of them take 13 MB at most
 
 
 class Tag(NamedTuple):
-    """A filled label beside a box: `left`, `top`, `width`, `height` in pixels, wholly inside the picture."""
+    """A filled label beside a box: `left`, `top`, `width`, `height` in pixels, entirely inside the image."""
 
     left: int
     top: int
@@ -27,10 +27,9 @@ class Tag(NamedTuple):
 
 @lru_cache(maxsize=64)
 def load_font(size: int, *, ascii_only: bool = True) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font of `size` pixels that comes with the installed packages.
+    """Load a font of `size` pixels that comes with the installed packages.
 
-    Pillow's own font has ASCII alone; other alphabets (Latin with accents, Greek, Cyrillic) come from the one that
-    matplotlib ships.
+    Pillow's own font has only ASCII; matplotlib's has other alphabets (Latin with accents, Greek, Cyrillic).
     """
     if ascii_only:
         return ImageFont.load_default(size=size)
@@ -40,18 +39,18 @@ def load_font(size: int, *, ascii_only: bool = True) -> ImageFont.FreeTypeFont |
 
 
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of `size` pixels that has the letters of `text`."""
+    """Return the font of `size` pixels that has the letters of `text`."""
     return load_font(size, ascii_only=text.isascii())
 
 
 @lru_cache(maxsize=4096)
 def text_width(text: str, size: int) -> float:
-    """The width in pixels of a text in letters of `size` pixels."""
+    """Return the width in pixels of a text with a font of `size` pixels."""
     return font_for(text, size).getlength(text)
 
 
 def shortened(text: str, font: Any, room: float) -> str:
-    """`text`, cut with dots at its end until it is at most `room` pixels wide; "" when not even one letter fits."""
+    """Shorten `text`, with dots at its end, to at most `room` pixels; "" if not even one letter fits."""
     if font.getlength(text) <= room:
         return text
     for end in range(len(text) - 1, 0, -1):
@@ -64,17 +63,17 @@ def shortened(text: str, font: Any, room: float) -> str:
 def place_tag(
     text: str, box: Sequence[float], size: tuple[int, int], font_size: int, taken: Sequence[Tag] = ()
 ) -> Tag | None:
-    """Where the tag of a box goes: above it if there is room, and off the tags already there as far as possible.
+    """Choose the place of a box's tag: above the box if there is room, and with little overlap with other tags.
 
     Args:
-        text: what the tag says; shortened if it is wider than the picture.
+        text: of the tag; shortened if it is wider than the image.
         box: xyxy pixels.
-        size: (width, height) of the picture in pixels.
-        font_size: pixels.
-        taken: the tags placed before, which this one should not cover.
+        size: (width, height) of the image in pixels.
+        font_size: in pixels.
+        taken: tags placed before, which this one should not cover.
 
     Returns:
-        The tag, inside the picture; None if the picture has no room for one letter.
+        The tag, inside the image; None if the image has no room for one letter.
     """
     picture_width, picture_height = size
     font = font_for(text, font_size)
@@ -102,7 +101,7 @@ def place_tag(
 
 
 def _covered(corners: Sequence[tuple[int, int]], size: tuple[int, int], taken: Sequence[Tag]) -> list[int]:
-    """The area in square pixels that a tag of (width, height) `size` would cover of others, at each (left, top)."""
+    """Compute the area in square pixels of other tags that a tag of (width, height) `size` covers at each corner."""
     if not taken:
         return [0] * len(corners)
     others = np.array([tag[:4] for tag in taken])  # (N, 4) left, top, width, height
@@ -113,16 +112,16 @@ def _covered(corners: Sequence[tuple[int, int]], size: tuple[int, int], taken: S
 
 
 def paint_tag(canvas: Image.Image, tag: Tag, color: Color, font_size: int) -> None:
-    """Paints a tag of that color on an RGB image, its text in black or white."""
+    """Paint a tag of that color on an RGB image, its text in black or white."""
     make = _kept_image if tag.width * tag.height <= _KEPT_PIXELS else _tag_image
     canvas.paste(make(tag.text, (tag.width, tag.height), color, font_size), (tag.left, tag.top))
 
 
 def _tag_image(text: str, size: tuple[int, int], color: Color, font_size: int) -> Image.Image:
-    """A tag of (width, height) pixels."""
+    """Render a tag of (width, height) pixels."""
     font = font_for(text, font_size)
     image = Image.new("RGB", size, color)
-    # Capitals in the middle (fonts differ in the room above them), on whole pixels: between them letters blur.
+    # Capitals are centered (fonts differ in the room above them), at whole pixels: else letters blur.
     capital = -font.getbbox("H", anchor="ls")[1]
     place = round((size[0] - text_width(text, font_size)) / 2), round((size[1] + capital) / 2)
     ImageDraw.Draw(image).text(place, text, fill=text_color(color), font=font, anchor="ls")
