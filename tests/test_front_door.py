@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import pytest
 import yaml
 
 import detrkit
@@ -13,12 +14,16 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_version_is_in_one_place():
-    assert version("detrkit") == detrkit.__version__
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == detrkit.__version__
+    try:
+        assert version("detrkit") == detrkit.__version__
+    except PackageNotFoundError:
+        pytest.skip("detrkit is on the path, and not installed")
 
 
-def test_citation_names_the_papers():
-    cited = {r["identifiers"][0]["value"] for r in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]}
+def test_citation_names_the_version_and_the_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == detrkit.__version__
+    cited = {r["identifiers"][0]["value"] for r in citation["references"]}
     assert cited == {"arXiv:2005.12872", "arXiv:2010.04159"}
 
 

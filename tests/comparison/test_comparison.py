@@ -195,8 +195,8 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dataset_side(shapes):
     """A model with masks that knows the dataset's classes."""
-    model, spec = seeded_model("detr-r50", 0, **SMALL, enc_layers=2, masks=True)
     classes = open_dataset(shapes, split="val").classes
+    model, spec = seeded_model("detr-r50", 0, **SMALL | {"num_classes": len(classes)}, enc_layers=2, masks=True)
     return DetrkitSide("masks", model, replace(spec, classes=classes, size=96, max_size=128))
 
 

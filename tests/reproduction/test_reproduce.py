@@ -44,6 +44,8 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Options for the places of COCO and COCO panoptic; the pictures of the latter are in a folder of the former."""
+    if "DETRKIT_DATA" not in os.environ:
+        pytest.skip("DETRKIT_DATA is not set")
     folder = tmp_path_factory.mktemp("data")
     return {"coco": instances_of_panoptic(folder / "here", 5), "panoptic": panoptic_2017(folder / "there", 5)}
 
