@@ -89,7 +89,7 @@ def __getattr__(name: str) -> Any:
         value = importlib.import_module(f"detrkit.{name}")
     else:
         raise AttributeError(f"module 'detrkit' has no attribute {name!r}")
-    globals()[name] = value  # the next use is an ordinary look-up
+    globals()[name] = value  # the next access is an ordinary attribute lookup
     return value
 
 

@@ -14,33 +14,33 @@ from detrkit.ops.dense import in_one_pass, pack
 
 @dataclass
 class _Folded:
-    """What came out, and of what."""
+    """Cached result of folding, with the state of the tensors it was computed from."""
 
-    sources: list[object]  # state of what it was folded from
+    sources: list[object]  # address, version, dtype and device of the tensors it was folded from
     weight: Tensor
     bias: Tensor
-    shape: torch.Size | None = None  # of the input it was last used on
-    packed: Tensor | None = None  # the weight in the order that suits this input
+    shape: torch.Size | None = None  # of the last input
+    packed: Tensor | None = None  # the weight in oneDNN's layout for that input
 
 
-_KEPT: WeakKeyDictionary[nn.Module, _Folded] = WeakKeyDictionary()  # nothing of it is ever saved
+_KEPT: WeakKeyDictionary[nn.Module, _Folded] = WeakKeyDictionary()  # never saved in checkpoints
 
 
 def fold(convolution: nn.Conv2d, norm: FrozenBatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that does what a convolution without bias and its frozen norm do.
+    """Fold a frozen norm into the convolution without bias before it: return weight and bias of one convolution.
 
     norm(conv(x)) = (w * x) s + t = (w s) * x + t: a pass over the weights instead of one over the map. While the weight
-    learns, that is part of its graph. Otherwise the result is kept until one of the tensors changes, as far as PyTorch
-    counts changes: those made in place through `.data` are not seen.
+    is trained, folding is part of its graph. Otherwise the result is cached until one of the tensors changes, by
+    PyTorch's version counter: changes made in place through `.data` are not seen.
 
-    Where oneDNN computes, it brings the weight into an order of its own at every call; for inputs of one size after the
-    other that is kept, too (R50 at 256 x 256: 45 ms without, 31 ms with it; at 800 x 1199: 433 and 409 ms). The order
-    that suits one size may be bad for another one (99 ms).
+    oneDNN reorders the weight at every call; for consecutive inputs of one size the reordered weight is cached, too
+    (R50 at 256 x 256: 45 ms without, 31 ms with it; at 800 x 1199: 433 and 409 ms). The layout for one size may be slow
+    for another one (99 ms).
 
     Args:
         convolution: without bias.
-        norm: what follows it.
-        x: (B, C, H, W) the input that it will meet.
+        norm: the norm after it.
+        x: (B, C, H, W) input of the convolution.
 
     Returns:
         Weight (O, I, h, w), for `detrkit.ops.dense.convolve` alone, and bias (O,), in the weight's dtype.
@@ -50,7 +50,7 @@ def fold(convolution: nn.Conv2d, norm: FrozenBatchNorm2d, x: Tensor) -> tuple[Te
         return _folded(weight, norm)
     tensors = (weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if torch.compiler.is_compiling() or any(type(t) not in (Tensor, nn.Parameter) or t.is_inference() for t in tensors):
-        return _folded(weight, norm)  # recorded, or no count of changes
+        return _folded(weight, norm)  # recorded in a graph, or without a version counter
     sources: list[object] = [norm.eps, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)]
     kept = _KEPT.get(convolution)
     with torch.inference_mode(False), torch.no_grad():  # a training step may use it as well

@@ -29,7 +29,7 @@ RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet1
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """A group norm of at most 32 groups of 4 channels or more; a function with a name, as pickled models need it."""
+    """Build a group norm of at most 32 groups of 4 channels or more; a named function, as pickled models need it."""
     return GroupNorm(min(32, channels // 4), channels)
 
 
@@ -54,7 +54,7 @@ class ResNetBackbone(nn.Module):
         width: channels of the stem and of stage 2's 3x3 convolutions, doubled at each stage; torchvision's 64, or
             fewer for small work from random weights.
         stages: which stages to return: 2, 3, 4, 5 have strides 4, 8, 16, 32 (5: 16 with dilation).
-        padding: "exact": padded positions are zero before every layer that looks at its neighbours, so an image's
+        padding: "exact": padded positions are zero before every layer that reads neighboring pixels, so an image's
             features do not depend on what it is batched with; "official": padding leaks as in the published code.
         freeze: names of torchvision layers that never train (published: the stem and layer1).
 
@@ -101,49 +101,49 @@ class ResNetBackbone(nn.Module):
             getattr(body, part).requires_grad_(False)
 
     def forward(self, batch: Batch, *, every_stage: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """Features of a batch.
+        """Compute the features of a batch.
 
         Args:
-            batch: normalised images.
+            batch: normalized images.
             every_stage: return the maps of all stages from 2 to the last chosen one, not of the chosen alone.
 
         Returns:
             Per stage the (B, C, h, w) map, h = ceil(H / stride), and its (B, h, w) bool padding mask, True = padded.
         """
         body = self.body
-        margin = _Margin(batch, exact=self.padding == "exact" and batch.padded, in_place=not self.checkpointing)
+        masks = _PaddingMasks(batch, exact=self.padding == "exact" and batch.padded, in_place=not self.checkpointing)
         x = batch.images
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            if not self.checkpointing:  # which asks for little memory: what is kept comes in pieces that do not fit
+            if not self.checkpointing:  # checkpointing needs little memory, but kept blocks do not fit the next tensors
                 keep_pages()
-            # 520 ms a picture of 800 x 1199 in this order, 890 ms in the other (R50, two cores)
+            # an image of 800 x 1199 takes 520 ms in this memory format, 890 ms in the other (R50, two cores)
             x = x.contiguous(memory_format=torch.channels_last)
-        x = _step(body.conv1, body.bn1, x, margin.at(2), relu=True)  # (B, 64, H/2, W/2)
-        x = body.maxpool(margin.cleared(x, 2))  # values are >= 0: a zero never wins against what is inside
+        x = _step(body.conv1, body.bn1, x, masks.valid(2), relu=True)  # (B, 64, H/2, W/2)
+        x = body.maxpool(masks.zero_padding(x, 2))  # values are >= 0: zeros at padded positions never exceed them
         maps = []
         stride = 4
         for stage in range(2, max(self.stages) + 1):
             blocks = getattr(body, f"layer{stage - 1}")
-            x = checkpointed(_stage, blocks, x, margin, stride, on=self.checkpointing)
+            x = checkpointed(_stage, blocks, x, masks, stride, on=self.checkpointing)
             for block in blocks:
                 stride *= block.stride
             if every_stage or stage in self.stages:
-                x = margin.cleared(x, stride)
+                x = masks.zero_padding(x, stride)
                 maps.append((x, self.padding_mask(batch, stride)))
         return maps
 
     def padding_mask(self, batch: Batch, stride: int) -> Tensor:
-        """(B, h, w) bool padding mask of a map at `stride`, True where padded."""
+        """Return the (B, h, w) bool padding mask of a map at `stride`, True where padded."""
         height, width = batch.images.shape[-2:]
         shape = (-(-height // stride), -(-width // stride))
         if self.padding == "official":
-            # nearest neighbour (floor) from the full-resolution mask, as published
+            # nearest neighbor (floor) from the full-resolution mask, as published
             return F.interpolate(batch.mask()[:, None].float(), size=shape)[:, 0].bool()
         return padding_mask([(-(-h // stride), -(-w // stride)) for h, w in batch.sizes], shape, batch.images.device)
 
 
 def _resnet(name: str, norm: Callable[[int], nn.Module], *, dilation: bool, width: int) -> ResNet:
-    """A torchvision ResNet; resnet10 has one basic block a stage, and `width` may differ from torchvision's 64."""
+    """Build a torchvision ResNet; resnet10 has one basic block per stage; `width` may differ from torchvision's 64."""
     dilate = [False, False, dilation]
     if name == "resnet10":
         body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=norm, replace_stride_with_dilation=dilate)
@@ -163,47 +163,47 @@ def _resnet(name: str, norm: Callable[[int], nn.Module], *, dilation: bool, widt
     return body
 
 
-class _Margin:
-    """What is padding in the maps of a batch, on the way through the backbone.
+class _PaddingMasks:
+    """Padding masks of the feature maps, cached by stride.
 
     Args:
         batch: the images.
-        exact: whether padding is kept from what lies inside; otherwise nothing here does anything.
-        in_place: whether a map may be changed; under gradient checkpointing it is what a stage is computed again from.
+        exact: whether padding must not change the features; otherwise masks are None and maps stay unchanged.
+        in_place: whether a map may be changed in place; not under gradient checkpointing, where it is a stored input.
     """
 
     def __init__(self, batch: Batch, *, exact: bool, in_place: bool) -> None:
         self.batch, self.exact, self.in_place = batch, exact, in_place
-        self.keeps: dict[int, Tensor] = {}
+        self._valid: dict[int, Tensor] = {}
 
     def _sizes(self, stride: int) -> list[tuple[int, int]]:
-        """(height, width) of every image in cells; the strided layers all give ceil(size / 2)."""
+        """Return (height, width) of every image in cells; the strided layers all give ceil(size / 2)."""
         return [(-(-h // stride), -(-w // stride)) for h, w in self.batch.sizes]
 
-    def at(self, stride: int) -> Tensor | None:
-        """(B, 1, h, w) bool of a map at `stride`, False where padded; None when padding does not matter."""
+    def valid(self, stride: int) -> Tensor | None:
+        """Return the (B, 1, h, w) bool mask of a map at `stride`, False where padded; None if padding may leak."""
         if not self.exact:
             return None
-        if stride not in self.keeps:
+        if stride not in self._valid:
             images = self.batch.images
             shape = tuple(-(-side // stride) for side in images.shape[-2:])
-            self.keeps[stride] = ~padding_mask(self._sizes(stride), shape, images.device)[:, None]
-        return self.keeps[stride]
+            self._valid[stride] = ~padding_mask(self._sizes(stride), shape, images.device)[:, None]
+        return self._valid[stride]
 
-    def cleared(self, x: Tensor, stride: int) -> Tensor:
-        """A map with zeros at padded positions, in its own memory where that is cheaper.
+    def zero_padding(self, x: Tensor, stride: int) -> Tensor:
+        """Set padded positions of a map to zero, in place where that is cheaper.
 
         Args:
-            x: (B, C, h, w), of which nobody needs what is padded.
+            x: (B, C, h, w), whose padded values are not needed.
             stride: of the map.
         """
-        keep = self.at(stride)
+        keep = self.valid(stride)
         if keep is None:
             return x
         if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
             return x.masked_fill(~keep, 0.0)
         x = x if self.in_place else x.clone()
-        for image, (h, w) in zip(x, self._sizes(stride), strict=True):  # the margins alone are touched
+        for image, (h, w) in zip(x, self._sizes(stride), strict=True):  # only the padding is written
             image[:, h:] = 0.0
             image[:, :, w:] = 0.0
         return x
@@ -218,7 +218,7 @@ def _step(
     relu: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """A convolution, its norm, the residual added and a ReLU if asked; only group norm is told what is padded."""
+    """Apply a convolution, its norm, the residual and a ReLU if asked; only group norm is told what is padded."""
     assert isinstance(convolution, nn.Conv2d)
     if isinstance(norm, FrozenBatchNorm2d):
         weight, bias = fold(convolution, norm, x)
@@ -233,44 +233,46 @@ def _step(
     return F.relu(y) if relu else y
 
 
-def _stage(blocks: nn.Sequential, x: Tensor, margin: _Margin, stride: int) -> Tensor:
-    """The blocks of a stage, whose input has this stride."""
+def _stage(blocks: nn.Sequential, x: Tensor, masks: _PaddingMasks, stride: int) -> Tensor:
+    """Apply the blocks of a stage, whose input has this stride."""
     for block in blocks:
-        before, stride = stride, stride * block.stride
-        x = _block(block, x, margin, before, stride)
+        in_stride, stride = stride, stride * block.stride
+        x = _block(block, x, masks, in_stride, stride)
     return x
 
 
-def _block(block: nn.Module, x: Tensor, margin: _Margin, before: int, after: int) -> Tensor:
-    """A residual block, with zeros at padded positions before each 3x3 convolution.
+def _block(block: nn.Module, x: Tensor, masks: _PaddingMasks, in_stride: int, out_stride: int) -> Tensor:
+    """Apply a residual block, with zeros at padded positions before each 3x3 convolution.
 
     Args:
         block: torchvision BasicBlock or Bottleneck.
         x: (B, C, h, w) input; its memory may be used for the result.
-        margin: what is padded.
-        before: stride of the input.
-        after: stride of the output.
+        masks: padding masks of the batch.
+        in_stride: stride of the input.
+        out_stride: stride of the output.
     """
-    first, last = margin.at(before), margin.at(after)
+    first, last = masks.valid(in_stride), masks.valid(out_stride)
     if isinstance(block, Bottleneck):
         y = _step(block.conv1, block.bn1, x, first, relu=True)
-        y = _step(block.conv2, block.bn2, margin.cleared(y, before), last, relu=True)
+        y = _step(block.conv2, block.bn2, masks.zero_padding(y, in_stride), last, relu=True)
         end = (block.conv3, block.bn3)
     else:
-        x = margin.cleared(x, before)
+        x = masks.zero_padding(x, in_stride)
         y = _step(block.conv1, block.bn1, x, last, relu=True)
-        y = margin.cleared(y, after)
+        y = masks.zero_padding(y, out_stride)
         end = (block.conv2, block.bn2)
     shortcut = x if block.downsample is None else _step(*block.downsample, x, last)
     return _step(*end, y, last, residual=shortcut, relu=True)
 
 
 def build_backbone(name: str, **options: object) -> ResNetBackbone:
-    """A backbone by name: an `nn.Module` with `channels`, `strides` and `forward(Batch) -> [(map, padding mask), ...]`.
+    """Build a backbone by name.
+
+    It is an `nn.Module` with `channels`, `strides` and `forward(Batch) -> [(map, padding mask), ...]`.
 
     Args:
         name: a torchvision ResNet: resnet18, resnet34, resnet50, resnet101 or resnet152;
-            or resnet10, one basic block a stage, for small work from random weights.
+            or resnet10, one basic block per stage, for small work from random weights.
         options: as `ResNetBackbone`.
     """
     return ResNetBackbone(name, **options)  # type: ignore[arg-type]

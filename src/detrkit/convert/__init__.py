@@ -1,4 +1,4 @@
-"""Weights of other code bases: key maps both ways, and files recognised before they are trusted."""
+"""Conversion of weights from and to other code bases; see `detrkit.weights`."""
 
 from detrkit.weights.huggingface import load_huggingface, to_huggingface
 from detrkit.weights.official import WeightsError, load_official, to_official

@@ -62,7 +62,7 @@ class MultiHeadAttention(nn.Module):
         attn_mask: Tensor | None = None,
         capture: bool = False,
     ) -> AttentionOutput:
-        """Attends from queries to keys.
+        """Attend from queries to keys.
 
         Args:
             query: (B, Q, D).
@@ -98,7 +98,7 @@ class MultiHeadAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
-    """Computes the (B, H, Q, D / H) output and the (B, H, Q, S) weights of attention, step by step."""
+    """Compute attention step by step: the (B, H, Q, D / H) output and the (B, H, Q, S) weights."""
     scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, H, Q, S)
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
@@ -107,7 +107,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: fl
 
 
 def _attend_in_chunks(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
-    """Computes the output of `_attend`, chunk by chunk of heads, whose weights are not kept for the gradient."""
+    """Compute the output of `_attend` over chunks of heads, without keeping the weights for the gradient."""
     weights_per_head = len(q) * q.shape[2] * k.shape[2]
     heads_per_chunk = max(1, ATTENTION_CHUNK // weights_per_head)
     if heads_per_chunk >= q.shape[1]:

@@ -1,4 +1,4 @@
-"""Memory for time: what a gradient needs is computed again instead of kept (Chen et al. 2016, arXiv 1604.06174)."""
+"""Gradient checkpointing: recompute activations in backward instead of storing them (Chen et al. 2016, 1604.06174)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch.utils.checkpoint import checkpoint
 
 
 def set_checkpointing(model: nn.Module, on: bool = True) -> None:
-    """Makes a model keep less for the backward pass: inputs of its backbone's stages and its transformer's layers only.
+    """Switch gradient checkpointing of a model on or off.
 
-    What lies between is computed a second time when its gradient is asked for, with the same dropout: losses and
-    gradients are the same to the bit, where the operators themselves are. On a processor freed memory is not kept for
-    the next tensors (`detrkit.ops.pages`) either, unless another model of the process has asked for that.
+    Only the inputs of the backbone's stages and of the transformer's layers are stored. The rest is computed again in
+    backward, with the same dropout: losses and gradients are the same to the bit, where the operators themselves are.
+    On a CPU, freed memory is not kept for the next tensors (`detrkit.ops.pages`) either, unless another model of the
+    process has asked for that.
 
     Args:
         model: any model of detrkit.
-        on: whether to.
+        on: True to switch it on.
     """
     for module in model.modules():
         if hasattr(module, "checkpointing"):
@@ -27,7 +28,7 @@ def set_checkpointing(model: nn.Module, on: bool = True) -> None:
 
 
 def checkpointed(part: Callable[..., Any], *args: Any, on: bool, **kwargs: Any) -> Any:
-    """`part(*args, **kwargs)`, of which the arguments alone are kept if `on` is set and a gradient may be asked for."""
+    """Compute `part(*args, **kwargs)`; with `on` and gradients enabled, store only the arguments for backward."""
     if not (on and torch.is_grad_enabled()):
         return part(*args, **kwargs)
     return checkpoint(part, *args, use_reentrant=False, **kwargs)

@@ -28,7 +28,7 @@ class DeformableAttentionOutput(NamedTuple):
 
 
 class MSDeformAttention(nn.Module):
-    """Every query attends to a few points around its reference, on every level.
+    """Attention of every query to a few points around its reference point, on every level.
 
     Args:
         width: channels D of queries, values and output.
@@ -49,7 +49,7 @@ class MSDeformAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Places the points on rays, one direction a head, the k-th at distance k pixels, with equal weights (A.4)."""
+        """Place the points on rays, one direction per head, the k-th at distance k pixels, with equal weights (A.4)."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         ray = torch.stack([angle.cos(), angle.sin()], -1)  # (H, 2)
@@ -73,7 +73,7 @@ class MSDeformAttention(nn.Module):
         *,
         padding_mask: Tensor | None,
     ) -> DeformableAttentionOutput:
-        """Attends from queries to the maps.
+        """Attend from queries to the maps.
 
         Args:
             query: (B, Q, D), position added.
@@ -91,7 +91,7 @@ class MSDeformAttention(nn.Module):
         weights = self.attention_weights(query).view(b, q, self.heads, -1).softmax(-1)
         weights = weights.view(b, q, self.heads, self.levels, self.points)
         # What all heads share is repeated for the points first: broadcast along axes of 2 and 4, the encoder's 22,000
-        # queries take 22 ms a layer instead of 3 ms.
+        # queries take 22 ms per layer instead of 3 ms.
         center = self._repeat_for_points(reference_points[..., :2])  # (B, Q, 1, L * P * 2)
         if reference_points.shape[-1] == 2:
             sizes = reference_points.new_tensor([(w, h) for h, w in spatial_shapes])  # (L, 2)
@@ -104,5 +104,5 @@ class MSDeformAttention(nn.Module):
         return DeformableAttentionOutput(self.output_proj(out), locations, weights)
 
     def _repeat_for_points(self, x: Tensor) -> Tensor:
-        """Repeats a value of each level for each of the level's points: (..., L, 2) to (..., 1, L * P * 2)."""
+        """Repeat a value of each level for each of the level's points: (..., L, 2) to (..., 1, L * P * 2)."""
         return x[..., None, :].expand(*x.shape[:-1], self.points, 2).flatten(-3)[..., None, :]

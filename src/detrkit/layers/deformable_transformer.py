@@ -76,7 +76,7 @@ class DeformableDecoderOutput(NamedTuple):
 
 
 def cell_centers(spatial_shapes: Shapes, valid_sizes: Tensor) -> Tensor:
-    """Computes the centers of all cells, (B, S, 2) xy relative to the valid part of the map.
+    """Compute the centers of all cells, (B, S, 2) xy relative to the valid part of the map.
 
     Args:
         spatial_shapes: (height, width) of every level in cells.
@@ -121,7 +121,7 @@ class DeformableEncoderLayer(nn.Module):
         *,
         padding_mask: Tensor | None,
     ) -> DeformableAttentionOutput:
-        """Computes one layer.
+        """Compute one layer.
 
         Args:
             src: (B, S, D) tokens.
@@ -177,7 +177,7 @@ class DeformableEncoder(nn.ModuleList):
         padding_mask: Tensor | None,
         capture: bool = False,
     ) -> DeformableEncoderOutput:
-        """Encodes the tokens; each one's reference point is its own cell.
+        """Encode the tokens; each one's reference point is its own cell.
 
         Args:
             src: (B, S, D) tokens of all levels.
@@ -238,7 +238,7 @@ class DeformableDecoderLayer(nn.Module):
         attn_mask: Tensor | None = None,
         capture: bool = False,
     ) -> DeformableDecoderLayerOutput:
-        """Computes one layer.
+        """Compute one layer.
 
         Args:
             tgt: (B, Q, D) hidden states of the queries.
@@ -309,7 +309,7 @@ class DeformableDecoder(nn.ModuleList):
         attn_mask: Tensor | None = None,
         capture: bool = False,
     ) -> DeformableDecoderOutput:
-        """Decodes the queries, layer by layer, each followed by the heads.
+        """Decode the queries, layer by layer, each followed by the heads.
 
         Args:
             tgt: (B, Q, D) first hidden states.

@@ -8,8 +8,8 @@ from detrkit.ops.dropout import dropout
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout`, faster on a processor."""
+    """`torch.nn.Dropout`, faster on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Of any shape."""
+        """Drop values of a tensor of any shape."""
         return dropout(input, self.p, self.training)

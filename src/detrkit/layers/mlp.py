@@ -18,7 +18,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(Linear(i, o) for i, o in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width_in) to (..., width_out), without a final activation."""
+        """Map (..., width_in) to (..., width_out), without a final activation."""
         for layer in self.layers[:-1]:
             x = layer(x, relu=True)
         return self.layers[-1](x)

@@ -1,4 +1,4 @@
-"""Normalisation layers."""
+"""Normalization layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are constants: what DETR does with a pretrained backbone.
 
-    With 2 images a GPU the statistics of a batch are noise, so the published models keep ImageNet's
+    With 2 images per GPU the statistics of a batch are noise, so the published models keep ImageNet's
     (DETR Sec. 4, "Technical details"). All four tensors are buffers: they are saved, never trained.
     """
 
@@ -27,12 +27,12 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H, W): x * scale + shift, folded to one multiply-add a value."""
+        """Map (B, C, H, W) to (B, C, H, W): x * scale + shift, folded to one multiply-add per value."""
         scale, shift = self.factors()
         return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift of every channel, (C,) each."""
+        """Return scale and shift of every channel, (C,) each."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -46,14 +46,14 @@ class GroupNorm(nn.GroupNorm):
     """Group norm (Wu & He 2018) whose statistics can be taken over the valid positions of a padded batch alone."""
 
     def forward(self, input: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Normalises every image by itself.
+        """Normalize every image by itself.
 
         Args:
             input: (B, C, H, W).
             keep: (B, 1, H, W) bool, False where padded; None when nothing is.
 
         Returns:
-            (B, C, H, W); what stands at padded positions has no meaning.
+            (B, C, H, W); values at padded positions have no meaning.
         """
         if keep is None:
             return super().forward(input)
@@ -61,7 +61,7 @@ class GroupNorm(nn.GroupNorm):
         valid = keep[:, None].to(input.dtype)  # (B, 1, 1, H, W)
         count = valid.sum((2, 3, 4), keepdim=True) * grouped.shape[2]
         mean = (grouped * valid).sum((2, 3, 4), keepdim=True) / count
-        centred = (grouped - mean) * valid
-        variance = centred.square().sum((2, 3, 4), keepdim=True) / count
-        normed = (centred * (variance + self.eps).rsqrt()).flatten(1, 2)
+        centered = (grouped - mean) * valid
+        variance = centered.square().sum((2, 3, 4), keepdim=True) / count
+        normed = (centered * (variance + self.eps).rsqrt()).flatten(1, 2)
         return normed * self.weight[:, None, None] + self.bias[:, None, None]

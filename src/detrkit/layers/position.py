@@ -14,7 +14,7 @@ from detrkit.utils.errors import ImageSizeError
 def position_encoding(
     kind: Literal["sine", "learned"], width: int, *, entries: int = 50, offset: float = 0.0
 ) -> SinePositionEncoding | LearnedPositionEncoding:
-    """The encoding that a model's `position_embedding` names.
+    """Build the encoding that a model's `position_embedding` names.
 
     Args:
         kind: "sine" or "learned".
@@ -41,7 +41,7 @@ class SinePositionEncoding(nn.Module):
     Args:
         width: channels in all; the first half encodes y, the second x, sine and cosine interleaved.
         temperature: base of the geometric progression of wavelengths.
-        offset: subtracted from the 1-based index before scaling; 0 in DETR, 0.5 (pixel centres) in Deformable DETR.
+        offset: subtracted from the 1-based index before scaling; 0 in DETR, 0.5 (pixel centers) in Deformable DETR.
     """
 
     def __init__(self, width: int, *, temperature: float = 10000.0, offset: float = 0.0) -> None:
@@ -53,7 +53,7 @@ class SinePositionEncoding(nn.Module):
         self.offset = offset
 
     def forward(self, padding: Tensor) -> Tensor:
-        """(B, h, w) bool, True where padded, to (B, h, w, width) float32."""
+        """Map a (B, h, w) bool mask, True where padded, to (B, h, w, width) float32."""
         valid = ~padding
         y = valid.cumsum(1, dtype=torch.float32)  # (B, h, w)
         x = valid.cumsum(2, dtype=torch.float32)
@@ -75,7 +75,7 @@ class LearnedPositionEncoding(nn.Module):
 
     Args:
         width: channels in all; the first half comes from the column (x), the second from the row (y), as published.
-        entries: the largest map that can be encoded, in cells a side. The published table has 50, too few for a DC5
+        entries: the largest map that can be encoded, in cells per side. The published table has 50, too few for a DC5
             map of a 1333-pixel image, which has 84.
     """
 
@@ -87,7 +87,9 @@ class LearnedPositionEncoding(nn.Module):
         nn.init.uniform_(self.col_embed.weight)
 
     def forward(self, padding: Tensor) -> Tensor:
-        """(B, h, w) bool to (B, h, w, width). Padding does not matter: cells are counted from the top left corner.
+        """Map a (B, h, w) bool mask to (B, h, w, width).
+
+        Padding does not matter: cells are counted from the top left corner.
 
         Raises:
             ImageSizeError: the map has more rows or columns than the table has entries.

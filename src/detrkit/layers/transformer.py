@@ -62,12 +62,12 @@ class DecoderOutput(NamedTuple):
 
 
 def with_pos_embed(x: Tensor, pos_embed: Tensor | None) -> Tensor:
-    """Adds a position encoding, if there is one."""
+    """Add a position encoding, if there is one."""
     return x if pos_embed is None else x + pos_embed
 
 
 def init_transformer(*modules: nn.Module) -> None:
-    """Initializes every matrix of the modules with Xavier-uniform values, as published; packed ones count as one."""
+    """Initialize every matrix of the modules with Xavier-uniform values, as published; a packed one counts as one."""
     for module in modules:
         for parameter in module.parameters():
             if parameter.ndim > 1:
@@ -84,7 +84,7 @@ class FeedForward(nn.Module):
         self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, S, D) to (B, S, D)."""
+        """Map (B, S, D) to (B, S, D)."""
         return self.linear2(self.drop(self.linear1(x, relu=True)))
 
 
@@ -114,7 +114,7 @@ class EncoderLayer(nn.Module):
         key_padding_mask: Tensor | None,
         capture: bool = False,
     ) -> AttentionOutput:
-        """Computes one layer.
+        """Compute one layer.
 
         Args:
             src: (B, S, D) tokens.
@@ -168,7 +168,7 @@ class Encoder(nn.Module):
         key_padding_mask: Tensor | None,
         capture: bool = False,
     ) -> EncoderOutput:
-        """Encodes (B, S, D) tokens; arguments as of `EncoderLayer.forward`."""
+        """Encode (B, S, D) tokens; arguments as of `EncoderLayer.forward`."""
         x = src
         hidden_states, attn_weights = [], []
         for layer in self.layers:
@@ -214,7 +214,7 @@ class DecoderLayer(nn.Module):
         attn_mask: Tensor | None = None,
         capture: bool = False,
     ) -> DecoderLayerOutput:
-        """Computes one layer.
+        """Compute one layer.
 
         Args:
             tgt: (B, Q, D) hidden states of the queries.
@@ -271,7 +271,7 @@ class Decoder(nn.Module):
         attn_mask: Tensor | None = None,
         capture: bool = False,
     ) -> DecoderOutput:
-        """Decodes the queries.
+        """Decode the queries.
 
         Args:
             tgt: (B, Q, D) first hidden states (zeros in DETR, the queries in the demo).

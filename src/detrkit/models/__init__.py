@@ -1,4 +1,4 @@
-"""The published models, their losses and what turns outputs into results."""
+"""The published models, their losses and the post-processing of their outputs."""
 
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Capture, Outputs, Target

@@ -36,7 +36,7 @@ class DetectionModel(nn.Module):
         capture: bool = False,
         defer_masks: bool | None = None,
     ) -> Outputs:
-        """Predicts a set of objects for every image; see the models.
+        """Predict a set of objects for every image; see the models.
 
         Args:
             images: normalized (3, h, w) float tensors of any sizes, or a Batch.
@@ -48,7 +48,7 @@ class DetectionModel(nn.Module):
         raise TypeError(f"{type(self).__name__} has no forward pass: a model defines it")
 
     def freeze_detector(self) -> None:
-        """Leaves only the masks to be trained (the second of the published two phases, official `--frozen_weights`).
+        """Train only the masks (the second of the published two phases, official `--frozen_weights`).
 
         The rest takes no gradient, and stays in eval mode whatever `train()` says. (The published code leaves its
         dropout active.)
@@ -64,7 +64,7 @@ class DetectionModel(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> DetectionModel:
-        """Sets the mode as `torch.nn.Module.train`, except for a frozen detector."""
+        """Set the mode as `torch.nn.Module.train`, except for a frozen detector."""
         super().train(mode)
         if self.detector_frozen:
             for part in self.children():
@@ -82,7 +82,7 @@ class DetectionModel(nn.Module):
         *,
         defer: bool | None,
     ) -> None:
-        """Puts masks into the outputs of a model that has them: all, or (by default in training) on request.
+        """Add masks to the outputs of a model that has them: all, or (by default in training) on request.
 
         Args: as `MaskPredictor.forward`; and
 

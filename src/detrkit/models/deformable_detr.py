@@ -27,7 +27,7 @@ MASKED_LOGIT = -1e4  # its probability and its loss are 0 in every precision
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Log-odds of x in [0, 1], clamped to those of eps (published: 1e-5)."""
+    """Compute the log-odds of x in [0, 1], clamped to those of eps (published: 1e-5)."""
     x = x.clamp(0, 1)
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
@@ -148,7 +148,7 @@ class DeformableDETR(DetectionModel):
             self.queries = nn.Embedding(num_queries, 2 * hidden_dim)
             self.reference_points = Linear(hidden_dim, 2)
 
-        # one head shared by all layers, or one a layer under refinement; two-stage adds the encoder's
+        # one head shared by all layers, or one per layer under refinement; two-stage adds the encoder's
         count = (dec_layers if with_box_refine else 1) + two_stage
         self.class_heads = nn.ModuleList(Linear(hidden_dim, num_classes) for _ in range(count))
         self.box_heads = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, layers=3) for _ in range(count))
@@ -156,7 +156,7 @@ class DeformableDETR(DetectionModel):
         self.segmentation = MaskPredictor(hidden_dim, nheads, self.backbone, prior=True) if masks else None
 
     def _reset_parameters(self) -> None:
-        """Published initialisation: Xavier transformer, rays of sampling points, rare objects, small first boxes."""
+        """Initialize as published: Xavier transformer, rays of sampling points, rare objects, small first boxes."""
         init_transformer(self.encoder, self.decoder)
         for module in self.modules():
             if isinstance(module, MSDeformAttention):
@@ -186,7 +186,7 @@ class DeformableDETR(DetectionModel):
         capture: bool = False,
         defer_masks: bool | None = None,
     ) -> Outputs:
-        """Predicts a set of objects for every image.
+        """Predict a set of objects for every image.
 
         Args:
             images: normalized (3, h, w) float tensors of any sizes, or a Batch.
@@ -290,7 +290,7 @@ class DeformableDETR(DetectionModel):
         return outputs
 
     def _levels(self, batch: Batch, features: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Computes the (B, D, h, w) maps of all levels and their (B, h, w) padding masks from the backbone's."""
+        """Compute the (B, D, h, w) maps of all levels and their (B, h, w) padding masks from the backbone's."""
         strides = [self.backbone.strides[-1]]
         maps, masks = [], []
         last = features[-1][0]
@@ -312,7 +312,7 @@ class DeformableDETR(DetectionModel):
         return maps, masks
 
     def _boxes(self, correction: Tensor, reference: Tensor) -> Tensor:
-        """Adds the box head's (B, Q, 4) correction to the (B, Q, 2 or 4) reference in logits: (B, Q, 4) cxcywh."""
+        """Add the box head's (B, Q, 4) correction to the (B, Q, 2 or 4) reference in logits: (B, Q, 4) cxcywh."""
         reference = inverse_sigmoid(reference)
         if reference.shape[-1] == 2:
             reference = F.pad(reference, (0, 2))  # only the center is relative
@@ -321,7 +321,7 @@ class DeformableDETR(DetectionModel):
     def _propose(
         self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]], valid_sizes: Tensor, padding_mask: Tensor
     ) -> Proposals:
-        """Computes the first stage: a box and an objectness for every token, the best become queries (Sec. 4.2).
+        """Compute the first stage: a box and an objectness per token; the best become queries (Sec. 4.2).
 
         Args:
             memory: (B, S, D).
@@ -349,7 +349,7 @@ class DeformableDETR(DetectionModel):
 
 
 def _sine_of_boxes(boxes: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
-    """Encodes (B, Q, 4) cxcywh in [0, 1] by sines and cosines, `width` channels a coordinate: (B, Q, 4 * width)."""
+    """Encode (B, Q, 4) cxcywh in [0, 1] by sines and cosines, `width` channels per coordinate: (B, Q, 4 * width)."""
     index = torch.arange(width, dtype=torch.float32, device=boxes.device)
     wavelength = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / width)
     angle = boxes[..., None] * (2 * math.pi) / wavelength  # (B, Q, 4, width)

@@ -74,10 +74,10 @@ class DETRdemo(DetectionModel):
         capture: bool = False,
         defer_masks: bool | None = None,
     ) -> Outputs:
-        """As `DETR.forward`, without masks; the published model was run on one image at a time.
+        """Predict as `DETR.forward`, without masks; the published model was run on one image at a time.
 
         Raises:
-            ImageSizeError: an image too large for the learned encoding (more than 32 * position_entries pixels a side).
+            ImageSizeError: an image too large for the learned encoding (more than 32 * position_entries pixels per side).
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
         features = self.backbone(batch, every_stage=capture)

@@ -100,7 +100,7 @@ class DETR(DetectionModel):
         capture: bool = False,
         defer_masks: bool | None = None,
     ) -> Outputs:
-        """Predicts a set of objects for every image.
+        """Predict a set of objects for every image.
 
         Args:
             images: normalized (3, h, w) float tensors of any sizes, or a Batch.

@@ -20,7 +20,7 @@ Indices = list[tuple[Tensor, Tensor]]
 
 
 class NonFiniteError(FloatingPointError):
-    """Raised where a number that must be finite is not.
+    """Error for a number that must be finite and is not.
 
     Attributes:
         what: the quantity, e.g. "matching cost" or "loss_giou".
@@ -51,7 +51,7 @@ class Matches:
 
 
 class HungarianMatcher:
-    """Finds, per image and layer, the cheapest pairs of query and object.
+    """Assignment of queries to objects at the lowest total cost, per image and layer.
 
     cost = cost_class * class cost + cost_bbox * L1(cxcywh) - cost_giou * GIoU; the class cost of DETR is minus the
     softmax probability of the object's class.
@@ -72,7 +72,7 @@ class HungarianMatcher:
         self._crowded: set[int | str | None] = set()
 
     def __call__(self, outputs: Outputs, targets: Sequence[Target]) -> Indices:
-        """Matches the last layer: per image (query indices, object indices), int64 on the CPU, queries ascending.
+        """Match the last layer: per image (query indices, object indices), int64 on the CPU, queries ascending.
 
         Args:
             outputs: of a batch; aux and encoder outputs are ignored.
@@ -87,7 +87,7 @@ class HungarianMatcher:
         ]
 
     def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Matches:
-        """Matches all layers with one copy from the device and one back.
+        """Match all layers with one copy from the device and one back.
 
         Args:
             logits: (L, B, Q, C).
@@ -108,7 +108,7 @@ class HungarianMatcher:
         return Matches(*pairs.to(logits.device))  # 3 x (L, M)
 
     def _warn_of_crowded(self, image: int | str | None, count: int, queries: int) -> None:
-        """Warns once per image that has more objects than queries, for at most `MAX_WARNED_IMAGES` images."""
+        """Warn once per image that has more objects than queries, for at most `MAX_WARNED_IMAGES` images."""
         if image in self._crowded or len(self._crowded) > MAX_WARNED_IMAGES:
             return
         self._crowded.add(image)
@@ -122,7 +122,7 @@ class HungarianMatcher:
         )
 
     def class_cost(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Computes the class cost of N objects, -p(class) (Sec. 3.1).
+        """Compute the class cost of N objects, -p(class) (Sec. 3.1).
 
         Args:
             logits: (L, B, Q, C).
@@ -140,7 +140,7 @@ class HungarianMatcher:
     def _assign(
         self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """Returns per layer and image the matched (queries, objects) as int64 arrays, queries ascending."""
+        """Return per layer and image the matched (queries, objects) as int64 arrays, queries ascending."""
         layers, _, queries = logits.shape[:3]
         counts = [len(t) for t in targets]
         for count, target in zip(counts, targets, strict=True):
@@ -167,7 +167,7 @@ class HungarianMatcher:
 
 
 class FocalMatcher(HungarianMatcher):
-    """Matches as Deformable DETR does: the class cost is the focal loss saved by predicting the class.
+    """Matcher of Deformable DETR: the class cost is the focal loss saved by predicting the class.
 
     Args:
         alpha, gamma: of the cost (published: 0.25, 2, whatever those of the loss are).
@@ -180,7 +180,7 @@ class FocalMatcher(HungarianMatcher):
         self.gamma = gamma
 
     def class_cost(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Computes it as `HungarianMatcher.class_cost`, from sigmoid probabilities p of the object's class."""
+        """Compute the cost as `HungarianMatcher.class_cost`, from sigmoid probabilities p of the object's class."""
         p = logits[:, images, :, labels].sigmoid()  # (N, L, Q)
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
@@ -188,14 +188,14 @@ class FocalMatcher(HungarianMatcher):
 
 
 def _solve(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the (queries, objects) of the cheapest pairs of (objects, Q) costs, queries ascending."""
+    """Return the (queries, objects) of the cheapest pairs of (objects, Q) costs, queries ascending."""
     objects, queries = linear_sum_assignment(costs)
     order = queries.argsort()
     return queries[order], objects[order]
 
 
 def _box_cost(boxes: Tensor, images: Tensor, target_boxes: Tensor, *, l1: float, giou: float) -> Tensor:
-    """Computes the (N, L, Q) cost l1 * L1 - giou * GIoU of every object with the queries of its own image.
+    """Compute the (N, L, Q) cost l1 * L1 - giou * GIoU of every object with the queries of its own image.
 
     Coordinates are the outermost dimension in memory and queries the innermost, so that all arithmetic runs along
     neighboring values.
@@ -214,5 +214,5 @@ def _box_cost(boxes: Tensor, images: Tensor, target_boxes: Tensor, *, l1: float,
 
 
 def _gather_boxes(boxes: Tensor, images: Tensor) -> Tensor:
-    """Gathers from (L, B, Q, 4) boxes those of N images, (N, L, Q, 4), a plane for each coordinate."""
+    """Gather from (L, B, Q, 4) boxes those of N images, (N, L, Q, 4), a plane for each coordinate."""
     return boxes.permute(3, 1, 0, 2).contiguous().index_select(1, images).movedim(0, -1)

@@ -27,7 +27,7 @@ NORM_GROUPS = 8  # as published; fewer where 8 do not divide the channels
 
 
 class AttentionMaps(nn.Module):
-    """Computes the attention of each query over the encoder memory, per head: a coarse mask (Fig. 8).
+    """Attention of each query over the encoder memory, per head: a coarse mask (Fig. 8).
 
     Args:
         width: channels of queries and memory.
@@ -46,7 +46,7 @@ class AttentionMaps(nn.Module):
     def forward(
         self, hidden_states: Tensor, memory: Tensor, padding_mask: Tensor, prior: Tensor | None = None
     ) -> Tensor:
-        """Attends from queries to cells; heads and cells of a query sum to 1 together.
+        """Attend from queries to cells; heads and cells of a query sum to 1 together.
 
         Args:
             hidden_states: (B, Q, D) of the last decoder layer.
@@ -68,7 +68,7 @@ class AttentionMaps(nn.Module):
 
 
 class BoxPrior(nn.Module):
-    """Adds a Gaussian bias centered on the predicted box, as wide as the box, to the attention logits.
+    """Gaussian bias on the attention logits, centered on the predicted box and as wide as the box.
 
     Deformable DETR needs it: its hidden states say how a box differs from a reference, not where it is, so that
     attention from them alone covers all objects of a class: on generated shapes PQ of things was 7 after eight epochs.
@@ -83,7 +83,7 @@ class BoxPrior(nn.Module):
         self.sharpness = nn.Parameter(torch.linspace(-1.0, 2.0, heads))  # log; from wide to narrow
 
     def forward(self, boxes: Tensor, sizes: Sequence[tuple[int, int]], shape: tuple[int, int], stride: int) -> Tensor:
-        """Computes the bias.
+        """Compute the bias.
 
         Args:
             boxes: (B, Q, 4) cxcywh in [0, 1].
@@ -137,7 +137,7 @@ class MaskHead(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def share(self, src: Tensor, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """Computes what all queries of an image share, coarsest first.
+        """Compute the maps that all queries of an image share, coarsest first.
 
         The first convolution reads the projected map and the attention maps, which are 8 of 264 channels: its response
         to the other 256 is the same for every query.
@@ -153,7 +153,7 @@ class MaskHead(nn.Module):
         return [common, *(adapter(x) for adapter, x in zip(self.adapters, pyramid, strict=True))]
 
     def forward(self, attention: Tensor, shared: Sequence[Tensor]) -> Tensor:
-        """Computes the masks of some queries of one image.
+        """Compute the masks of some queries of one image.
 
         Args:
             attention: (N, H, h, w) maps of N queries.
@@ -211,7 +211,7 @@ class DeferredMasks:
         self._autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
     def of(self, queries: Sequence[Tensor]) -> list[Tensor]:
-        """Computes the masks of the queries (N,) of every image: B (N, h, w) logits at the size of the image's part."""
+        """Compute the masks of the queries (N,) of every image: B (N, h, w) logits at the size of the image's part."""
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(self._gradients and torch.is_grad_enabled()))
             if self._autocast is not None:
@@ -219,14 +219,14 @@ class DeferredMasks:
             return [self._of_image(i, indices) for i, indices in enumerate(queries)]
 
     def all(self) -> Tensor:
-        """Computes the masks of all queries, (B, Q, h, w), zero where padded."""
+        """Compute the masks of all queries, (B, Q, h, w), zero where padded."""
         queries = torch.arange(self.attention.shape[1], device=self.attention.device)
         height, width = self.shared[-1].shape[-2:]
         masks = self.of([queries] * len(self.attention))
         return torch.stack([F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in masks])
 
     def _of_image(self, image: int, queries: Tensor) -> Tensor:
-        """Computes (N, h, w) masks of one image, a few at once."""
+        """Compute (N, h, w) masks of one image, a few at once."""
         parts = self.parts[image]
         shared = [x[image, None, :, :h, :w] for x, (h, w) in zip(self.shared, parts, strict=True)]
         (h, w), finest = parts[0], parts[-1]
@@ -266,7 +266,7 @@ class MaskPredictor(nn.Module):
         boxes: Tensor,
         exact: bool,
     ) -> DeferredMasks:
-        """Prepares the masks of a batch.
+        """Prepare the masks of a batch.
 
         Args:
             hidden_states: (B, Q, D) of the last decoder layer.

@@ -1,4 +1,4 @@
-"""Outputs to a panoptic result: every pixel of an image to one segment (DETR Sec. 4.4)."""
+"""Conversion of outputs into a panoptic result: every pixel of an image to one segment (DETR Sec. 4.4)."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def panoptic(
     duplicates: Literal["merged", "published"] = "merged",
     official: bool = False,
 ) -> list[PanopticResult]:
-    """Turns outputs into one PanopticResult per image.
+    """Turn outputs into one PanopticResult per image.
 
     Of the queries with a score above the threshold, every pixel goes to the one with the largest mask logit there. The
-    masks of one class of stuff are one segment. Segments of at most 4 pixels are dropped, and their pixels given away
-    anew, until there is none.
+    masks of one class of stuff are one segment. Segments of at most 4 pixels are dropped and their pixels reassigned,
+    until there is none.
 
     Args:
         outputs: of a batch of B images, with masks; deferred ones are made for the confident queries alone.
         image_sizes: (height, width) in pixels of the B images as the model got them, without padding.
         sizes: (height, width) in pixels of the B original images.
         things: per label whether it is a thing; by default as `classes` says, and without them all are.
-        threshold: only queries with a greater score are looked at (published: 0.85; sigmoid scores are lower).
+        threshold: only queries with a greater score are used (published: 0.85; sigmoid scores are lower).
         scores: "softmax" (DETR) or "sigmoid" (Deformable DETR).
         classes: names and ids to attach.
         duplicates: of stuff that was found more than once, "merged": all pixels belong to the one segment; "published":
-            the pixels of all but the first mask, once merged, go to whatever is next there. Published figures were
+            the pixels of all but the first mask, once merged, go to the next best mask there. Published metrics were
             measured so.
         official: as published, mistakes included: duplicates as above; masks are enlarged together with the padding of
             their batch, so that they fit the image only in a batch of one; ids start at 0, so a map without
@@ -56,7 +56,7 @@ def panoptic(
         B results, on the device of the outputs; ids from 1 in the order of the queries, 0 is void.
 
     Raises:
-        ValueError: an unknown way with duplicates or kind of scores, not one size for every image, fewer marks of
+        ValueError: an unknown value of `duplicates` or `scores`, not one size for every image, fewer marks of
             things than labels, or outputs without masks.
     """
     check_sizes(outputs, image_sizes, sizes)
@@ -91,7 +91,7 @@ def panoptic(
 
 
 def _best(logits: Tensor, scores: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Score and label of the best class of every query, and whether it is an object at all, (B, Q) each."""
+    """Return score and label of the best class of every query, and whether it is an object at all, (B, Q) each."""
     if scores == "softmax":
         values, labels = logits.softmax(-1).max(-1)
         return values, labels, labels != logits.shape[-1] - 1
@@ -102,19 +102,19 @@ def _best(logits: Tensor, scores: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _owners(labels: Sequence[int], thing: Sequence[bool]) -> list[int]:
-    """Per mask the index of the one whose segment it is part of: its own, or of stuff the first of the class."""
+    """Return per mask the index of its segment's first mask: its own, or for stuff the first of the class."""
     first: dict[int, int] = {}
     return [k if thing[k] else first.setdefault(label, k) for k, label in enumerate(labels)]
 
 
 def _assign(masks: Tensor, owners: Sequence[int], size: Size, *, merged: bool) -> tuple[Tensor, list[int]]:
-    """Gives every pixel to a segment, until no segment is too small.
+    """Assign every pixel to a segment, until no segment is too small.
 
     Args:
         masks: (K, h, w) logits.
         owners: K indices from `_owners`.
         size: (H, W) of the result, in which pixels are counted.
-        merged: what becomes of duplicates, see `panoptic`.
+        merged: how duplicates are handled, see `panoptic`.
 
     Returns:
         (H, W) index of the owner of every pixel, -1 where there is no mask; and K areas in pixels.
@@ -135,9 +135,9 @@ def _assign(masks: Tensor, owners: Sequence[int], size: Size, *, merged: bool) -
 
 
 def _nearest(before: int, after: int, device: torch.device) -> Tensor:
-    """(after,) positions that a side of `before` pixels is read at: the centres of the new pixels.
+    """Return the (after,) positions that a side of `before` pixels is read at: the centers of the new pixels.
 
-    Found by adding step to step, as Pillow does: centres on the border of two pixels then go to the same one.
+    They are summed step by step, as in Pillow: centers on the border of two pixels then go to the same one.
     """
     steps = np.full(after, before / after)
     steps[0] /= 2

@@ -1,4 +1,4 @@
-"""Outputs to detections in pixels, as the published models are evaluated."""
+"""Conversion of outputs into detections in pixels, as the published models are evaluated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def postprocess(
     threshold: float | None = None,
     official: bool = False,
 ) -> list[Detections]:
-    """Turns outputs into one Detections per image; boxes are not clipped and nothing is suppressed.
+    """Turn outputs into one Detections per image; boxes are not clipped and nothing is suppressed.
 
     Args:
         outputs: of a batch of B images.
@@ -70,7 +70,7 @@ def each_image(
     threshold: float | None = None,
     official: bool = False,
 ) -> Iterator[Detections]:
-    """Yields the Detections of `postprocess` image by image: masks of a hundred queries on a photo take a gigabyte."""
+    """Yield the Detections of `postprocess` image by image: masks of a hundred queries on a photo take a gigabyte."""
     check_sizes(outputs, sizes, image_sizes)
     logits, boxes = outputs.logits.float(), outputs.boxes.float()
     if scores == "softmax":
@@ -105,7 +105,7 @@ def each_image(
 
 @torch.no_grad()
 def instance_masks(logits: Tensor, *, image_size: Size, size: Size, covered: Size | None = None) -> Tensor:
-    """Resizes mask logits of one image to its original size, as published: bilinear, above 0.5, nearest.
+    """Resize mask logits of one image to its original size, as published: bilinear, above 0.5, nearest.
 
     Args:
         logits: (N, h, w) at stride 4.
@@ -126,23 +126,27 @@ def instance_masks(logits: Tensor, *, image_size: Size, size: Size, covered: Siz
 
 
 def without_padding(masks: Tensor, image_size: Size) -> Tensor:
-    """Crops (N, h, w) masks at stride 4 to an image of (height, width) pixels."""
+    """Crop (N, h, w) masks at stride 4 to an image of (height, width) pixels."""
     height, width = image_size
     return masks[:, : -(-height // MASK_STRIDE), : -(-width // MASK_STRIDE)]
 
 
 def largest(sizes: Sequence[Size]) -> Size:
-    """Returns the (height, width) that holds all of the sizes."""
+    """Return the (height, width) that holds all of the sizes."""
     return max(h for h, _ in sizes), max(w for _, w in sizes)
 
 
 def check_sizes(outputs: Outputs, *sizes: Sequence[Size] | None) -> None:
-    """Raises: ValueError: not one size for every image of the batch."""
+    """Check that there is one size for every image of the batch.
+
+    Raises:
+        ValueError: another number of sizes.
+    """
     for given in sizes:
         if given is not None and len(given) != len(outputs.logits):
             raise ValueError(f"{len(given)} image sizes for a batch of {len(outputs.logits)}")
 
 
 def _scales(sizes: Sequence[Size], like: Tensor) -> Tensor:
-    """Returns (B, 4) width, height, width, height of every image."""
+    """Return (B, 4) width, height, width, height of every image."""
     return torch.tensor([(w, h, w, h) for h, w in sizes], dtype=like.dtype, device=like.device)

@@ -1,4 +1,4 @@
-"""The published checkpoints and their figures: the rows of published.yaml."""
+"""The published checkpoints and their metrics: the rows of published.yaml."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-# of segments, of boxes, of the masks of objects
+# of segments, of boxes, of instance masks
 FIGURES = (
     *("PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st"),
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "AP_segm"),
@@ -18,7 +18,7 @@ FIGURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How published figures came about.
+    """Settings of the evaluation behind published metrics.
 
     Attributes:
         data: "coco": boxes on COCO val2017; "panoptic": boxes, masks and segments on the panoptic val2017.
@@ -47,15 +47,15 @@ class Published:
         model: its name in `list_models()`.
         file: name of the file.
         url: where it can be downloaded; None where it has no fixed address.
-        page: where to look for it then.
+        page: a web page that leads to it then.
         sha256: the first hex digits of the file's SHA-256; None where none was published.
-        evaluation: behind the figures.
-        source: of the published figures.
-        published: figures in [0, 1] by name, see FIGURES.
+        evaluation: settings behind the metrics.
+        source: of the published metrics.
+        published: metrics in [0, 1] by name, see FIGURES.
         reproduced: likewise, as measured with the official code by the report that this project starts from.
         speed: as published.
-        approximate: whether the published figures are round ones.
-        note: what else one has to know.
+        approximate: whether the published metrics are rounded.
+        note: further remarks.
     """
 
     model: str
@@ -73,19 +73,19 @@ class Published:
 
     @property
     def figures(self) -> dict[str, float]:
-        """The figures to measure: the published ones, and what else the report says; in the order of FIGURES."""
+        """Metrics to measure: the published ones, and others that the report states; in the order of FIGURES."""
         known = {**self.reproduced, **self.published}
         return {name: known[name] for name in FIGURES if name in known}
 
 
 def read_published() -> dict[str, Published]:
-    """The rows of published.yaml by model, in its order."""
+    """Return the rows of published.yaml by model, in its order."""
     content = yaml.safe_load(files("detrkit").joinpath("models", "published.yaml").read_text(encoding="utf-8"))
     return {row["model"]: _row(row, content["sources"]) for row in content["checkpoints"]}
 
 
 def _row(row: Mapping[str, Any], sources: Mapping[str, str]) -> Published:
-    """A row of the file as it is used: figures in [0, 1], the source in words."""
+    """Convert a row of the file: metrics in [0, 1], the source in words."""
     known = dict(row)
     for name in ("published", "reproduced"):
         known[name] = {figure: round(value / 100, 4) for figure, value in row.get(name, {}).items()}

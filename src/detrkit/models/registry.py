@@ -1,4 +1,4 @@
-"""Model names: what each builds, how it is trained and post-processed, and which published file belongs to it."""
+"""Model registry: how each name is built, trained and post-processed, and its published weights file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detrkit.models.settings import check_options, check_parameters
 from detrkit.utils.errors import SettingError
 from detrkit.utils.ranges import shortened
 
-MAX_CLASSES = 1_000_000  # far above any class list, and a head of them still fits into memory
+MAX_CLASSES = 1_000_000  # far above any class list; a head of this size still fits into memory
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Architecture:
     max_size: int | None = 1333
 
     def model(self, *, num_classes: int, padding: Padding, options: Mapping[str, Any]) -> nn.Module:
-        """A model with random weights.
+        """Build a model with random weights.
 
         Args:
             num_classes: labels.
             padding: "exact" or "official".
-            options: all that differs from the defaults of the class, checked (`build_options`).
+            options: all that differ from the defaults of the class, checked (`build_options`).
 
         Raises:
             SettingError: a number of classes that no model has, or a model larger than this machine's memory.
@@ -57,13 +57,13 @@ class Architecture:
             raise SettingError(f"num_classes is {num_classes}: a model needs at least one class")
         if num_classes > MAX_CLASSES:
             raise SettingError(f"num_classes is {num_classes}: must be at most {MAX_CLASSES:,}")
-        if torch.get_default_device().type != "meta":  # which takes no memory
+        if torch.get_default_device().type != "meta":  # on the meta device, which takes no memory
             check_parameters(self.build, {**options, "num_classes": num_classes})
         return self.build(num_classes=num_classes, padding=padding, **options)
 
     @property
     def row(self) -> Published:
-        """What was published of it: the file, the figures, and how they came about."""
+        """Published row of the model: the file, the metrics, and how they were measured."""
         return PUBLISHED[self.name]
 
     @property
@@ -73,12 +73,12 @@ class Architecture:
 
     @property
     def sha256_prefix(self) -> str | None:
-        """The hex digits that begin the SHA-256 of the published file; None where none was published."""
+        """First hex digits of the SHA-256 of the published file; None where none was published."""
         return self.row.sha256
 
     @property
     def published(self) -> Mapping[str, float]:
-        """Published figures on COCO val2017 in [0, 1], by name."""
+        """Published metrics on COCO val2017 in [0, 1], by name."""
         return self.row.published
 
 
@@ -112,7 +112,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {a.name: a for a in _ARCHITECTURES}
 
 
 def architecture(name: str) -> Architecture:
-    """The architecture of that name.
+    """Return the architecture of that name.
 
     Raises:
         SettingError: an unknown name; the message lists the known ones.
@@ -123,7 +123,7 @@ def architecture(name: str) -> Architecture:
 
 
 def build_options(known: Architecture, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the model's class: the variant's own, and the overrides over them.
+    """Merge the variant's own arguments of the model's class with overrides.
 
     Raises:
         TypeError: an argument the class does not take; the message lists those it does.
@@ -141,7 +141,7 @@ def build_options(known: Architecture, overrides: Mapping[str, Any]) -> dict[str
 
 
 def published_file(sha256: str) -> Architecture | None:
-    """The architecture whose published weights have this SHA-256 (hex), or None."""
+    """Return the architecture whose published weights have this SHA-256 (hex), or None."""
     for known in ARCHITECTURES.values():
         if known.sha256_prefix is not None and sha256.startswith(known.sha256_prefix):
             return known
@@ -149,5 +149,5 @@ def published_file(sha256: str) -> Architecture | None:
 
 
 def list_models() -> list[str]:
-    """The names `build_model` takes."""
+    """Return the names that `build_model` takes."""
     return list(ARCHITECTURES)

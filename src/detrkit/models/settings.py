@@ -1,4 +1,4 @@
-"""Which options of a model go together: said before anything is built, with both names and what would be right."""
+"""Checks of model options that must go together, before anything is built."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from detrkit.utils.errors import SettingError
 from detrkit.utils.memory import check_memory
 from detrkit.utils.ranges import as_field, check_arguments
 
-GROUPS = 32  # of the group norms, or a quarter of the channels
+GROUPS = 32  # groups of the group norms, or a quarter of the channels
 _TYPES: tuple[tuple[Any, str], ...] = (
     (bool, "true or false"),
     (str, "text"),
     (Real, "a number"),
     ((tuple, list), "a list of numbers"),
 )
-SHALLOW = ("resnet10", "resnet18", "resnet34")  # basic blocks, which torchvision does not dilate
+SHALLOW = ("resnet10", "resnet18", "resnet34")  # made of basic blocks, which torchvision does not dilate
 
 
 def check_options(build: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
-    """Refuses options that a model cannot be built with.
+    """Check that a model can be built with these options.
 
     Args:
         build: the model's class.
@@ -72,7 +72,7 @@ def check_options(build: Callable[..., nn.Module], options: Mapping[str, Any]) -
 
 
 def _check_types(build: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
-    """Refuses what is of another type than the option's default, which every option of a model has.
+    """Check that every option has the type of its default, which every option of a model has.
 
     Raises:
         SettingError: names the option; of numbers `check_arguments` says more.
@@ -86,7 +86,7 @@ def _check_types(build: Callable[..., nn.Module], options: Mapping[str, Any]) ->
 
 
 def check_parameters(build: Callable[..., nn.Module], options: Mapping[str, Any], *, training: bool = False) -> None:
-    """Refuses a model whose weights do not fit into this machine's memory.
+    """Check that the weights of a model fit into this machine's memory.
 
     Args:
         build: the model's class.
@@ -106,9 +106,9 @@ def check_parameters(build: Callable[..., nn.Module], options: Mapping[str, Any]
 
 
 def least_parameters(options: Mapping[str, Any]) -> int:
-    """How many parameters a model with these options has at least: the matrices that are in every kind of it."""
+    """Return a lower bound on a model's number of parameters: the matrices that every kind of it has."""
     width, hidden = options["hidden_dim"], options["dim_feedforward"]
-    layer = 2 * width * width + 2 * width * hidden  # of an attention two of its four, and the feed-forward network
+    layer = 2 * width * width + 2 * width * hidden  # two of an attention's four matrices, and the feed-forward network
     layers = options["enc_layers"] * layer + options["dec_layers"] * (layer + 4 * width * width)
     stem = options.get("backbone_width", 64)
     rows = options["num_queries"] + options.get("num_classes", 0)
@@ -116,11 +116,11 @@ def least_parameters(options: Mapping[str, Any]) -> int:
 
 
 def _groups_divide(channels: int) -> bool:
-    """Whether a group norm of so many channels has groups of one size."""
+    """Return whether a group norm of so many channels has groups of one size."""
     return channels >= 4 and channels % min(GROUPS, channels // 4) == 0
 
 
 def _near(number: int, divisor: int) -> str:
-    """The multiples of a number around another: "such as 30 or 33"."""
+    """Return the multiples of a number next to another: "such as 30 or 33"."""
     below = number // divisor * divisor
     return f"such as {below} or {below + divisor}" if below else f"such as {divisor}"

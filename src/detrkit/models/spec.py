@@ -1,4 +1,4 @@
-"""`ModelSpec`: what a checkpoint says of its model, and the ranges of all that it says."""
+"""`ModelSpec`: the description of a model in a checkpoint, with the ranges of its fields."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from detrkit.utils.schema import validated_as
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the spec's JSON
-MAX_SIDE = 1_000_000  # pixels: what Hugging Face's files say for no limit
+MAX_SIDE = 1_000_000  # pixels: Hugging Face's files state this for no limit
 _WRONG = "not a detrkit model description"
 
-# A checkpoint is input: text is no number here, and no number is true or false.
+# A checkpoint is untrusted input: strict types, so text is no number and a number is no bool.
 Classes = Annotated[int, Field(strict=True, ge=1, le=MAX_CLASSES)]
 Mean = Annotated[float, Field(strict=True, ge=-1000, le=1000)]
 Std = Annotated[float, Field(strict=True, ge=1e-6, le=1000)]
@@ -36,14 +36,14 @@ LongSide = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything but the weights that is needed to use a model as it was meant.
+    """Everything needed to use a model as intended, except the weights.
 
     Attributes:
         name: of the architecture, as `build_model` takes it.
         options: overrides of `build_model`, plain JSON values.
         num_classes: labels, as `build_model` counts them.
         classes: names and dataset ids of the labels, or None when unknown.
-        mean, std: of the normalisation, per RGB channel, for pixels in [0, 1].
+        mean, std: of the normalization, per RGB channel, for pixels in [0, 1].
         size: short side of the input in pixels.
         max_size: longest side of the input in pixels, None for no limit.
         padding: "exact" or "official" (see `build_model`).
@@ -64,7 +64,7 @@ class ModelSpec:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
-        """The model with random weights.
+        """Build the model with random weights.
 
         Raises:
             ValueError, TypeError: an unknown name or option, or a model that does not fit into memory.
@@ -75,11 +75,11 @@ class ModelSpec:
 
     @property
     def build_options(self) -> dict[str, Any]:
-        """The options that make the model: where weights once started from does not matter to those to be loaded."""
+        """Options that define the model; the source of its initial weights is left out."""
         return {k: v for k, v in self.options.items() if k != "backbone_weights"}
 
     def check(self) -> None:
-        """Checks what the ranges of single fields do not say: the options of this model, and its classes.
+        """Check what single fields cannot: that the options fit the model, and the classes their number.
 
         Raises:
             ValueError, TypeError: an unknown name or option, an option out of range, names for another number of
@@ -100,7 +100,7 @@ class ModelSpec:
             )
 
     def to_json(self) -> str:
-        """As a checkpoint's header holds it."""
+        """Return the spec as JSON, as a checkpoint's header holds it."""
         plain = {
             "version": VERSION,
             "name": self.name,
@@ -118,7 +118,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, value: str | Mapping[str, Any]) -> ModelSpec:
-        """The inverse of `to_json`, also from the parsed JSON. Nothing is built or allocated before all of it is right.
+        """Read the result of `to_json`, also already parsed. All is checked before anything is built or allocated.
 
         Raises:
             DetrkitError: not a spec, one with a field that is missing, unknown, of another type or out of range, or

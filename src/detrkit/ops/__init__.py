@@ -1,4 +1,4 @@
-"""Operations on tensors that know nothing of models or data."""
+"""Tensor operations that know nothing of models or data."""
 
 from detrkit.ops.boxes import (
     box_area,

@@ -1,6 +1,6 @@
 """Box formats and overlaps.
 
-Boxes are (..., 4) floats, cxcywh (centre, width, height) or xyxy (corners); units are the caller's. Nothing here
+Boxes are (..., 4) floats, cxcywh (center, width, height) or xyxy (corners); units are the caller's. Nothing here
 asserts on values: an assert on a device tensor waits for the device, and a degenerate box (a width below zero cannot
 come from a sigmoid; a zero width can) gets finite numbers instead.
 """
@@ -12,24 +12,24 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) cxcywh to (..., 4) xyxy."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - 0.5 * size, centre + 0.5 * size], -1)
+    """Convert (..., 4) cxcywh to (..., 4) xyxy."""
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([center - 0.5 * size, center + 0.5 * size], -1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """(..., 4) xyxy to (..., 4) cxcywh."""
+    """Convert (..., 4) xyxy to (..., 4) cxcywh."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """(..., 4) xyxy to (...) areas."""
+    """Compute the (...) areas of (..., 4) xyxy boxes."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
-    """(N, H, W) bool masks to the (N, 4) xyxy of their outermost pixels; zeros for an empty mask.
+    """Compute the (N, 4) xyxy of the outermost pixels of (N, H, W) bool masks; zeros for an empty mask.
 
     As published, an edge is the index of the last pixel, so that the box of one pixel has no area: add 1 to the second
     corner for boxes that enclose their pixels.
@@ -43,7 +43,7 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union areas of xyxy boxes that broadcast against each other."""
+    """Compute intersection and union areas of xyxy boxes that broadcast against each other."""
     low = torch.maximum(a[..., :2], b[..., :2])
     high = torch.minimum(a[..., 2:], b[..., 2:])
     inner = (high - low).clamp(min=0)
@@ -52,12 +52,12 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, 0 where both areas vanish (two empty boxes in one point)."""
+    """Divide; 0 where both areas vanish (two empty boxes in one point)."""
     return numerator / denominator.clamp(min=torch.finfo(denominator.dtype).tiny)
 
 
 def iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection over union of every pair.
+    """Compute the intersection over union of every pair.
 
     Args:
         a: (N, 4) xyxy.
@@ -71,7 +71,7 @@ def iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU in [-1, 1] of boxes that broadcast against each other (Rezatofighi et al. 2019, Alg. 1).
+    """Compute generalized IoU in [-1, 1] of boxes that broadcast together (Rezatofighi et al. 2019, Alg. 1).
 
     Args:
         a: (..., 4) xyxy.
@@ -89,5 +89,5 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairwise_generalized_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of every pair: (N, 4) and (M, 4) xyxy to (N, M)."""
+    """Compute the generalized IoU of every pair: (N, 4) and (M, 4) xyxy to (N, M)."""
     return generalized_iou(a[:, None], b[None])

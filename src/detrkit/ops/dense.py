@@ -1,9 +1,9 @@
-"""Convolutions and linear maps, by oneDNN in one pass where a processor computes and nothing needs a gradient.
+"""Convolutions and linear maps, fused by oneDNN on CPUs where no gradient is needed.
 
-PyTorch hands float32 matrix products to MKL, which on AMD's processors uses half the width of the vector units; and it
-adds bias, residual and ReLU in passes of their own. oneDNN is part of every build of PyTorch for x86, and its operators
-with a "pointwise" end, made for torch.compile, can be called without compiling anything. Measured on two cores of an
-AMD EPYC with 950 tokens: 256 -> 2048 channels 5.2 ms by MKL, 2.3 ms by oneDNN.
+PyTorch hands float32 matrix products to MKL, which on AMD CPUs uses half the width of the vector units; and it adds
+bias, residual and ReLU in passes of their own. oneDNN is part of every build of PyTorch for x86, and its operators with
+a "pointwise" end, made for torch.compile, can be called without compiling anything. Measured on two cores of an AMD
+EPYC with 950 tokens: 256 -> 2048 channels take 5.2 ms with MKL, 2.3 ms with oneDNN.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-# Rows of a linear map from which on it is computed as a 1 x 1 convolution of a picture one pixel high: the linear
-# operator does not bring the weights into the order of its best kernel. 22,223 rows of 256 -> 1024 channels: 31 to 41
-# ms by the one, 28 ms by the other; 100 rows: 0.34, 0.38 ms; below 16 rows or outputs MKL is through before either.
-MANY_ROWS, FEW = 1000, 16
+# From MANY_ROWS rows on, a linear map is computed as a 1 x 1 convolution of an image one pixel high: the linear
+# operator does not reorder the weights for its best kernel. 22,223 rows of 256 -> 1024 channels take 31 to 41 ms as
+# linear, 28 ms as convolution; 100 rows: 0.34 and 0.38 ms. Below ONEDNN_MIN_ROWS rows or outputs MKL is faster.
+MANY_ROWS, ONEDNN_MIN_ROWS = 1000, 16
 
 _ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
-_PLAIN = (Tensor, nn.Parameter)  # what pretends to be a tensor wants to see every operator
+_PLAIN = (Tensor, nn.Parameter)  # tensor subclasses expect to see every operator
 
 
 def in_one_pass(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether oneDNN's operators with a "pointwise" end, which have no gradient, compute with these tensors.
+    """Return whether oneDNN's fused "pointwise" operators, which have no gradient, can compute with these tensors.
 
     Args:
         x: the input.
-        weights: what it meets; None is skipped.
+        weights: the other operands; None is skipped.
     """
     return not learns(x, *weights) and onednn_takes(x, *weights)
 
 
 def learns(*tensors: Tensor | None) -> bool:
-    """Whether a gradient will be asked for."""
+    """Return whether a gradient is required of any tensor."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 @cache
 def bf16_kernels() -> bool:
-    """Whether oneDNN has bfloat16 kernels for this processor, which needs AVX-512 or avx_ne_convert.
+    """Return whether oneDNN has bfloat16 kernels for this CPU, which needs AVX-512 or avx_ne_convert.
 
-    Without them its operators fail. PyTorch's own ask the same question, and then compute bfloat16 by other kernels.
+    Without them its operators fail. PyTorch's own operators check the same, and then use other bfloat16 kernels.
     """
     try:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -54,8 +54,8 @@ def bf16_kernels() -> bool:
 
 
 def onednn_takes(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether oneDNN can compute with these tensors: on an x86 processor, outside of graphs that are recorded."""
-    # exporting, compiling, tracing and counting want PyTorch's own operators
+    """Return whether oneDNN can compute with these tensors: on an x86 CPU, outside of graphs that are recorded."""
+    # exporting, compiling, tracing and FLOP counting need PyTorch's own operators
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() or _get_current_dispatch_mode() is not None:
         return False
     tensors = [x, *(w for w in weights if w is not None)]
@@ -71,7 +71,7 @@ def onednn_takes(x: Tensor, *weights: Tensor | None) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """`F.linear`, and a ReLU after it if asked.
+    """Compute `F.linear`, and a ReLU after it if asked.
 
     Args:
         x: (..., I).
@@ -82,41 +82,39 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     Returns:
         (..., O).
     """
-    # sizes are asked for last: in a graph that is recorded, they may be symbols
-    if not onednn_takes(x, weight, bias) or min(rows := x.shape[:-1].numel(), len(weight)) < FEW:
+    # sizes are checked last: in a graph that is recorded they may be symbols
+    if not onednn_takes(x, weight, bias) or min(rows := x.shape[:-1].numel(), len(weight)) < ONEDNN_MIN_ROWS:
         y = F.linear(x, weight, bias)
         return F.relu(y) if relu else y
     after = "relu" if relu else "none"
     if learns(x, weight, bias):
-        # a convolution's gradients are oneDNN's, too: 512 rows of 256 -> 2048 channels, there and back, 4 ms; by MKL 8
-        y = F.conv2d(_as_picture(x), weight[:, :, None, None], bias)
+        # oneDNN also computes a convolution's gradients: 512 rows, 256 -> 2048 channels, forward + backward 4 ms; MKL 8
+        y = F.conv2d(_as_image(x), weight[:, :, None, None], bias)
         return _as_rows(y.relu_() if relu else y, x)
     if rows < MANY_ROWS:
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, after, [], "")
     geometry = ([0, 0], [1, 1], [1, 1], 1)
-    y = torch.ops.mkldnn._convolution_pointwise(
-        _as_picture(x), weight[:, :, None, None], bias, *geometry, after, [], ""
-    )
+    y = torch.ops.mkldnn._convolution_pointwise(_as_image(x), weight[:, :, None, None], bias, *geometry, after, [], "")
     return _as_rows(y, x)
 
 
-def _as_picture(x: Tensor) -> Tensor:
-    """(..., I) to (1, I, 1, N), channels last."""
+def _as_image(x: Tensor) -> Tensor:
+    """Reshape (..., I) to (1, I, 1, N), channels last."""
     return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def _as_rows(y: Tensor, x: Tensor) -> Tensor:
-    """(1, O, 1, N), channels last, to (..., O) with the leading axes of `x`."""
+    """Reshape (1, O, 1, N), channels last, to (..., O) with the leading axes of `x`."""
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], y.shape[1])
 
 
 def pack(weight: Tensor, geometry: nn.Conv2d, shape: Sequence[int]) -> Tensor:
-    """A convolution's weight in the order in which oneDNN wants it, for `convolve` alone.
+    """Reorder a convolution's weight for oneDNN; the result serves `convolve` alone.
 
     Args:
         weight: (O, I, h, w).
         geometry: has stride, padding and dilation.
-        shape: (B, I, H, W) of the inputs it will meet; others give the same results, slower.
+        shape: (B, I, H, W) of the expected inputs; others give the same results, slower.
     """
     sides = (list(map(int, side)) for side in (geometry.padding, geometry.stride, geometry.dilation))
     packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *sides, 1, list(shape))
@@ -134,15 +132,15 @@ def convolve(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """`F.conv2d`, the residual added and a ReLU after it if asked.
+    """Compute `F.conv2d`, add the residual and apply a ReLU if asked.
 
     Args:
         x: (B, I, H, W).
         weight: (O, I, h, w), or what `pack` made of it.
         bias: (O,) or None.
-        stride: down and across.
-        padding: pixels of zeros above and below, left and right.
-        dilation: down and across.
+        stride: vertical and horizontal.
+        padding: pixels of zeros above and below, and left and right.
+        dilation: vertical and horizontal.
         residual: of the output's shape, added to it; its memory may be used for the result.
         relu: apply ReLU last.
 
@@ -151,7 +149,7 @@ def convolve(
     """
     if not in_one_pass(x, weight, bias, residual):
         y = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
-        y = y if residual is None else y.add_(residual)  # no gradient asks for a convolution's result
+        y = y if residual is None else y.add_(residual)  # in place: a convolution's gradient does not need its output
         return y.relu_() if relu else y
     geometry = (list(padding), list(stride), list(dilation), 1)
     if residual is None:
@@ -163,7 +161,7 @@ def convolve(
 
 
 def convolve_as(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """What a layer without groups gives for (B, I, H, W): `convolve` with its weights and geometry."""
+    """Compute a layer without groups for (B, I, H, W): `convolve` with its weights and geometry."""
     padding = layer.padding
     assert not isinstance(padding, str)
     return convolve(x, layer.weight, layer.bias, stride=layer.stride, padding=padding, dilation=layer.dilation)

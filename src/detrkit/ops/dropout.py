@@ -1,4 +1,4 @@
-"""Dropout whose mask does not take longer than what it is applied to."""
+"""Dropout with a mask that is cheap to draw."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ _STEPS = 2**16
 
 
 def dropout(x: Tensor, share: float, training: bool = True) -> Tensor:
-    """Zeros a share of the values and scales the others up (Srivastava et al. 2014), in training.
+    """Set a share of the values to zero and scale the others up (Srivastava et al. 2014), in training.
 
-    On a processor a random number of 64 bits decides on four values, so that the share is a multiple of 2^-16; the mean
-    stays exact. PyTorch's own draws a number a value and takes five times as long, a tenth of a training step of DETR.
+    On a CPU one random number of 64 bits decides on four values, so that the share is a multiple of 2^-16; the mean
+    stays exact. PyTorch's dropout draws one number per value and takes five times as long, a tenth of a training step
+    of DETR.
 
     Args:
         x: of any shape.
         share: of values that become 0, in [0, 1).
-        training: False: `x` as it is.
+        training: False returns `x` as it is.
     """
     if not training or share == 0.0:
         return x
@@ -27,6 +28,6 @@ def dropout(x: Tensor, share: float, training: bool = True) -> Tensor:
     dropped = round(share * _STEPS)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     values = bits.view(torch.int16)[: x.numel()].view(x.shape)
-    # as numbers: a product with true and false would make numbers of them first, there and back
+    # kept as floats: multiplying by a bool mask would cast it in forward and again in backward
     keep = torch.ge(values, dropped - _STEPS // 2, out=torch.empty_like(values, dtype=x.dtype))
     return x * keep.mul_(_STEPS / (_STEPS - dropped))

@@ -2,8 +2,8 @@
 
 One function, three ways to compute it, none of which needs a compiler when detrkit is installed:
 
-- "reference": `grid_sample`; any device, any transform, and what exports are made of;
-- "cpu": `ms_deform_cpu`, ten times as fast on a processor (benchmarks/ms_deform.py);
+- "reference": `grid_sample`; any device, any transform; used by exports;
+- "cpu": `ms_deform_cpu`, ten times as fast on a CPU (benchmarks/ms_deform.py);
 - "triton": `ms_deform_triton`, kernels for GPUs, compiled by Triton when first used.
 """
 
@@ -28,9 +28,9 @@ _chosen: list[Backend] = ["auto"]
 def ms_deform_attn(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """Samples every query's points from every level and adds them up by weight.
+    """Sample every query's points from every level and add them up by weight.
 
-    Pixel centres are at (i + 0.5) / size; outside a map every value is 0. Half precision is summed up in float32.
+    Pixel centers are at (i + 0.5) / size; outside a map every value is 0. Half precision is summed up in float32.
     Differentiable once with respect to the three tensors. Which implementation runs follows from the device, see
     `ms_deform_backend`.
 
@@ -67,7 +67,7 @@ def ms_deform_attn(
 
 @contextmanager
 def ms_deform_backend(name: Backend) -> Iterator[None]:
-    """Computes `ms_deform_attn` in one way within a `with` block.
+    """Select the implementation of `ms_deform_attn` within a `with` block.
 
     Args:
         name: "auto": Triton's kernels on a GPU, the fast path on a CPU, and the reference on other devices and while a
@@ -88,7 +88,7 @@ def ms_deform_backend(name: Backend) -> Iterator[None]:
 
 
 def _backend(value: Tensor) -> Backend:
-    """The way that will be taken for a value tensor."""
+    """Return the implementation that will be used for a value tensor."""
     name = _chosen[0]
     device = value.device.type
     if name == "auto":
@@ -108,7 +108,7 @@ def _has_triton() -> bool:
 
 
 def reference(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """`ms_deform_attn` by one `grid_sample` a level; the same arguments and result."""
+    """Compute `ms_deform_attn` by one `grid_sample` per level; the same arguments and result."""
     b, _, h, d = value.shape
     q, levels, points = locations.shape[1], len(spatial_shapes), locations.shape[4]
     dtype = torch.promote_types(value.dtype, torch.float32)
@@ -126,7 +126,7 @@ def reference(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], location
     return out.view(b, h * d, q).transpose(1, 2).to(value.dtype)
 
 
-# The fast ways are one operator of PyTorch's, so that torch.compile keeps it as one node and never traces into it.
+# The fast implementations are one custom operator: torch.compile keeps it as one node and never traces into it.
 
 
 @torch.library.custom_op("detrkit::ms_deform_attn", mutates_args=(), device_types="cpu")
@@ -171,7 +171,7 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Sequence[int], Tensor, Tensor], output: Tensor) -> None:
-    # the corners and their weights are computed again: 30 ms an encoder layer on two cores against 90 MB kept
+    # corners and weights are computed again: 30 ms per encoder layer on two cores, instead of 90 MB stored
     value, ctx.shapes, locations, weights = inputs
     ctx.save_for_backward(value, locations, weights)
 

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention on a processor, from operators that PyTorch brings compiled.
+"""Multi-scale deformable attention on a CPU, from operators that PyTorch brings compiled.
 
 The output of a query and head is a weighted sum of rows of a table: four corners of each of its L * P points, a row
 being the D channels of one pixel and head. That is what `embedding_bag` computes, with vector instructions and
@@ -6,7 +6,7 @@ prefetching. Backward, the same sums run the other way: sorted by pixel, the gra
 rows of the output's gradient; and the gradient of a corner's weight is one product of two rows, over the pattern that
 `sampled_addmm` takes.
 
-Measured beside `grid_sample` in benchmarks/ms_deform.py. No two threads ever add to one place, so results do not
+Compared with `grid_sample` in benchmarks/ms_deform.py. No two threads ever add to one place, so results do not
 differ between runs.
 """
 
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# PyTorch gives a thread at least this many elements of an elementwise operation; more would leave the caches.
+# PyTorch gives a thread at least this many elements of an elementwise operation; more would not fit into the caches.
 _GRAIN = 32768
 
 
 def forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """`detrkit.ops.ms_deform_attn`, arguments and result as there."""
+    """Compute `detrkit.ops.ms_deform_attn`, with the same arguments and result."""
     b, _, h, d = value.shape
     table, points, shares = _rows(value, locations, weights)
     out = table.new_empty(len(points), d)
@@ -47,9 +47,9 @@ def forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
 def backward(
     grad: Tensor, value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `forward`.
+    """Compute the gradients of `forward`.
 
-    A location exactly on a pixel's centre, where the bilinear function has a kink, takes the slope to its right.
+    At a location exactly on a pixel center, where the bilinear function has a kink, the slope to its right is used.
 
     Args:
         grad: (B, Q, H * D), of the output.
@@ -107,7 +107,7 @@ def backward(
 
 
 def _rows(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 or 64: (B * S * H, D) table, (B * Q * H, L * P, 2) locations, (B * Q * H, L * P) weights."""
+    """Return float32 or 64: (B * S * H, D) table, (B * Q * H, L * P, 2) locations, (B * Q * H, L * P) weights."""
     dtype = torch.promote_types(value.dtype, torch.float32)
     k = weights.shape[3] * weights.shape[4]
     rows = weights.shape[:3].numel()
@@ -116,20 +116,20 @@ def _rows(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[Tensor, Te
 
 
 class _Axis(NamedTuple):
-    """One coordinate of (n, L * P) points: two neighbouring pixels of the map and the share of each.
+    """One coordinate of (n, L * P) points: two neighboring pixels of the map and the share of each.
 
-    Of a point outside, they are the two pixels at the border: their tents max(0, 1 - distance) are what the true
-    neighbours would get where those lie in the map, and 0 otherwise.
+    For a point outside, they are the two pixels at the border: their tents max(0, 1 - distance) are what the true
+    neighbors would get where those lie in the map, and 0 otherwise.
     """
 
-    pixel: Tensor  # the neighbour nearer to the origin, int32
-    offset: Tensor  # from its centre, in pixels; outside [0, 1) for a point outside the map
+    pixel: Tensor  # the neighbor nearer to the origin, int32
+    offset: Tensor  # from its center, in pixels; outside [0, 1) for a point outside the map
     near: Tensor
     far: Tensor
     size: Tensor  # of the level, in pixels
 
     def slopes(self) -> tuple[Tensor, Tensor]:
-        """Derivatives of both shares by the coordinate in pixels."""
+        """Return the derivative of both shares by the coordinate in pixels."""
         cell = self.offset.floor()
         inside = (cell == 0).to(cell.dtype)
         near = (cell == -1).to(cell.dtype) - inside
@@ -138,7 +138,7 @@ class _Axis(NamedTuple):
 
 
 class _Pyramid:
-    """The levels as constants of the size of a chunk, (rows, L * P), so that every operation is one run over memory.
+    """Constants of the levels at the size of a chunk, (rows, L * P), so that every operation is one run over memory.
 
     Args:
         shapes: (height, width) of every level.
@@ -179,11 +179,11 @@ class _Pyramid:
         )
 
     def _steps(self, height: int, width: int) -> tuple[int, int]:
-        """Rows of the table from a pixel to the next one on its right and below; 0 where there is none."""
+        """Return the table rows from a pixel to the next one on its right and below; 0 where there is none."""
         return self.heads if width > 1 else 0, width * self.heads if height > 1 else 0
 
     def blocks(self, rows: int) -> Iterator[tuple[int, int, list[int]]]:
-        """Begin and end of every image's levels in a table of `rows`, and the steps to a pixel's four corners."""
+        """Yield begin and end of every image's levels in a table of `rows`, and the steps to a pixel's four corners."""
         for begin in range(0, rows, self.rows_per_image):
             for height, width in self.levels:
                 right, down = self._steps(height, width)
@@ -196,7 +196,7 @@ class _Pyramid:
 def _cached_pyramid(
     shapes: tuple[tuple[int, int], ...], heads: int, k: int, dtype: torch.dtype, threads: int
 ) -> _Pyramid:
-    with torch.inference_mode(False):  # what is made in inference mode would not serve a training step
+    with torch.inference_mode(False):  # tensors made in inference mode could not be used in a training step
         return _Pyramid(shapes, heads, k, dtype=dtype, threads=threads)
 
 
@@ -205,7 +205,7 @@ def _pyramid(shapes: Sequence[tuple[int, int]], heads: int, k: int, dtype: torch
 
 
 class _Chunk:
-    """A part of the points at a time, with one set of buffers: fresh ones would be fresh pages each time.
+    """Buffers for a part of the points at a time: new buffers would be new memory pages each time.
 
     Args:
         pyramid: the levels.
@@ -227,12 +227,12 @@ class _Chunk:
         self._float = table.new_empty(2, 3, self.rows, k)
 
     def parts(self) -> Iterator[slice]:
-        """The rows of all chunks."""
+        """Yield the rows of all chunks."""
         for start in range(0, len(self.points), self.rows):
             yield slice(start, min(start + self.rows, len(self.points)))
 
     def move_to(self, part: slice) -> tuple[_Axis, _Axis]:
-        """Pixels and shares along x and y of the points in `part`; their corners' rows of the table into `index`."""
+        """Return pixels and shares along x and y of the points in `part`; write their corners' rows into `index`."""
         points, p = self.points[part], self.pyramid
         n = len(points)
         x, y = (self._axis(axis, points[..., axis]) for axis in (0, 1))
@@ -254,8 +254,8 @@ class _Chunk:
         pixel = self._whole[axis, :n]
         offset, near, far = self._float[axis, :, :n].unbind(0)
         size = p.sizes[axis][:n]
-        torch.addcmul(p.minus_half[:n], coordinate, size, out=offset)  # in pixels, from the centre of the first
-        # truncated, not floored: below pixel 0 both end there. What no int32 holds, NaN as well, ends somewhere in the
+        torch.addcmul(p.minus_half[:n], coordinate, size, out=offset)  # in pixels, from the center of the first
+        # truncated, not floored: below pixel 0 both end there. Values beyond int32, and NaN, end somewhere in the
         # map, with shares of 0, or NaN
         pixel.copy_(offset)
         torch.minimum(pixel, p.lasts[axis][:n], out=pixel).clamp_min_(0)
@@ -267,7 +267,7 @@ class _Chunk:
 
 
 def _corner_shares(x: _Axis, y: _Axis, shares: Tensor, out: Sequence[Tensor]) -> None:
-    """Attention weight times bilinear share of the four corners, into four (n, L * P) tensors."""
+    """Write attention weight times bilinear share of the four corners into four (n, L * P) tensors."""
     above, below = y.near * shares, y.far * shares
     torch.mul(above, x.near, out=out[0])
     torch.mul(above, x.far, out=out[1])
@@ -276,7 +276,7 @@ def _corner_shares(x: _Axis, y: _Axis, shares: Tensor, out: Sequence[Tensor]) ->
 
 
 def _row_products(ends: Tensor, index: Tensor, grads: Tensor, table: Tensor) -> Tensor:
-    """Scalar products of row i of `grads` with the rows of the table that `index` has for it: (len(index),).
+    """Compute scalar products of row i of `grads` with the table rows that `index` lists for it: (len(index),).
 
     Args:
         ends: (n + 1,) int32, where in `index` the entries of each row begin, and where the last ends.
@@ -285,7 +285,7 @@ def _row_products(ends: Tensor, index: Tensor, grads: Tensor, table: Tensor) -> 
         table: (rows, D).
     """
     per_row = len(index) // len(grads)
-    if per_row > len(table):  # more than there are; and a sparse matrix has no more entries than places
+    if per_row > len(table):  # more than there are; a sparse matrix cannot have more entries than positions
         return (grads @ table.t()).gather(1, index.view(-1, per_row).long())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -297,7 +297,7 @@ def _row_products(ends: Tensor, index: Tensor, grads: Tensor, table: Tensor) -> 
 
 
 class _Bags:
-    """The points that take part of each pixel.
+    """The points that sample each pixel.
 
     Args:
         pixel: (C, B * Q * H, L * P) int32 rows of the table.
@@ -312,11 +312,11 @@ class _Bags:
         self.starts = (counts.cumsum(0) - counts).to(torch.int32)
 
     def sum(self, grads: Tensor, share: Tensor) -> Tensor:
-        """What the points give to each pixel: (rows, D).
+        """Sum the gradients of the points that sample each pixel: (rows, D).
 
         Args:
-            grads: (B * Q * H, D), the gradients of what was taken.
-            share: how much of it, of the pixels' shape.
+            grads: (B * Q * H, D), gradients of the sampled values.
+            share: weight of each sample, of the pixels' shape.
         """
         share = share.reshape(-1).index_select(0, self.order)
         return F.embedding_bag(self.row, grads, self.starts, mode="sum", per_sample_weights=share)

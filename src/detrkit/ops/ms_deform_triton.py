@@ -1,6 +1,6 @@
 """Multi-scale deformable attention on GPUs, in Triton: compiled for the device at hand when first used.
 
-A program takes a few queries of one image and head, so that neighbouring queries of an encoder find each other's
+A program computes a few queries of one image and head, so that neighboring queries of an encoder find each other's
 pixels in the cache. Forward, it keeps its output in registers and reads every corner once. Backward, it reads them
 once more for the gradients of locations and weights, which are its own, and adds the gradient of the values with
 atomic operations: sums over a pixel come in any order, so that the last bits differ between runs.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 @triton.jit
 def _cells(y, x, height, width, channel, channels, heads, near):
-    """Offsets (BLOCK, CHANNELS) of pixels from the first of an image, level and head, and which lie in the map."""
+    """Compute (BLOCK, CHANNELS) offsets of pixels from the first of an image, level and head, and an in-map mask."""
     inside = near & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     offsets = (y * width + x)[:, None] * (heads * channels) + channel[None, :]
     return offsets, inside[:, None] & (channel < channels)[None, :]
@@ -31,13 +31,13 @@ def _cells(y, x, height, width, channel, channels, heads, near):
 
 @triton.jit
 def _point(locations, weights, at, height, width, valid, SUM: tl.constexpr):
-    """Of a point a query: the top left corner, how far beyond it the point lies, its weight, and whether it counts."""
+    """Return for one point of each query: top left pixel, fractional offset, attention weight, in-bounds flag."""
     x = tl.load(locations + 2 * at, mask=valid, other=0.0).to(SUM) * width - 0.5
     y = tl.load(locations + 2 * at + 1, mask=valid, other=0.0).to(SUM) * height - 0.5
     weight = tl.load(weights + at, mask=valid, other=0.0).to(SUM)
     left = tl.floor(x)
     top = tl.floor(y)
-    # further out, where an int32 might overflow and infinity less infinity is no number, no corner is in the map
+    # further out no corner is in the map; there an int32 might overflow, and infinity minus infinity is NaN
     near = valid & (left > -2) & (left < width) & (top > -2) & (top < height)
     x0 = tl.where(near, left, 0.0).to(tl.int32)
     y0 = tl.where(near, top, 0.0).to(tl.int32)
@@ -89,9 +89,9 @@ def _forward_kernel(
 
 
 @triton.jit
-def _give(grad_map, value_map, cells, inside, share, given, SUM: tl.constexpr):
-    """Adds a corner's part of the gradient to its pixels; returns their values (BLOCK, CHANNELS)."""
-    tl.atomic_add(grad_map + cells, share[:, None] * given, mask=inside, sem="relaxed")
+def _scatter_gradient(grad_map, value_map, cells, inside, share, grad, SUM: tl.constexpr):
+    """Add a corner's part of the gradient to its pixels; return their values (BLOCK, CHANNELS)."""
+    tl.atomic_add(grad_map + cells, share[:, None] * grad, mask=inside, sem="relaxed")
     return tl.load(value_map + cells, inside, 0.0).to(SUM)
 
 
@@ -134,13 +134,13 @@ def _backward_kernel(
             x, y, right, below, weight, near = _point(locations, weights, at, height, width, valid, SUM)
             left, above = 1 - right, 1 - below
             cells, inside = _cells(y, x, height, width, channel, channels, heads, near)
-            top_left = _give(g, v, cells, inside, weight * left * above, given, SUM)
+            top_left = _scatter_gradient(g, v, cells, inside, weight * left * above, given, SUM)
             cells, inside = _cells(y, x + 1, height, width, channel, channels, heads, near)
-            top_right = _give(g, v, cells, inside, weight * right * above, given, SUM)
+            top_right = _scatter_gradient(g, v, cells, inside, weight * right * above, given, SUM)
             cells, inside = _cells(y + 1, x, height, width, channel, channels, heads, near)
-            low_left = _give(g, v, cells, inside, weight * left * below, given, SUM)
+            low_left = _scatter_gradient(g, v, cells, inside, weight * left * below, given, SUM)
             cells, inside = _cells(y + 1, x + 1, height, width, channel, channels, heads, near)
-            low_right = _give(g, v, cells, inside, weight * right * below, given, SUM)
+            low_right = _scatter_gradient(g, v, cells, inside, weight * right * below, given, SUM)
 
             top = left[:, None] * top_left + right[:, None] * top_right
             low = left[:, None] * low_left + right[:, None] * low_right
@@ -154,7 +154,7 @@ def _backward_kernel(
 
 
 def forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """`detrkit.ops.ms_deform_attn`, arguments and result as there; CUDA tensors."""
+    """Compute `detrkit.ops.ms_deform_attn`, with the same arguments and result, for CUDA tensors."""
     b, s, h, d = value.shape
     q = locations.shape[1]
     out = value.new_empty(b, q, h * d)
@@ -179,7 +179,7 @@ def forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
 def backward(
     grad: Tensor, value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `forward`: arguments and result as in `ms_deform_cpu.backward`; CUDA tensors."""
+    """Compute the gradients of `forward`: arguments and result as in `ms_deform_cpu.backward`; CUDA tensors."""
     b, s, h, d = value.shape
     q = locations.shape[1]
     grad_value = torch.zeros(value.shape, dtype=torch.promote_types(value.dtype, torch.float32), device=value.device)
@@ -208,13 +208,16 @@ def backward(
 
 @lru_cache(maxsize=16)
 def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """(L, 3) int32: height, width and first position of every level. Kept, as a copy to the device costs a launch."""
+    """Return (L, 3) int32: height, width and first position of every level.
+
+    The tensor is cached, as a copy to the device costs a launch.
+    """
     starts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
     return torch.tensor([(h, w, s) for (h, w), s in zip(shapes, starts, strict=True)], dtype=torch.int32, device=device)
 
 
 def _constants(value: Tensor, locations: Tensor, warps: int) -> dict[str, Any]:
-    """What the kernels are compiled for."""
+    """Return the compile-time constants of the kernels."""
     channels = triton.next_power_of_2(value.shape[3])
     return {
         "L": locations.shape[3],
@@ -227,5 +230,5 @@ def _constants(value: Tensor, locations: Tensor, warps: int) -> dict[str, Any]:
 
 
 def _warps(rows: int) -> int:
-    """Warps a program: the few queries of a decoder are spread over more and smaller programs."""
+    """Return the warps per program: the few queries of a decoder are divided into more and smaller programs."""
     return 4 if rows >= 65536 else 1

@@ -1,1 +1,1 @@
-"""The types that travel between the rooms: batches, targets, outputs, results, class lists."""
+"""Types shared by all packages: batches, targets, outputs, results, class lists."""

@@ -26,7 +26,7 @@ class Batch:
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor], *, multiple: int = 1) -> Batch:
-        """Pads (3, H, W) float images to their largest height and width, rounded up to `multiple` pixels.
+        """Pad (3, H, W) float images to their largest height and width, rounded up to `multiple` pixels.
 
         Raises:
             ValueError: no image, or one that is not a (3, H, W) float tensor.
@@ -57,20 +57,20 @@ class Batch:
         return any(size != full for size in self.sizes)
 
     def mask(self) -> Tensor:
-        """Returns the (B, h, w) bool padding mask at full resolution, True where padded."""
+        """Return the (B, h, w) bool padding mask at full resolution, True where padded."""
         return padding_mask(self.sizes, tuple(self.images.shape[-2:]), self.images.device)
 
     def to(self, device: torch.device | str) -> Batch:
-        """Copies the batch to `device`, without blocking if the images are pinned."""
+        """Copy the batch to `device`, without blocking if the images are pinned."""
         return Batch(self.images.to(device, non_blocking=True), self.sizes)
 
     def pin_memory(self) -> Batch:
-        """Copies the batch to page-locked memory; DataLoader calls this."""
+        """Copy the batch to page-locked memory; DataLoader calls this."""
         return Batch(self.images.pin_memory(), self.sizes)
 
 
 def padding_mask(sizes: Sequence[tuple[int, int]], shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-    """Computes the (B, h, w) bool mask that is True outside each (height, width) of `sizes` in a map of `shape`."""
+    """Compute the (B, h, w) bool mask that is True outside each (height, width) of `sizes` in a map of `shape`."""
     h, w = shape
     limits = torch.tensor(list(sizes), device=device)  # (B, 2)
     rows = torch.arange(h, device=device) >= limits[:, :1]  # (B, h)

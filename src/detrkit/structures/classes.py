@@ -51,7 +51,7 @@ class ClassList:
 
     @classmethod
     def contiguous(cls, categories: Mapping[int, str], things: Mapping[int, bool] | None = None) -> ClassList:
-        """Labels 0, 1, ... in the order of the ids of `categories` (id -> name).
+        """Build a list with labels 0, 1, ... in the order of the ids of `categories` (id -> name).
 
         Args:
             categories: id -> name.
@@ -65,7 +65,7 @@ class ClassList:
     def official(
         cls, categories: Mapping[int, str], things: Mapping[int, bool] | None = None, *, count: int = 0
     ) -> ClassList:
-        """The published models' rule: the label IS the category id, unused ids are called "N/A" (COCO: 91 labels).
+        """Build a list by the published models' rule: label = category id, unused ids are "N/A" (COCO: 91 labels).
 
         Args:
             categories: id -> name.
@@ -83,11 +83,11 @@ class ClassList:
         return {category: label for label, category in enumerate(self.ids)}
 
     def is_thing(self, label: int) -> bool:
-        """Whether objects of this label can be counted."""
+        """Return whether objects of this label can be counted."""
         return self.things is None or self.things[label]
 
     def is_unused(self, label: int) -> bool:
-        """Whether a label is no class."""
+        """Return whether a label is no class."""
         return self.unused is not None and label in self.unused
 
     @property
@@ -97,14 +97,14 @@ class ClassList:
 
     @property
     def used_names(self) -> list[str]:
-        """The names of the labels that are classes, as often as they are there."""
+        """Names of the labels that are classes, with repetitions."""
         return [name for label, name in enumerate(self.names) if not self.is_unused(label)]
 
     def _called_unused(self) -> frozenset[int]:
         return frozenset(label for label, name in enumerate(self.names) if name == UNUSED)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists, as a checkpoint's metadata holds them."""
+        """Return plain lists, as a checkpoint's metadata holds them."""
         plain: dict[str, Any] = {"names": list(self.names), "ids": list(self.ids)}
         if self.things is not None:
             plain["things"] = list(self.things)
@@ -114,10 +114,10 @@ class ClassList:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ClassList:
-        """The inverse of `to_json`.
+        """Build a class list from the result of `to_json`.
 
         Raises:
-            ValueError: names or ids that are none, or not as many of the one as of the other.
+            ValueError: invalid names or ids, or different numbers of them.
         """
         classes: ClassList = validated_as(cls, dict(value))
         return classes

@@ -1,4 +1,4 @@
-"""What a model takes and gives: `Target`, `Outputs` and `Capture`."""
+"""Inputs and outputs of a model: `Target`, `Outputs` and `Capture`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
-    """`value` with every tensor in it on `device`."""
+    """Return `value` with every tensor in it on `device`."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, (Target, Outputs, Capture)):
@@ -26,13 +26,13 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 
 
 def numbered(name: str, tensors: Sequence[Tensor], *, first: int = 0) -> dict[str, Tensor]:
-    """Tensors as stages of a `Capture`: name.0, name.1, ..., or from another `first` number on."""
+    """Name tensors as stages of a `Capture`: name.0, name.1, ..., or from another `first` number on."""
     return {f"{name}.{i}": tensor for i, tensor in enumerate(tensors, first)}
 
 
 @dataclass
 class Target:
-    """The objects of one image, as the criterion wants them.
+    """The objects of one image, as the criterion reads them.
 
     Attributes:
         labels: (N,) int64 class indices, contiguous from 0 (or raw COCO ids in the official 91-id mode).
@@ -54,18 +54,18 @@ class Target:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Target:
-        """A copy with all tensors on `device`, copied without blocking when they are pinned."""
+        """Return a copy with all tensors on `device`, copied without blocking when they are pinned."""
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
 
     def pin_memory(self) -> Target:
-        """A copy with all tensors in page-locked memory; DataLoader calls this."""
+        """Return a copy with all tensors in page-locked memory; DataLoader calls this."""
         masks = None if self.masks is None else self.masks.pin_memory()
         return replace(self, labels=self.labels.pin_memory(), boxes=self.boxes.pin_memory(), masks=masks)
 
 
 @dataclass
 class Capture:
-    """What a model looked at, returned by `model(images, capture=True)`.
+    """Attention and intermediate tensors of a forward pass, returned by `model(images, capture=True)`.
 
     Attributes:
         encoder_attention: one (B, heads, S, S) tensor per encoder layer, S = h * w tokens in row-major order;
@@ -107,7 +107,7 @@ class Capture:
         src: Tensor,
         pos: Tensor,
     ) -> Capture:
-        """Collects what a model captured that reads a single feature map of h * w = S cells.
+        """Build the capture of a model that reads a single feature map of h * w = S cells.
 
         Args:
             encoded: result of the encoder, captured.
@@ -136,14 +136,14 @@ class Capture:
         )
 
     def to(self, device: torch.device | str) -> Capture:
-        """A copy with all tensors on `device`."""
+        """Return a copy with all tensors on `device`."""
         moved = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
         return replace(self, **moved | {"stages": {k: v.to(device) for k, v in self.stages.items()}})
 
 
 @dataclass
 class Outputs:
-    """What a model predicts for a batch.
+    """Predictions of a model for a batch.
 
     Attributes:
         logits: (B, Q, C) class logits. DETR: softmax logits, the last class is "no object".
@@ -173,7 +173,7 @@ class Outputs:
         return self.masks is not None or self.deferred_masks is not None
 
     def masks_of(self, queries: Sequence[Tensor]) -> list[Tensor]:
-        """The masks of chosen queries, which are computed now if they were deferred.
+        """Return the masks of chosen queries, computed now if they were deferred.
 
         Args:
             queries: per image (N,) int64.
@@ -192,7 +192,7 @@ class Outputs:
         return [m[:, :h, :w][chosen] for m, (h, w), chosen in zip(self.masks, sizes, queries, strict=True)]
 
     def to(self, device: torch.device | str) -> Outputs:
-        """A copy with all tensors on `device`; deferred masks are all computed."""
+        """Return a copy with all tensors on `device`; deferred masks are all computed."""
         if self.deferred_masks is not None:
             return replace(self, masks=self.deferred_masks.all(), deferred_masks=None).to(device)
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})

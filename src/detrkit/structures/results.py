@@ -1,4 +1,4 @@
-"""What is found in one image: `Detections` (boxes, with masks or without) or a `PanopticResult` (every pixel)."""
+"""Results for one image: `Detections` (boxes, with masks or without) or a `PanopticResult` (every pixel)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Detections:
         masks: (N, H, W) bool at the size of the original image, or None.
         classes: names and dataset ids of the labels, or None when unknown.
         image_id: the dataset's id of the image, or None.
-        image: the picture predicted on, kept by `Detector.predict` so that `draw()` needs nothing else.
+        image: the input image, kept by `Detector.predict` so that `draw()` needs nothing else.
     """
 
     boxes: Tensor
@@ -46,23 +46,23 @@ class Detections:
 
     @property
     def names(self) -> list[str]:
-        """The class name of every detection ("class 7" where no class list is known)."""
+        """Class name of every detection ("class 7" where no class list is known)."""
         labels = self.labels.tolist()
         if self.classes is None:
             return [f"class {label}" for label in labels]
         return [self.classes.names[label] for label in labels]
 
     def select(self, keep: Tensor) -> Detections:
-        """The detections at `keep`: (N,) bool or a tensor of indices."""
+        """Return the detections at `keep`: (N,) bool or a tensor of indices."""
         masks = None if self.masks is None else self.masks[keep]
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
 
     def above(self, threshold: float) -> Detections:
-        """The detections whose score is greater than `threshold`."""
+        """Return the detections whose score is greater than `threshold`."""
         return self.select(self.scores > threshold)
 
     def to(self, device: torch.device | str) -> Detections:
-        """A copy with all tensors on `device`."""
+        """Return a copy with all tensors on `device`."""
         masks = None if self.masks is None else self.masks.to(device)
         return replace(
             self,
@@ -73,7 +73,7 @@ class Detections:
         )
 
     def draw(self, image: Picture | None = None, *, threshold: float = 0.0) -> Image.Image:
-        """A copy of the image with boxes, masks if there are any, names and scores.
+        """Return a copy of the image with boxes, masks if there are any, names and scores.
 
         Args:
             image: of the original size, whatever `Detector.predict` takes; by default the one that was predicted on.
@@ -90,7 +90,7 @@ class Detections:
         return draw_detections(_to_draw_on(image, self.image, size), self.above(threshold))
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """COCO result entries: image_id, category_id (the dataset's own), bbox xywh pixels, score; plain JSON values.
+        """Return COCO result entries: image_id, category_id (dataset's own), bbox xywh pixels, score; plain JSON.
 
         With masks, each has its segmentation too (RLE at the size of the image).
 
@@ -114,7 +114,7 @@ class Detections:
         return entries
 
     def to_supervision(self) -> Any:
-        """The same as `supervision.Detections` (extra `supervision`).
+        """Convert to `supervision.Detections` (extra `supervision`).
 
         Raises:
             DetrkitError: supervision is not installed.
@@ -154,14 +154,14 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class PanopticResult:
-    """Every pixel of one image given to a segment, or to none (void).
+    """Segmentation of one image: every pixel belongs to one segment, or to none (void).
 
     Attributes:
         id_map: (H, W) int32 at the size of the original image: the id of a segment, 0 for void.
         segments: those of the map, in any order; their ids are unique.
         classes: names and dataset ids of the labels, or None when unknown.
         image_id: the dataset's id of the image, or None.
-        image: the picture predicted on, so that `draw()` needs nothing else.
+        image: the input image, so that `draw()` needs nothing else.
     """
 
     id_map: Tensor
@@ -175,23 +175,23 @@ class PanopticResult:
 
     @property
     def names(self) -> list[str]:
-        """The class name of every segment ("class 7" where no class list is known)."""
+        """Class name of every segment ("class 7" where no class list is known)."""
         if self.classes is None:
             return [f"class {segment.label}" for segment in self.segments]
         return [self.classes.names[segment.label] for segment in self.segments]
 
     @property
     def masks(self) -> Tensor:
-        """(N, H, W) bool, one mask a segment, in the order of `segments`."""
+        """(N, H, W) bool, one mask per segment, in the order of `segments`."""
         ids = torch.tensor([segment.id for segment in self.segments], dtype=torch.int32, device=self.id_map.device)
         return self.id_map[None] == ids[:, None, None]
 
     def to(self, device: torch.device | str) -> PanopticResult:
-        """A copy with the map on `device`."""
+        """Return a copy with the map on `device`."""
         return replace(self, id_map=self.id_map.to(device))
 
     def draw(self, image: Picture | None = None) -> Image.Image:
-        """A copy of the image with every segment in its colour and its name inside it.
+        """Return a copy of the image with every segment in its color and its name inside it.
 
         Args and errors: as `Detections.draw`.
         """
@@ -201,7 +201,7 @@ class PanopticResult:
         return draw_panoptic(_to_draw_on(image, self.image, size), self)
 
     def segments_info(self) -> list[dict[str, Any]]:
-        """For each segment id, category_id (the dataset's own), isthing, area and score: COCO's panoptic json."""
+        """Return for each segment id, category_id (the dataset's own), isthing, area, score: COCO's panoptic json."""
         return [
             {
                 "id": plain(segment.id),
@@ -214,12 +214,12 @@ class PanopticResult:
         ]
 
     def to_coco(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """COCO's panoptic format: the pixels of a PNG and its `segments_info`.
+        """Convert to COCO's panoptic format: the pixels of a PNG and its `segments_info`.
 
         Returns:
             (H, W, 3) uint8 RGB with id = R + 256 G + 65536 B, and `segments_info()`.
         """
-        ids = np.ascontiguousarray(self.id_map.cpu().numpy(), "<u4")  # four bytes a pixel, of which the last is 0
+        ids = np.ascontiguousarray(self.id_map.cpu().numpy(), "<u4")  # four bytes per pixel, the last is 0
         rgb = ids.view(np.uint8).reshape(*ids.shape, 4)[..., :3]
         return np.ascontiguousarray(rgb), self.segments_info()
 
@@ -233,14 +233,14 @@ class PanopticResult:
         image_id: int | str | None = None,
         image: Image.Image | None = None,
     ) -> PanopticResult:
-        """COCO's panoptic ground truth or results of one image, such as to be drawn.
+        """Build a result from COCO's panoptic ground truth or results of one image, e.g. to draw it.
 
         Args:
             id_map: (H, W) segment ids, read from the PNG's pixels.
             segments_info: for each segment id and category_id; score is 1 where there is none.
             classes: of the dataset.
             image_id: the dataset's id.
-            image: the picture.
+            image: the input image.
         """
         ids = _tensor(id_map).to(torch.int32)
         values, counts = ids.unique(return_counts=True)
@@ -255,17 +255,17 @@ class PanopticResult:
 
 
 def plain(value: Any) -> Any:
-    """A numpy scalar or a tensor of one number as Python's own, which JSON takes; anything else as it is."""
+    """Convert a numpy scalar or a tensor of one number to Python's own, which JSON takes; return others unchanged."""
     return value.item() if isinstance(value, (np.generic, Tensor)) else value
 
 
 def _tensor(values: Any) -> Tensor:
-    """A tensor as it is, an array as one on the CPU, whatever the default device is."""
+    """Return a tensor as it is, an array as one on the CPU, whatever the default device is."""
     return values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
 
 
 def _to_draw_on(image: Picture | None, predicted: Image.Image | None, size: tuple[int, int] | None) -> Image.Image:
-    """The image that a result is drawn on, as 8-bit RGB.
+    """Return the image that a result is drawn on, as 8-bit RGB.
 
     Args:
         image: given to `draw`.
@@ -274,7 +274,7 @@ def _to_draw_on(image: Picture | None, predicted: Image.Image | None, size: tupl
 
     Raises:
         DetrkitError: a file is missing, not an image or damaged.
-        ValueError: there is no image, it is none, or of another size.
+        ValueError: there is no image, it is not an image, or of another size.
     """
     from detrkit.data.images import as_rgb
 
@@ -291,7 +291,7 @@ def _to_draw_on(image: Picture | None, predicted: Image.Image | None, size: tupl
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """(N, H, W) bool masks as N compressed RLEs in COCO's format: size [H, W] and counts as text."""
+    """Encode (N, H, W) bool masks as N compressed RLEs in COCO's format: size [H, W] and counts as text."""
     import hotcoco
 
     if not len(masks):

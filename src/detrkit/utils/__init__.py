@@ -1,1 +1,1 @@
-"""Files, names and documents: what every room needs and none owns."""
+"""Files, names and documents: helpers that every package uses."""

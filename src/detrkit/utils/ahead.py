@@ -1,4 +1,4 @@
-"""Stages of work beside each other: each in a thread of its own, with so much between them that memory stays flat."""
+"""Prefetching: stages of work that run in threads, with bounded queues between them so that memory stays flat."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 Item = TypeVar("Item")
 
-_GRACE_SECONDS = 1.0  # for a thread that waits for a file system that does not answer
+_GRACE_SECONDS = 1.0  # for a thread that waits for an unresponsive file system
 
 
 class _Stopped(BaseException):
-    """Ends a stage whose results nobody wants any more."""
+    """Signal to end a stage whose results are no longer needed."""
 
 
 class _Failed(NamedTuple):
-    """What a stage raised, on its way to whoever takes its items."""
+    """Exception of a stage, passed to the reader of its items."""
 
     error: BaseException
 
 
 class Stages:
-    """A context in which iterables are run ahead of whoever reads them; at its end their threads end.
+    """A context in which iterables are computed ahead of their readers; its threads end with it.
 
-    Python gives way while Pillow decodes and compresses and while torch computes: these then run at once. Signals are
-    handled by the main thread, which should be the last to read.
+    Pillow and torch release the GIL while they decode, compress and compute, so stages run in parallel. Signals are
+    handled by the main thread, which should be the last reader.
     """
 
     def __init__(self) -> None:
@@ -53,13 +53,13 @@ class Stages:
         heaviest: int = 0,
         abandoned: bool = False,
     ) -> Iterator[Item]:
-        """Yields the items of `source`, in its order, while a thread makes the next ones.
+        """Yield the items of `source`, in its order, while a thread makes the next ones.
 
         Args:
-            source: is read in the thread. What it raises is raised here, after the items before it.
+            source: is read in the thread. Its exceptions are raised here, after the items before them.
             most: items that wait at any time, besides the one that is being made.
             weight: of an item, such as bytes.
-            heaviest: the thread makes no further item while those that wait weigh more.
+            heaviest: the thread makes no further item while the waiting ones weigh more.
             abandoned: at the end of the context, the thread is not waited for: it only reads.
         """
         waiting: deque[tuple[Item | _Failed | None, int]] = deque()  # None: the end

@@ -1,8 +1,8 @@
-"""Everything that detrkit writes: whole or not at all, with one clear line when it cannot be written.
+"""Atomic writing of files: whole or not at all, with one clear line when one cannot be written.
 
 A file is written under a temporary name beside its place, `.NAME.detrkit-xxxxxxxx.tmp`, flushed to the disk and
-renamed. Whoever writes holds a lock (flock) on the temporary file, which the system takes away when the process ends,
-however it ends. So what a killed process left behind can be told from what is being written, and is removed the next
+renamed. The writing process holds a lock (flock) on the temporary file, which the system releases when the process
+ends, however it ends. So files left by a killed process can be told from files being written, and are removed the next
 time that something is written into the same folder. Logs, which grow, get whole lines by `append`.
 """
 
@@ -21,18 +21,18 @@ from detrkit.utils.names import NAME_BYTES, real_path
 
 try:
     import fcntl
-except ImportError:  # Windows: no locks, so nothing is swept there
+except ImportError:  # Windows has no such locks, so nothing is swept there
     fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = re.compile(r"\..*\.detrkit-[0-9a-f]{8}\.tmp", re.DOTALL)
-# how torch's zip writer says that it could not write: a RuntimeError that holds the line of its C++ code
+# message of torch's zip writer when it could not write: a RuntimeError with the line of its C++ code
 _TORCH_WRITING = re.compile(r"PytorchStreamWriter|inline_container|iostream error|file write")
 _swept: set[tuple[int, Path]] = set()  # (process, folder)
 
 
 @contextmanager
 def write_errors(path: str | Path) -> Iterator[None]:
-    """Turns what a failed write raises into one line: OSError, safetensors' and torch's own errors.
+    """Turn the exceptions of a failed write into one line: OSError, safetensors' and torch's own errors.
 
     Args:
         path: what is being written, for the message.
@@ -52,9 +52,9 @@ def write_errors(path: str | Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The system's words for an error, or the first line of the error's own."""
+    """Return the system's words for an error, or the first line of the error's own."""
     if isinstance(error, OSError) and error.strerror:
-        number = re.search(r"\[errno (\d+)\]", error.strerror)  # in the middle of pyarrow's
+        number = re.search(r"\[errno (\d+)\]", error.strerror)  # in the middle of pyarrow's message
         return os.strerror(int(number[1])) if number else error.strerror
     cause: BaseException | None = error
     while cause is not None:
@@ -65,12 +65,12 @@ def _reason(error: Exception) -> str:
             return os.strerror(int(number[1]))
         cause = cause.__cause__ or cause.__context__
     text = str(error).strip().splitlines()
-    # torch says where in its C++ code, not why
+    # torch names the place in its C++ code, not the reason
     return "no room on the disk, or the disk fails" if not text or _TORCH_WRITING.search(text[0]) else text[0]
 
 
 def make_folder(path: str | Path) -> Path:
-    """Makes a folder and those above it.
+    """Make a folder and those above it.
 
     Raises:
         WriteError: it cannot be made, or a file has its name.
@@ -86,7 +86,7 @@ def make_folder(path: str | Path) -> Path:
 
 
 def check_there(folder: Path) -> None:
-    """Refuses to make a folder again that has been deleted or renamed while its files are written.
+    """Check that a folder was not deleted or renamed while its files are written: it is not made again.
 
     Raises:
         WriteError: it is not there.
@@ -96,7 +96,7 @@ def check_there(folder: Path) -> None:
 
 
 def write_atomic(path: str | Path, content: bytes | str, *, durable: bool = True) -> Path:
-    """Writes a file so that a reader sees the old one or the new one, never half of one.
+    """Write a file so that a reader sees the old one or the new one, never half of one.
 
     Args:
         path: the file; its folder is made.
@@ -114,12 +114,12 @@ def write_atomic(path: str | Path, content: bytes | str, *, durable: bool = True
 
 @contextmanager
 def atomic_file(path: str | Path, *, durable: bool = True, in_folder: bool = False) -> Iterator[Path]:
-    """A temporary file that becomes `path` when the block ends without an error, and goes when it does not.
+    """Yield a temporary file that becomes `path` when the block ends without an error, and is removed otherwise.
 
     Args:
         path: the file; its folder is made. A link is followed: what it points to is replaced.
-        durable: wait until it is on the disk, so that it lasts through a power cut. It takes some 7 ms, too long for
-            each of thousands of pictures, which can be made again.
+        durable: wait until it is on the disk, so that it survives a power cut. It takes some 7 ms, too long for
+            each of thousands of images, which can be made again.
         in_folder: put the temporary file into a temporary folder, for libraries that write by a temporary file of their
             own beside it.
 
@@ -135,7 +135,7 @@ def atomic_file(path: str | Path, *, durable: bool = True, in_folder: bool = Fal
         if target.is_dir():
             raise IsADirectoryError(21, "a folder has this name")
         if target.exists() and not target.is_file():
-            raise OSError(22, "a device or pipe has this name, not a file")  # root would replace it
+            raise OSError(22, "a device or pipe has this name, not a file")  # root could replace it
         make_folder(target.parent)
         sweep(target.parent)
         with locked_temporary(target, folder=in_folder) as temporary:
@@ -143,7 +143,7 @@ def atomic_file(path: str | Path, *, durable: bool = True, in_folder: bool = Fal
             yield part
             if durable:
                 with part.open("rb") as file:
-                    os.fsync(file.fileno())  # or a power cut could leave the new name with old bytes
+                    os.fsync(file.fileno())  # otherwise a power cut could leave the new name with old bytes
             part.chmod(_permissions(target))
             os.replace(part, target)
         if durable:
@@ -151,7 +151,7 @@ def atomic_file(path: str | Path, *, durable: bool = True, in_folder: bool = Fal
 
 
 def append(path: str | Path, data: bytes, *, lines: bool = False) -> None:
-    """Appends all of `data` to a file, or nothing.
+    """Append all of `data` to a file, or nothing.
 
     Args:
         path: the file; its folder is there.
@@ -178,7 +178,7 @@ def append(path: str | Path, data: bytes, *, lines: bool = False) -> None:
 
 @contextmanager
 def locked_temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
-    """A temporary file (or folder) beside `target` that is gone at the end, unless it has been renamed.
+    """Yield a temporary file (or folder) beside `target` that is removed at the end, unless it has been renamed.
 
     Raises:
         OSError: it cannot be made.
@@ -195,7 +195,7 @@ def locked_temporary(target: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def _temporary(target: Path, *, folder: bool = False) -> tuple[Path, int]:
-    """A new temporary file (or folder) beside `target`, and a handle that holds its lock."""
+    """Create a new temporary file (or folder) beside `target`, and return it with a handle that holds its lock."""
     ending = f".detrkit-{secrets.token_hex(4)}.tmp"
     name = os.fsdecode(os.fsencode(f".{target.name}")[: NAME_BYTES - len(ending)]) + ending
     if len(os.fsencode(target.name)) > NAME_BYTES:
@@ -211,17 +211,17 @@ def _temporary(target: Path, *, folder: bool = False) -> tuple[Path, int]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            swept = True  # whoever has the lock is about to remove it
+            swept = True  # the process that has the lock is about to remove it
         except OSError:
             pass  # a file system without locks, where nothing is swept either
-        if swept or not part.exists():  # between its making and its lock
+        if swept or not part.exists():  # removed between its creation and its lock
             os.close(handle)
             return _temporary(target, folder=folder)
     return part, handle
 
 
 def _permissions(target: Path) -> int:
-    """Those of the file that is replaced, or what a new file has."""
+    """Return those of the file that is replaced, or the default for new files."""
     try:
         return target.stat().st_mode & 0o777
     except OSError:
@@ -229,14 +229,14 @@ def _permissions(target: Path) -> int:
 
 
 def new_file_mode() -> int:
-    """The permissions of new files; asking for them means setting them."""
+    """Return the permissions of new files (reading the umask requires setting it)."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename last through a power cut, where the system can."""
+    """Make a rename survive a power cut, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -250,12 +250,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder of this name is a temporary one of detrkit."""
+    """Return whether this is the name of a temporary file or folder of detrkit."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def sweep(folder: Path) -> None:
-    """Removes temporary files and folders that ended processes left in a folder; once per folder and process."""
+    """Remove temporary files and folders that ended processes left in a folder; once per folder and process."""
     key = (os.getpid(), folder)
     if fcntl is None or key in _swept:
         return
@@ -269,9 +269,9 @@ def sweep(folder: Path) -> None:
 
 
 def _remove_orphan(part: Path) -> None:
-    """Removes a temporary file or folder unless somebody holds its lock."""
+    """Remove a temporary file or folder unless a process holds its lock."""
     handle = None
-    for access in (os.O_RDWR, os.O_RDONLY):  # NFS locks what is open for writing, folders cannot be
+    for access in (os.O_RDWR, os.O_RDONLY):  # NFS locks only files open for writing, and folders cannot be opened so
         with suppress(OSError):
             handle = os.open(part, access | os.O_NOFOLLOW)
             break

@@ -1,4 +1,4 @@
-"""What commands say: bars on a terminal, plain lines in a log.
+"""Output of commands: progress bars on a terminal, plain lines in a log.
 
 Names of files and classes are shown as they are: nothing in a text is markup, and control characters are written out.
 """
@@ -18,19 +18,19 @@ from rich.text import Text
 from detrkit.utils.visible import visible
 
 T = TypeVar("T")
-LEAST_WIDTH, MOST_WIDTH = 40, 1000  # columns that texts are laid out for, whatever a terminal or COLUMNS says
-SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
+LEAST_WIDTH, MOST_WIDTH = 40, 1000  # columns of the texts' layout, whatever a terminal or COLUMNS states
+SECONDS_BETWEEN_LINES = 15.0  # between lines of progress, where there is no terminal
 
-# of several processes only the first speaks; torchrun, Slurm and Fabric's own launcher say which one this is
+# only rank 0 prints; torchrun, Slurm and Fabric's own launcher set one of these
 _names = next(
     (names for names in (("RANK",), ("SLURM_PROCID",), ("LOCAL_RANK", "NODE_RANK")) if os.environ.get(names[0])),
-    ("NODE_RANK",),  # started by hand on every node, where it starts the others
+    ("NODE_RANK",),  # started by hand on every node, where the process starts the others
 )
 FIRST_PROCESS = all((os.environ.get(name) or "0") == "0" for name in _names)
 
 
 class Terminal(Console):
-    """A terminal, file or pipe on which texts show what is in them.
+    """A terminal, file or pipe that shows texts unchanged.
 
     Args:
         options: of rich's Console.
@@ -50,11 +50,11 @@ class Terminal(Console):
         self._width, self._height = size
 
     def on_broken_pipe(self) -> None:
-        """A reader that has left is the command's matter: rich would end the process with status 1."""
+        """Raise the error instead of ending the process with status 1, as rich would."""
         raise
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
-        """Every text that is printed, alone or in a table, comes by here."""
+        """Convert a text to print; every text, alone or in a table, passes through here."""
         return super().render_str(visible(text), **options)
 
 
@@ -62,13 +62,13 @@ console = Terminal(soft_wrap=True, quiet=not FIRST_PROCESS)
 
 
 def table_console(width: int = 120) -> Console:
-    """The terminal for tables, or so many columns: a pipe has no width to fit."""
+    """Return the terminal for tables, or one of so many columns: a pipe has no width to fit."""
     terminal = Terminal(quiet=not FIRST_PROCESS)
     return terminal if terminal.is_terminal else Terminal(width=width, quiet=not FIRST_PROCESS)
 
 
 class Meter:
-    """Progress of one task; `advance(note)` says how it goes."""
+    """Progress bar of one task; `advance(note)` updates it."""
 
     def __init__(self, title: str, total: int, *, start: int = 0, quiet: bool = False) -> None:
         self.title, self.total, self.done, self.quiet = title, total, start, quiet
@@ -91,7 +91,7 @@ class Meter:
             self._bar.start()
 
     def advance(self, note: str = "") -> None:
-        """One step further."""
+        """Advance by one item."""
         self.done += 1
         if self._bar is not None:
             self._bar.update(self._task, advance=1, note=note)
@@ -102,14 +102,14 @@ class Meter:
             console.print(f"{self.title} {self.done}/{self.total}  {left:.0f} s left  {note}")
 
     def close(self) -> None:
-        """Takes the bar off the terminal."""
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()
 
 
 @contextmanager
 def meter(title: str, total: int, *, start: int = 0, quiet: bool = False) -> Iterator[Meter]:
-    """A `Meter` that is closed at the end."""
+    """Yield a `Meter` that is closed at the end."""
     one = Meter(title, total, start=start, quiet=quiet)
     try:
         yield one
@@ -118,7 +118,7 @@ def meter(title: str, total: int, *, start: int = 0, quiet: bool = False) -> Ite
 
 
 def track(items: Iterable[T], title: str, total: int, *, quiet: bool = False) -> Iterator[T]:
-    """Iterates with progress."""
+    """Iterate with a progress bar."""
     with meter(title, total, quiet=quiet) as progress:
         for item in items:
             yield item

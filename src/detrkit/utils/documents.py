@@ -1,4 +1,4 @@
-"""JSON, YAML, XML and text from outside, read within bounds: none makes the machine hang or run out of memory."""
+"""Bounded reading of JSON, YAML, XML and text from outside: no file hangs the machine or exhausts its memory."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from detrkit.utils.errors import DetrkitError
 
 YAML_MAX_BYTES = 1 << 20  # of a recipe or a data.yaml; the 1203 names of LVIS take 30 kB
 YAML_MAX_NODES = 100_000  # values once aliases are followed
-MESSAGE_CHARACTERS = 80  # of a value that a message shows
+MESSAGE_CHARACTERS = 80  # characters of a value in a message
 YAML_MAX_DEPTH = 100  # of nested lists and mappings
 
 _XML_ENCODING = re.compile(rb"\s*<\?xml\s[^>]*?encoding\s*=\s*[\"']([A-Za-z][A-Za-z0-9._-]*)")
-_XML_HEAD_BYTES = 256  # that the declaration fits in
+_XML_HEAD_BYTES = 256  # bytes that hold the declaration
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16's: looked for first
+    codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16's: checked first
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
     b"<\0": "utf-16-le",
     b"\0<": "utf-16-be",
 }
-# What files say they are, and what holds it: files called gb2312 are written as gbk, ASCII is part of UTF-8.
+# Declared encodings and the codecs that read them: files declared gb2312 are written as gbk; ASCII is part of UTF-8.
 _WIDER_ENCODING = {"gb2312": "gb18030", "gbk": "gb18030", "ascii": "utf-8"}
-# Codecs of Python that are no encodings of documents; decoding some takes quadratic time.
+# Python codecs that are no encodings of documents; decoding some takes quadratic time.
 _NO_DOCUMENT = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined")
 
 
 def read_bytes(file: Path) -> bytes:
-    """The content of a regular file.
+    """Read the content of a regular file.
 
     Raises:
         DetrkitError: missing, unreadable, or a folder, a pipe or a device.
     """
     try:
-        # Opened before it is looked at, so that nobody can exchange it; a pipe does not make this wait.
+        # Opened before it is checked, so that it cannot be exchanged in between; a pipe does not make this wait.
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -58,7 +58,7 @@ def read_bytes(file: Path) -> bytes:
 
 
 def require_regular(file: Path) -> None:
-    """Refuses what a library would wait for when it opens it.
+    """Check that a path is a regular file, since opening anything else may block.
 
     Raises:
         DetrkitError: a folder, a pipe or a device.
@@ -69,7 +69,7 @@ def require_regular(file: Path) -> None:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file: UTF-8, or UTF-16 with its byte-order mark; any line ends.
+    """Read a text file: UTF-8, or UTF-16 with its byte-order mark; any line ends.
 
     Raises:
         DetrkitError: missing, unreadable, or in another encoding.
@@ -78,7 +78,7 @@ def read_text(file: Path) -> str:
 
 
 def decoded(data: bytes, where: str) -> str:
-    """Bytes as text: UTF-8 with or without its mark, or UTF-16 with its mark; line ends become newlines.
+    """Decode bytes: UTF-8 with or without its mark, or UTF-16 with its mark; line ends become newlines.
 
     Raises:
         DetrkitError: another encoding; names `where` and the byte.
@@ -92,7 +92,7 @@ def decoded(data: bytes, where: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value from a file as messages show it: in one line, shortened, control characters escaped."""
+    """Format a value from a file for a message: in one line, shortened, control characters escaped."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
@@ -101,7 +101,7 @@ def shown(value: Any) -> str:
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Args:
         data: in UTF-8, UTF-16 or UTF-32.
@@ -120,17 +120,17 @@ def parse_json(data: bytes | str, where: str) -> Any:
         raise DetrkitError(f"{where}: not UTF-8 text (byte {error.start})") from error
     except RecursionError as error:
         raise DetrkitError(f"{where}: lists or objects are nested too deep") from error
-    except ValueError as error:  # more digits than Python turns into a number
+    except ValueError as error:  # more digits than Python converts to a number
         raise DetrkitError(f"{where}: a number has too many digits") from error
 
 
 def parse_yaml(text: str, where: str, *, scalars: bool = True) -> Any:
-    """The value of a YAML text.
+    """Parse a YAML text.
 
     Args:
         text: of the file.
         where: the file, for the message.
-        scalars: whether numbers, dates, yes and no become values; False: every scalar stays the text that it is.
+        scalars: whether numbers, dates, yes and no become values; False: every scalar stays text.
 
     Raises:
         DetrkitError: malformed, too large, nested too deep, or with aliases that multiply; names the line.
@@ -149,12 +149,12 @@ def parse_yaml(text: str, where: str, *, scalars: bool = True) -> Any:
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         raise DetrkitError(f"{where}{line}: malformed YAML ({' '.join(str(problem).split())})") from error
-    except (ValueError, OverflowError, AttributeError, IndexError, TypeError) as error:  # of PyYAML's constructors
+    except (ValueError, OverflowError, AttributeError, IndexError, TypeError) as error:  # by PyYAML's constructors
         raise DetrkitError(f"{where}: malformed YAML ({error})") from error
 
 
 def parse_xml(data: bytes, where: str) -> ElementTree.Element:
-    """The root of an XML document, in linear time.
+    """Parse an XML document, in linear time, and return its root.
 
     Args:
         data: in the encoding of its byte-order mark or its declaration, else UTF-8. (Expat itself reads only UTF-8,
@@ -162,24 +162,24 @@ def parse_xml(data: bytes, where: str) -> ElementTree.Element:
         where: the file, for the message.
 
     Raises:
-        DetrkitError: malformed, in another encoding than it says, or with entities of its own, which may multiply.
+        DetrkitError: malformed, in another encoding than it declares, or with entities of its own, which may multiply.
     """
     text = _xml_text(data, where)
     if "<!ENTITY" in text:
         raise DetrkitError(f"{where}: declares entities (<!ENTITY ...>): write what they stand for instead")
     try:
-        return ElementTree.fromstring(text)  # of a str: the declaration's encoding counts no more
+        return ElementTree.fromstring(text)  # for a str, the encoding in the declaration is ignored
     except ElementTree.ParseError as error:
         raise DetrkitError(f"{where}: line {error.position[0]}: malformed XML ({error})") from error
-    except ValueError as error:  # half a character
+    except ValueError as error:  # half a character at the end
         raise DetrkitError(f"{where}: malformed XML ({error})") from error
 
 
 def _xml_text(data: bytes, where: str) -> str:
-    """An XML document decoded.
+    """Decode an XML document.
 
     Raises:
-        DetrkitError: an encoding that is not known, or not that of the bytes.
+        DetrkitError: an unknown encoding, or not that of the bytes.
     """
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
     if encoding is None:
@@ -192,24 +192,25 @@ def _xml_text(data: bytes, where: str) -> str:
         if encoding in _NO_DOCUMENT:
             raise DetrkitError(f"{where}: encoding {name[:40]!r} is not known; save it as UTF-8")
         if encoding.startswith(("utf-16", "utf-32")):
-            encoding = "utf-8"  # a declaration in single bytes is not of those: saved anew by another tool
+            # a declaration readable as single bytes is not in these encodings: another tool saved the file anew
+            encoding = "utf-8"
     encoding = _WIDER_ENCODING.get(encoding, encoding)
     try:
         return data.decode(encoding)
     except UnicodeError as error:
         byte = getattr(error, "start", 0)
         raise DetrkitError(f"{where}: not {encoding} text (byte {byte}); save it as UTF-8") from error
-    except LookupError as error:  # a codec of other things than text, such as "hex"
+    except LookupError as error:  # a codec that does not decode text, such as "hex"
         raise DetrkitError(f"{where}: encoding {encoding!r} is not one of text; save it as UTF-8") from error
 
 
 class _Bounded:
-    """Refuses to nest without end; to be mixed into a loader of PyYAML."""
+    """Mixin for PyYAML loaders that limits the depth of nesting."""
 
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """One node, a level deeper."""
+        """Compose one node, a level deeper."""
         self._depth += 1
         if self._depth > YAML_MAX_DEPTH:
             event = self.peek_event()  # type: ignore[attr-defined]
@@ -223,22 +224,22 @@ class _Bounded:
 
 
 class _Loader(_Bounded, yaml.SafeLoader):
-    """Plain values only."""
+    """Loader of plain values only."""
 
 
 class _TextLoader(_Bounded, yaml.BaseLoader):
-    """Texts only."""
+    """Loader of texts only."""
 
 
 def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values in a node once its aliases are followed.
+    """Count the values in a node once its aliases are followed.
 
     Raises:
         yaml.MarkedYAMLError: more than `YAML_MAX_NODES`, or a node that holds itself.
     """
     size = known.get(id(node))
     if size is None:
-        known[id(node)] = YAML_MAX_NODES  # until it is known: a node that holds itself is infinite
+        known[id(node)] = YAML_MAX_NODES  # until it is counted: a node that holds itself is infinite
         size = 1
         if isinstance(node, yaml.CollectionNode):
             for item in node.value:

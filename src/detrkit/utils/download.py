@@ -1,4 +1,4 @@
-"""Files from the network: resumed after a cut, verified, and in the cache only when whole."""
+"""Downloads: resumed after a cut, verified, and in the cache only when complete."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from detrkit.utils.errors import DetrkitError, WriteError
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
-ATTEMPTS = 5  # connections in a row that may bring nothing new
+ATTEMPTS = 5  # consecutive connections that may bring nothing new
 
 
 class DownloadError(DetrkitError):
-    """A file that the network does not give.
+    """Error for a file that cannot be downloaded.
 
     Attributes:
         reason: why, in a few words.
@@ -39,7 +39,7 @@ class DownloadError(DetrkitError):
 
 
 def home() -> Path:
-    """Where downloads are kept: $DETRKIT_HOME, by default ~/.cache/detrkit.
+    """Return the download folder: $DETRKIT_HOME, by default ~/.cache/detrkit.
 
     Raises:
         DetrkitError: there is no home folder.
@@ -52,12 +52,12 @@ def home() -> Path:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file in hex."""
+    """Return the SHA-256 of a file in hex."""
     return _digest(path, "sha256")
 
 
 def md5(path: Path) -> str:
-    """The MD5 of a file in hex: no guard against forgery, but what older datasets are published with."""
+    """Return the MD5 of a file in hex: no protection against forgery, but used by older datasets."""
     return _digest(path, "md5")
 
 
@@ -75,7 +75,7 @@ def download(
     name: str | None = None,
     pause: float = 1.0,
 ) -> Path:
-    """The file behind a URL, from the cache or the network.
+    """Return the file behind a URL, from the cache or the network.
 
     A partial download is kept beside its place as NAME.part and continued by the next call. Processes that want the
     same file at the same time wait for each other (POSIX).
@@ -114,14 +114,14 @@ def download(
         _cached(part)
         folder.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file, locked(file):
-            if _cached(path) and fits(path):  # another process was faster
+            if _cached(path) and fits(path):  # another process has finished it meanwhile
                 part.unlink(missing_ok=True)
                 return path
             resumed = file.tell() > 0
             _fetch(url, file, path, pause)
             file.flush()
             if resumed and not fits(part):
-                _restart(file)  # the kept part may be of another version of the file: once more from the start
+                _restart(file)  # the partial file may be of another version: restart from the beginning
                 _fetch(url, file, path, pause)
                 file.flush()
             if not fits(part):
@@ -139,17 +139,17 @@ def download(
 
 
 def _cached(path: Path) -> bool:
-    """Whether there is a file at a place of the cache; a link to nothing is none, and the file replaces it.
+    """Return whether the cache has a file at this path; a dangling link counts as none and is replaced.
 
     Raises:
-        DetrkitError: something else than a file, which would be waited for, or could not be replaced.
-        OSError: it cannot be looked at.
+        DetrkitError: it is no file: reading would block, or it could not be replaced.
+        OSError: it cannot be checked.
     """
     try:
         require_regular(path)
     except DetrkitError as error:
         raise DetrkitError(f"{error}, in the place of a download: remove it") from error
-    except (FileNotFoundError, NotADirectoryError):  # of a folder that is a file, which making it says
+    except (FileNotFoundError, NotADirectoryError):  # a parent folder is a file; making the folder reports that
         return False
     except OSError as error:
         if error.errno == errno.ELOOP:  # a link to itself
@@ -165,7 +165,7 @@ def _restart(file: IO[bytes]) -> None:
 
 @contextlib.contextmanager
 def locked(file: IO[bytes]) -> Iterator[None]:
-    """Holds an exclusive lock on an open file, where the system has such locks."""
+    """Hold an exclusive lock on an open file, where the system has such locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -177,10 +177,10 @@ def locked(file: IO[bytes]) -> Iterator[None]:
 
 
 def _fetch(url: str, file: IO[bytes], path: Path, pause: float) -> None:
-    """Appends to `file` until it is complete, over as many connections as it takes.
+    """Append to `file` until it is complete, over as many connections as it takes.
 
     Raises:
-        DownloadError: the server cannot be reached, says no, or keeps hanging up.
+        DownloadError: the server cannot be reached, refuses, or keeps closing the connection.
     """
     failures = 0
     with _Bar(path.name) as bar:
@@ -195,7 +195,7 @@ def _fetch(url: str, file: IO[bytes], path: Path, pause: float) -> None:
                     raise _failure(url, path, f"HTTP {error.code} {error.reason}") from error
                 reason = f"HTTP {error.code} {error.reason}"
             except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-                if file.tell() == 0:  # not even a first byte: there is no network to wait for
+                if file.tell() == 0:  # no first byte: waiting for the network is useless
                     raise _failure(url, path, getattr(error, "reason", error)) from error
                 reason = getattr(error, "reason", error)
             failures = 0 if file.tell() > start else failures + 1
@@ -205,7 +205,7 @@ def _fetch(url: str, file: IO[bytes], path: Path, pause: float) -> None:
 
 
 def _connection(url: str, file: IO[bytes], bar: _Bar) -> bool:
-    """Appends what one connection brings; returns whether the file is complete by what the server said."""
+    """Append the data of one connection; return whether the file is complete, as the server states."""
     start = file.tell()
     request = urllib.request.Request(url, headers={"User-Agent": "detrkit", "Accept-Encoding": "identity"})
     if start:
@@ -246,7 +246,7 @@ def _failure(url: str, path: Path, reason: object) -> DownloadError:
 
 
 class _Bar:
-    """A progress bar on a terminal, one plain line elsewhere; on standard error, so that output stays clean."""
+    """Progress bar on a terminal, one plain line elsewhere; on standard error, so that output stays clean."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -271,7 +271,7 @@ class _Bar:
         self.progress.stop()
 
     def begin(self, done: int, total: int | None) -> None:
-        """A connection starts at byte `done` of `total`."""
+        """Start or continue at byte `done` of `total`."""
         if self.task is not None:
             self.progress.update(self.task, completed=done, total=total)
         elif not self.announced:
@@ -280,6 +280,6 @@ class _Bar:
             self.announced = True
 
     def advance(self, count: int) -> None:
-        """`count` more bytes have arrived."""
+        """Advance by `count` bytes."""
         if self.task is not None:
             self.progress.advance(self.task, count)

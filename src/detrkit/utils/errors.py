@@ -10,18 +10,18 @@ class DetrkitError(Exception):
     """Bad input from outside: the message names the file, the field and the fix; the command line prints only that.
 
     Attributes:
-        status: of a command that it ends.
+        status: exit status of a command that it ends.
     """
 
     status = 2
 
 
 class PeerError(DetrkitError):
-    """Another process of the run has failed and says why: this one has nothing to add.
+    """Failure of another process of the run, which reports the reason itself.
 
     Args:
-        message: for who calls from Python.
-        status: with which the other process ends its command.
+        message: for callers from Python.
+        status: exit status of the other process.
     """
 
     def __init__(self, message: str, *, status: int = 2) -> None:
@@ -30,10 +30,10 @@ class PeerError(DetrkitError):
 
 
 class ProcessEnded(DetrkitError):
-    """A process that this one started was ended by a signal.
+    """End of a process, started by this one, by a signal.
 
     Args:
-        message: says so.
+        message: the error message.
         status: 128 + the signal's number.
     """
 
@@ -43,18 +43,18 @@ class ProcessEnded(DetrkitError):
 
 
 class WriteError(DetrkitError):
-    """Something cannot be written: no room, no permission, a folder that is gone."""
+    """Failure to write: no room, no permission, a folder that is gone."""
 
 
 def how_to_go_on(folder: str, command: str | None = None, *, saved: bool = True) -> str:
-    """What to do after a run was stopped; arguments as those of `Interrupted`."""
+    """Return the advice after a run was stopped; arguments as those of `Interrupted`."""
     if saved:
         return f"go on with: {command or f'detrkit train --resume {shlex.quote(folder)}'}"
     return f"nothing was saved; {command or 'the same command'} starts it again"
 
 
 class Interrupted(Exception):
-    """A run was asked to stop by a signal (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1).
+    """End of a run by a signal (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1).
 
     Attributes:
         number: of the signal.
@@ -64,9 +64,9 @@ class Interrupted(Exception):
     Args:
         number: of the signal.
         folder: of the run.
-        command: that goes on with it; by default `detrkit train --resume`.
-        during: what the run was doing, such as "in the report"; "" where that makes no difference.
-        saved: whether there is a state to go on from.
+        command: that continues it; by default `detrkit train --resume`.
+        during: the phase of the run, such as "in the report"; "" where that makes no difference.
+        saved: whether there is a state to resume from.
         agreed: as the attribute.
     """
 
@@ -89,8 +89,8 @@ class Interrupted(Exception):
 
 
 class SettingError(DetrkitError, ValueError):
-    """A setting out of its range, or settings that do not go together."""
+    """Error for a setting out of its range, or settings that do not go together."""
 
 
 class ImageSizeError(DetrkitError, ValueError):
-    """An image is too large for a model with learned positions."""
+    """Error for an image too large for a model with learned positions."""

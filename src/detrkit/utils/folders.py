@@ -1,4 +1,4 @@
-"""Whole folders that detrkit writes, each with a manifest: what is in the manifest may be replaced, nothing else."""
+"""Folders that detrkit writes, each with a manifest: only files in the manifest may be replaced."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import full_path, real_path
 
 MANIFEST = "detrkit-files.json"
-_COMING = "coming"  # marks a file that was free, or detrkit's, when a command began that was to write it
+_COMING = "coming"  # marks a file whose name was free, or detrkit's, when a command that writes it began
 
 
 @contextmanager
 def new_directory(path: str | Path, *, force: bool = False, manifest: bool = True) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name, with a manifest, when the block ends without an error.
+    """Yield a temporary folder that becomes `path`, with a manifest, when the block ends without an error.
 
     Args:
         path: the folder to make.
         force: replace a folder that detrkit wrote and nobody has changed since.
-        manifest: write one. A folder without is never replaced.
+        manifest: write one. A folder without one is never replaced.
 
     Raises:
         DetrkitError: `path` exists and may not be replaced, or cannot be written; nothing has changed then.
     """
     path = full_path(path)
     if path.is_dir():
-        path = real_path(path)  # of a link to a folder, that folder is replaced and not the link
+        path = real_path(path)  # for a link to a folder, the folder is replaced and not the link
     check_replaceable(path, force=force)
     make_folder(path.parent)
     sweep(path.parent)
@@ -40,7 +40,7 @@ def new_directory(path: str | Path, *, force: bool = False, manifest: bool = Tru
         yield temporary
         if manifest:
             write_manifest(temporary)
-        check_replaceable(path, force=force)  # somebody may have been faster
+        check_replaceable(path, force=force)  # another process may have made it meanwhile
         if path.exists():
             with locked_temporary(path, folder=True) as old:
                 path.rename(old / path.name)
@@ -54,10 +54,10 @@ def new_directory(path: str | Path, *, force: bool = False, manifest: bool = Tru
 
 
 def check_replaceable(path: Path, *, force: bool) -> None:
-    """Refuses to write over anything but a free name, an empty folder or, with `force`, what detrkit wrote there.
+    """Check that a path may be written: a free name, an empty folder or, with `force`, detrkit's own files.
 
     Raises:
-        DetrkitError: says what is in the way and what to do.
+        DetrkitError: names the obstacle and the fix.
     """
     try:
         if not path.exists() and not path.is_symlink():
@@ -78,16 +78,16 @@ def check_replaceable(path: Path, *, force: bool) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """Notes every file below a folder, with its size and time, in the folder's manifest."""
+    """Note every file below a folder, with its size and time, in the folder's manifest."""
     text = json.dumps({"written by": "detrkit", "files": _listing(folder)}, indent=0, ensure_ascii=True)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def noted_files(folder: Path) -> dict[str, list[Any]]:
-    """The manifest of a folder that detrkit shares with others: of each file that it wrote there, size and time.
+    """Read the manifest of a shared folder: size and time of each file that detrkit wrote there.
 
     Raises:
-        DetrkitError: it is damaged or no manifest, and not to be written over.
+        DetrkitError: it is damaged or no manifest, and must not be overwritten.
     """
     file = folder / MANIFEST
     try:
@@ -102,19 +102,19 @@ def noted_files(folder: Path) -> dict[str, list[Any]]:
 
 
 def is_as_noted(folder: Path, name: str, noted: dict[str, list[Any]]) -> bool:
-    """Whether a file of a folder is as detrkit wrote it, or is of a command that was killed."""
+    """Return whether a file of a folder is as detrkit wrote it, or was being written by a killed command."""
     status = os.lstat(folder / name)
     value = noted.get(name, [])
     return _COMING in value or value == [status.st_size, status.st_mtime_ns]
 
 
 def note_files(folder: Path, names: Iterable[str], *, coming: Iterable[str] = ()) -> None:
-    """Adds files that detrkit has written into a folder to its manifest; those that are not there are left out.
+    """Add files that detrkit has written into a folder to its manifest; missing files are left out.
 
     Args:
         folder: the folder.
         names: of the files.
-        coming: names of files that are about to be written, so that a command that is killed can be started again.
+        coming: names of files about to be written, so that a killed command can be started again.
 
     Raises:
         DetrkitError: the manifest is damaged, or cannot be written.
@@ -137,12 +137,12 @@ def note_files(folder: Path, names: Iterable[str], *, coming: Iterable[str] = ()
 
 @contextmanager
 def claimed_files(folder: Path, names: Sequence[str], *, ours: bool = False) -> Iterator[None]:
-    """A folder, made if need be, into which detrkit writes files of these names and nothing over those of others.
+    """Make a folder if needed and claim file names in it; files of others are never overwritten.
 
     Args:
         folder: the folder.
         names: of the files.
-        ours: the files that are there are known to be detrkit's, of a version that kept no manifest.
+        ours: existing files are known to be detrkit's, from a version without manifests.
 
     Raises:
         DetrkitError: a file of one of these names is there and is not as detrkit wrote it; or the folder cannot be
@@ -163,7 +163,7 @@ def claimed_files(folder: Path, names: Sequence[str], *, ours: bool = False) -> 
 
 
 def foreign_file(folder: Path) -> str | None:
-    """What in a folder is not as detrkit wrote it, in words; None if all of it is."""
+    """Describe the first thing in a folder that is not as detrkit wrote it; None if there is none."""
     try:
         noted = json.loads((folder / MANIFEST).read_bytes())["files"]
         noted = {name: list(value) for name, value in noted.items()}
@@ -180,7 +180,7 @@ def foreign_file(folder: Path) -> str | None:
 
 
 def _listing(folder: Path) -> dict[str, list[int]]:
-    """Relative path -> size in bytes and time of the last change in ns, of all files and links; folders are theirs."""
+    """List all files and links with size in bytes and modification time in ns, by relative path; not folders."""
     found: dict[str, list[int]] = {}
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
@@ -194,7 +194,7 @@ def _listing(folder: Path) -> dict[str, list[int]]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder that `foreign_file` found nothing foreign in.
+    """Remove a folder in which `foreign_file` found nothing.
 
     Raises:
         DetrkitError: it cannot be removed.

@@ -1,4 +1,4 @@
-"""The content of image files. Written whole by `write_atomic`: Pillow's own writing does not say why it failed."""
+"""Encoding of image files; `write_atomic` writes them, as Pillow's own writing does not report why it failed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 def image_bytes(
     image: Image.Image | np.ndarray, suffix: str = ".png", *, marked: bool = False, **options: Any
 ) -> bytes:
-    """The content of an image file.
+    """Encode an image as the content of an image file.
 
     Args:
         image: an image, or (H, W, 3) uint8 RGB.
         suffix: .png, .jpg or .jpeg, in any case.
-        marked: say in it that detrkit wrote it; see `own_files.check_marked`.
+        marked: store in it that detrkit wrote it; see `own_files.check_marked`.
         **options: Pillow's for the format: quality, compress_level, ...
     """
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A JSON object that is written entry by entry: as long as it becomes, memory holds one entry."""
+"""A JSON object written entry by entry: memory holds one entry, however long it becomes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _END = b"\n}\n"
 class JsonStream:
     """A context that writes `{key: value, ...}` as `json.dumps(..., indent=1)` does, under a temporary name.
 
-    The file is whole after each entry, so that only its name is left to be given: that takes no room on a full disk.
+    The file is complete after each entry, so that at the end it is only renamed, which takes no space on a full disk.
 
     Args:
         path: the file.
 
     Attributes:
-        count: entries that are written.
+        count: number of entries written.
 
     Raises:
         WriteError: the file cannot be made.
@@ -35,7 +35,7 @@ class JsonStream:
         self._open = atomic_file(path)
         self._part = self._open.__enter__()
         self._file = self._part.open("wb", buffering=0)
-        self._end = 0  # of the entries: what comes after is `_END`
+        self._end = 0  # end of the entries, before `_END`
         try:
             with write_errors(path):
                 self._put(0, b"{}\n")
@@ -52,7 +52,7 @@ class JsonStream:
         self.discard()
 
     def add(self, key: str, value: Any) -> None:
-        """Writes an entry.
+        """Write an entry.
 
         Raises:
             WriteError: it cannot be written; the entries before it are.
@@ -64,13 +64,13 @@ class JsonStream:
                 self._put(self._end, data + _END)
             except BaseException:
                 with suppress(OSError):
-                    self._put(self._end, _END if self.count else b"{}\n")  # its place is there already
+                    self._put(self._end, _END if self.count else b"{}\n")  # its space is reserved already
                 raise
         self._end += len(data)
         self.count += 1
 
     def _put(self, start: int, data: bytes) -> None:
-        """Writes what the file has from `start` on."""
+        """Write the content of the file from `start` on."""
         self._file.seek(start)
         rest = memoryview(data)
         while rest:
@@ -78,7 +78,7 @@ class JsonStream:
         self._file.truncate()
 
     def publish(self) -> None:
-        """Gives a copy of the entries so far the name of the file.
+        """Save a copy of the entries so far under the name of the file.
 
         Raises:
             WriteError: it cannot be written.
@@ -87,16 +87,16 @@ class JsonStream:
             shutil.copyfile(self._part, part)
 
     def finish(self) -> None:
-        """Gives the entries the name of the file; nothing can be added any more.
+        """Rename the temporary file to the name of the file; nothing can be added any more.
 
         Raises:
-            WriteError: it cannot.
+            WriteError: it cannot be renamed.
         """
         self._file.close()
         self._open.__exit__(None, None, None)
 
     def discard(self) -> None:
-        """Removes what has not been published, unless it is finished."""
+        """Remove what has not been published, unless it is finished."""
         if self._file.closed:
             return
         self._file.close()

@@ -1,7 +1,7 @@
-"""How a process was started: what torchrun, Slurm's srun or a hand say of it in environment variables.
+"""Launcher detection: environment variables of torchrun, Slurm's srun or a start by hand.
 
-They are input like any other: what is left over from another program, missing or no number is one line, before anything
-waits for processes that never come.
+They are checked as any input: variables left over from another program, missing or not a number give one line, before
+anything waits for processes that never start.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any, NamedTuple
 from detrkit.utils.errors import SettingError
 
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
-# srun gives them to the tasks that it starts; the script of sbatch itself has the job's variables alone
+# srun sets them for the tasks that it starts; the script of sbatch itself has only the job's variables
 _OF_A_STEP = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST")
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-_INTERACTIVE = ("bash", "interactive")  # names of jobs in which one types commands
-_PORT = 15000  # of Slurm's tasks, if MASTER_PORT is not set: this and the last digits of the job
+_INTERACTIVE = ("bash", "interactive")  # names of interactive jobs
+_PORT = 15000  # port of Slurm's tasks, if MASTER_PORT is not set: this plus the last digits of the job
 
 
 class Launch(NamedTuple):
-    """One of several processes that have been started already.
+    """Position of this process among several that are started already.
 
     Attributes:
         by: "torchrun", "srun" or "hand".
         rank: of all processes.
-        world: how many there are.
-        local_rank: of those of this machine.
-        local_world: how many this machine has.
+        world: number of processes.
+        local_rank: of the processes of this machine.
+        local_world: processes of this machine.
         address, port: where the first process listens.
     """
 
@@ -46,12 +46,12 @@ class Launch(NamedTuple):
 
     @property
     def nodes(self) -> int:
-        """How many machines there are."""
+        """Number of machines."""
         return self.world // self.local_world
 
 
 def launched() -> Launch | None:
-    """What the environment says of this process, or None for a process alone or one that starts the others.
+    """Read this process's launch from the environment; None for a process alone or one that starts the others.
 
     Raises:
         SettingError: a variable that is missing, no number or out of range; names it and the fix.
@@ -71,10 +71,10 @@ def launched() -> Launch | None:
 
 
 def check_ranks() -> None:
-    """Checks the variables that lightning_fabric takes for a number when it is imported; empty ones are unset.
+    """Check the variables that lightning_fabric parses as numbers when it is imported; unset empty ones.
 
     Raises:
-        SettingError: one is no number; names it.
+        SettingError: one is not a number; names it.
     """
     for name in _RANKS:
         if not os.environ.get(name, "").strip():
@@ -84,24 +84,24 @@ def check_ranks() -> None:
 
 
 def started_by_srun() -> bool:
-    """Whether this is one of several tasks that Slurm's srun has started."""
+    """Return whether this is one of several tasks that Slurm's srun has started."""
     return slurm_tasks() > 1 and any(name in os.environ for name in _OF_A_STEP)
 
 
 def slurm_tasks() -> int:
-    """Slurm's number of tasks; 1 outside of it and where commands are typed."""
+    """Return Slurm's number of tasks; 1 outside of Slurm and in interactive jobs."""
     if os.environ.get("SLURM_JOB_NAME") in _INTERACTIVE:
         return 1
     return _number("SLURM_NTASKS", 1, default=1)
 
 
 def launched_outside() -> bool:
-    """Whether the other processes of a run, if there are any, have been started already."""
+    """Return whether the other processes of a run, if there are any, have been started already."""
     return launched() is not None or bool(os.environ.get("LOCAL_RANK"))
 
 
 def several() -> bool:
-    """Whether this is one of several processes; False where the environment is not as it must be."""
+    """Return whether this is one of several processes; False if the environment is invalid."""
     try:
         launch = launched()
     except SettingError:
@@ -110,7 +110,7 @@ def several() -> bool:
 
 
 def check_start(devices: int, nodes: int) -> None:
-    """Checks what a process needs that starts others itself, or that is to be alone.
+    """Check the environment of a process that starts others itself, or that runs alone.
 
     Args:
         devices: processes on this machine, as --devices has it.
@@ -134,7 +134,7 @@ def check_start(devices: int, nodes: int) -> None:
         return
     if _number("NODE_RANK", 0, default=0) >= nodes:
         raise SettingError(f"NODE_RANK is {os.environ['NODE_RANK']}, but --nodes is {nodes}: unset it")
-    if os.environ.get("LOCAL_RANK"):  # one of those that Fabric or a hand started
+    if os.environ.get("LOCAL_RANK"):  # one of those started by Fabric or by hand
         _need(("MASTER_ADDR", "MASTER_PORT"), "LOCAL_RANK")
         _below("LOCAL_RANK", devices, "--devices")
     port = _number("MASTER_PORT", 1, 65535, default=0)
@@ -145,10 +145,10 @@ def check_start(devices: int, nodes: int) -> None:
 
 
 def check_interface() -> None:
-    """Checks the network interface that gloo is told to use.
+    """Check the network interface that gloo is configured to use.
 
     Raises:
-        SettingError: there is none of this name.
+        SettingError: there is no interface of this name.
     """
     wanted = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
     present = [name for _, name in socket.if_nameindex()]
@@ -160,10 +160,10 @@ def check_interface() -> None:
 
 
 def check_port(port: int) -> None:
-    """Checks that the first process can listen at MASTER_PORT.
+    """Check that the first process can listen at MASTER_PORT.
 
     Raises:
-        SettingError: another program does, or it is not allowed.
+        SettingError: another program listens there, or it is not allowed.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -176,7 +176,7 @@ def check_port(port: int) -> None:
 
 
 def restarted_by() -> str | None:
-    """Names the agent of torchrun that started this process; the same for all of its attempts (--max-restarts)."""
+    """Return the torchrun agent that started this process; the same for all of its attempts (--max-restarts)."""
     if not os.environ.get(_TORCHRUN):
         return None
     agent = os.getppid()
@@ -188,7 +188,7 @@ def restarted_by() -> str | None:
 
 
 def attempt() -> int:
-    """How many times torchrun has started this process before."""
+    """Return how many times torchrun has started this process before."""
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return int(count) if count.isdecimal() else 0
 
@@ -218,7 +218,7 @@ def _from_slurm() -> Launch:
 
 
 def _first_host(nodes: str) -> str:
-    """The first of a list in Slurm's writing: node3 of "node[3-5,7],other"."""
+    """Return the first host of a Slurm list: node3 of "node[3-5,7],other"."""
     return re.split(r"[ ,]", re.sub(r"\[([^,\]-]*)[^\]]*\]", r"\1", nodes))[0]
 
 
@@ -235,7 +235,7 @@ def _from_variables(by: str, *, local_world: int) -> Launch:
 
 
 def _need(names: Iterable[str], because: str) -> None:
-    """Refuses an environment in which one of some variables is missing."""
+    """Check that none of some environment variables is missing."""
     for name in names:
         if not os.environ.get(name):
             raise SettingError(
@@ -244,7 +244,7 @@ def _need(names: Iterable[str], because: str) -> None:
 
 
 def _number(name: str, least: int, most: int | None = None, *, default: int | None = None) -> int:
-    """A variable that is a whole number; an empty one is none."""
+    """Read a variable that is a whole number; an empty one counts as unset."""
     text = os.environ.get(name, "").strip()
     if not text and default is not None:
         return default
@@ -258,7 +258,7 @@ def _number(name: str, least: int, most: int | None = None, *, default: int | No
 
 
 def _below(name: str, bound: int, of: str, **options: Any) -> int:
-    """A variable that counts from 0."""
+    """Read a variable that counts from 0."""
     value = _number(name, 0, **options)
     if value >= bound:
         raise SettingError(f"{name} is {value}, but it counts from 0 and {of} is {bound}: correct or unset it")
@@ -266,7 +266,7 @@ def _below(name: str, bound: int, of: str, **options: Any) -> int:
 
 
 def _check_own(address: str) -> None:
-    """Refuses a first process on another machine where all are on this one."""
+    """Check that the first process is on this machine if all processes are."""
     try:
         family, _, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as one:

@@ -1,6 +1,6 @@
-"""A lock on a folder that one process writes: a second one is refused, and told by whom.
+"""A lock on a folder that one process writes: a second process is refused, and the message names the first.
 
-The lock is a POSIX record lock on `run.lock` in the folder. The system takes it away when its process ends, however
+The lock is a POSIX record lock on `run.lock` in the folder. The system releases it when its process ends, however
 that ends; processes forked from it (workers that load images) do not have it; it works over NFS. It is lost when its
 process closes any handle of the file: nothing but this module opens it.
 """
@@ -24,25 +24,25 @@ from detrkit.utils.names import real_path
 
 try:
     import fcntl
-except ImportError:  # Windows: no record locks
+except ImportError:  # Windows has no record locks
     fcntl = None  # type: ignore[assignment]
 
 NAME = "run.lock"
-_FIRST_LINE = "written by detrkit, "  # and who; a file that begins otherwise is somebody else's
-_ATTEMPTS = 50  # each fails only when another process has just let go of the folder
+_FIRST_LINE = "written by detrkit, "  # followed by the owner; a file that begins otherwise is not detrkit's
+_ATTEMPTS = 50  # each fails only if another process has just released the folder
 _LINE_BYTES = 4096
-_held: dict[Path, int] = {}  # lock file -> process; a record lock does not keep out the process that has it
+_held: dict[Path, int] = {}  # lock file -> process; a record lock does not exclude the process that has it
 _guard = threading.Lock()
 
 
 class FolderLock:
-    """Holds a folder for this process as long as the context lasts; makes the folder if need be.
+    """A lock on a folder for this process, as long as the context lasts; it makes the folder if needed.
 
-    A folder that was made for the lock and stayed empty is removed at the end. Where the system has no locks, a warning
-    is all that happens.
+    A folder that was made for the lock and stayed empty is removed at the end. Where the system has no locks, only a
+    warning is given.
 
     Args:
-        folder: that is going to be written.
+        folder: to be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -52,10 +52,10 @@ class FolderLock:
         self._made: list[Path] = []
 
     def __enter__(self) -> FolderLock:
-        """Locks the folder.
+        """Lock the folder.
 
         Raises:
-            DetrkitError: another process writes the folder, which is named; or the folder cannot be written.
+            DetrkitError: another process, which is named, writes the folder; or the folder cannot be written.
         """
         folder = real_path(self.folder)
         self._made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -79,19 +79,19 @@ class FolderLock:
         with _guard:
             with suppress(OSError):
                 if os.path.samestat(os.stat(self._file), os.fstat(self._handle)):
-                    self._file.unlink()  # before the lock is gone: what comes after it is another file
+                    self._file.unlink()  # before the lock is released: a later lock is on another file
             os.close(self._handle)
             _held.pop(self._file, None)
             self._handle = self._file = None
         self._remove_made()
 
     def _remove_made(self) -> None:
-        with suppress(OSError):  # the first that is not empty ends it
+        with suppress(OSError):  # stops at the first that is not empty
             for place in self._made:
                 place.rmdir()
 
     def _locked(self, file: Path) -> int | None:
-        """A handle of the locked file, or None where there are no locks.
+        """Open and lock the file and return its handle; None where there are no locks.
 
         Raises:
             DetrkitError: as `__enter__`.
@@ -103,7 +103,7 @@ class FolderLock:
             try:
                 handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
             except FileNotFoundError:
-                continue  # the folder went away: it was the other process's, and empty
+                continue  # the folder was removed: it was the other process's, and empty
             except OSError as error:
                 raise DetrkitError(f"cannot write {self.folder / NAME}: {error.strerror}") from error
             try:
@@ -128,18 +128,18 @@ class FolderLock:
             except BaseException:
                 os.close(handle)
                 raise
-            os.close(handle)  # of a file that its process removed meanwhile
+            os.close(handle)  # lock on a file that its process has removed meanwhile
         raise DetrkitError(f"{self.folder} is being written by processes that come and go: choose another folder")
 
     def _line(self, handle: int) -> str:
-        """The file's first line."""
+        """Return the file's first line."""
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             return "no file"
         return os.pread(handle, _LINE_BYTES, 0).decode("utf-8", "replace").split("\n")[0]
 
 
 def _lock(handle: int, folder: Path) -> bool:
-    """Locks a file; False, with a warning, where the file system has no locks.
+    """Lock a file; return False, with a warning, where the file system has no locks.
 
     Raises:
         BlockingIOError: another process has the lock.
@@ -158,7 +158,7 @@ def _lock(handle: int, folder: Path) -> bool:
 
 
 def _sign(handle: int) -> None:
-    """Writes into the locked file who has it; on a full disk nothing, which locks as well."""
+    """Write the owner into the locked file; on a full disk nothing is written, and the lock still holds."""
     since = time.strftime("%Y-%m-%d %H:%M")
     text = f"{_FIRST_LINE}process {os.getpid()} on {socket.gethostname()} since {since}\n{shlex.join(sys.argv)}\n"
     line = text.encode("utf-8", "replace")

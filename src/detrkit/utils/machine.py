@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Description of the machine that measurements were made on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """Processor, cores this process may use, threads of torch, versions, and the GPU if that is the device."""
+    """Return CPU, cores this process may use, threads of torch, versions, and the GPU if that is the device."""
     found: dict[str, str | int] = {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -25,7 +25,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Return the CPU's name, as far as the system states it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

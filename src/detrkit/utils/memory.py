@@ -1,4 +1,4 @@
-"""How much memory there is, and one line instead of an allocator's error where something cannot fit."""
+"""Available memory, and one-line errors in place of an allocator's when something cannot fit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from detrkit.utils.errors import SettingError
 
 GIB = 2**30
-CHANNELS = 64  # of a ResNet's first map, at half the image's resolution: as many bytes for each pixel in float32
-# how torch, numpy, Python and the loader of libraries say that memory is used up; there is no one kind of error for it
+# channels of a ResNet's first map, at half the image's resolution: as many bytes per image pixel in float32
+CHANNELS = 64
+# out-of-memory messages of torch, numpy, Python and the library loader; there is no common exception class
 _USED_UP = re.compile(
     r"allocate memory|out of memory|unable to allocate|not enough memory|failed to map segment|start new thread",
     re.IGNORECASE,
@@ -22,7 +23,7 @@ MAPPING_FIX = ": there is no memory for it (ulimit -v), or its file system forbi
 
 @cache
 def machine_memory() -> int | None:
-    """Bytes that this process can have at most: memory and swap, less where a limit is set; None if nothing says it."""
+    """Return the bytes that this process can have at most: memory and swap, or a lower limit; None if unknown."""
     found = []
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -31,7 +32,7 @@ def machine_memory() -> int | None:
     with suppress(OSError, ValueError, AttributeError):
         if not found:
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(OSError, ValueError):  # of a container; "max" where there is none
+    with suppress(OSError, ValueError):  # limit of a container; "max" where there is none
         found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     with suppress(ImportError, OSError, ValueError):
         import resource
@@ -43,25 +44,25 @@ def machine_memory() -> int | None:
 
 
 def batch_pixels(device_memory: int | None = None) -> float:
-    """Pixels of a padded batch for which an eighth of the memory is enough, by the rule of `check_batch`.
+    """Return the pixels of a padded batch that an eighth of the memory can hold, by the rule of `check_batch`.
 
     Args:
-        device_memory: bytes of an accelerator that computes the batch; None: the processor does.
+        device_memory: bytes of an accelerator that computes the batch; None: the CPU does.
     """
     there = machine_memory() if device_memory is None else device_memory
     return float("inf") if there is None else there / 8 / (4 * 3 + CHANNELS)
 
 
 def check_memory(needed: int, what: str, *, fix: str) -> None:
-    """Refuses what cannot fit, before it is allocated.
+    """Check that something fits into memory, before it is allocated.
 
     Args:
-        needed: bytes that it takes at the least.
-        what: it is, for the message.
-        fix: what to do, for the message.
+        needed: bytes that it takes at least.
+        what: name of it, for the message.
+        fix: advice for the message.
 
     Raises:
-        SettingError: this machine has less; says how much it would take.
+        SettingError: this machine has less; states the needed amount.
     """
     there = machine_memory()
     if there is not None and needed > there:
@@ -69,7 +70,7 @@ def check_memory(needed: int, what: str, *, fix: str) -> None:
 
 
 def check_batch(size: int, max_size: int | None, batch_size: int, *, channels: int = CHANNELS) -> None:
-    """Refuses a batch of images of which not even the first map of the backbone would fit.
+    """Check that at least the first map of the backbone fits into memory for a batch of images.
 
     Args:
         size: short side of the images in pixels.
@@ -85,7 +86,7 @@ def check_batch(size: int, max_size: int | None, batch_size: int, *, channels: i
 
 
 def used_up(error: BaseException) -> bool:
-    """Whether an error says that memory was used up."""
+    """Return whether an error means that memory was used up."""
     of_others = isinstance(error, (RuntimeError, ImportError, OSError))
     return isinstance(error, MemoryError) or (of_others and bool(_USED_UP.search(str(error))))
 

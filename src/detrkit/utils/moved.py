@@ -14,7 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# earlier module, or package with all that is in it -> the one it is now; both below `detrkit`
+# earlier module, or package with its modules -> present one; both below `detrkit`
 MOVED = {
     "benchmark": "profiling",
     "benchmark.machine": "utils.machine",
@@ -50,7 +50,7 @@ MOVED = {
 
 
 def present_name(name: str) -> str | None:
-    """Returns the present full name of a module by its earlier one; None for modules that did not move."""
+    """Return the present full name of a module by its earlier one; None for modules that did not move."""
     if not name.startswith("detrkit."):
         return None
     before = name.removeprefix("detrkit.")
@@ -64,32 +64,32 @@ def present_name(name: str) -> str | None:
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds modules by their earlier names."""
+    """Finder of modules by their earlier names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Returns a spec for an earlier name, None for all others."""
+        """Return a spec for an earlier name, None for all others."""
         return None if present_name(fullname) is None else ModuleSpec(fullname, self)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Returns the module that the earlier name stands for."""
+        """Return the module that the earlier name stands for."""
         present = present_name(spec.name)
         assert present is not None
         warnings.warn(f"{spec.name} is now {present}", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(present)
-        # the import system is going to describe the module as what was asked for, which it must not stay
+        # the import system will set the spec of the earlier name; `exec_module` restores this one
         spec.loader_state = {"__spec__": module.__spec__, "__loader__": module.__loader__, "__name__": module.__name__}
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Gives the module its own description back; it has been executed under its present name."""
+        """Restore the module's own spec; it has been executed under its present name."""
         spec = module.__spec__
         if spec is not None and spec.loader is self:
             vars(module).update(spec.loader_state)
 
 
 def install() -> None:
-    """Makes earlier names importable; called once, by `import detrkit`."""
+    """Make earlier names importable; called once, by `import detrkit`."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, MovedModules())

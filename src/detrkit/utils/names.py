@@ -1,4 +1,4 @@
-"""Names that come from files. They name; they are never paths: nothing is read or written where a name points."""
+"""Names that come from files: checked, so that no name is used as a path that leads elsewhere."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from detrkit.utils.errors import DetrkitError
 
-NAME_BYTES = 255  # of a name, on the usual file systems
-_PATH_BYTES = 2048  # of a relative path; systems hold 4096 with the folder that it is relative to
+NAME_BYTES = 255  # bytes of a name, on the usual file systems
+_PATH_BYTES = 2048  # bytes of a relative path; systems allow 4096 including the folder that it is relative to
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def checked_name(name: str, where: str) -> str:
-    """The name of one file or folder, as it came from a file: of a split, an image, a class.
+    """Check the name of one file or folder that came from a file: of a split, an image, a class.
 
     Args:
         name: the name.
@@ -43,7 +43,7 @@ def checked_name(name: str, where: str) -> str:
 
 
 def below(root: Path, *names: str, where: str) -> Path:
-    """The path of names below a folder that is being written.
+    """Return the path of names below a folder that is being written.
 
     Args:
         root: the folder.
@@ -51,13 +51,13 @@ def below(root: Path, *names: str, where: str) -> Path:
         where: file and field that they are from, for the message.
 
     Raises:
-        DetrkitError: a name that is none.
+        DetrkitError: an invalid name.
     """
     return root.joinpath(*(checked_name(name, where) for name in names))
 
 
 def expanded_path(path: str | Path) -> Path:
-    """A path that was given on the command line; ~ and ~user stand for home folders.
+    """Expand ~ and ~user in a path from the command line.
 
     Raises:
         DetrkitError: an unknown user, or no path that a file system can hold.
@@ -73,7 +73,7 @@ def expanded_path(path: str | Path) -> Path:
 
 
 def full_path(path: str | Path) -> Path:
-    """Likewise, from the root on.
+    """Expand ~ and ~user, and make the path absolute.
 
     Raises:
         DetrkitError: as `expanded_path`, or a relative path in a folder that has been deleted.
@@ -85,7 +85,7 @@ def full_path(path: str | Path) -> Path:
 
 
 def real_path(path: str | Path) -> Path:
-    """A path from the root on, with links followed.
+    """Make a path absolute, with links followed.
 
     Raises:
         DetrkitError: a relative path in a folder that has been deleted.
@@ -103,14 +103,14 @@ def _folder_gone(path: str | Path, error: OSError) -> DetrkitError:
 def relative_path(
     text: str, where: str, *, up: bool = False, inside: str = "the dataset's folder", what: str = "image"
 ) -> PurePosixPath:
-    """A relative path as a file gives it for one that is read, such as an image: "val/17.jpg", also with backslashes.
+    """Check a relative path that a file states for another to be read: "val/17.jpg", also with backslashes.
 
     Args:
         text: the path.
         where: file and field that it is from, for the message.
         up: allow a path that leads above the folder that it is relative to.
         inside: that folder, for the message.
-        what: is at the path, for the message.
+        what: kind of thing at the path, for the message.
 
     Raises:
         DetrkitError: absolute, above its folder (unless `up`), or no path that a file system can hold.
@@ -137,14 +137,14 @@ def relative_path(
 
 
 def not_hidden(folder: Path, pattern: str) -> Iterator[Path]:
-    """What matches a pattern (of `Path.glob`) below a folder, but hidden files and folders (macOS writes "._name")."""
+    """Yield the matches of a pattern (of `Path.glob`), except hidden files and folders (macOS writes "._name")."""
     for path in folder.glob(pattern):
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
 
 
 def why_unusable(name: str) -> str | None:
-    """Why no name of a file or a class can be so, or None: a control character, half a character, too long."""
+    """Return why this cannot be a name of a file or class: a control character, half a character, too long; or None."""
     if _CONTROL.search(name):
         return "holds a control character"
     try:

@@ -1,4 +1,4 @@
-"""Single files that detrkit writes under a name that somebody chose: only a file of the same kind is replaced."""
+"""Protection of single files under names that users choose: only a file of the same kind is replaced."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from detrkit.utils.errors import DetrkitError
 
-IMAGE_MARK = "Written by detrkit"  # in PNGs and JPEGs, before the pixels
+IMAGE_MARK = "Written by detrkit"  # the mark in PNGs and JPEGs, before the pixels
 _HEAD_BYTES = 4096
 
 
 def check_marked(path: Path) -> None:
-    """Refuses to write an image over a file that has not the mark of `image_bytes(..., marked=True)`.
+    """Check that an existing file has the mark of `image_bytes(..., marked=True)` and may be replaced.
 
     Raises:
         DetrkitError: names the file and the fix.
@@ -23,7 +23,7 @@ def check_marked(path: Path) -> None:
 
 
 def check_json(path: Path, keys: Iterable[str]) -> None:
-    """Refuses to write JSON over a file that is not a JSON object with these keys.
+    """Check that an existing file is a JSON object with these keys and may be replaced.
 
     Raises:
         DetrkitError: names the file and the fix.
@@ -32,7 +32,7 @@ def check_json(path: Path, keys: Iterable[str]) -> None:
 
 
 def has_keys(path: Path, keys: Iterable[str]) -> bool:
-    """Whether a file is a JSON object with these keys.
+    """Return whether a file is a JSON object with these keys.
 
     Raises:
         OSError: it cannot be read.
@@ -49,7 +49,7 @@ def _check(path: Path, ours: Callable[[], bool]) -> None:
         if not path.exists() or (path.is_file() and ours()):
             return
     except OSError:
-        pass  # what cannot be read is not known to be ours
+        pass  # an unreadable file cannot be identified as ours
     raise DetrkitError(f"{path} is there and was not written by this command: choose another name, or remove it")
 
 

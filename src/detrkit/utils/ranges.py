@@ -1,8 +1,8 @@
-"""The range of every number of a setting, beside its field, and the one place that checks them.
+"""Ranges of the numbers in settings, stated beside their fields, and the functions that check them.
 
-A field says its range as `Annotated[int, Field(ge=1)]`, mostly by one of the names below. pydantic reads it in files,
-`check_values` on the command line and in Python, before anything is written or generated. The upper bounds are where
-nobody can mean it: far above what the largest machine holds today.
+A field states its range as `Annotated[int, Field(ge=1)]`, mostly by one of the names below. pydantic reads it in files,
+`check_values` on the command line and in Python, before anything is written or generated. The upper bounds are far
+above what the largest machine holds today, where only a mistake can be.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from detrkit.utils.names import NAME_BYTES
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 CountOrNone = Annotated[int, Field(ge=0, le=10**9)]  # 0: none, never or all, as the field says
-Pixels = Annotated[int, Field(ge=1, le=65_536)]  # a side of an image
-InputSize = Annotated[int, Field(ge=32, le=65_536)]  # short side of what a model reads: a cell of its coarsest map
+Pixels = Annotated[int, Field(ge=1, le=65_536)]  # pixels of a side of an image
+InputSize = Annotated[int, Field(ge=32, le=65_536)]  # short side of a model's input: a cell of its coarsest map or more
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]  # images at once
 Workers = Annotated[int, Field(ge=0, le=1024)]  # processes
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy's
-WideSeed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # of a generator of its own
-Share = Annotated[float, Field(ge=0, le=1)]  # a score or a part of a whole
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy's seeds
+WideSeed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # seeds of a separate generator
+Share = Annotated[float, Field(ge=0, le=1)]  # a score or a share
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # a factor of a loss, a cost or a rate
 Width = Annotated[int, Field(ge=1, le=65_536)]  # channels
 Tolerance = Annotated[float, Field(ge=0, le=1e12)]
 AnyInteger = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]  # an id
-Few = Annotated[int, Field(ge=1, le=1000)]  # rows or columns of a picture
+Few = Annotated[int, Field(ge=1, le=1000)]  # rows or columns of a sheet of images
 Devices = Annotated[int, Field(ge=1, le=1024)]
-ShapesImages = Annotated[int, Field(ge=0, le=1_000_000)]  # the ids of a split do not reach those of the next
+ShapesImages = Annotated[int, Field(ge=0, le=1_000_000)]  # the ids of a split stay below those of the next
 ShapesSide = Annotated[int, Field(ge=16, le=16_384)]
 ShapesClasses = Annotated[int, Field(ge=1, le=10)]
 ShapesObjects = Annotated[int, Field(ge=0, le=90)]
 ShapesSize = Annotated[float, Field(gt=0, le=1)]
 Layers = Annotated[int, Field(ge=1, le=1000)]
 
-Said = Callable[[tuple[str, ...], Any], str]  # names a field, by its path, and its value
+Said = Callable[[tuple[str, ...], Any], str]  # formats a field's path and its value
 
 _WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _FITS: dict[str, Callable[[Any, Any], bool]] = {
@@ -57,12 +57,12 @@ _FITS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def as_field(path: tuple[str, ...], value: Any) -> str:
-    """A field as YAML and Python name it: "run.seed is -1"."""
+    """Format a field as YAML and Python name it: "run.seed is -1"."""
     return f"{'.'.join(path)} is {shortened(repr(value))}"
 
 
 def as_option(path: tuple[str, ...], value: Any) -> str:
-    """A field as it is typed: "--seed -1"; of a path the path alone, which may stand without an option."""
+    """Format a field as it is typed: "--seed -1"; for a path the path alone, which may stand without an option."""
     if isinstance(value, (str, os.PathLike)):
         return shortened(os.fspath(value))
     name = "model" if path[-2:] == ("model", "name") else path[-1]
@@ -71,16 +71,16 @@ def as_option(path: tuple[str, ...], value: Any) -> str:
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """A text with its middle left out if it is too long for a message."""
+    """Shorten a text in the middle if it is too long for a message."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 def check_values(settings: Any, *, said: Said = as_field) -> None:
-    """Checks every number, choice and path of a dataclass, and of the dataclasses in it.
+    """Check every number, choice and path of a dataclass, and of the dataclasses in it.
 
     Args:
         settings: the dataclass.
-        said: how messages name a field.
+        said: formats a field for messages.
 
     Raises:
         SettingError: a number that is out of its field's range or not finite, a word that is none of the field's, or a
@@ -93,7 +93,7 @@ def check_values(settings: Any, *, said: Said = as_field) -> None:
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Checks the arguments of a function whose parameters say their ranges.
+    """Check the arguments of a function whose parameters say their ranges.
 
     Args:
         function: with annotated parameters.
@@ -110,12 +110,12 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> 
 
 
 def out_of_range(bounds: Mapping[str, Any]) -> str:
-    """What a number must be: of {"ge": 1} "must be at least 1"."""
+    """Describe what a number must be: of {"ge": 1} "must be at least 1"."""
     return "must be " + " and ".join(f"{_WORDS[kind]} {_plain(bounds[kind])}" for kind in _WORDS if kind in bounds)
 
 
 def has_range(hint: Any) -> bool:
-    """Whether an annotation is of no number, or says the range of each number in it, above and below."""
+    """Return whether an annotation has no numbers, or states the range of each number in it, above and below."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = _bounds(arguments[1:])
@@ -128,7 +128,7 @@ def has_range(hint: Any) -> bool:
 
 
 def field_hints(kind: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Path and annotation of every field of a dataclass, and of the dataclasses in it."""
+    """Yield path and annotation of every field of a dataclass, and of the dataclasses in it."""
     for field in dataclasses.fields(kind):
         hint = _hints(kind)[field.name]
         if dataclasses.is_dataclass(hint):
@@ -151,13 +151,13 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _bounds(metadata: tuple[Any, ...]) -> dict[str, Any]:
-    """The bounds that the `Field(...)` among an annotation's metadata say, by pydantic's names."""
+    """Return the bounds of the `Field(...)` in an annotation's metadata, by pydantic's names."""
     parts = [part for item in metadata if isinstance(item, FieldInfo) for part in item.metadata]
     return {kind: getattr(part, kind) for part in parts for kind in _WORDS if hasattr(part, kind)}
 
 
 def _reason(value: Any, hint: Any, bounds: Mapping[str, Any] | None = None) -> str | None:
-    """Why a value cannot be that of a field with this annotation; None where it can."""
+    """Return why a value does not fit a field with this annotation; None if it fits."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _reason(value, arguments[0], {**(bounds or {}), **_bounds(arguments[1:])})
@@ -193,7 +193,10 @@ def _number_reason(value: Any, hint: type, bounds: Mapping[str, Any]) -> str | N
 
 
 def _path_reason(text: str) -> str | None:
-    """Why a text cannot name a file; most texts of settings name files, and the others are shorter than any limit."""
+    """Return why a text cannot name a file.
+
+    Most texts of settings name files, and the others are shorter than any limit.
+    """
     if "\0" in text:
         return "holds a zero byte"
     if text.startswith("~"):

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with plain values, in one line as the other messages have it."""
+"""Validation of plain values by pydantic, with errors in one line like the other messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detrkit.utils.documents import shown
 from detrkit.utils.errors import SettingError
 from detrkit.utils.ranges import out_of_range
 
-_RANGES = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's names
+_RANGES = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's error types
 _WORDS = (
     ("a valid integer", "a whole number"),
     ("a valid number", "a number"),
@@ -29,12 +29,12 @@ _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 @cache
 def adapter(kind: Any) -> TypeAdapter[Any]:
-    """The validator of a type; made once, since that takes longer than validating."""
+    """Return the validator of a type; cached, since building it takes longer than validating."""
     return TypeAdapter(kind)
 
 
 def validated_as(kind: Any, plain: Any) -> Any:
-    """Plain values as a type.
+    """Convert plain values to a type.
 
     Args:
         kind: a dataclass, a TypedDict or another type that pydantic knows; its annotations say the ranges.
@@ -52,7 +52,7 @@ def validated_as(kind: Any, plain: Any) -> Any:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong: "size is 0: must be at least 1"."""
+    """Describe the first error: "size is 0: must be at least 1"."""
     first = error.errors(include_url=False)[0]
     name = ".".join(shown(part).strip("'\"") for part in first["loc"]) or "it"
     if first["type"] in ("missing", "missing_argument"):

@@ -19,7 +19,7 @@ _WORKER_GRACE_SECONDS = 300
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked to stop. As a KeyboardInterrupt it passes through what handles errors.
+    """Stop requested by a signal. As a KeyboardInterrupt it passes through handlers of errors.
 
     Attributes:
         number: of the signal.
@@ -33,12 +33,12 @@ class Stopped(KeyboardInterrupt):
 
 
 def number_of(stop: KeyboardInterrupt) -> int:
-    """The signal that stopped a command."""
+    """Return the signal that stopped a command."""
     return stop.number if isinstance(stop, Stopped) else int(signal.SIGINT)
 
 
 def raise_in_main_thread(error: BaseException) -> None:
-    """Raises an error in the main thread as soon as it executes Python, if a `SignalWatch` is active; else nothing.
+    """Raise an error in the main thread at its next Python instruction, if a `SignalWatch` is active.
 
     Args:
         error: raised whatever the watch does with signals.
@@ -48,13 +48,13 @@ def raise_in_main_thread(error: BaseException) -> None:
 
 
 def command_watch() -> SignalWatch | None:
-    """The watch of a command whose process may be ended; None where Python code called."""
+    """Return the watch of a command whose process may be ended; None where Python code called."""
     watch = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return watch if isinstance(watch, SignalWatch) and watch.of_program() else None
 
 
 def signal_name(number: int) -> str:
-    """SIGTERM of 15."""
+    """Return the name of a signal: SIGTERM of 15."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -62,19 +62,19 @@ def signal_name(number: int) -> str:
 
 
 class SignalWatch:
-    """A context in which signals end what is done at once (`Stopped`) or, inside `waiting`, only leave a wish.
+    """A context in which signals stop the work at once (`Stopped`) or, inside `waiting`, are only noted.
 
     Ctrl-C after another signal stops at once in any case: with `Stopped`, or, where a watch was made with `program`,
     by the end of the process, since an exception can be lost in a destructor or inside torch. A signal that the process
     was started to ignore (nohup) stays ignored. Outside the main thread nothing is watched.
 
     Args:
-        program: the process is the command's own and may be ended. After the context any signal ends it, with its
-            status and without a word: nothing is left to be done.
+        program: the process is the command's own and may be ended. After the context any signal ends it silently, with
+            its status: no work is left.
 
     Attributes:
         asked: the first signal that came, 0 for none.
-        last_words: what is said when a second Ctrl-C ends the process; a function of no arguments.
+        last_words: returns the message for the end of the process by a second Ctrl-C; a function of no arguments.
         sent: an error that another thread of this process wants raised; of all watches.
     """
 
@@ -101,7 +101,7 @@ class SignalWatch:
             try:
                 signal.signal(number, self._ask)
             except ValueError:
-                break  # not the main thread: whoever runs us there handles signals
+                break  # not the main thread: the caller's main thread handles signals
             self._previous[number] = previous
         return self
 
@@ -112,10 +112,10 @@ class SignalWatch:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """A context in which the first signal is only noted in `asked`.
+        """Only note the first signal in `asked`, within the context.
 
         Raises:
-            Stopped: at its end, if a signal came and nobody acted on it.
+            Stopped: at its end, if a signal came and was not handled.
         """
         self._waits = True
         try:
@@ -145,15 +145,15 @@ class SignalWatch:
 
     def _note(self, number: int) -> None:
         self.asked = self.asked or number
-        if self._outer is not None:  # which is not to be surprised by the next one
+        if self._outer is not None:  # the handler must not be interrupted by the next one
             self._outer._note(number)
 
     def of_program(self) -> bool:
-        """Whether the process is a command's own and may be ended."""
+        """Return whether the process is a command's own and may be ended."""
         return self._program or (self._outer is not None and self._outer.of_program())
 
     def _leave_terminal(self) -> None:
-        """Writes to a terminal that is gone would fail, and end the run before it is saved."""
+        """Redirect the output of a terminal that is gone: writing would fail, and end the run before it is saved."""
         for handle in self._terminals:
             if not os.isatty(handle):
                 null = os.open(os.devnull, os.O_WRONLY)
@@ -177,9 +177,9 @@ class SignalWatch:
 
 
 def leave_signals_to_parent() -> None:
-    """In a worker process: a signal to the whole group (a terminal's Ctrl-C, a job's end) is the parent's business.
+    """Leave signals to the whole group (a terminal's Ctrl-C, a job's end) to the parent; called in worker processes.
 
-    The parent finishes its step first, for which it needs the worker. SIGTERM is obeyed late: with it the parent ends
+    The parent finishes its step first, for which it needs the worker. SIGTERM is handled late: with it the parent ends
     a worker that does not end by itself.
     """
     for number in NUMBERS:

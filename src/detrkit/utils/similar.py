@@ -1,4 +1,4 @@
-"""Names that are nearly the same: "Traffic_Light", "traffic  light" and "traffic lights"."""
+"""Matching of similar names: "Traffic_Light", "traffic  light" and "traffic lights"."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable
 
-_SIMILARITY = 0.81  # of difflib: "aeroplane" and "airplane" have 0.82, "sheep" and "sleep" 0.8
-_COMPARISONS = 100_000  # of names, each with each, which take a second; of more only those that are written otherwise
+_SIMILARITY = 0.81  # ratio of difflib: "aeroplane" and "airplane" have 0.82, "sheep" and "sleep" 0.8
+_COMPARISONS = 100_000  # pairs of names, which take a second; with more, only differences of spelling are matched
 
 
 def comparable(name: str) -> str:
-    """A name without what class lists differ in: case, blanks, hyphens, underscores, the width of letters."""
+    """Normalize a name: without case, blanks, hyphens, underscores and the width of letters."""
     return re.sub(r"[\s_\-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def nearest_names(names: Iterable[str], candidates: Collection[str]) -> dict[str, str]:
-    """For each of some names the candidate that is most like it, if there is one.
+    """Find for each of some names the candidate most similar to it, if there is one.
 
     Args:
         names: to look for.
-        candidates: to choose from; the first of those that are alike.
+        candidates: to choose from; the first of equal ones.
 
     Returns:
-        Name -> candidate, in the order of `names`; those that are like none are not in it.
+        Name -> candidate, in the order of `names`; names without a similar candidate are left out.
     """
     names = list(names)
     alike: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""Standard output and standard error as they may be: closed, full, a pipe whose reader has left, of any encoding.
+"""Standard output and standard error that may be closed, full, a pipe without a reader, or of any encoding.
 
-Work is not lost because a line about it cannot be written: what a stream refuses is dropped, and said at the end.
+Work is not lost because a line about it cannot be written: unwritable output is dropped, and reported at the end.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-BROKEN_PIPE = 141  # 128 + SIGPIPE, with which programs end whose reader has left
+BROKEN_PIPE = 141  # 128 + SIGPIPE, the status of programs whose reader has left
 
 
 class LossyStream:
     """A text stream that drops what cannot be written, from the first failure on.
 
     Args:
-        stream: that is written to.
+        stream: to write to.
 
     Attributes:
-        failure: the first error; None while all is well.
+        failure: the first error; None without any.
         patient: whether a reader that leaves (`| head -1`) is no reason to stop. Otherwise writing raises
             BrokenPipeError then.
     """
@@ -36,7 +36,7 @@ class LossyStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes or drops a text; returns its length."""
+        """Write or drop a text; return its length."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -44,14 +44,14 @@ class LossyStream:
             return len(text)
 
     def flush(self) -> None:
-        """Writes or drops what is still held back."""
+        """Write or drop the buffered text."""
         try:
             self._stream.flush()
         except OSError as error:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        """Lets what follows go nowhere: what is held back would be tried again with every line, and at the end."""
+        """Discard further output: buffered text would be tried again with every line, and at the end."""
         first = self.failure is None
         self.failure = self.failure or error
         with suppress(OSError, ValueError):
@@ -75,10 +75,10 @@ class Streams:
         self.out, self.err = out, err
 
     def status(self, status: int) -> int:
-        """The exit status of a command that is done, and a line if its output has been lost.
+        """Return the exit status of a finished command, and print a line if its output has been lost.
 
         Args:
-            status: without that; it stays unless the output is what the command is for (`out.patient` is False).
+            status: of the command itself; kept unless the output is what the command is for (`out.patient` is False).
         """
         with suppress(BrokenPipeError):
             self.out.flush()
@@ -95,7 +95,7 @@ class Streams:
 
 @contextmanager
 def lossy_streams(*, program: bool) -> Iterator[Streams]:
-    """Puts streams that lose nothing but lines in the place of sys.stdout and sys.stderr.
+    """Replace sys.stdout and sys.stderr by streams that drop unwritable lines.
 
     Args:
         program: the process is the command's own: its closed file descriptors are opened, and stay so. The next file
@@ -109,12 +109,12 @@ def lossy_streams(*, program: bool) -> Iterator[Streams]:
     try:
         yield Streams(out, err)
     finally:
-        if not program:  # a program's own ending flushes the streams, too
+        if not program:  # the end of a program also flushes the streams
             sys.stdout, sys.stderr = before
 
 
 def _open_closed() -> None:
-    """Gives the three standard file descriptors to the null device where they are closed."""
+    """Open the null device on those of the three standard file descriptors that are closed."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -123,8 +123,8 @@ def _open_closed() -> None:
 
 
 def _writable(stream: TextIO | None) -> TextIO:
-    """A stream that takes any text: a name that its encoding lacks must not end a command."""
-    if stream is None:  # closed when Python began
+    """Return a stream that takes any text: a name outside its encoding must not end a command."""
+    if stream is None:  # closed when Python started
         return open(os.devnull, "w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")

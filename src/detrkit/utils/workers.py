@@ -1,4 +1,4 @@
-"""What torch says when a process that loads images fails, in one line that says what to do."""
+"""Explanations of torch's errors about failed loading processes, in one line with a fix."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _OF_A_WORKER = re.compile(r"DataLoader worker|shared memory|\(shm\)|ancdata|Comm
 
 
 def loading_failure(error: BaseException) -> str | None:
-    """What ended a loading process and what to do about it, in a line; None of other errors.
+    """Explain in one line why a loading process ended and how to fix it; return None for other errors.
 
     Args:
-        error: raised while batches are loaded, or, of a process that a signal ended, at any moment.
+        error: raised while batches are loaded, or at any moment if a signal ended a process.
     """
     text = str(error)
     if not isinstance(error, RuntimeError | OSError) or not _OF_A_WORKER.search(text):

@@ -32,8 +32,8 @@ from detrkit.weights.pickles import load_pickle
 
 log = logging.getLogger(__name__)
 
-CLASS_HEAD = ("class_head.", "class_heads.")  # names of the modules, DETR's and Deformable DETR's
-# what may differ from the file's declared options: these change neither names nor the meaning of the weights
+CLASS_HEAD = ("class_head.", "class_heads.")  # names of the class head modules in DETR and Deformable DETR
+# options that may differ from the file's: they change neither names nor the meaning of the weights
 _FREE = {"num_classes", "padding", "dropout", "aux_loss", "train_backbone", "backbone_weights"}
 
 
@@ -46,7 +46,7 @@ def build_model(
     backbone_weights: str | Path | None = None,
     **overrides: Any,
 ) -> nn.Module:
-    """A model by name.
+    """Build a model by name.
 
     Args:
         name: one of `list_models()`.
@@ -83,10 +83,10 @@ def build_model(
 
 
 def published_weights(name: str) -> Path:
-    """The published weights of a model, downloaded at the first use.
+    """Return the path of a model's published weights, downloaded at the first use.
 
     Raises:
-        DetrkitError: none were published, or they cannot be had.
+        DetrkitError: none were published, or they cannot be obtained.
     """
     known = architecture(name)
     row = known.row
@@ -99,10 +99,10 @@ def published_weights(name: str) -> Path:
 
 
 def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
-    """The model name and the build options that a weights file declares: by its spec, its hash, or its arguments.
+    """Return the model name and build options that a weights file declares: by its spec, hash or arguments.
 
     Returns:
-        The name (None where the file does not tell), and the options as far as they are declared.
+        The name (None where the file does not state it), and the options as far as they are declared.
     """
     if file.spec is not None:
         name = file.spec.name
@@ -117,7 +117,7 @@ def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
 
 
 def check_declared(known: Architecture, options: Mapping[str, Any], file: WeightsFile) -> None:
-    """Compares what a file says of itself with the model to be built.
+    """Compare a file's declared options with the model to be built.
 
     A DC5 model has the same parameters as a plain one, so that loading one as the other is silent and costs about
     20 AP; so are heads, norm order and the like.
@@ -134,7 +134,7 @@ def check_declared(known: Architecture, options: Mapping[str, Any], file: Weight
     defaults = {p.name: p.default for p in inspect.signature(known.build).parameters.values()}
     for option in sorted(set(defaults) - _FREE):
         if file.spec is None and file.published is None and option not in declared:
-            continue  # arguments say only what they say
+            continue  # arguments do not list every option
         theirs, ours = declared.get(option, defaults[option]), options.get(option, defaults[option])
         if theirs != ours:
             source = f"weights of {name} with" if name else "weights with"
@@ -144,7 +144,7 @@ def check_declared(known: Architecture, options: Mapping[str, Any], file: Weight
 
 
 def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = False) -> None:
-    """Loads a file's weights, strictly.
+    """Load a file's weights, strictly.
 
     Args:
         model: a detrkit model.
@@ -171,7 +171,7 @@ def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = 
 
 
 def check_weights(model: nn.Module, file: WeightsFile) -> None:
-    """Compares a file's weights with the model that it says they are of; nothing is loaded.
+    """Compare a file's weights with the model that the file describes; nothing is loaded.
 
     Args:
         model: of the file's own description, on the meta device.
@@ -190,10 +190,10 @@ def check_weights(model: nn.Module, file: WeightsFile) -> None:
 
 
 class Fit(NamedTuple):
-    """What of a file's weights fits a model.
+    """The weights of a file that fit a model.
 
     Attributes:
-        state: the tensors that do, by the model's own names.
+        state: the tensors that fit, by the model's own names.
         left_over: names, as the file's format has them, of those that the model lacks or has in another shape.
     """
 
@@ -202,15 +202,15 @@ class Fit(NamedTuple):
 
 
 def fitting_weights(model: nn.Module, file: WeightsFile) -> Fit:
-    """The weights of a file that fit, for fine-tuning: what a file lacks or has too much of is no error.
+    """Return the weights of a file that fit, for fine-tuning; missing or additional entries are no error.
 
     Args:
-        model: as the file tells it.
+        model: as inferred from the file.
         file: of weights of which some were taken away or added.
 
     Raises:
-        WeightsError: less than half of the model's tensors are there: these are weights of something else; the message
-            lists what does not fit. Or values that are not finite.
+        WeightsError: less than half of the model's tensors are there, so these are weights of something else (the
+            message lists what does not fit); or values are not finite.
     """
     own = model.state_dict()
     names, given = _translated(model, file)
@@ -225,7 +225,7 @@ def fitting_weights(model: nn.Module, file: WeightsFile) -> Fit:
 
 
 def _translated(model: nn.Module, file: WeightsFile) -> tuple[list[tuple[str, str]], dict[str, Tensor]]:
-    """(name in the file's format, model's name) of every entry, and the file's tensors by the names of its format."""
+    """Return (name in the file's format, model's name) of every entry, and the file's tensors by those names."""
     if file.names == "detrkit":
         return [(name, name) for name in model.state_dict()], plain_names(file.state)
     given = from_huggingface(model, file.state) if file.names == "huggingface" else bare_state_dict(file.state)
@@ -233,7 +233,7 @@ def _translated(model: nn.Module, file: WeightsFile) -> tuple[list[tuple[str, st
 
 
 def load_backbone(model: nn.Module, weights: str | Path) -> None:
-    """Loads torchvision ResNet weights into a model's backbone.
+    """Load torchvision ResNet weights into a model's backbone.
 
     Args:
         model: a detrkit model with a ResNet backbone.

@@ -1,4 +1,4 @@
-"""Checkpoints that know what they are: weights together with the model, its classes and how its input is prepared."""
+"""Self-describing checkpoints: weights together with the model, its classes and its input preparation."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 
 def save_model(path: str | Path, model: nn.Module | Mapping[str, Tensor], spec: ModelSpec) -> Path:
-    """Writes weights and spec as .safetensors: a reader sees the old file or the new one, never half of one.
+    """Write weights and spec as .safetensors, atomically: a reader sees the old file or the new one.
 
     Args:
         path: the file; its folder is made.
         model: a detrkit model, or its state dict.
-        spec: what the weights are of.
+        spec: description of the model.
 
     Returns:
         The path.
@@ -44,14 +44,14 @@ def save_model(path: str | Path, model: nn.Module | Mapping[str, Tensor], spec: 
         DetrkitError: the file cannot be written.
     """
     path = Path(path)
-    state = plain_names(model.state_dict() if isinstance(model, nn.Module) else model)  # as of a compiled model
-    with atomic_file(path, in_folder=True) as part:  # safetensors makes a temporary file of its own beside it
+    state = plain_names(model.state_dict() if isinstance(model, nn.Module) else model)  # from a compiled model
+    with atomic_file(path, in_folder=True) as part:  # safetensors makes its own temporary file beside the target
         save_file(_separate(state), part, metadata={"format": "pt", METADATA_KEY: spec.to_json()})
     return path
 
 
 def save_official(path: str | Path, model: nn.Module, spec: ModelSpec) -> Path:
-    """Writes an official .pth file ({"model": ...} in official names) that also tells detrkit what it is.
+    """Write an official .pth file ({"model": ...} in official names) that also holds detrkit's spec.
 
     Args and errors: as `save_model`.
     """
@@ -64,7 +64,7 @@ def save_official(path: str | Path, model: nn.Module, spec: ModelSpec) -> Path:
 def save_huggingface(
     path: str | Path, model: nn.Module, spec: ModelSpec, *, backbone: BackboneNames | None = None
 ) -> Path:
-    """Writes a directory that transformers' `from_pretrained` reads: weights, config.json, preprocessor_config.json.
+    """Write a directory for transformers' `from_pretrained`: weights, config.json, preprocessor_config.json.
 
     Args:
         path: the directory, new or empty; it appears when it is complete.
@@ -93,7 +93,7 @@ def save_huggingface(
         raise DetrkitError(f"{path}: there is something in this directory: name a new one")
     with new_directory(path, manifest=False) as part:
         save_file(state, part / WEIGHTS[0], metadata={"format": "pt"})
-        (part / WEIGHTS[0]).chmod(new_file_mode())  # safetensors makes files that only their owner may read
+        (part / WEIGHTS[0]).chmod(new_file_mode())  # safetensors makes files that only their owner can read
         for file, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
             (part / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
@@ -102,14 +102,14 @@ def save_huggingface(
 def load_model(
     path: str | Path, *, name: str | None = None, options: Mapping[str, Any] | None = None
 ) -> tuple[nn.Module, ModelSpec]:
-    """Reads any weights file into the model it is of, on the CPU and in eval mode.
+    """Read any weights file and build its model, on the CPU and in eval mode.
 
     Args:
         path: a detrkit .safetensors file, training state (averaged weights if it has them) or run directory; a
             Hugging Face directory; a .pdparams file of PaddleDetection; or an official .pth file. Of those the
-            published are recognised by their hash, others by their tensors and arguments.
-        name: the architecture, for files that do not say it; checked against those that do.
-        options: what a file does not say, as `build_model` takes it: dilation (or give a `name`), nheads. Checked
+            published are recognized by their hash, others by their tensors and arguments.
+        name: the architecture, for files that do not state it; checked against those that do.
+        options: what a file does not state, as `build_model` takes it: dilation (or give a `name`), nheads. Checked
             against files that do.
 
     Returns:
@@ -133,13 +133,13 @@ def load_model(
 def described(
     path: str | Path, name: str | None, asked: dict[str, Any], dilation: bool | None = None
 ) -> tuple[WeightsFile, nn.Module, ModelSpec]:
-    """A weights file, the model that it is of, and its spec; arguments as of `load_model`.
+    """Read a weights file and infer its model and spec; arguments as of `load_model`.
 
-    The model is on the meta device, without values: what a file says of its sizes is compared with its tensors before
+    The model is on the meta device, without values: sizes that the file states are compared with its tensors before
     anything of that size is allocated. It takes 0.03 s for a R50.
 
     Raises:
-        DetrkitError: missing, damaged or foreign file, or one that does not tell its model.
+        DetrkitError: missing, damaged or foreign file, or one whose model cannot be inferred.
     """
     file = read_weights(path)
     try:
@@ -147,12 +147,12 @@ def described(
         check_declared(architecture(spec.name), build_options(architecture(spec.name), spec.build_options), file)
         with torch.device("meta"):
             return file, spec.build(), spec
-    except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # of sizes that no tensor can have
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # sizes that no tensor can have
         raise DetrkitError(f"{file.path}: {first_line(error)}") from error
 
 
 def load_any(name_or_path: str | Path, *, name: str | None = None) -> tuple[nn.Module, ModelSpec]:
-    """As `load_model`; a model name stands for its published weights, which are downloaded at the first use.
+    """Load as `load_model`; a model name means its published weights, downloaded at the first use.
 
     Args and errors: as `load_model`.
     """
@@ -161,7 +161,7 @@ def load_any(name_or_path: str | Path, *, name: str | None = None) -> tuple[nn.M
 
 
 def located(name_or_path: str | Path) -> tuple[Path, str | None]:
-    """The weights file, and the model's name where that was given, whose published weights they are.
+    """Return the weights file; and, if a model's name was given, that name (its published weights).
 
     Raises:
         DetrkitError: no file, and no model of that name.
@@ -175,10 +175,10 @@ def located(name_or_path: str | Path) -> tuple[Path, str | None]:
 
 
 def _spec_of(file: WeightsFile, name: str | None, asked: dict[str, Any], dilation: bool | None) -> ModelSpec:
-    """The file's own spec, or one for a file without.
+    """Return the file's own spec, or infer one for a file without.
 
     Raises:
-        DetrkitError: the file does not say what it is, or says something else than `name` or `asked`.
+        DetrkitError: the file does not identify its model, or contradicts `name` or `asked`.
     """
     if file.spec is not None:
         spec = file.spec
@@ -196,10 +196,10 @@ def _spec_of(file: WeightsFile, name: str | None, asked: dict[str, Any], dilatio
 
 
 def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any], dilation: bool | None) -> ModelSpec:
-    """A spec from what the tensors of a file tell, the arguments in it, and what was asked for.
+    """Infer a spec from the tensors of a file, its arguments and the requested options.
 
     Raises:
-        DetrkitError: they do not tell enough, or contradict each other.
+        DetrkitError: they are not enough, or contradict each other.
     """
     state = file.state
     told = tell(state, file.arguments)
@@ -230,7 +230,11 @@ def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any], dilat
 
 
 def _check_asked(file: WeightsFile, said: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raises: DetrkitError: an option was asked for that the file says otherwise."""
+    """Check that the file does not contradict a requested option.
+
+    Raises:
+        DetrkitError: it does.
+    """
     for option, value in asked.items():
         if option in said and said[option] != value:
             raise DetrkitError(
@@ -239,7 +243,7 @@ def _check_asked(file: WeightsFile, said: Mapping[str, Any], asked: Mapping[str,
 
 
 def published_spec(name: str) -> ModelSpec:
-    """The spec of a model's published weights."""
+    """Return the spec of a model's published weights."""
     known = architecture(name)
     return ModelSpec(
         name,
@@ -251,7 +255,7 @@ def published_spec(name: str) -> ModelSpec:
 
 
 def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors, none of which shares memory with another: safetensors refuses those."""
+    """Return contiguous CPU tensors that share no memory: safetensors refuses shared ones."""
     seen: set[int] = set()
     separate = {}
     for name, tensor in state.items():

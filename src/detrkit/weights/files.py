@@ -1,4 +1,4 @@
-"""Weights files of any known kind, recognised without running code from them."""
+"""Weights files of any known kind, recognized without running code from them."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from detrkit.weights.pickles import load_pickle
 
 log = logging.getLogger(__name__)
 
-METADATA_KEY = "detrkit"  # of the spec, in a safetensors header and in an official file that detrkit wrote
+METADATA_KEY = "detrkit"  # key of the spec, in a safetensors header and in an official file that detrkit wrote
 STATE_FORMAT = "detrkit-training-state"
 RUN_FILES = ("best.safetensors", "last.safetensors", "last.pt")
-OFFICIAL_FILE = "checkpoint.pth"  # the last one of the official main.py in its --output_dir
+OFFICIAL_FILE = "checkpoint.pth"  # the last checkpoint of the official main.py in its --output_dir
 _HEAD_BYTES = 200
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a weights file holds.
+    """Contents of a weights file.
 
     Attributes:
-        path: where it was found.
-        names: whose parameter names `state` has. (Those of PaddleDetection are official ones by then.)
+        path: of the file.
+        names: the code base whose parameter names `state` has. (PaddleDetection's are converted to official ones.)
         state: the tensors, on the CPU.
         spec: of the model, where the file carries it.
-        published: name of the published model this file is, recognised by its SHA-256.
+        published: name of the published model this file is, recognized by its SHA-256.
         arguments: arguments of the official `main.py`, which its training checkpoints carry.
         classes: of the labels, where they are known without a spec.
     """
@@ -63,8 +63,10 @@ class WeightsFile:
 
 
 def find_weights(path: str | Path) -> Path:
-    """The weights file at a path: the file itself, or of a directory that of a run (the best one, else the last), of
-    Hugging Face or of the official code.
+    """Return the weights file at a path.
+
+    That is the file itself, or of a directory that of a run (the best one, else the last), of Hugging Face or of the
+    official code.
 
     Raises:
         DetrkitError: nothing there, a directory without weights, no regular file, or one that is empty, a web page or
@@ -76,7 +78,11 @@ def find_weights(path: str | Path) -> Path:
 
 
 def _chosen(path: Path) -> Path:
-    """Raises: DetrkitError: a directory without weights."""
+    """Choose the weights file of a directory.
+
+    Raises:
+        DetrkitError: a directory without weights.
+    """
     if not path.is_dir():
         return path
     for folder in (path, path / "checkpoints"):
@@ -97,7 +103,7 @@ def _chosen(path: Path) -> Path:
 
 
 def check_beginning(path: Path) -> None:
-    """Names what people have in the place of a weights file.
+    """Check the first bytes of a weights file for what is often saved in its place.
 
     Raises:
         DetrkitError: missing, no regular file, empty, a pointer of Git LFS, a web page, JSON, or another suffix than
@@ -118,7 +124,7 @@ def check_beginning(path: Path) -> None:
         reason = "empty; get the file once more"
     elif text.startswith(b"version https://git-lfs.github.com/"):
         reason = "is a Git LFS pointer, not the weights: run git lfs pull"
-    # of a login, a licence or a file that was not found; "<" alone also begins safetensors files of some header sizes
+    # of a login, a license or a file that was not found; "<" alone also begins safetensors files of some header sizes
     elif re.match(rb"<(!doctype|html|head|\?xml)", text, re.IGNORECASE):
         reason = "a web page, not weights; get the file itself, by the address behind that page"
     elif text[:1] in b"{[" and b"\0" not in start[:8] and path.suffix != ".json":
@@ -133,13 +139,15 @@ def check_beginning(path: Path) -> None:
 
 
 def _begins_as_safetensors(start: bytes, size: int) -> bool:
-    """Whether a file begins with the length of a JSON header and the header."""
+    """Return whether a file begins with the length of a JSON header and the header."""
     return len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= size - 8
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """Reads weights of any kind: a detrkit .safetensors file, training state or run directory, an official .pth file,
-    a Hugging Face directory, or a .pdparams file of PaddleDetection.
+    """Read weights of any kind.
+
+    That is a detrkit .safetensors file, training state or run directory, an official .pth file, a Hugging Face
+    directory, or a .pdparams file of PaddleDetection.
 
     Raises:
         DetrkitError: missing, damaged or foreign file.
@@ -154,7 +162,7 @@ def read_weights(path: str | Path) -> WeightsFile:
         return _read_huggingface(path, _read_shards(path))
     content = load_pickle(path)
     if isinstance(content, Mapping) and content.get("format") == STATE_FORMAT:
-        # the averaged weights are what is evaluated
+        # averaged weights are the ones evaluated
         weights = content.get("ema") or content.get("model")
         return WeightsFile(path, "detrkit", _tensors(path, weights), spec=_own_spec(path, content.get("spec")))
     taken, _ = named_weights(content)
@@ -190,7 +198,7 @@ def _own_spec(path: Path, written: Any) -> ModelSpec:
 
 
 def _arguments(given: Any) -> dict[str, Any] | None:
-    """Those of the official `main.py` that are the model's, as far as they are plain values."""
+    """Return the arguments of the official `main.py` that are the model's, as far as they are plain values."""
     given = vars(given) if isinstance(given, argparse.Namespace) else given
     if not isinstance(given, Mapping):
         return None
@@ -199,7 +207,7 @@ def _arguments(given: Any) -> dict[str, Any] | None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the header of a .safetensors file; for .bin files the header is empty.
+    """Read the tensors and the header of a .safetensors file; for .bin files the header is empty.
 
     Raises:
         DetrkitError: missing, damaged, or another kind of file.
@@ -218,7 +226,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_shards(path: Path) -> dict[str, Tensor]:
-    """The tensors of a Hugging Face directory that are in several files, which an index lists.
+    """Read the tensors of a Hugging Face directory that are in several files, which an index lists.
 
     Raises:
         DetrkitError: no index; one that names something else than regular files in its folder; a file that is damaged.
@@ -240,7 +248,11 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> WeightsFile:
-    """Raises: DetrkitError: damaged, or of none of the models that detrkit has."""
+    """Read a .safetensors file of detrkit, Hugging Face or official names.
+
+    Raises:
+        DetrkitError: damaged, or of none of the models that detrkit has.
+    """
     state, metadata = read_tensors(path)
     if METADATA_KEY in metadata:
         return WeightsFile(path, "detrkit", state, spec=_own_spec(path, metadata[METADATA_KEY]))
@@ -255,5 +267,9 @@ def _read_safetensors(path: Path) -> WeightsFile:
 
 
 def _read_huggingface(path: Path, state: Mapping[str, Tensor]) -> WeightsFile:
-    """Raises: DetrkitError: a configuration that detrkit does not have."""
+    """Describe Hugging Face weights by the configuration beside them.
+
+    Raises:
+        DetrkitError: a configuration that detrkit does not have.
+    """
     return WeightsFile(path, "huggingface", state, spec=spec_of_folder(path.parent, state))

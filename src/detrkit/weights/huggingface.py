@@ -1,6 +1,6 @@
-"""Weights of Hugging Face transformers into DETR and Deformable DETR, and back.
+"""Conversion of DETR and Deformable DETR weights from and to Hugging Face transformers.
 
-Official names stand between the two: tables rename them, and `load_official` says what does not fit.
+Official names are the intermediate format: tables rename them, and `load_official` reports what does not fit.
 """
 
 from __future__ import annotations
@@ -108,8 +108,9 @@ _IN_MEMORY = (
 
 
 def load_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Loads weights of transformers' `DetrForObjectDetection`, `DetrForSegmentation` or
-    `DeformableDetrForObjectDetection`, strictly.
+    """Load weights of a transformers model, strictly.
+
+    That is `DetrForObjectDetection`, `DetrForSegmentation` or `DeformableDetrForObjectDetection`.
 
     Args:
         model: a DETR or a Deformable DETR with the sizes of the weights.
@@ -127,7 +128,7 @@ def load_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 
 def from_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights in official names, with shared heads as often as the official code lists them.
+    """Convert weights to official names, with shared heads repeated as the official code lists them.
 
     Args and errors: as `load_huggingface`, but nothing is compared with the model.
     """
@@ -145,7 +146,7 @@ def from_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[st
 
 
 def to_huggingface(model: nn.Module, *, backbone: BackboneNames = "timm") -> dict[str, Tensor]:
-    """The model's state dict as transformers reads it: the inverse of `load_huggingface`.
+    """Return the model's state dict as transformers reads it: the inverse of `load_huggingface`.
 
     `detrkit.weights.checkpoint.save_huggingface` writes it with the configuration that `from_pretrained` needs.
 
@@ -184,7 +185,7 @@ def to_huggingface(model: nn.Module, *, backbone: BackboneNames = "timm") -> dic
 
 
 def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
-    """The rules of a model's kind, with those of its backbone.
+    """Return the rules of a model's kind, with those of its backbone.
 
     Raises:
         DetrkitError: the model computes what transformers' does not, with parameters of the same names.
@@ -211,7 +212,7 @@ def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
 
 
 def _renamed(name: str, rules: Sequence[PrefixRule]) -> str | None:
-    """A name under the rule of the longest prefix that fits; None where none does."""
+    """Rename by the rule of the longest prefix that fits; None where none does."""
     fitting = [rule for rule in rules if name.startswith(rule[0])]
     if not fitting:
         return None
@@ -223,7 +224,7 @@ def _renamed(name: str, rules: Sequence[PrefixRule]) -> str | None:
 
 
 def _packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with query, key and value projections in one tensor, where all three are there and alike."""
+    """Pack query, key and value projections in one tensor, where all three are there and alike."""
     packed = dict(state)
     for name, query in state.items():
         if query.ndim and (m := re.fullmatch(r"(.+\.)q_proj\.(\w+)", name)):
@@ -234,7 +235,7 @@ def _packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_copies(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The state with the shared heads as often as the official code lists them."""
+    """Repeat the shared heads as often as the official code lists them."""
     names = official_names(model)
     complete = dict(state)
     owner = {ours: theirs for theirs, ours in names if theirs in state}

@@ -1,4 +1,4 @@
-"""The configuration files of a Hugging Face directory, read as a description of the model and written from one.
+"""The configuration files of a Hugging Face directory: read into a `ModelSpec`, and written from one.
 
 `config.json` says what the model is, `preprocessor_config.json` how its input is prepared. The fields
 of transformers 4 and 5 are read, and what is written has fields that both know (run with 5 alone).
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 KINDS: dict[str, type[nn.Module]] = {"detr": DETR, "deformable_detr": DeformableDETR}
-# (theirs, detrkit's) where both mean the same; those of one kind alone follow
+# (transformers', detrkit's) fields of the same meaning; those of one kind alone follow
 _SIZES = (
     ("d_model", "hidden_dim"),
     ("encoder_layers", "enc_layers"),
@@ -48,7 +48,7 @@ _DEFORMABLE = (
     ("with_box_refine", "with_box_refine"),
     ("two_stage", "two_stage"),
 )
-# what transformers can change and detrkit cannot; what has two fields there and one option here
+# fields that transformers can change and detrkit cannot; pairs of fields that are one option here
 _ONLY = (("activation_function", "relu"), ("num_channels", 3))
 _TWINS = (
     ("decoder_attention_heads", "encoder_attention_heads", "nheads"),
@@ -58,7 +58,7 @@ _CLASS_HEAD = re.compile(r"(?:.*\.)?class_(?:labels_classifier|embed\.\d+)\.weig
 _BOX_HEAD = re.compile(r"(?:.*\.)?bbox_(?:predictor|embed\.\d+)\.layers\.0\.weight")
 _UNNAMED = re.compile(r"LABEL_\d+")  # transformers' own names for labels that have none
 _LAST_MAP = 4  # stage 5: the stem is 0, with timm and with transformers' own
-_UNLIMITED = MAX_SIDE  # a longest side in pixels that no picture has: transformers must be given one
+_UNLIMITED = MAX_SIDE  # a longest side in pixels that no image has: transformers requires one
 _DEPTHS = {  # blocks of the four stages
     "resnet10": (1, 1, 1, 1),
     "resnet18": (2, 2, 2, 2),
@@ -73,7 +73,7 @@ BILINEAR = 2  # PIL's number, which transformers writes for its resampling
 
 
 def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> ModelSpec:
-    """The `ModelSpec` of a directory that transformers or detrkit wrote.
+    """Read the `ModelSpec` of a directory that transformers or detrkit wrote.
 
     Args:
         folder: with config.json and perhaps preprocessor_config.json.
@@ -125,13 +125,13 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> ModelSpec:
 
 
 def config_of(spec: ModelSpec, options: Mapping[str, Any], model: nn.Module, names: BackboneNames) -> dict[str, Any]:
-    """The content of config.json.
+    """Build the content of config.json.
 
     Args:
         spec: of the model.
         options: all arguments of its class, with their defaults.
         model: the model.
-        names: whose names the ResNet's weights have.
+        names: the library whose names the ResNet's weights have.
 
     Raises:
         DetrkitError: an option that transformers does not have.
@@ -170,7 +170,7 @@ def config_of(spec: ModelSpec, options: Mapping[str, Any], model: nn.Module, nam
 
 
 def preprocessor_of(spec: ModelSpec, *, deformable: bool) -> dict[str, Any]:
-    """The content of preprocessor_config.json."""
+    """Build the content of preprocessor_config.json."""
     return {
         "image_processor_type": f"{'Deformable' if deformable else ''}DetrImageProcessor",
         "format": "coco_detection",
@@ -187,7 +187,7 @@ def preprocessor_of(spec: ModelSpec, *, deformable: bool) -> dict[str, Any]:
 
 
 def _json(path: Path, kind: Any) -> dict[str, Any]:
-    """The content of a JSON file, whose fields have been checked.
+    """Read a JSON file and check its fields.
 
     Raises:
         DetrkitError: no JSON object in the file, or a field of another type or out of its range.
@@ -203,10 +203,12 @@ def _json(path: Path, kind: Any) -> dict[str, Any]:
 
 
 def _class_count(folder: Path, config: Mapping[str, Any], kind: type[nn.Module], state: Mapping[str, Tensor]) -> int:
-    """The number of labels: that of the class head, or of the names where it was taken away, as for fine-tuning.
+    """Return the number of labels.
+
+    It is that of the class head, or of the names where the head was removed, as for fine-tuning.
 
     Raises:
-        DetrkitError: neither.
+        DetrkitError: neither is there.
     """
     rows = next((len(head) for name, head in state.items() if head.ndim and _CLASS_HEAD.fullmatch(name)), None)
     if rows is not None:
@@ -217,7 +219,7 @@ def _class_count(folder: Path, config: Mapping[str, Any], kind: type[nn.Module],
 
 
 def _classes(path: Path, config: Mapping[str, Any], count: int) -> dict[str, Any] | None:
-    """The class list as plain values, None where labels have no names.
+    """Read the class list as plain values, None where labels have no names.
 
     Raises:
         DetrkitError: names for another number of labels.
@@ -245,7 +247,7 @@ def _classes(path: Path, config: Mapping[str, Any], count: int) -> dict[str, Any
 
 
 def _input(folder: Path) -> dict[str, Any]:
-    """How the input is prepared; without a file, as transformers does by default: as published.
+    """Read how the input is prepared; without a file, as transformers does by default: as published.
 
     Raises:
         DetrkitError: a preparation that detrkit does not have.
@@ -287,7 +289,7 @@ def _input(folder: Path) -> dict[str, Any]:
 def _backbone_options(
     path: Path, config: Mapping[str, Any], kind: type[nn.Module], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The backbone's part of the options.
+    """Read the backbone's options.
 
     Raises:
         DetrkitError: no ResNet that detrkit has.
@@ -323,7 +325,7 @@ def _backbone_options(
 
 
 def _backbone_config(model: nn.Module, options: Mapping[str, Any], names: BackboneNames) -> dict[str, Any]:
-    """The backbone's part of config.json: in the words of transformers 4, which 5 understands, where there are such.
+    """Build the backbone's part of config.json: in transformers 4's words, which 5 reads, where there are such.
 
     Raises:
         DetrkitError: a backbone that the chosen names do not have.
@@ -353,7 +355,7 @@ def _backbone_config(model: nn.Module, options: Mapping[str, Any], names: Backbo
 
 
 def _own(name: str, width: int = 64) -> dict[str, Any]:
-    """The description that transformers' own classes have of a ResNet."""
+    """Build the description of a ResNet that transformers' own classes have."""
     bottleneck = name not in UNDILATED
     return {
         "embedding_size": width,

@@ -1,4 +1,4 @@
-"""The fields of a Hugging Face directory's files that are looked at, with their types and ranges.
+"""Fields read from a Hugging Face directory's files, with their types and ranges.
 
 `ModelSpec` has the ranges of what they mean together.
 """
@@ -18,7 +18,7 @@ Truth = Annotated[bool, Field(strict=True)]
 
 
 class Resnet(TypedDict, total=False):
-    """Of the `backbone_config` in config.json."""
+    """Fields of `backbone_config` in config.json."""
 
     __pydantic_config__ = ConfigDict(extra="allow")
 
@@ -30,7 +30,7 @@ class Resnet(TypedDict, total=False):
 
 
 class Config(TypedDict, total=False):
-    """Of config.json."""
+    """Fields of config.json."""
 
     __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -59,7 +59,7 @@ class Config(TypedDict, total=False):
 
 
 class Preprocessor(TypedDict, total=False):
-    """Of preprocessor_config.json."""
+    """Fields of preprocessor_config.json."""
 
     __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -75,7 +75,7 @@ class Preprocessor(TypedDict, total=False):
 
 
 class Edges(TypedDict, total=False):
-    """A size as transformers has it since 4.27."""
+    """Image size as transformers writes it since 4.27."""
 
     __pydantic_config__ = ConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""What weights tell of the model that they are of: by their names and shapes, and by arguments saved beside them."""
+"""Inference of the architecture from parameter names, shapes and arguments saved beside them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from detrkit.models.detr import DETR
 from detrkit.models.registry import ARCHITECTURES
 from detrkit.weights.official import CLASS_HEADS, blocks, depth
 
-# tensors that tell the kind of model, and their axis that is as long as its width: the class head, and another one for
-# weights whose class head was taken away for fine-tuning
+# tensors that identify the kind of model, and the axis that has the model's width: the class head, and another one for
+# weights whose class head was removed for fine-tuning
 _SIGNS: tuple[tuple[type[nn.Module], tuple[tuple[str, int], ...]], ...] = (
     (DETRdemo, (("linear_class.weight", 1), ("query_pos", 1))),
     (DeformableDETR, (("class_embed.0.weight", 1), ("input_proj.0.0.weight", 0))),
     (DETR, (("class_embed.weight", 1), ("input_proj.weight", 0))),
 )
-_OFFICIAL_NAMES = ("transformer.", "linear_class.")  # of every official model, and of no other code's
-UNDILATED = ("resnet10", "resnet18", "resnet34")  # have no DC5 form, so nothing is left to ask
+_OFFICIAL_NAMES = ("transformer.", "linear_class.")  # in every official model, and in no other code's
+UNDILATED = ("resnet10", "resnet18", "resnet34")  # have no DC5 form, so dilation is known
 # arguments of the official main.py that are the model's; its others are of training and data
 OFFICIAL_ARGUMENTS = (
     *("backbone", "dilation", "masks", "pre_norm", "position_embedding", "num_queries", "hidden_dim", "nheads"),
@@ -34,7 +34,7 @@ OFFICIAL_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Told:
-    """What is known of a model.
+    """Known properties of a model.
 
     Attributes:
         kind: its class.
@@ -46,7 +46,7 @@ class Told:
 
     @property
     def name(self) -> str:
-        """The architecture that has the most of the options; the others are overrides of it."""
+        """Name of the architecture that has the most of the options; the others are overrides of it."""
         fitting = [
             known
             for known in ARCHITECTURES.values()
@@ -56,7 +56,7 @@ class Told:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The options in which the model differs from the architecture of its name."""
+        """Options in which the model differs from the architecture of its name."""
         own = {**accepted(self.kind), **ARCHITECTURES[self.name].options}
         return {option: value for option, value in self.options.items() if option not in own or value != own[option]}
 
@@ -67,15 +67,15 @@ class Told:
 
 
 def tell(state: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None) -> Told | None:
-    """What official weights tell of their model.
+    """Infer a model from its official weights.
 
     Args:
         state: tensors by official name.
-        arguments: of the official `main.py`, which count more than the tensors where they speak.
+        arguments: of the official `main.py`, which take precedence over the tensors.
 
     Returns:
-        The model; None for tensors of something else. The tensors never tell dilation, and the number of heads with
-        masks alone.
+        The model; None for tensors of something else. Dilation cannot be inferred from tensors, and the number of
+        heads only from those of models with masks.
     """
     state = {name: tensor for name, tensor in state.items() if tensor.ndim}  # counters have no size
     masks = any(name.startswith("detr.") for name in state)  # the official DETRsegm holds the detector as `detr`
@@ -114,18 +114,18 @@ def tell(state: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None
 
 
 def accepted(kind: Any) -> dict[str, Any]:
-    """The arguments of a model's class and their defaults."""
+    """Return the arguments of a model's class and their defaults."""
     return {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
 
 
 def classes_told(state: Mapping[str, Tensor], *, softmax: bool) -> int | None:
-    """How many labels the class head has, without "no object"; None for tensors without a class head."""
+    """Return the number of labels of the class head, without "no object"; None without a class head."""
     rows = next((len(state[head]) for head in CLASS_HEADS if head in state and state[head].ndim), None)
     return None if rows is None else rows - softmax
 
 
 def _sizes(state: Mapping[str, Tensor], width: int, queries: str) -> dict[str, Any]:
-    """What the tensors of every kind tell.
+    """Infer the options that the tensors of every kind show.
 
     Args:
         state: official names, without "detr." in front.

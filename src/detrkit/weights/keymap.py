@@ -29,10 +29,10 @@ PARTS: tuple[Rule, ...] = (
 
 
 def segmentation_rules(predictor: MaskPredictor) -> Iterator[Rule]:
-    """facebookresearch/detr, models/segmentation.py, whose `DETRsegm` holds the detector as `detr`."""
+    """Yield the rules of facebookresearch/detr, models/segmentation.py: `DETRsegm` holds the detector as `detr`."""
     yield "segmentation.attention.query.", "bbox_attention.q_linear."
     yield "segmentation.attention.key.", "bbox_attention.k_linear."
-    if predictor.prior is not None:  # of our own: the original's masks are for DETR alone
+    if predictor.prior is not None:  # detrkit's own: the original has masks for DETR alone
         yield "segmentation.prior.", "bbox_attention."
     for i in range(len(predictor.head.norms)):
         ours = f"convolutions.{i - 1}." if i else "first."
@@ -44,7 +44,7 @@ def segmentation_rules(predictor: MaskPredictor) -> Iterator[Rule]:
 
 
 def detr_rules(model: DETR) -> Iterator[Rule]:
-    """facebookresearch/detr, models/detr.py."""
+    """Yield the rules of facebookresearch/detr, models/detr.py."""
     yield "encoder.", "transformer.encoder."
     yield "decoder.", "transformer.decoder."
     yield "class_head.", "class_embed."
@@ -56,7 +56,7 @@ def detr_rules(model: DETR) -> Iterator[Rule]:
 
 
 def demo_rules(model: DETRdemo) -> Iterator[Rule]:
-    """The notebook's `DETRdemo`."""
+    """Yield the rules of the notebook's `DETRdemo`."""
     yield "queries", "query_pos"
     yield "row_embed", "row_embed"
     yield "col_embed", "col_embed"
@@ -69,7 +69,7 @@ def demo_rules(model: DETRdemo) -> Iterator[Rule]:
 
 
 def deformable_rules(model: DeformableDETR) -> Iterator[Rule]:
-    """fundamentalvision/Deformable-DETR, models/deformable_detr.py.
+    """Yield the rules of fundamentalvision/Deformable-DETR, models/deformable_detr.py.
 
     Raises:
         DetrkitError: two stages without box refinement, which the official code cannot run.
@@ -125,7 +125,7 @@ RULES: dict[type[nn.Module], Callable[..., Iterator[Rule]]] = {
 
 
 def official_names(model: nn.Module) -> list[Rule]:
-    """(official name, detrkit name) of every entry of the official state dict, in its order.
+    """Return (official name, detrkit name) of every entry of the official state dict, in its order.
 
     Raises:
         TypeError: a module that has no official counterpart.
@@ -150,7 +150,7 @@ def official_names(model: nn.Module) -> list[Rule]:
 
 
 def _renamed(rest: str) -> str:
-    """A name after its prefix, with the parts of `PARTS` renamed."""
+    """Rename the parts of `PARTS` in a name after its prefix."""
     dotted = f".{rest}"
     for ours, theirs in PARTS:
         dotted = dotted.replace(f".{ours}.", f".{theirs}.")

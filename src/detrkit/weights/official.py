@@ -1,4 +1,4 @@
-"""Official weights into detrkit models, and back."""
+"""Conversion of official weights into detrkit models, and back."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import shortened
 from detrkit.weights.keymap import official_names
 
-COUNTER = "num_batches_tracked"  # of an ordinary batch norm: frozen norms have none, and it carries no weight
+COUNTER = "num_batches_tracked"  # counter of an ordinary batch norm: frozen norms have none, and it is no weight
 CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight", "class_embed.0.weight")
-# what of Deformable DETR's variants shows in their names
+# parts of names that identify Deformable DETR's variants
 VARIANTS = (("transformer.decoder.bbox_embed.", "with_box_refine"), ("transformer.enc_output.", "two_stage"))
 # (blocks in layer1, blocks in layer3, whether they are bottlenecks)
 DEPTHS = {
@@ -29,20 +29,20 @@ DEPTHS = {
 }
 
 
-# Where programs put weights into a file; of several the first is taken, the weights as they were trained.
+# Keys under which programs save weights; of several the first is taken: the weights as trained, not averaged.
 WEIGHTS_KEYS = ("model", "state_dict", "net", "module", "params", "ema", "model_ema")
 _KEYS_DEPTH = 3
 
 
 class WeightsError(DetrkitError, RuntimeError):
-    """Weights that do not fit the model; also a RuntimeError, as `Module.load_state_dict` raises."""
+    """Error for weights that do not fit the model; also a RuntimeError, as `Module.load_state_dict` raises."""
 
 
 class Taken(NamedTuple):
-    """Which weights of a file are taken.
+    """Key of the weights taken from a file.
 
     Attributes:
-        name: the key that they are under, such as "ema.module"; "" for a bare state dict.
+        name: the key, such as "ema.module"; "" for a bare state dict.
         others: keys of the other weights that are in the file.
     """
 
@@ -51,10 +51,10 @@ class Taken(NamedTuple):
 
 
 def named_weights(content: Any) -> tuple[Taken, Mapping[str, Tensor] | None]:
-    """The weights in the content of a file: it is a state dict, or has one under one of the usual keys.
+    """Find the weights in the content of a file: a state dict, or one under one of the usual keys.
 
     Returns:
-        Which ones, and the tensors; None where there are none.
+        Their key, and the tensors; None where there are none.
     """
     found = dict(_state_dicts(content, "", depth=0))
     if not found:
@@ -64,7 +64,7 @@ def named_weights(content: Any) -> tuple[Taken, Mapping[str, Tensor] | None]:
 
 
 def _state_dicts(content: Any, name: str, *, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """The state dicts under the usual keys, in the order of the keys, also nested ({"ema": {"module": ...}})."""
+    """Yield the state dicts under the usual keys, in the order of the keys, also nested ({"ema": {"module": ...}})."""
     if not isinstance(content, Mapping) or not content:
         return
     if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
@@ -75,10 +75,10 @@ def _state_dicts(content: Any, name: str, *, depth: int) -> Iterator[tuple[str, 
 
 
 def bare_state_dict(content: Any) -> dict[str, Tensor]:
-    """The tensors by official name: from a file's whole content (weights under "model" or another usual key) or a bare
-    state dict.
+    """Return the tensors by official name.
 
-    What wrappers put into the names is taken out (`plain_names`).
+    They come from a file's whole content (weights under "model" or another usual key) or from a bare state dict.
+    Prefixes that wrappers add to the names are removed (`plain_names`).
 
     Raises:
         WeightsError: something that is neither, or a name that is there wrapped and plain.
@@ -93,7 +93,7 @@ def bare_state_dict(content: Any) -> dict[str, Tensor]:
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without what wrappers put into its names, in any order.
+    """Remove from the names of a state dict what wrappers add, in any order.
 
     That is "module." in front of all of them (DistributedDataParallel), and the part "_orig_mod." anywhere
     (torch.compile, also of a submodule).
@@ -111,7 +111,7 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Loads official weights, strictly: every entry of the model must be there, with its shape, and nothing else.
+    """Load official weights, strictly: exactly the entries of the model, with their shapes.
 
     Values are converted to the model's dtype and device (the published demo is float16).
 
@@ -142,7 +142,7 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict under official names, in official order: the inverse of `load_official`.
+    """Return the state dict under official names, in official order: the inverse of `load_official`.
 
     Save it as `torch.save({"model": to_official(model)}, path)` and the official code loads it. The tensors are the
     model's own, as in `Module.state_dict`.
@@ -155,7 +155,7 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], model: nn.Module | str) -> None:
-    """Compares names and shapes.
+    """Compare names and shapes of entries.
 
     Args:
         own: the model's entries.
@@ -185,7 +185,7 @@ def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], model: nn.
 
 
 def check_values(given: Mapping[str, Tensor]) -> None:
-    """Looks at every value of weights that are about to be loaded: 10 ms for a R50 on one core.
+    """Check the values of weights before they are loaded: 10 ms for a R50 on one core.
 
     Raises:
         WeightsError: values that are no floating-point numbers, or not finite; names the tensors.
@@ -217,24 +217,24 @@ def _extremes(tensor: Tensor) -> tuple[float, float]:
 
 
 def _some(items: Sequence[str], most: int = 6) -> str:
-    """The first few of a long list."""
+    """Return the first few of a long list."""
     more = f", and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(shortened(item, 200) for item in items[:most]) + more
 
 
 def blocks(names: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbered blocks a state dict has: 1 + the largest number that `pattern` finds."""
+    """Count the numbered blocks of a state dict: 1 + the largest number that `pattern` finds."""
     return 1 + max((int(m[1]) for n in names if (m := re.search(pattern, n))), default=-1)
 
 
 def depth(names: Mapping[str, Tensor]) -> str | None:
-    """The ResNet a state dict holds, recognised by its numbers of blocks."""
+    """Return the name of the ResNet in a state dict, recognized by its numbers of blocks."""
     first, third = (blocks(names, rf"backbone\.(?:\d+\.body\.)?layer{n}\.(\d+)\.") for n in (1, 3))
     return DEPTHS.get((first, third, any(".layer1.0.conv3." in n for n in names)))
 
 
 def _hints(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What a mismatch probably means, in terms of `build_model`'s arguments."""
+    """Explain a mismatch in terms of `build_model`'s arguments."""
     hints = []
     masks = [any(n.startswith("mask_head.") for n in names) for names in (given, own)]
     if masks[0] and not masks[1]:

@@ -1,4 +1,4 @@
-"""PaddleDetection's weights (.pdparams) in official names.
+"""Conversion of PaddleDetection's weights (.pdparams) to official names.
 
 Read from PaddleDetection at 666f597: ppdet/modeling/transformers/detr_transformer.py and deformable_transformer.py,
 heads/detr_head.py, backbones/resnet.py, layers.py. A .pdparams file is a pickle of NumPy arrays by name.
@@ -23,7 +23,7 @@ from detrkit.weights.keymap import Rule
 from detrkit.weights.official import WeightsError
 
 NAME_TABLE = "StructuredToParameterName@@"  # Paddle's own entry beside the arrays
-SPLIT = "UnpackBigParamInfor@@"  # of arrays over 1 GiB, in pieces
+SPLIT = "UnpackBigParamInfor@@"  # key of the parts of arrays over 1 GiB
 # the files of its model zoo, whose classes are COCO's 80 in the order of their ids
 PUBLISHED = ("detr_r50_1x_coco.pdparams", "deformable_detr_r50_1x_coco.pdparams")
 SETTINGS = {"dilation": False}  # its ResNet has no DC5
@@ -51,7 +51,7 @@ _STATISTICS = {"_mean": "running_mean", "_variance": "running_var"}
 
 
 def load_paddle(path: Path) -> dict[str, Tensor]:
-    """The weights of a .pdparams file, in official names.
+    """Read the weights of a .pdparams file, in official names.
 
     Raises:
         DetrkitError: damaged, not arrays by name, or of a model that detrkit does not have.
@@ -65,7 +65,7 @@ def load_paddle(path: Path) -> dict[str, Tensor]:
 
 
 def from_paddle(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of PaddleDetection's DETR or Deformable DETR in official names.
+    """Convert weights of PaddleDetection's DETR or Deformable DETR to official names.
 
     Paddle's linear layers hold (in, out) matrices, PyTorch's (out, in).
 
@@ -74,7 +74,7 @@ def from_paddle(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         WeightsError: names of another model; the message lists them.
-        DetrkitError: a model that computes what DETR does not.
+        DetrkitError: a model with computations that DETR does not have.
     """
     _check(state)
     deformable = "transformer.level_embed.weight" in state
@@ -106,7 +106,11 @@ def from_paddle(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check(state: Mapping[str, Tensor]) -> None:
-    """Raises: DetrkitError: a model with parts that detrkit computes otherwise."""
+    """Check that a model has only parts that detrkit computes alike.
+
+    Raises:
+        DetrkitError: it has others.
+    """
     if any(name.startswith(("detr_head.mask_head.", "detr_head.bbox_attention.")) for name in state):
         raise DetrkitError(
             "PaddleDetection's mask head weighs each attention head by itself, the official one all together: "
@@ -117,7 +121,7 @@ def _check(state: Mapping[str, Tensor]) -> None:
 
 
 def _renamed(name: str, *, deformable: bool) -> str | None:
-    """The official name, or None where there is none."""
+    """Return the official name, or None where there is none."""
     block = r"backbone\.(?:conv1|res(\d)\.res\d([a-z])(\d*))\.(\w+)\.(conv|norm)\.(\w+)"
     if (m := re.fullmatch(block, name)) and m[4] in _CONVOLUTIONS:
         # ResNet-101 and deeper count the blocks of their fourth stage a, b1, b2, ...
@@ -135,11 +139,11 @@ def _renamed(name: str, *, deformable: bool) -> str | None:
     return None
 
 
-_NDARRAY = "numpy.ndarray"  # a name alone: called, the class would allocate whatever a file asks for
+_NDARRAY = "numpy.ndarray"  # only a placeholder: the real class would allocate any size that a file states
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads NumPy arrays in plain containers, and nothing else: names of other things are refused, not looked up."""
+    """Unpickler of NumPy arrays in plain containers; other names are refused, not looked up."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
@@ -149,14 +153,14 @@ class _Arrays(pickle.Unpickler):
 
 
 def _bytes_of(text: str, encoding: str) -> bytes:
-    """What pickles of protocol 2 hold for bytes."""
+    """Encode what pickles of protocol 2 hold for bytes."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"_codecs.encode with {encoding}")
     return text.encode("latin1")
 
 
 def _empty_array(kind: object, shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """NumPy's `_reconstruct`: an array that its pickled state fills."""
+    """Replace NumPy's `_reconstruct`: return an array that its pickled state fills."""
     if kind is not _NDARRAY or tuple(shape) != (0,):
         raise pickle.UnpicklingError("an array that no pickle of NumPy holds")
     return np.ndarray(0, np.dtype("b"))
@@ -174,7 +178,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .pdparams file by name, without executing anything in it.
+    """Read the arrays of a .pdparams file by name, without executing anything in it.
 
     Raises:
         DetrkitError: damaged, or with content other than arrays.
@@ -184,7 +188,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             content = _Arrays(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
         raise DetrkitError(f"{path}: holds more than arrays ({error}), or is damaged; it was not loaded") from error
-    except Exception as error:  # a damaged pickle fails as anything
+    except Exception as error:  # a damaged pickle can raise any exception
         raise DetrkitError(f"{path}: damaged, or not a .pdparams file") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]

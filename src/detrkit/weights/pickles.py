@@ -23,9 +23,9 @@ from detrkit.utils.documents import require_regular, shown
 from detrkit.utils.errors import DetrkitError
 
 SLACK = 16 << 20  # bytes that the entries of an archive may have beyond its size: compressed metadata
-_LOCK = threading.Lock()  # torch's list of allowed names belongs to the whole process
+_LOCK = threading.Lock()  # torch's list of allowed names is global to the process
 _NUMBER = re.compile(r"[<>=|]?(?:b1|[iuf][1248])")  # NumPy's names of the types whose scalars are read
-# What torch allows in a pickle and no weights need: each can take memory without end from a file of 100 bytes.
+# Names that torch allows in a pickle and no weights need: each can use unlimited memory from a file of 100 bytes.
 _UNNEEDED = {
     *(f"{module} bytearray" for module in ("builtins", "__builtin__")),
     *(f"torch._utils _rebuild_device_tensor_from_{kind}" for kind in ("numpy", "cpu_tensor")),
@@ -33,7 +33,7 @@ _UNNEEDED = {
 }
 _SLOW_ENCODINGS = ("punycode", "idna")  # quadratic: 60 kB of them take minutes
 _PICKLES = 5  # at the beginning of a file that is no archive: magic number, version, system, object, keys
-# How torch says why it refuses a file, and what that is in our words.
+# Torch's reasons for refusing a file, and our words for them.
 _REFUSED = (
     ("TorchScript", "a TorchScript archive, which holds code: save the model's state_dict() with torch.save"),
     ("legacy .tar", "of a PyTorch before 0.4 (.tar): load it there and save its state_dict() anew"),
@@ -41,7 +41,7 @@ _REFUSED = (
 
 
 class Ignored:
-    """Stands for an object beside the weights (a path, a date, an array): made of anything, it holds nothing."""
+    """Placeholder for an object beside the weights (a path, a date, an array); takes any arguments, holds nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -57,13 +57,13 @@ class _DType:
         self.name = name
 
     def __setstate__(self, state: object) -> None:
-        """The state says the byte order, which is the machine's own as good as always: others are not read."""
+        """Check the byte order, nearly always the machine's own: types of other orders are not read."""
         if not (isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", "|", "=")):
             self.name = None
 
 
 def _scalar(dtype: object = None, data: object = None) -> Any:
-    """A NumPy scalar as Python's number; None where it is none."""
+    """Convert a NumPy scalar to Python's number; None where it is none."""
     if not isinstance(dtype, _DType) or not isinstance(data, bytes):
         return None
     if not isinstance(dtype.name, str) or not _NUMBER.fullmatch(dtype.name):
@@ -73,16 +73,16 @@ def _scalar(dtype: object = None, data: object = None) -> Any:
 
 
 def _dict(*_: object) -> dict[Any, Any]:
-    """A `defaultdict` as a plain dict, which its entries are then put into."""
+    """Return a plain dict for a `defaultdict`; its entries are then put into it."""
     return {}
 
 
 def _list(*_: object) -> list[Any]:
-    """A `deque` as a plain list."""
+    """Return a plain list for a `deque`."""
     return []
 
 
-# Names that stand beside weights in what people save. Nothing of these modules is imported or called.
+# Names often saved beside weights. Nothing of these modules is imported or called.
 _HARMLESS: list[Any] = [
     argparse.Namespace,  # official checkpoints hold their arguments
     *((_scalar, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
@@ -104,7 +104,7 @@ _HARMLESS: list[Any] = [
 
 
 def load_pickle(path: Path) -> Any:
-    """A file of `torch.save`: tensors on the CPU and plain values; what stands beside them harmlessly is `Ignored`.
+    """Read a file of `torch.save`: tensors on the CPU and plain values; harmless other objects become `Ignored`.
 
     Raises:
         DetrkitError: damaged, no regular file, or with content other than tensors and plain values.
@@ -127,7 +127,7 @@ def load_pickle(path: Path) -> Any:
         raise DetrkitError(f"{path}: damaged, or not a PyTorch file") from error
     except MemoryError as error:
         raise DetrkitError(f"{path}: damaged, or larger than this machine's memory") from error
-    except Exception as error:  # torch raises all kinds for a damaged file
+    except Exception as error:  # torch raises all kinds of errors for a damaged file
         reason = next((words for sign, words in _REFUSED if sign in str(error)), "damaged, or not a PyTorch file")
         raise DetrkitError(f"{path}: {reason}") from error
     _check_tensors(path, content)
@@ -135,10 +135,10 @@ def load_pickle(path: Path) -> Any:
 
 
 def _check_program(path: Path) -> None:
-    """Refuses what would run for ever or fill the memory, though it would execute nothing.
+    """Check a pickle for what would run forever or fill the memory, though it would execute nothing.
 
     Raises:
-        DetrkitError: an archive larger than its file, or a pickle with what no weights need.
+        DetrkitError: an archive larger than its file, or a pickle with operations that no weights need.
     """
     with path.open("rb") as file, _pickles(path, file) as (stream, count):
         for _ in range(count):
@@ -152,19 +152,19 @@ def _check_program(path: Path) -> None:
                             raise DetrkitError(f"{path}: holds text in {name}: these are no weights")
             except DetrkitError:
                 raise
-            except Exception:  # of a damaged file, at the place where torch finds the same
+            except Exception:  # a damaged file; torch finds the same error at this place
                 return
 
 
 @contextmanager
 def _pickles(path: Path, file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
-    """The pickles in a file of either format: where they are, and how many there are at the most.
+    """Yield a stream of the pickles in a file of either format, and an upper bound on their number.
 
     Raises:
         DetrkitError: an archive whose entries are larger than itself (torch does not compress), or one without a table
             of contents.
     """
-    archived = file.read(4) == b"PK\x03\x04"  # as torch decides it
+    archived = file.read(4) == b"PK\x03\x04"  # the same test as torch's
     size = file.seek(0, 2)
     file.seek(0)
     if not archived:
@@ -177,7 +177,7 @@ def _pickles(path: Path, file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
             names = [entry.filename for entry in entries if entry.filename.endswith("data.pkl")]
             small = unpacked <= size + SLACK
             stream = io.BytesIO(b"".join(archive.read(name) for name in names) if small else b"")
-    except Exception as error:  # Python's reader, too, raises all kinds
+    except Exception as error:  # Python's reader also raises all kinds of errors
         raise DetrkitError(f"{path}: damaged, or not a PyTorch file") from error
     if not small:
         raise DetrkitError(
@@ -188,7 +188,7 @@ def _pickles(path: Path, file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
 
 
 def _check_tensors(path: Path, content: Any) -> None:
-    """Looks at every tensor in nested containers, and takes off what a file may have attached to it.
+    """Check every tensor in nested containers, and remove attributes that a file may have attached to it.
 
     Raises:
         DetrkitError: one that is not plain and dense, or that has more values than the file holds.
@@ -206,7 +206,7 @@ def _check_tensors(path: Path, content: Any) -> None:
             if not plain:
                 raise DetrkitError(f"{path}: {name or 'it'} is sparse, quantized or without values: save dense tensors")
             value.__dict__.clear()
-            if value.nbytes > value.untyped_storage().nbytes():  # rows that are the same memory again and again
+            if value.nbytes > value.untyped_storage().nbytes():  # rows that repeat the same memory
                 raise DetrkitError(f"{path}: {name or 'it'} has more values than the file holds: save it contiguous")
         elif isinstance(value, argparse.Namespace):
             waiting.append((name, vars(value)))
