@@ -27,7 +27,7 @@ from detrkit.utils.names import full_path
 
 
 class Dataset:
-    """The images of one split; indexing decodes.
+    """Images of one split, as a sequence of Samples; indexing decodes.
 
     Attributes:
         records: what the files say about each image, in order.

@@ -18,7 +18,7 @@ from detrkit.data.sources import ImageSource
 from detrkit.utils.documents import shown
 from detrkit.utils.errors import DetrkitError
 
-_POINTS = 3  # a polygon has at least so many
+_POINTS = 3  # a polygon has at least this many
 _EXPECTED = "expected polygons [[x1, y1, x2, y2, x3, y3, ...], ...] in pixels, or an RLE with size and counts"
 
 

@@ -148,7 +148,7 @@ def _copy_images(source: Any, file: Path, copy: Path) -> None:
                 for batch in source.iter_batches(_COPIED_TOGETHER, columns=[name], use_threads=False):
                     values = batch.column(0)
                     if struct:
-                        (values,) = values.flatten()  # null where the struct is
+                        (values,) = values.flatten()  # null where the struct is null
                     writer.write_batch(pyarrow.record_batch([values.cast(pyarrow.large_binary())], schema=schema))
             os.replace(part, copy)
         except BaseException:

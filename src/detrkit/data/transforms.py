@@ -138,7 +138,7 @@ def hflip(sample: Sample) -> Sample:
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
     """Crop the sample to a rectangle; shift and clamp its boxes, and drop objects of which nothing is left.
 
-    Nothing is left of a box without area or, where there are masks, of a mask without a pixel. (The published code
+    A box without area counts as nothing, as does, where there are masks, a mask without a pixel. (The published code
     looks at the boxes alone: where the crop shows only a house, it keeps an empty mask of the sky around it.)
     """
     image = sample.image.as_subclass(Tensor)[:, top : top + height, left : left + width]
@@ -189,7 +189,7 @@ def _needs(generator: Generator | None) -> Generator:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform(Transform):
-    """Resize to one size.
+    """Resize of every image to one size.
 
     Attributes:
         size: short side, pixels.

@@ -9,7 +9,7 @@ from detrkit.data.readers import coco, coco_panoptic, parquet, voc, yolo
 from detrkit.data.readers.common import Fault, Findings, match_split
 from detrkit.utils.errors import DetrkitError
 
-# In the order of trial.
+# In the order in which they are tried.
 READERS: dict[str, ModuleType] = {
     "coco": coco,
     "coco-panoptic": coco_panoptic,
@@ -24,10 +24,10 @@ __all__ = ["READERS", "Fault", "Findings", "find_layout", "match_split"]
 
 
 def find_layout(path: Path, layout: str | None = None, *, masks: bool = False) -> str:
-    """The name of the reader for `path`: `layout` if given, else the one that recognises it.
+    """Return the name of the reader for `path`: `layout` if given, else the one that recognizes it.
 
     A folder may have COCO instances and COCO panoptic: with `masks` it is taken for panoptic, else for instances.
-    Of files, those called panoptic_*.json are panoptic.
+    Files called panoptic_*.json are panoptic.
 
     Raises:
         DetrkitError: nothing there, an unknown layout, or none that fits.
@@ -53,9 +53,9 @@ def find_layout(path: Path, layout: str | None = None, *, masks: bool = False) -
     if layout is not None:
         raise DetrkitError(f"{path} does not have the layout {layout}")
     inside = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-    found = next((folder for folder in inside if any(reader.recognise(folder) for reader in READERS.values())), None)
-    if found is not None:
-        raise DetrkitError(f"{path}: no layout recognised, but {found} has one: open that")
+    nested = next((folder for folder in inside if any(reader.recognise(folder) for reader in READERS.values())), None)
+    if nested is not None:
+        raise DetrkitError(f"{path}: no layout recognised, but {nested} has one: open that")
     raise DetrkitError(
         f"{path}: no layout recognised; expected COCO (annotations/instances_*.json or panoptic_*.json, "
         "_annotations.coco.json or a json file), Pascal VOC (Annotations/*.xml, JPEGImages/), YOLO (data.yaml, or "

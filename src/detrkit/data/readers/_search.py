@@ -1,4 +1,4 @@
-"""Files below a folder, through symbolic links, without end only if the disk is."""
+"""Search for files below a folder, through symbolic links; links in a circle do not make it endless."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Search(NamedTuple):
-    """What a search found.
+    """Result of a search.
 
     Attributes:
         files: the paths, sorted by their parts.
@@ -21,10 +21,10 @@ class Search(NamedTuple):
 
 
 def find_files(folder: Path, suffixes: frozenset[str]) -> Search:
-    """Every file below a folder whose suffix, in lower case, is one of `suffixes`.
+    """Find every file below a folder whose suffix, in lower case, is one of `suffixes`.
 
-    Links are followed, after all that is not a link; a folder is read once, whatever the number of links to it, and
-    links to a folder that holds `folder` are left. Hidden files and folders are left out.
+    Links are followed after all that is not a link; a folder is read once, whatever the number of links to it, and
+    links to a folder that contains `folder` are skipped. Hidden files and folders are left out.
     """
     files: list[str] = []
     faults: list[tuple[Path, str]] = []
@@ -59,7 +59,7 @@ def find_files(folder: Path, suffixes: frozenset[str]) -> Search:
 
 
 def _identity(folder: str) -> tuple[int, int] | None:
-    """Device and number of a folder; None if it is gone."""
+    """Return device and inode number of a folder; None if it is gone."""
     try:
         status = os.stat(folder)
     except OSError:

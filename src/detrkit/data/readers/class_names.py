@@ -1,4 +1,4 @@
-"""What every reader asks of the names of classes, when the dataset is opened."""
+"""Checks of class names, made by every reader when the dataset is opened."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from detrkit.utils.names import why_unusable
 
 
 def check_class_names(names: Iterable[tuple[str, str]], file: Path, findings: Findings) -> None:
-    """Notes names that cannot be used: empty, with control characters or half a character, too long, or used twice.
+    """Note names that cannot be used: empty, with control characters or half a character, too long, or used twice.
 
-    Results and other datasets are matched by the names of classes, so two classes of one name are no two classes.
+    Results and other datasets are matched by the names of classes, so two classes of one name could not be told apart.
 
     Args:
         names: of each class its id, as messages call it ("class 3"), and its name.
@@ -28,7 +28,7 @@ def check_class_names(names: Iterable[tuple[str, str]], file: Path, findings: Fi
     for where, name in names:
         reason = why_unusable(name)
         if reason is None and not name.isascii() and name != name.encode("utf-8", "replace").decode():
-            reason = "holds half a character (a lone surrogate)"  # that a file name may have, but no text
+            reason = "holds half a character (a lone surrogate)"  # allowed in a file name, not in a text
         if not name.strip():
             findings.add("error", file, where, "has no name")
         elif reason is not None:
@@ -39,7 +39,7 @@ def check_class_names(names: Iterable[tuple[str, str]], file: Path, findings: Fi
 
 
 def read_class_file(file: Path, findings: Findings, *, numbered: bool) -> list[str]:
-    """The names in a classes.txt, one a line, checked.
+    """Read and check the names in a classes.txt, one per line.
 
     Args:
         file: the text file.

@@ -31,41 +31,41 @@ _OTHER_TASKS = ("panoptic_", "captions_", "person_keypoints_", "stuff_")
 
 
 def recognise(path: Path) -> bool:
-    """Whether `path` is a COCO json file or a folder of the COCO or Roboflow layout."""
+    """Tell whether `path` is a COCO json file or a folder of the COCO or Roboflow layout."""
     if path.is_file():
         return path.suffix == ".json"
     return path.is_dir() and bool(_annotation_files(path))
 
 
 def _annotation_files(path: Path) -> list[Path]:
-    """The annotation files of a folder."""
+    """Return the annotation files of a folder."""
     roboflow = sorted(not_hidden(path, f"*/{_ROBOFLOW}"))
     if roboflow:
         return roboflow
     if (path / _ROBOFLOW).is_file():
         return [path / _ROBOFLOW]
     folder = path / "annotations" if next(not_hidden(path, "annotations/*.json"), None) else path
-    found = sorted(folder.glob("instances_*.json"))
-    if not found and folder != path:
-        found = [f for f in sorted(not_hidden(folder, "*.json")) if not f.name.startswith(_OTHER_TASKS)]
-    return found
+    files = sorted(folder.glob("instances_*.json"))
+    if not files and folder != path:
+        files = [f for f in sorted(not_hidden(folder, "*.json")) if not f.name.startswith(_OTHER_TASKS)]
+    return files
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """Split -> annotation file.
+    """Map each split to its annotation file.
 
     Raises:
         DetrkitError: a file name that gives no name of a split, such as "instances_...json".
     """
-    found = _annotation_files(path)
-    names = [_split_of(file, path) for file in found]
-    # two files of one folder of images are two splits
-    names = [name if names.count(name) == 1 else file.stem for name, file in zip(names, found, strict=True)]
-    return {checked_name(name, f"{file}: the split"): file for name, file in zip(names, found, strict=True)}
+    files = _annotation_files(path)
+    names = [_split_of(file, path) for file in files]
+    # two files for one folder of images are two splits
+    names = [name if names.count(name) == 1 else file.stem for name, file in zip(names, files, strict=True)]
+    return {checked_name(name, f"{file}: the split"): file for name, file in zip(names, files, strict=True)}
 
 
 def _split_of(file: Path, root: Path) -> str:
-    """The split's name: what follows "instances_", or the image folder whose name ends the file's name."""
+    """Return the split's name: what follows "instances_", or the image folder whose name ends the file's name."""
     if file.name == _ROBOFLOW:
         return file.parent.name
     stem = file.stem
@@ -76,7 +76,7 @@ def _split_of(file: Path, root: Path) -> str:
 
 
 def splits(path: Path) -> list[str]:
-    """The names of the splits.
+    """Return the names of the splits.
 
     Raises:
         DetrkitError: a file name that gives no name of a split.
@@ -87,14 +87,14 @@ def splits(path: Path) -> list[str]:
 
 
 def annotation_file(path: Path, split: str) -> Path:
-    """The json file of a split."""
+    """Return the json file of a split."""
     return path if path.is_file() else _files(path)[split]
 
 
 def read(
     path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
 ) -> tuple[ClassList, list[Record], Findings]:
-    """Reads one split.
+    """Read one split.
 
     Args:
         path: the dataset's folder or a json file.
@@ -115,7 +115,10 @@ def read(
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Millions of small objects are made and none in a cycle: looking for cycles would take 40 % of the time."""
+    """Switch garbage collection off.
+
+    Millions of small objects are made and none in a cycle: looking for cycles would take 40 % of the time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -126,7 +129,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def _read(file: Path, split: str, masks: bool | None, findings: Findings) -> tuple[ClassList, list[Record], Findings]:
-    """What `read` does, for one json file."""
+    """Read one json file, as `read` does."""
     data = load_json(file)
     annotations = data.get("annotations", [])  # image_info_test-dev2017.json has none
     if annotations and isinstance(annotations[0], dict) and "segments_info" in annotations[0]:
@@ -139,11 +142,11 @@ def _read(file: Path, split: str, masks: bool | None, findings: Findings) -> tup
     images = read_images(data["images"], file, findings)
     files = image_files(file, split, {i: e["file_name"] for i, e in images.entries.items()}, findings)
     images.refused.update(images.entries.keys() - files.keys())
-    known = Listed({i: images.entries[i] for i in files}, images.refused)
-    per_image = _objects(annotations, classes.label_of, known, file, masks, findings)
+    usable = Listed({i: images.entries[i] for i in files}, images.refused)
+    per_image = _objects(annotations, classes.label_of, usable, file, masks, findings)
     records = []
     for image_id in sorted(files):
-        image = known.entries[image_id]
+        image = usable.entries[image_id]
         size = image["height"], image["width"]
         objects = per_image.get(image_id, Objects())
         records.append(make_record(image_id, files[image_id], size, objects, file, findings))
@@ -158,7 +161,7 @@ def _objects(
     masks: bool | None,
     findings: Findings,
 ) -> dict[int, Objects]:
-    """Image id -> its objects."""
+    """Map each image id to its objects."""
     per_image: dict[int, Objects] = defaultdict(Objects)
     seen: set[int] = set()
     unplaced: list[Any] = []  # image ids that no image has
@@ -231,7 +234,7 @@ def _objects(
 def _note_unplaced(
     unplaced: list[Any], placed: int, images: Listed[dict[str, Any]], file: Path, findings: Findings
 ) -> None:
-    """Says that annotations belong to no image, which is an error if it is so with all of them."""
+    """Report annotations that belong to no image: an error if none belongs to one."""
     if not unplaced:
         return
     if placed or not images.entries:

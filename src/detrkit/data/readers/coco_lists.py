@@ -1,4 +1,4 @@
-"""The lists of a COCO json: its images and its categories, every entry checked."""
+"""Lists of a COCO json: its images and its categories, every entry checked."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Listed(NamedTuple, Generic[T]):
-    """The entries of a list by id.
+    """Entries of a list by id.
 
     Attributes:
         entries: id -> entry, of those that can be used.
-        refused: ids of the others, of which an error says why; what refers to them is no fault of its own.
+        refused: ids of the others, which an error explains; references to them are not reported again.
     """
 
     entries: dict[int, T]
@@ -28,7 +28,7 @@ class Listed(NamedTuple, Generic[T]):
 
 
 def load_json(file: Path) -> dict[str, Any]:
-    """The json object in `file`.
+    """Read the json object in `file`.
 
     Raises:
         DetrkitError: not readable, malformed, or not an object with `images` and `categories`.
@@ -45,7 +45,7 @@ def load_json(file: Path) -> dict[str, Any]:
 
 
 def read_categories(entries: Sequence[Any], file: Path, findings: Findings) -> dict[int, str]:
-    """Id -> name.
+    """Read the categories: id -> name.
 
     Raises:
         DetrkitError: no category, or (strict findings) one without a usable id and name.
@@ -67,7 +67,7 @@ def read_categories(entries: Sequence[Any], file: Path, findings: Findings) -> d
 def distinct_categories(
     categories: Mapping[int, str], entries: Sequence[Any], annotations: Sequence[Any], file: Path, findings: Findings
 ) -> dict[int, str]:
-    """The categories without those that only group others (Roboflow's), so that every name is there once.
+    """Return the categories without those that only group others (Roboflow's), so that every name is there once.
 
     Roboflow's exports begin with a category that no object has: it is the supercategory of all others, and may have
     the name of one of them.
@@ -99,23 +99,23 @@ def distinct_categories(
     used = {
         a["category_id"] for a in annotations if isinstance(a, dict) and is_one_of(a.get("category_id"), categories)
     }
-    kept = dict(categories)
+    distinct = dict(categories)
     for category_id in grouping:
         if category_id not in used:
-            name = kept.pop(category_id)
+            name = distinct.pop(category_id)
             reason = f"{shown(name)} is the supercategory of all others and no object has it: no class"
             findings.note("info", file, f"category {category_id}", reason)
     for name, count in names.items():
-        ids = [i for i, other in kept.items() if other == name]
+        ids = [i for i, other in distinct.items() if other == name]
         if count < 2 or len(ids) < 2:
             continue
         with_objects = [i for i in ids if i in used] or ids[:1]
         for category_id in set(ids) - set(with_objects):
-            del kept[category_id]
+            del distinct[category_id]
             reason = f"{shown(name)} is also category {with_objects[0]}, and no object has this one: no class"
             findings.note("warning", file, f"category {category_id}", reason)
-    _check_names(kept, file, findings)
-    return kept
+    _check_names(distinct, file, findings)
+    return distinct
 
 
 def _check_names(categories: Mapping[int, str], file: Path, findings: Findings) -> None:
@@ -123,7 +123,7 @@ def _check_names(categories: Mapping[int, str], file: Path, findings: Findings) 
 
 
 def read_images(entries: Sequence[Any], file: Path, findings: Findings) -> Listed[dict[str, Any]]:
-    """Id -> entry, the entries having a file_name, and height and width as positive integers."""
+    """Read the images: id -> entry, the entries having a file_name, and height and width as positive integers."""
     images: dict[int, dict[str, Any]] = {}
     refused: set[int] = set()
     seen: dict[str, int] = {}
@@ -144,7 +144,7 @@ def read_images(entries: Sequence[Any], file: Path, findings: Findings) -> Liste
             refused.add(image_id)
             findings.add("error", file, where, reason)
             continue
-        if type(entry["height"]) is not int or type(entry["width"]) is not int:  # 40.0
+        if type(entry["height"]) is not int or type(entry["width"]) is not int:  # such as 40.0
             entry = {**entry, "height": int(entry["height"]), "width": int(entry["width"])}
         images[image_id] = entry
         other = seen.setdefault(entry["file_name"], image_id)

@@ -1,12 +1,12 @@
-"""COCO panoptic: a json of segments_info and a PNG for each image whose colours are the ids of the segments.
+"""COCO panoptic: a json of segments_info and a PNG for each image whose colors are the ids of the segments.
 
 - Annotations are found by image_id, never by their position: the official files list images and annotations in
   different orders. Images come in the order of their ids.
 - Boxes are the `bbox` of segments_info, whose edges enclose the segment's pixels: [x, y, width, height], x + width one
-  past the last column. (The published code takes them from the masks, and the last column for the edge: there a box
-  is a pixel narrower and lower, and a segment of one column has no area.) Areas are those of segments_info.
-- Masks are decoded from the PNG when a sample is asked for; pixels of no segment are void.
-- What is a thing and what is stuff says the `isthing` of the categories.
+  past the last column. (The published code computes them from the masks, with the last column as edge: its boxes are
+  one pixel narrower and lower, and a segment of one column has no area.) Areas are those of segments_info.
+- Masks are decoded from the PNG when a sample is requested; pixels of no segment are void.
+- The `isthing` of a category says whether it is a thing or stuff.
 - Segment ids are unique within an image only; annotation ids number all segments of the split, from 1.
 """
 
@@ -33,21 +33,21 @@ _PREFIX = "panoptic_"
 
 
 def recognise(path: Path) -> bool:
-    """Whether `path` is a json file or a folder with panoptic_*.json, in it or in its annotations/."""
+    """Tell whether `path` is a json file or a folder with panoptic_*.json, in it or in its annotations/."""
     if path.is_file():
         return path.suffix == ".json"
     return path.is_dir() and bool(_annotation_files(path))
 
 
 def _annotation_files(path: Path) -> list[Path]:
-    """The annotation files of a folder."""
+    """Return the annotation files of a folder."""
     folder = path / "annotations" if next(path.glob(f"annotations/{_PREFIX}*.json"), None) else path
     # panoptic_coco_categories.json is panopticapi's list of categories
     return [f for f in sorted(folder.glob(f"{_PREFIX}*.json")) if not f.stem.endswith("_categories")]
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """Split -> annotation file."""
+    """Map each split to its annotation file."""
     return {_split_of(file): file for file in _annotation_files(path)}
 
 
@@ -56,12 +56,12 @@ def _split_of(file: Path) -> str:
 
 
 def splits(path: Path) -> list[str]:
-    """The names of the splits."""
+    """Return the names of the splits."""
     return [_split_of(path)] if path.is_file() else list(_files(path))
 
 
 def annotation_file(path: Path, split: str) -> Path:
-    """The json file of a split."""
+    """Return the json file of a split."""
     return path if path.is_file() else _files(path)[split]
 
 
@@ -73,10 +73,10 @@ def read(
     findings: Findings | None = None,
     more_images: Sequence[Path] = (),
 ) -> tuple[ClassList, list[Record], Findings]:
-    """Reads one split; see `detrkit.data.readers.coco.read` for arguments and returns.
+    """Read one split; see `detrkit.data.readers.coco.read` for arguments and returns.
 
-    The records name the PNGs whatever `masks` is: nothing of these is read yet. The images are looked for in the
-    folders `more_images` too, after the usual ones.
+    The records name the PNGs whatever `masks` is; no PNG is read yet. The images are also looked for in the folders
+    `more_images`, after the usual ones.
 
     Raises:
         DetrkitError: a file that is no COCO panoptic json, no folder of images or PNGs, or (strict findings) any error
@@ -107,21 +107,25 @@ def read(
             objects = _objects(annotation["segments_info"], classes.label_of, image_id, count, file, findings)
             count += len(annotation["segments_info"])
             size = image["height"], image["width"]
-            # what lies within what may have the same box: no duplicates are looked for
+            # nested segments may have the same box: no duplicates are looked for
             record = make_record(image_id, files[image_id], size, objects, file, findings, duplicates=False)
             records.append(replace(record, panoptic_file=png))
     return classes, records, findings
 
 
 def _refuse_instances(data: dict[str, Any], file: Path) -> None:
-    """Raises DetrkitError if the annotations are of objects instead of images."""
+    """Check that the annotations are of images, not of single objects.
+
+    Raises:
+        DetrkitError: they are of single objects.
+    """
     first = next(iter(data.get("annotations", [])), None)
     if isinstance(first, dict) and "bbox" in first and "segments_info" not in first:
         raise DetrkitError(f'{file} is no COCO panoptic file but one of instances: open it with layout="coco"')
 
 
 def _things(entries: list[Any], categories: dict[int, str], file: Path, findings: Findings) -> dict[int, bool]:
-    """Category id -> whether it is a thing."""
+    """Map each category id to whether it is a thing."""
     things = {}
     for entry in entries:
         if isinstance(entry, dict) and is_one_of(entry.get("id"), categories):
@@ -134,7 +138,7 @@ def _things(entries: list[Any], categories: dict[int, str], file: Path, findings
 def _annotations(
     entries: list[Any], images: Listed[dict[str, Any]], file: Path, findings: Findings
 ) -> dict[int, dict[str, Any]]:
-    """Image id -> its annotation, which has a file_name and a list segments_info."""
+    """Map each image id to its annotation, which has a file_name and a list segments_info."""
     annotations: dict[int, dict[str, Any]] = {}
     for k, entry in enumerate(entries):
         where = f"annotations[{k}]"
@@ -162,7 +166,7 @@ def _annotations(
 def _objects(
     segments: list[Any], label_of: dict[int, int], image_id: int, count: int, file: Path, findings: Findings
 ) -> Objects:
-    """The segments of one image; their annotation ids count on from `count`."""
+    """Collect the segments of one image; their annotation ids count on from `count`."""
     objects = Objects()
     for k, segment in enumerate(segments):
         name = f"image {image_id}, segments_info[{k}]"
@@ -194,7 +198,7 @@ def _objects(
 
 
 def _png_folder(file: Path, names: list[str]) -> Place:
-    """The place of the PNGs: named as the json, beside it or beside its folder; else any called panoptic.
+    """Find the place of the PNGs: named as the json, beside it or beside its folder; else any called panoptic.
 
     Raises:
         DetrkitError: none holds one of the first PNGs.
@@ -216,10 +220,10 @@ def _png_folder(file: Path, names: list[str]) -> Place:
 
 
 def _more_folders(file: Path, split: str, pngs: Path) -> list[Path]:
-    """Where images are besides the places that are usual for COCO.
+    """List the folders of images besides the usual ones of COCO.
 
-    In a folder beside that of the PNGs, or in the dataset of the same name without "panoptic" (coco/val2017 for
-    coco_panoptic/panoptic_val2017).
+    They are the folders beside that of the PNGs, and the dataset of the same name without "panoptic" (coco/val2017
+    for coco_panoptic/panoptic_val2017).
     """
     root = dataset_root(file)
     plain = root.name.replace("panoptic", "").strip("_-. ")

@@ -1,9 +1,9 @@
-"""Where the images of a COCO json are: its file names are relative to one of the usual folders, or nearly.
+"""Places of the images of a COCO json: its file names are relative to one of the usual folders, or nearly.
 
-File names come from the json: none of them leads out of the dataset. Where links inside it point to is the user's
-affair, so paths are compared as they are written. Names that do not lead to a file as they stand (absolute paths of
-another machine, names encoded as in a URL, upper case for lower case, folders left out or repeated) are looked up by
-their last part among the images of the dataset, and used if exactly one fits.
+File names come from the json: none of them may lead out of the dataset. Links inside it may point anywhere, so paths
+are compared as they are written. Names that do not lead to a file as they stand (absolute paths of another machine,
+names encoded as in a URL, upper case for lower case, folders left out or repeated) are looked up by their last part
+among the images of the dataset, and used if exactly one fits.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import NAME_BYTES, relative_path
 
 _TRIED = 20  # file names; a dataset with more than a few missing images is reported image by image
-_MOST_FILES = 200_000  # that are listed to look a name up
+_MOST_FILES = 200_000  # listed at most to look a name up
 # Plain names of folders and a file: they lead to no other place, and need no closer look (10 times faster).
 _PLAIN = re.compile(r"(?:[\w ()-][\w .()-]*/){0,8}[\w ()-][\w .()-]*", re.ASCII)
 
 
 class Place(NamedTuple):
-    """A folder that file names may be relative to.
+    """Folder that file names may be relative to.
 
     Attributes:
         folder: the folder.
-        root: the folder that none of them may leave.
+        root: the folder that no file name may leave.
     """
 
     folder: Path
     root: Path
 
     def file(self, name: str) -> Path | None:
-        """The path of a file name, or None where it leaves the root or is none that can be read."""
+        """Return the path of a file name, or None where it leaves the root or cannot be read."""
         if len(name) <= NAME_BYTES and _PLAIN.fullmatch(name):
             return self.folder / name
         try:
@@ -49,7 +49,7 @@ class Place(NamedTuple):
         return file if file.is_relative_to(self.root) else None
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Tell whether there is such a file."""
         file = self.file(name)
         try:
             return file is not None and file.is_file()
@@ -58,12 +58,12 @@ class Place(NamedTuple):
 
 
 def dataset_root(file: Path) -> Path:
-    """The folder of the dataset that an annotation file belongs to."""
+    """Return the folder of the dataset that an annotation file belongs to."""
     return file.parent.parent if file.parent.name == "annotations" else file.parent
 
 
 def usual_places(file: Path, split: str, also: Sequence[Path] = ()) -> list[Place]:
-    """The places in which images are looked for, in this order; `also`: places to look at after the usual ones."""
+    """List the places to look for images in, in this order; `also`: places to look at after the usual ones."""
     here, root = file.parent, dataset_root(file)
     above = root.parent
     inside = [
@@ -84,9 +84,9 @@ def usual_places(file: Path, split: str, also: Sequence[Path] = ()) -> list[Plac
 def image_files(
     file: Path, split: str, names: Mapping[int, str], findings: Findings, also: Sequence[Path] = ()
 ) -> dict[int, Path]:
-    """Image id -> file, for the images whose file names lead to one.
+    """Map image ids to files, for the images whose file names lead to one.
 
-    Whether the files are there is found out of some only: a network disk takes a millisecond for each.
+    Only some of the files are looked for on disk: a network disk takes a millisecond for each.
 
     Args:
         file: the json.
@@ -112,8 +112,8 @@ def image_files(
             files[image_id] = path
     if not others:
         return files
-    found, problems = _look_up(others, places, split, set(files.values()))
-    if chosen is None and not found and all(place.file(n) for n in sample for place in places[:1]):
+    matched, problems = _look_up(others, places, split, set(files.values()))
+    if chosen is None and not matched and all(place.file(n) for n in sample for place in places[:1]):
         tried = ", ".join(str(place.folder) for place in places[:5])
         reason = (
             f"images such as {sample[0]:.200} were found in none of {tried}, under any folder; put them in the first"
@@ -125,21 +125,21 @@ def image_files(
         return files
     for image_id, problem in problems.items():
         findings.add("error", file, f"image {image_id}", problem)
-    if found:
-        first = next(iter(found))
-        text = f"{len(found)} file names do not lead to their images: taken by their last part, such as"
-        findings.note("info", file, "", f"{text} {found[first]} for {others[first]!r:.200}")
-    return {image_id: (files | found)[image_id] for image_id in names if image_id in files or image_id in found}
+    if matched:
+        first = next(iter(matched))
+        text = f"{len(matched)} file names do not lead to their images: taken by their last part, such as"
+        findings.note("info", file, "", f"{text} {matched[first]} for {others[first]!r:.200}")
+    return {image_id: (files | matched)[image_id] for image_id in names if image_id in files or image_id in matched}
 
 
 def _look_up(
     names: Mapping[int, str], places: Sequence[Place], split: str, taken: set[Path]
 ) -> tuple[dict[int, Path], dict[int, str]]:
-    """Image id -> the one file that fits its name by the last part; and -> why there is none."""
+    """Match names by their last part: image id -> the one file that fits, and image id -> why there is none."""
     by_name: dict[str, list[Path]] = {}
     for path in _images_of(places):
         by_name.setdefault(path.name.casefold(), []).append(path)
-    found: dict[int, Path] = {}
+    matched: dict[int, Path] = {}
     problems: dict[int, str] = {}
     users: dict[Path, list[int]] = {}
     for image_id, name in names.items():
@@ -150,16 +150,16 @@ def _look_up(
             problems[image_id] = _problem(name, places[0].root, fits)
     for path, ids in users.items():
         if len(ids) == 1 and path not in taken:
-            found[ids[0]] = path
+            matched[ids[0]] = path
             continue
         for image_id in ids:
             reason = f"file_name {names[image_id]!r:.200} fits only {path}, which another image has: correct the names"
             problems[image_id] = reason
-    return found, problems
+    return matched, problems
 
 
 def _best_fits(name: str, by_name: Mapping[str, Sequence[Path]], split: str) -> list[Path]:
-    """The files whose path ends most like a name: first by its last part, then by the folders before it."""
+    """Find the files whose path ends most like a name: first by its last part, then by the folders before it."""
     fits: list[tuple[tuple[int, int, bool], Path]] = []
     for text in dict.fromkeys((name, unquote(name))):
         parts = [part for part in re.split(r"[/\\]", text) if part]
@@ -175,7 +175,7 @@ def _best_fits(name: str, by_name: Mapping[str, Sequence[Path]], split: str) -> 
 
 
 def _problem(name: str, root: Path, fits: Sequence[Path]) -> str:
-    """Why a name leads to no image."""
+    """Say why a name leads to no image."""
     text = f"file_name {name!r:.200}"
     if fits:
         return f"{text} fits {' and '.join(map(str, fits[:3]))}: write the path relative to the dataset's folder"
@@ -190,12 +190,12 @@ def _problem(name: str, root: Path, fits: Sequence[Path]) -> str:
 
 
 def _images_of(places: Sequence[Place]) -> Iterator[Path]:
-    """The images in the dataset and in the usual folders beside it; none if there are too many to tell them apart."""
+    """Yield the images in the dataset and in the usual folders beside it; none if there are too many files."""
     root, above = places[0].root, places[0].root.parent
     # a link in the root is not followed, but the usual folders may be links
     linked = [p.folder for p in places if p.folder.is_symlink() or not p.folder.is_relative_to(root)]
     tops = [root, *(folder for folder in linked if folder != above)]
-    found: dict[Path, None] = {}
+    images: dict[Path, None] = {}
     listed = 0
     for top in dict.fromkeys(tops):
         for folder, folders, files in os.walk(top):
@@ -203,5 +203,5 @@ def _images_of(places: Sequence[Place]) -> Iterator[Path]:
             listed += len(files) + len(folders)
             if listed > _MOST_FILES:
                 return
-            found.update(dict.fromkeys(filter(is_picture, (Path(folder, name) for name in sorted(files)))))
-    yield from found
+            images.update(dict.fromkeys(filter(is_picture, (Path(folder, name) for name in sorted(files)))))
+    yield from images

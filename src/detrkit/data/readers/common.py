@@ -1,4 +1,4 @@
-"""What the readers share: findings about bad data, records with valid boxes, names of splits."""
+"""Shared parts of the readers: findings about bad data, records with valid boxes, names of splits."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Severity = Literal["error", "warning", "info"]
 ROUNDING_PIXELS = 0.05
 # A segment is as large as its box at most; files round both.
 AREA_TOLERANCE = 1.05
-SMALLEST_SHARE = 1e-3  # of its box that a segment covers; less is a mistake of units
-MOST_PIXELS = 2**31  # of an image, where Pillow has no limit
+SMALLEST_SHARE = 1e-3  # a segment covers at least this share of its box; less is a mistake of units
+MOST_PIXELS = 2**31  # limit of an image where Pillow has none
 _NUMBERS = frozenset({int, float})
 _ALIASES = ({"train", "training"}, {"val", "valid", "validation", "dev"}, {"test", "testing"})
 
@@ -49,14 +49,14 @@ class Fault:
 
 @dataclass
 class Findings:
-    """Collects faults; a strict one (for `open_dataset`) raises at the first error instead.
+    """Collector of faults; a strict one (for `open_dataset`) raises at the first error instead.
 
     Attributes:
         strict: whether an error ends the reading.
         dropped: boxes left out for having no area.
         clamped: boxes cut at the border of the image.
-        notes: what was handled in a way that the user should know when the dataset is opened, one line each.
-        missing: images of which an error says already that they are not there.
+        notes: remarks on what was handled, for whoever opens the dataset, one line each.
+        missing: images that an error already reports as missing.
     """
 
     strict: bool = True
@@ -67,7 +67,7 @@ class Findings:
     missing: set[ImageSource] = field(default_factory=set)
 
     def add(self, severity: Severity, file: ImageSource, id: str, reason: str) -> None:
-        """Notes a fault.
+        """Note a fault.
 
         Raises:
             DetrkitError: it is an error and this is strict.
@@ -79,7 +79,7 @@ class Findings:
             self.faults.append(Fault(severity, file, id, reason))
 
     def note(self, severity: Literal["warning", "info"], file: ImageSource, id: str, reason: str) -> None:
-        """Notes a fault that whoever opens the dataset should know of, too."""
+        """Note a fault, also for whoever opens the dataset."""
         self.add(severity, file, id, reason)
         self.notes.append(f"{file}: {id}: {reason}" if id else f"{file}: {reason}")
 
@@ -107,7 +107,7 @@ class Objects:
 
 
 def finite(value: Any) -> float | None:
-    """A finite number that a file gave, or None: no number, NaN, infinite, too large, or one of Python's bools."""
+    """Return a value of a file as a finite number, or None: no number, NaN, infinite, too large, or a Python bool."""
     if type(value) not in _NUMBERS:
         return None
     try:
@@ -118,14 +118,14 @@ def finite(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number of 64 bits that a file gave, also written as 40.0, or None."""
+    """Return a value of a file as a whole number of 64 bits, also if written as 40.0, or None."""
     if type(value) is float:
         value = int(value) if value.is_integer() else None
     return value if is_int(value) else None
 
 
 def corners_of(bbox: Any) -> tuple[float, float, float, float] | None:
-    """Xyxy of an xywh box, or None if it is not four numbers; they may be NaN or infinite."""
+    """Return xyxy of an xywh box, or None if it is not four numbers; they may be NaN or infinite."""
     try:
         x, y, w, h = bbox
         if not {type(x), type(y), type(w), type(h)} <= _NUMBERS:
@@ -136,20 +136,20 @@ def corners_of(bbox: Any) -> tuple[float, float, float, float] | None:
 
 
 def is_int(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number of 64 bits (Python's bools are not)."""
+    """Tell whether a value is a whole number of 64 bits (Python's bools are not)."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
 def is_one_of(value: Any, known: Container[Any]) -> bool:
-    """Whether a value from a file is a key that is known; a list or an object is none, nor is True for 1."""
+    """Tell whether a value from a file is one of the keys `known`; a list or an object is none, nor is True for 1."""
     try:
         return value in known and type(value) is not bool
-    except TypeError:  # not hashable; asking for it first takes 5 times as long
+    except TypeError:  # not hashable; checking that first takes 5 times as long
         return False
 
 
 def size_fault(height: Any, width: Any) -> str | None:
-    """Why no image can have the height and width that a file gives, or None."""
+    """Say why no image can have the height and width that a file gives, or return None."""
     sides = whole(height), whole(width)
     if sides[0] is None or sides[1] is None or min(sides) <= 0:  # type: ignore[type-var]
         return f"height {shown(height)} and width {shown(width)} must be positive whole numbers (pixels)"
@@ -161,7 +161,7 @@ def size_fault(height: Any, width: Any) -> str | None:
 
 
 def size_or_error(file: ImageSource) -> tuple[int, int] | DetrkitError:
-    """`image_size`, for threads: an error is given back, so that every bad image can be told."""
+    """Call `image_size` in a thread: an error is returned, so that every bad image can be reported."""
     try:
         return image_size(file)
     except DetrkitError as error:
@@ -178,7 +178,7 @@ def make_record(
     *,
     duplicates: bool = True,
 ) -> Record:
-    """The record of an image, with its boxes clamped and those without area left out.
+    """Make the record of an image, with its boxes clamped and those without area left out.
 
     Args:
         image_id: the dataset's id.
@@ -214,7 +214,7 @@ def make_record(
         _find_misfit_areas(raw, objects, solid, source, file, findings)
     keep = np.flatnonzero(solid)
     boxes = boxes[keep]
-    own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     areas = [objects.areas[k] if objects.areas else None for k in keep]
     return Record(
         image_id=image_id,
@@ -224,7 +224,7 @@ def make_record(
         boxes=boxes,
         labels=np.array(objects.labels, np.int64)[keep],
         crowd=np.array(objects.crowd, bool)[keep] if objects.crowd else np.zeros(len(keep), bool),
-        areas=np.array([o if a is None else a for a, o in zip(areas, own, strict=True)], np.float64),
+        areas=np.array([o if a is None else a for a, o in zip(areas, box_areas, strict=True)], np.float64),
         segmentations=[objects.segmentations[k] for k in keep] if objects.segmentations else [],
         annotation_ids=np.array(objects.annotation_ids, np.int64)[keep],
         annotated=np.array(objects.annotated, np.float64).reshape(-1, 4)[keep]
@@ -239,7 +239,7 @@ def _text(box: np.ndarray) -> str:
 
 
 def _why_empty(box: np.ndarray, image: str, width: int, height: int) -> str:
-    """What makes a box empty, in words."""
+    """Describe what makes a box empty."""
     if box[2] < box[0] or box[3] < box[1]:
         kind = "has a negative width or height"
     elif box[2] == box[0] or box[3] == box[1]:
@@ -252,7 +252,7 @@ def _why_empty(box: np.ndarray, image: str, width: int, height: int) -> str:
 def _find_duplicates(
     boxes: np.ndarray, objects: Objects, solid: np.ndarray, source: Path, file: ImageSource, findings: Findings
 ) -> None:
-    """Notes objects with the same box: a warning for the same class, else an info."""
+    """Note objects with the same box: a warning for the same class, else an info."""
     first: dict[tuple[float, ...], int] = {}
     for k in np.flatnonzero(solid):
         j = first.setdefault(tuple(boxes[k]), int(k))
@@ -267,7 +267,7 @@ def _find_duplicates(
 def _find_misfit_areas(
     raw: np.ndarray, objects: Objects, solid: np.ndarray, source: Path, file: ImageSource, findings: Findings
 ) -> None:
-    """Notes areas that no segment in its box can have: larger than the box, or next to nothing (relative units)."""
+    """Note areas that no segment in its box can have: larger than the box, or next to nothing (relative units)."""
     for k in np.flatnonzero(solid):
         area = objects.areas[k] if objects.areas else None
         if area is None:
@@ -280,7 +280,7 @@ def _find_misfit_areas(
 
 
 class UnknownSplit(DetrkitError):
-    """A dataset does not have the split that was asked for.
+    """Error: the dataset does not have the requested split.
 
     Attributes:
         names: of the splits that it has.
@@ -292,7 +292,7 @@ class UnknownSplit(DetrkitError):
 
 
 def match_split(wanted: str | None, names: Sequence[str], path: Path) -> str:
-    """The split that `wanted` means: its exact name, or "train" for "train2017", or "val" for "valid".
+    """Find the split that `wanted` means: its exact name, or "train" for "train2017", or "val" for "valid".
 
     Raises:
         UnknownSplit: no such split, several that fit, or None where there is a choice.

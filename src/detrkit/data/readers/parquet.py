@@ -1,10 +1,11 @@
 """Parquet as the Hugging Face Hub has it for object detection, images included.
 
-- A split is `train-00000-of-00004.parquet` and its sisters, in the folder itself or in `data/`; or `train.parquet`; or
-  the numbered files in a folder of the split's name (the Hub's own conversion: `default/train/0000.parquet`).
+- A split is `train-00000-of-00004.parquet` and the other shards, in the folder itself or in `data/`; or
+  `train.parquet`; or the numbered files in a folder of the split's name (the Hub's own conversion:
+  `default/train/0000.parquet`).
 - Columns: `image`, bytes or a struct with `bytes` and `path`; `objects`, a struct of lists or a list of structs, with
-  `bbox` ([x, y, width, height] in pixels) and `category` (a number, or the name itself), and, where there are such,
-  `id`, `area` (square pixels) and `iscrowd`. Likewise optional: `image_id`, `width` and `height`, pixels.
+  `bbox` ([x, y, width, height] in pixels) and `category` (a number, or the name itself), and, optionally, `id`,
+  `area` (square pixels) and `iscrowd`. Also optional: `image_id`, `width` and `height`, pixels.
 - Classes: the names of category's ClassLabel, in the files' metadata or else in the README.md beside them; names in
   the column itself are put in alphabetical order, over all splits. Category ids are the numbers, from 0.
 - Image and annotation ids are those of the columns if no two are equal in the split, else positions from 1. Images
@@ -32,20 +33,20 @@ from detrkit.utils.names import checked_name, not_hidden
 
 # "train-00000-of-00004", with the hash that older uploads have
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})(-[0-9a-f]+)?")
-# What a column may have at most: a box beside an image of some hundred bytes, and small files of anything.
+# Limit of the values in a column: enough for a box per image of some hundred bytes, and for small files of anything.
 _VALUES, _VALUES_PER_BYTE = 1_000_000, 16
 _PLACES = ("*.parquet", "data/*.parquet", "*/*.parquet", "*/*/*.parquet")
 
 
 def recognise(path: Path) -> bool:
-    """Whether `path` is a parquet file or a folder with some."""
+    """Tell whether `path` is a parquet file or a folder with some."""
     if path.is_file():
         return path.suffix == ".parquet"
     return path.is_dir() and any(next(not_hidden(path, place), None) for place in _PLACES)
 
 
 def _files(path: Path) -> dict[str, list[Path]]:
-    """Split -> its parquet files, in order.
+    """Map each split to its parquet files, in order.
 
     Raises:
         DetrkitError: files of one split in several folders, or some of its files are missing.
@@ -66,7 +67,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
 
 
 def _split_of(file: Path) -> str:
-    """The split's name: that of the file without its number, or of the folder whose files have only numbers."""
+    """Return the split's name: that of the file without its number, or of the folder whose files have only numbers."""
     shard = _SHARD.fullmatch(file.stem)
     if shard:
         return shard["split"]
@@ -74,10 +75,10 @@ def _split_of(file: Path) -> str:
 
 
 def splits(path: Path) -> list[str]:
-    """The names of the splits.
+    """Return the names of the splits.
 
     Raises:
-        DetrkitError: as `_files`, or the name of a file is none of a split.
+        DetrkitError: as in `_files`, or a file name gives no name of a split.
     """
     return sorted(checked_name(split, f"{path}: name of a split") for split in _files(path))
 
@@ -85,11 +86,11 @@ def splits(path: Path) -> list[str]:
 def read(
     path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
 ) -> tuple[ClassList, list[Record], Findings]:
-    """Reads one split; see `detrkit.data.readers.coco.read` for arguments and returns.
+    """Read one split; see `detrkit.data.readers.coco.read` for arguments and returns.
 
     Raises:
-        DetrkitError: masks were asked for, pyarrow is missing, columns or class names are, or (strict findings) any
-            error in the rows.
+        DetrkitError: masks were requested, pyarrow, columns or class names are missing, or (strict findings) any error
+            in the rows.
     """
     if masks:
         raise DetrkitError(f"{path}: parquet has no masks of its objects; open it without masks")
@@ -115,7 +116,7 @@ def read(
 
 
 def _rows(file: Path, findings: Findings) -> list[dict[str, Any]]:
-    """The rows of a file without the bytes of the images; one that cannot be read is noted and has no objects.
+    """Read the rows of a file, without the bytes of the images; an unreadable one is noted and has no objects.
 
     Returns:
         For each row `image` (ParquetImage), `image_id`, `width` and `height` (None if there is no such column), and
@@ -141,10 +142,10 @@ def _rows(file: Path, findings: Findings) -> list[dict[str, Any]]:
 
 
 def _recorded_names(schema: Any, file: Path) -> list[str]:
-    """The column of the images' names, if there is one.
+    """Check the columns; return that of the images' names, if there is one.
 
     Raises:
-        DetrkitError: a column that is needed is missing, there twice, or of a type that has nothing of the kind.
+        DetrkitError: a column that is needed is missing, there twice, or of an unsuitable type.
     """
     from pyarrow import types
 
@@ -169,12 +170,12 @@ def _recorded_names(schema: Any, file: Path) -> list[str]:
 
 
 def _type(of: Any) -> str:
-    """A type of Arrow for a message."""
+    """Format a type of Arrow for a message."""
     return " ".join(str(of).split())[:80]
 
 
 def _check_counts(metadata: Any, file: Path) -> None:
-    """Refuses a small file that would fill the memory: equal values take no place in a file, but they do here.
+    """Refuse a small file that would fill the memory: equal values take no space in a file, but they do here.
 
     Raises:
         DetrkitError: many more values in a column than the file has bytes.
@@ -189,7 +190,7 @@ def _check_counts(metadata: Any, file: Path) -> None:
 
 
 def _python_rows(table: Any, file: Path, findings: Findings) -> list[dict[str, Any]]:
-    """The rows as Python's values; a value that has none (text that is no UTF-8, a year 300000) empties its row."""
+    """Convert the rows to Python's values; note and leave out those without one (invalid UTF-8, a year 300000)."""
     try:
         values: list[dict[str, Any]] = table.to_pylist()
         return values
@@ -208,7 +209,7 @@ def _python_rows(table: Any, file: Path, findings: Findings) -> list[dict[str, A
 
 
 def _image_name(row: dict[str, Any], number: int, file: Path, findings: Findings) -> str:
-    """How a row's image is called: by the last part of its path, else by its id, else by the number of the row."""
+    """Name a row's image: by the last part of its path, else by its id, else by the number of the row."""
     image = row.pop(IMAGE_COLUMN, None)
     path = image.get("path") if isinstance(image, dict) else None
     other = str(row["image_id"] if is_int(row["image_id"]) else number)
@@ -226,7 +227,7 @@ def _image_name(row: dict[str, Any], number: int, file: Path, findings: Findings
 
 
 def _as_lists(objects: Any, number: int, file: Path, findings: Findings) -> dict[str, list[Any]]:
-    """The objects of a row as a list for each field, whichever way round they are stored.
+    """Turn the objects of a row into a list for each field, whichever way round they are stored.
 
     Raises:
         DetrkitError: no bbox or category, or lists of different lengths (strict findings; else it has no objects).
@@ -257,20 +258,20 @@ def _as_lists(objects: Any, number: int, file: Path, findings: Findings) -> dict
 
 
 def _unique(values: Sequence[Any]) -> list[int]:
-    """The ids themselves if all are integers (of 64 bits) and no two are equal, else 1, 2, ..."""
+    """Return the ids themselves if all are integers (of 64 bits) and no two are equal, else 1, 2, ..."""
     if all(is_int(value) and abs(value) < 1 << 63 for value in values) and len(set(values)) == len(values):
         return list(values)
     return list(range(1, len(values) + 1))
 
 
 def _size(row: dict[str, Any]) -> tuple[int, int] | DetrkitError:
-    """(height, width) in pixels, from the columns or else from the image."""
+    """Return (height, width) in pixels, from the columns or else from the image."""
     size = row["height"], row["width"]
     return size if all(is_int(side) and side > 0 for side in size) else size_or_error(row["image"])
 
 
 def _objects(lists: dict[str, list[Any]], image: ParquetImage, label_of: dict[str, int], findings: Findings) -> Objects:
-    """The objects of one row."""
+    """Collect the objects of one row."""
     objects = Objects()
     for k, (bbox, category) in enumerate(zip(lists["bbox"], lists["category"], strict=True)):
         name = f"row {image.row}, object {k + 1}"
@@ -299,12 +300,12 @@ def _objects(lists: dict[str, list[Any]], image: ParquetImage, label_of: dict[st
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is an int or a float (no bool)."""
+    """Tell whether a value is an int or a float (no bool)."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _read_classes(path: Path, files: dict[str, list[Path]], split: str, findings: Findings) -> ClassList:
-    """The classes by the rule at the top of this file.
+    """Read the classes by the rule at the top of this file.
 
     Raises:
         DetrkitError: numbers without names, or (strict findings) a name that cannot be used.
@@ -319,10 +320,10 @@ def _read_classes(path: Path, files: dict[str, list[Path]], split: str, findings
         names, where = card_names(path)
     if names is None:
         every = [file for listed in files.values() for file in listed]
-        quiet = Findings(strict=False)  # what is wrong in the rows is told when they are read
-        found = [value for file in every for row in _rows(file, quiet) for value in row["objects"]["category"]]
-        texts = {value for value in found if isinstance(value, str)}
-        if not texts or any(is_int(value) for value in found):
+        quiet = Findings(strict=False)  # faults of the rows are reported when they are read
+        categories = [value for file in every for row in _rows(file, quiet) for value in row["objects"]["category"]]
+        texts = {value for value in categories if isinstance(value, str)}
+        if not texts or any(is_int(value) for value in categories):
             raise DetrkitError(
                 f"{first}: column objects.category has numbers, and neither metadata nor README.md has their names: "
                 "write dataset_info with a class_label into README.md"

@@ -1,4 +1,4 @@
-"""The names of classes in parquet's metadata, or in the dataset card (README.md) beside the files."""
+"""Names of classes in parquet's metadata, or in the dataset card (README.md) beside the files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detrkit.utils.errors import DetrkitError
 
 
 def metadata_names(data: bytes, file: Path) -> list[str] | None:
-    """The names in what datasets writes into the files, if that is there and whole."""
+    """Read the names from the metadata that `datasets` writes into the files; None if they are missing or damaged."""
     try:
         value = parse_json(data, str(file))
     except DetrkitError:
@@ -26,7 +26,7 @@ def metadata_names(data: bytes, file: Path) -> list[str] | None:
 
 
 def card_names(path: Path) -> tuple[list[str] | None, Path]:
-    """The names in the dataset card, the YAML at the top of README.md; and the card.
+    """Read the names from the dataset card, the YAML at the top of README.md; also return the path of the card.
 
     Raises:
         DetrkitError: malformed YAML.
@@ -45,7 +45,7 @@ def card_names(path: Path) -> tuple[list[str] | None, Path]:
 
 
 def _nodes(tree: Any) -> Iterator[Any]:
-    """The mappings and lists of a tree, each before what is in it, in the order of the file."""
+    """Yield the mappings and lists of a tree, each before what is in it, in the order of the file."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -55,7 +55,7 @@ def _nodes(tree: Any) -> Iterator[Any]:
 
 
 def _below(tree: Any, name: str) -> Any:
-    """What the first entry called `name` holds, in nested mappings ({name: ...}) and lists ([{"name": name, ...}])."""
+    """Find the first entry called `name` in nested mappings ({name: ...}) and lists ([{"name": name, ...}])."""
     for node in _nodes(tree):
         if isinstance(node, dict):
             if node.get(name) is not None:
@@ -66,7 +66,7 @@ def _below(tree: Any, name: str) -> Any:
 
 
 def _label_names(tree: Any) -> list[str] | None:
-    """The names of a ClassLabel, as the metadata ({"_type": "ClassLabel"}) or the card ("class_label") describe it."""
+    """Find the names of a ClassLabel in the metadata ({"_type": "ClassLabel"}) or the card ("class_label")."""
     for node in _nodes(tree):
         if not isinstance(node, dict):
             continue

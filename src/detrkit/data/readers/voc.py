@@ -7,7 +7,7 @@
 - An image's id is its position in the list of its split, from 1; annotations are numbered in the same order.
 - Objects marked difficult are treated as crowd: neither object nor background, as VOC's own evaluation does.
 - Without ImageSets/Main all images form the one split "all".
-- Files may be in any encoding that their XML declaration names. Hidden files are none of the dataset.
+- Files may be in any encoding that their XML declaration names. Hidden files are ignored.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from detrkit.utils.names import checked_name, relative_path
 
 _CLASS_FILES = ("classes.txt", "labels.txt")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_MAX_SIDE = 1 << 31  # pixels; a number beyond is none that was meant
+_MAX_SIDE = 1 << 31  # pixels; a larger number is a mistake
 
 
 class _Object(NamedTuple):
-    """An object as an xml has it.
+    """Object as an xml describes it.
 
     Attributes:
         name: of its class; empty if it has none.
@@ -49,19 +49,19 @@ class _Object(NamedTuple):
 
 
 class _Annotation(NamedTuple):
-    """What is needed of an xml: the texts of (height, width), and the objects."""
+    """Needed parts of an xml: the texts of (height, width), and the objects."""
 
     size: tuple[str, str]
     objects: list[_Object]
 
 
 def recognise(path: Path) -> bool:
-    """Whether `path` is a folder with Annotations/*.xml."""
+    """Tell whether `path` is a folder with Annotations/*.xml."""
     return path.is_dir() and any(True for _ in _files(path / "Annotations", ".xml"))
 
 
 def _files(folder: Path, *suffixes: str) -> Iterator[tuple[str, str]]:
-    """Name and path of the files in a folder with one of the suffixes; hidden ones (macOS writes ._name) are left out.
+    """Yield name and path of the files in a folder with one of the suffixes, but for hidden ones (._name on macOS).
 
     Paths are texts: making 17,000 Path objects takes longer than listing them.
     """
@@ -70,22 +70,22 @@ def _files(folder: Path, *suffixes: str) -> Iterator[tuple[str, str]]:
             for entry in entries:
                 if entry.name.endswith(suffixes) and not entry.name.startswith(".") and entry.is_file():
                     yield entry.name, entry.path
-    except OSError:  # there is none, or it cannot be read
+    except OSError:  # there is no folder, or it cannot be read
         return
 
 
 def splits(path: Path) -> list[str]:
-    """The lists in ImageSets/Main that name images only (VOC also has lists per class, "aeroplane_train").
+    """Return the lists in ImageSets/Main that name images only (VOC also has lists per class, "aeroplane_train").
 
     Raises:
-        DetrkitError: a list whose name is none.
+        DetrkitError: a list whose name cannot be used.
     """
     names = []
     for name, file in sorted(_files(path / "ImageSets" / "Main", ".txt")):
         try:
             first = read_text(Path(file)).strip().split("\n", 1)[0].strip()
         except DetrkitError:
-            first = ""  # told when the split is read
+            first = ""  # reported when the split is read
         # "2008_000008 -1" is of a list per class, unless an image has that name ("scan 1").
         if not first.endswith((" -1", " 0", " 1", "\t-1", "\t0", "\t1")) or _is_file(path, first):
             names.append(checked_name(name.removesuffix(".txt"), f"{path / 'ImageSets' / 'Main'}: name of a list"))
@@ -93,7 +93,7 @@ def splits(path: Path) -> list[str]:
 
 
 def _is_file(path: Path, stem: str) -> bool:
-    """Whether an image of this name is annotated."""
+    """Tell whether an image of this name is annotated."""
     try:
         return (path / "Annotations" / f"{stem}.xml").is_file()
     except OSError:  # too long for a name
@@ -103,10 +103,10 @@ def _is_file(path: Path, stem: str) -> bool:
 def read(
     path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
 ) -> tuple[ClassList, list[Record], Findings]:
-    """Reads one split; see `detrkit.data.readers.coco.read` for arguments and returns.
+    """Read one split; see `detrkit.data.readers.coco.read` for arguments and returns.
 
     Raises:
-        DetrkitError: masks were asked for (VOC has none per object), there is no class, or (strict findings) any error
+        DetrkitError: masks were requested (VOC has none per object), there is no class, or (strict findings) any error
             in the files.
     """
     if masks:
@@ -126,7 +126,7 @@ def read(
         if file is None:
             findings.add("error", xml, f"image {stem}", f"no such image in {_image_folder(path)}")
             continue
-        if annotation is None:  # told already
+        if annotation is None:  # reported already
             continue
         objects = _objects(annotation.objects, xml, label_of, next_id, findings)
         next_id += len(annotation.objects)
@@ -141,7 +141,7 @@ def _image_folder(path: Path) -> Path:
 
 
 def _images(path: Path, findings: Findings) -> dict[str, Path]:
-    """Stem -> image file, from one listing of the folder."""
+    """Map each stem to its image file, from one listing of the folder."""
     folder = _image_folder(path)
     if not folder.is_dir():
         raise DetrkitError(f"{folder}: the image folder is missing")
@@ -157,7 +157,7 @@ def _images(path: Path, findings: Findings) -> dict[str, Path]:
 
 
 def _stems(path: Path, split: str, findings: Findings) -> list[tuple[int, str]]:
-    """The images of a split with their positions, as its list names them."""
+    """Return the images of a split with their positions, as its list names them."""
     file = path / "ImageSets" / "Main" / f"{checked_name(split, f'{path}: split')}.txt"
     if split == "all" and not file.is_file():
         names = sorted(name.removesuffix(".xml") for name, _ in _files(path / "Annotations", ".xml"))
@@ -184,7 +184,7 @@ def _stems(path: Path, split: str, findings: Findings) -> list[tuple[int, str]]:
 def _read_annotations(
     path: Path, stems: list[str], findings: Findings
 ) -> tuple[ClassList, dict[str, _Annotation | None]]:
-    """The classes by the rule at the top of this file, and the annotations by stem; every file is read once.
+    """Read the classes by the rule at the top of this file, and the annotations by stem; read every file once.
 
     Raises:
         DetrkitError: no class at all, or (strict findings) a file that cannot be read.
@@ -194,7 +194,7 @@ def _read_annotations(
     names = read_class_file(class_file, findings, numbered=False) if class_file is not None else []
     annotations: dict[str, _Annotation | None] = dict.fromkeys(stems)
     listed = {name.removesuffix(".xml") for name, _ in _files(folder, ".xml")}
-    found: set[str] = set()
+    object_names: set[str] = set()
     others = sorted(listed - annotations.keys()) if class_file is None else []
     for stem in [*annotations, *others]:
         root = _parse(folder / f"{stem}.xml", stem in listed, findings)
@@ -202,11 +202,11 @@ def _read_annotations(
             continue
         if stem in annotations:
             annotation = annotations[stem] = _annotation(root)
-            found.update(each.name for each in annotation.objects)
-        else:  # of another split: it has a say in which classes there are
-            found.update((name.text or "").strip() for name in root.iterfind("object/name"))
+            object_names.update(each.name for each in annotation.objects)
+        else:  # of another split: its class names count, too
+            object_names.update((name.text or "").strip() for name in root.iterfind("object/name"))
     if class_file is None:
-        names = sorted(found - {""})  # objects without a name are told one by one
+        names = sorted(object_names - {""})  # objects without a name are reported one by one
         check_class_names((("name of an object", name) for name in names), folder, findings)
         if not names:
             raise DetrkitError(f"{path}: no object in Annotations/ and no classes.txt: there is no class to learn")
@@ -214,7 +214,7 @@ def _read_annotations(
 
 
 def _parse(xml: Path, listed: bool, findings: Findings) -> ElementTree.Element | None:
-    """The root of an xml file, or None after noting what is wrong with it; `listed`: whether it is there."""
+    """Return the root of an xml file, or None after noting what is wrong with it; `listed`: whether it is there."""
     if not listed and not os.path.lexists(xml):
         reason = "annotation file is missing (for an image without objects, write one with none)"
         findings.add("error", xml, "", reason)
@@ -228,7 +228,7 @@ def _parse(xml: Path, listed: bool, findings: Findings) -> ElementTree.Element |
 
 
 def _annotation(root: ElementTree.Element) -> _Annotation:
-    """What is needed of an xml, in one pass over its elements."""
+    """Collect the needed parts of an xml, in one pass over its elements."""
     size = ("", "")
     objects = []
     for element in root:
@@ -240,7 +240,7 @@ def _annotation(root: ElementTree.Element) -> _Annotation:
 
 
 def _object(element: ElementTree.Element) -> _Object:
-    """One object."""
+    """Read one object."""
     name: str | None = None
     difficult, boxes = "0", 0
     corners: tuple[str, ...] = ()
@@ -258,7 +258,7 @@ def _object(element: ElementTree.Element) -> _Object:
 
 
 def _size(texts: tuple[str, str], xml: Path, file: Path, findings: Findings) -> tuple[int, int] | None:
-    """(height, width) from the xml, or from the image's header where the xml has none (some tools write 0)."""
+    """Return (height, width) from the xml, or from the image's header where the xml has none (some tools write 0)."""
     try:
         height, width = (int(float(text or 0)) for text in texts)
     except (ValueError, OverflowError):
@@ -274,7 +274,7 @@ def _size(texts: tuple[str, str], xml: Path, file: Path, findings: Findings) -> 
 
 
 def _objects(listed: list[_Object], xml: Path, label_of: dict[str, int], first_id: int, findings: Findings) -> Objects:
-    """The objects of one xml; ids count all of them, so that they do not depend on which are valid."""
+    """Collect the objects of one xml; ids count all of them, so that they do not depend on which are valid."""
     objects = Objects()
     for k, one in enumerate(listed):
         name = f"object {k + 1}"

@@ -1,6 +1,6 @@
 """YOLO: images/ and labels/*.txt with a data.yaml as Ultralytics writes it, or with a classes.txt.
 
-- Labels are text files, see `yolo_lines` for their columns; `yolo_files` has where they and the images are.
+- Labels are text files, see `yolo_lines` for their columns; `yolo_files` finds them and the images.
 - An image without label file is one without objects; a split without any label file is an error.
 - Labels and category ids are the class numbers of the files. An image's id is its position in the sorted list of
   files, from 1; annotations are numbered in the same order.
@@ -25,7 +25,7 @@ __all__ = ["label_file", "read", "read_classes", "recognise", "splits"]
 
 
 def recognise(path: Path) -> bool:
-    """Whether `path` is a data.yaml, a folder with one, or a folder with images/, labels/ and classes.txt."""
+    """Tell whether `path` is a data.yaml, a folder with one, or a folder with images/, labels/ and classes.txt."""
     if path.is_file():
         return path.suffix in (".yaml", ".yml")
     if not path.is_dir():
@@ -36,7 +36,7 @@ def recognise(path: Path) -> bool:
 
 
 def read_classes(path: Path) -> ClassList:
-    """The classes; ids are the class numbers of the label files.
+    """Read the classes; ids are the class numbers of the label files.
 
     Raises:
         DetrkitError: names that are not a list or a mapping of numbers 0, 1, ..., or that cannot be used.
@@ -46,7 +46,7 @@ def read_classes(path: Path) -> ClassList:
 
 @dataclass
 class _Image:
-    """An image whose label file has been read, if it has one."""
+    """Image whose label file has been read, if it has one."""
 
     position: int
     file: Path
@@ -59,7 +59,7 @@ class _Image:
 def read(
     path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
 ) -> tuple[ClassList, list[Record], Findings]:
-    """Reads one split; see `detrkit.data.readers.coco.read` for arguments and returns.
+    """Read one split; see `detrkit.data.readers.coco.read` for arguments and returns.
 
     Raises:
         DetrkitError: malformed yaml, no images, no label file, or (strict findings) any error in the label files.
@@ -83,7 +83,7 @@ def read(
         rows = read_rows(label, findings) if label is not None else []
         read_image = _Image(position, image, size, label or image, rows, next_id)
         next_id += len(rows)
-        if columns.note(rows):  # what its lines are, all lines of the split decide
+        if columns.note(rows):  # all lines of the split decide what its lines mean
             waiting.append((len(records), read_image))
             records.append(None)
         else:
@@ -95,13 +95,13 @@ def read(
 
 
 def _record(image: _Image, columns: Columns) -> Record:
-    """The record of an image."""
+    """Make the record of an image."""
     objects = columns.objects(image.rows, image.label, image.size, image.first_id)
     return make_record(image.position, image.file, image.size, objects, image.label, columns.findings)
 
 
 def _find_labels(images: list[Path], source: Path, split: str, findings: Findings) -> list[Path | None]:
-    """The label file of each image, or None where there is none.
+    """Find the label file of each image, or None where there is none.
 
     Raises:
         DetrkitError: no image has one (strict findings only).

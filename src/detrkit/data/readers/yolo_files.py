@@ -1,6 +1,6 @@
-"""Where a YOLO dataset has its splits, its classes, its images and its labels.
+"""Places of the splits, classes, images and labels of a YOLO dataset.
 
-- Texts of the data.yaml are taken as they stand: a class called `no` is no "False".
+- Texts of the data.yaml are taken as they stand: a class called `no` is not "False".
 - A path in it is looked for as it stands, below the yaml's `path`, beside the yaml, and, if it is one of another
   machine, with as much of its end as there is beside the yaml.
 - A folder is searched through symbolic links. Lines of a list are relative to the list, to `path` or to the yaml; an
@@ -31,11 +31,11 @@ _USUAL_SPLITS = ("train", "val", "valid", "test")
 _NO_SPLITS = (*_USUAL_SPLITS, "path", "names", "nc", "download", "kpt_shape", "flip_idx")
 _NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's words for no value
 _MAX_CLASS_DIGITS = 6
-_MAX_TAIL = 8  # parts of a path of another machine
+_MAX_TAIL = 8  # last parts that are tried of a path of another machine
 
 
 def yaml_file(path: Path) -> Path | None:
-    """The data.yaml of a dataset: that name, or else the only yaml of the folder."""
+    """Find the data.yaml of a dataset: that name, or else the only yaml of the folder."""
     if path.is_file():
         return path
     for name in ("data.yaml", "data.yml", "dataset.yaml"):
@@ -46,13 +46,13 @@ def yaml_file(path: Path) -> Path | None:
 
 
 def classes_file(path: Path) -> Path | None:
-    """The list of classes of a dataset without data.yaml."""
+    """Find the list of classes of a dataset without data.yaml."""
     names = ("classes.txt", "labels.txt", "labels/classes.txt", "obj.names")
     return next((path / n for n in names if (path / n).is_file()), None)
 
 
 def load_config(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The data.yaml of a dataset and its content, every scalar a text; the folder and nothing if there is none.
+    """Read the data.yaml of a dataset: its path and content, every scalar a text; or the folder and {} without one.
 
     Raises:
         DetrkitError: malformed, or without names.
@@ -67,10 +67,10 @@ def load_config(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def splits(path: Path) -> list[str]:
-    """The splits named in the yaml; without one, the folders in images/, or "all".
+    """List the splits named in the yaml; without one, the folders in images/, or "all".
 
     Raises:
-        DetrkitError: a bad yaml, or a name of a split that is none.
+        DetrkitError: a bad yaml, or a name of a split that cannot be used.
     """
     file, config = load_config(path)
     if config:
@@ -83,14 +83,14 @@ def splits(path: Path) -> list[str]:
 
 
 def _names_images(file: Path, config: dict[str, Any], entry: Any) -> bool:
-    """Whether an entry of the yaml beyond the usual ones names images ("trainval: images/trainval")."""
+    """Tell whether an entry of the yaml beyond the usual ones names images ("trainval: images/trainval")."""
     first = entry[0] if isinstance(entry, list) and entry else entry
-    found = _resolve(file, config, first) if isinstance(first, str) else None
-    return found is not None and (found.is_dir() or found.suffix == ".txt")
+    place = _resolve(file, config, first) if isinstance(first, str) else None
+    return place is not None and (place.is_dir() or place.suffix == ".txt")
 
 
 def read_classes(path: Path, file: Path, config: dict[str, Any], findings: Findings) -> ClassList:
-    """The classes; ids are the class numbers of the label files.
+    """Read the classes; ids are the class numbers of the label files.
 
     Raises:
         DetrkitError: names that are not a list or a mapping of numbers 0, 1, ..., or (strict findings) a name that
@@ -118,21 +118,21 @@ def read_classes(path: Path, file: Path, config: dict[str, Any], findings: Findi
 
 
 def _short(value: Any) -> str:
-    """A value of a file for a message."""
+    """Format a value of a file for a message."""
     return repr(value)[:80]
 
 
 def images_of(path: Path, split: str, file: Path, config: dict[str, Any], findings: Findings) -> list[Path]:
-    """The sorted image files of a split.
+    """List the image files of a split, sorted.
 
     Raises:
         DetrkitError: none found, an entry that is not there, or (strict findings) any error in a list.
     """
-    found: set[Path] = set()
+    images: set[Path] = set()
     if not config:
         name = () if split == "all" else (checked_name(split, f"{path}: split"),)
         place = path.joinpath("images", *name)
-        found.update(_folder(place, findings))
+        images.update(_folder(place, findings))
         if name and not findings.strict:
             loose = sum(f.parent == path / "images" for f in find_files(path / "images", SUFFIXES).files)
             if loose:
@@ -144,40 +144,40 @@ def images_of(path: Path, split: str, file: Path, config: dict[str, Any], findin
         for entry in entries if isinstance(entries, list) else [entries]:
             if not isinstance(entry, str):
                 raise DetrkitError(f"{file}, field {split}: {_short(entry)} is not the path of a folder or a list")
-            found.update(_images_at(_place(file, config, entry, split, findings), file, config, split, findings))
+            images.update(_images_at(_place(file, config, entry, split, findings), file, config, split, findings))
         where = f"{file}, field {split}: {_short(entries)}"
-    if not found:
+    if not images:
         raise DetrkitError(f"{where}: no image found")
-    return sorted(found)
+    return sorted(images)
 
 
 def _place(file: Path, config: dict[str, Any], entry: str, split: str, findings: Findings) -> Path:
-    """The folder or file that an entry of the yaml means.
+    """Find the folder or file that an entry of the yaml means.
 
     Raises:
         DetrkitError: it is nowhere.
     """
-    found = _resolve(file, config, entry)
+    place = _resolve(file, config, entry)
     as_written = Path(_base(config)) / entry
-    if found is None:
+    if place is None:
         looked = as_written if as_written.is_absolute() else file.parent / as_written
         raise DetrkitError(
             f"{file}, field {split}: {entry[:200]} does not exist (looked for {str(looked)[:200]}, and beside the "
             "yaml); correct the yaml"
         )
-    if as_written.is_absolute() and found != as_written:
-        findings.add("info", file, f"field {split}", f"{entry[:200]} is not on this machine: {found} is read")
-    return found
+    if as_written.is_absolute() and place != as_written:
+        findings.add("info", file, f"field {split}", f"{entry[:200]} is not on this machine: {place} is read")
+    return place
 
 
 def _base(config: dict[str, Any]) -> str:
-    """The yaml's `path`."""
+    """Return the yaml's `path`."""
     base = config.get("path", "")
     return base if isinstance(base, str) else ""
 
 
 def _resolve(file: Path, config: dict[str, Any], entry: str) -> Path | None:
-    """Where the entry of a yaml, or the line of a list, is, by the rule at the top of this file."""
+    """Find the entry of a yaml, or the line of a list, by the rule at the top of this file; None: it is nowhere."""
     here, base = file.parent, Path(_base(config))
     tried = [base / entry, here / base / entry, here / entry, here / base.name / entry]
     if not _is_absolute(entry) and _posix(entry):
@@ -189,12 +189,12 @@ def _resolve(file: Path, config: dict[str, Any], entry: str) -> Path | None:
 
 
 def _is_absolute(text: str) -> bool:
-    """Whether a path is one from the root of this or of another machine."""
+    """Tell whether a path starts at the root of this or of another machine."""
     return text.startswith("/") or bool(PureWindowsPath(text).drive)
 
 
 def _posix(text: str) -> list[str]:
-    """The parts of a path of any machine, without root, drive and leading "..", no further than to a ".."."""
+    """Split a path of any machine into parts without root, drive and leading ".."; none if another ".." follows."""
     parts = [p for p in PurePosixPath(text.replace("\\", "/")).parts if p != "/" and not p.endswith(":")]
     while parts and parts[0] == "..":
         parts.pop(0)
@@ -202,7 +202,7 @@ def _posix(text: str) -> list[str]:
 
 
 def _folder(place: Path, findings: Findings) -> list[Path]:
-    """The images below a folder."""
+    """List the images below a folder."""
     search = find_files(place, SUFFIXES)
     for fault, reason in search.faults:
         findings.add("warning", fault, "", reason)
@@ -210,7 +210,7 @@ def _folder(place: Path, findings: Findings) -> list[Path]:
 
 
 def _images_at(place: Path, file: Path, config: dict[str, Any], split: str, findings: Findings) -> list[Path]:
-    """The images in a folder and its subfolders, or named in a text file, or the one image that `place` is."""
+    """List the images in a folder and its subfolders, or named in a text file, or the one image that `place` is."""
     if place.is_dir():
         return _folder(place, findings)
     if place.suffix.lower() in SUFFIXES:
@@ -221,7 +221,7 @@ def _images_at(place: Path, file: Path, config: dict[str, Any], split: str, find
 
 
 def _listed(list_file: Path, file: Path, config: dict[str, Any], findings: Findings) -> Iterator[Path]:
-    """The images that a list names."""
+    """Yield the images that a list names."""
     first: dict[Path, int] = {}
     again: list[tuple[int, Path]] = []
     for number, line in enumerate(read_text(list_file).split("\n"), 1):
@@ -250,18 +250,18 @@ def _listed(list_file: Path, file: Path, config: dict[str, Any], findings: Findi
 
 
 class Labels:
-    """Finds label files; each folder of labels is listed once."""
+    """Finder of label files; each folder of labels is listed once."""
 
     def __init__(self) -> None:
         self._listings: dict[str, frozenset[str]] = {}
         self._places: dict[Path, list[tuple[str, frozenset[str]]]] = {}
 
     def places(self, folder: Path) -> list[str]:
-        """Where the labels of images in `folder` may be, the likeliest first."""
+        """List the folders where the labels of images in `folder` may be, the likeliest first."""
         return [place for place, _ in self._of_folder(folder)]
 
     def _of_folder(self, folder: Path) -> list[tuple[str, frozenset[str]]]:
-        """The same with the names of the files there."""
+        """List the folders of `places`, each with the names of the files there."""
         if folder not in self._places:
             parts = folder.parts
             moved = [
@@ -274,7 +274,7 @@ class Labels:
         return self._places[folder]
 
     def _names(self, place: str) -> frozenset[str]:
-        """The names in a folder; none if there is none."""
+        """Return the names in a folder; none if there is no such folder."""
         if place not in self._listings:
             try:
                 self._listings[place] = frozenset(os.listdir(place))
@@ -283,22 +283,22 @@ class Labels:
         return self._listings[place]
 
     def of(self, image: Path) -> Path | None:
-        """The label file of an image, or None: it has none."""
+        """Return the label file of an image, or None if it has none."""
         name = os.path.splitext(image.name)[0] + ".txt"
         return next((Path(place, name) for place, names in self._of_folder(image.parent) if name in names), None)
 
     def expected(self, image: Path) -> Path:
-        """Where the label file of an image is, or would be."""
+        """Return where the label file of an image is, or would be."""
         return self.of(image) or Path(self.places(image.parent)[0], image.stem + ".txt")
 
 
 def label_file(image: Path) -> Path:
-    """Where the labels of an image are, or would be; of many images, ask one `Labels`."""
+    """Return where the labels of an image are, or would be; for many images, use one `Labels`."""
     return Labels().expected(image)
 
 
 def where_labels_are(root: Path, images: Sequence[Path]) -> str:
-    """For a message: the folder below `root` with the most text files that are called as the images are."""
+    """Name, for a message, the folder below `root` with the most text files that are called as the images are."""
     stems = {image.stem for image in images}
     counts = Counter(f.parent for f in find_files(root, frozenset({".txt"})).files if f.stem in stems)
     if not counts:

@@ -21,19 +21,19 @@ from detrkit.utils.errors import DetrkitError
 
 # Relative coordinates a little above 1 are boxes that leave the image; far above, they are pixels.
 _PIXELS_ABOVE = 2.0
-_ROUNDING = 0.01  # of a box that ends at the border of the image
+_ROUNDING = 0.01  # tolerance for a box that ends at the border of the image
 _MAX_KEYPOINT_NUMBERS = 100_000
 
 
 class Row(NamedTuple):
-    """A line: its number in the file, from 1, and its numbers."""
+    """Line of a label file: its number in the file, from 1, and its values."""
 
     number: int
     values: list[float]
 
 
 def read_rows(file: Path, findings: Findings) -> list[Row]:
-    """The lines of a label file that have something.
+    """Read the lines of a label file that are not empty.
 
     Raises:
         DetrkitError: no text or not numbers (strict findings only).
@@ -56,7 +56,7 @@ def read_rows(file: Path, findings: Findings) -> list[Row]:
 
 
 def keypoint_count(config: dict[str, Any], file: Path, findings: Findings) -> int | None:
-    """How many numbers of keypoints follow the box in a line, by `kpt_shape: [points, numbers of each]`, or None."""
+    """Return how many keypoint numbers follow the box in a line, by `kpt_shape: [points, numbers of each]`, or None."""
     if "kpt_shape" not in config:
         return None
     shape = config["kpt_shape"]
@@ -72,11 +72,11 @@ def keypoint_count(config: dict[str, Any], file: Path, findings: Findings) -> in
 
 
 class Columns:
-    """Knows what the columns of a split's label files are, by the rule at the top of this file.
+    """Meaning of the columns of a split's label files, by the rule at the top of this file.
 
     Args:
         label_of: label of each class number.
-        masks: whether polygons are asked for; None: kept where there are some.
+        masks: whether polygons are requested; None: keep those that there are.
         keypoints: numbers of keypoints in a line; None: it has none.
         findings: takes the faults.
     """
@@ -91,7 +91,7 @@ class Columns:
         self._misfits: list[tuple[Path, int, int]] = []  # lines with another number of keypoints
 
     def note(self, rows: list[Row]) -> bool:
-        """Looks at the lines of a file; whether they can be told only when all files were looked at."""
+        """Look at the lines of a file; return whether their meaning is known only after looking at all files."""
         if self.keypoints is not None:
             return False
         ambiguous = False
@@ -105,7 +105,7 @@ class Columns:
         return ambiguous
 
     def objects(self, rows: list[Row], file: Path, size: tuple[int, int], first_id: int) -> Objects:
-        """The objects of one label file.
+        """Collect the objects of one label file.
 
         Args:
             rows: its lines.
@@ -140,14 +140,14 @@ class Columns:
         return objects
 
     def _polygon(self, values: Sequence[float]) -> bool:
-        """Whether a line is a polygon."""
+        """Tell whether a line is a polygon."""
         count = len(values)
         if self.keypoints is not None or count < 7 or not count % 2:
             return False
         return count > 7 or not self._seven_are_boxes
 
     def _fault(self, values: list[float], polygon: bool) -> str | None:
-        """What is wrong with a line, or None."""
+        """Say what is wrong with a line, or return None."""
         count = len(values)
         plain = count == 5 or polygon
         if self.keypoints is not None:
@@ -166,14 +166,14 @@ class Columns:
         return None
 
     def _note_further(self, values: list[float], file: Path, number: int) -> None:
-        """Remembers a line with more than a box, for `tell`."""
+        """Remember a line with more than a box, for `tell`."""
         if self.keypoints is None:
             self._further.append((file, number))
         elif self.keypoints and len(values) != 5 + self.keypoints:
             self._misfits.append((file, number, len(values)))
 
     def tell(self) -> None:
-        """Notes, once, what was left out."""
+        """Note, once, what was left out."""
         if self._further:
             file, number = self._further[0]
             reason = f"{len(self._further)} lines have columns after the box, confidence or track id: left out"
@@ -188,7 +188,7 @@ class Columns:
 
 
 def _is_box_with_track(values: Sequence[float]) -> bool:
-    """Whether seven numbers can be `class cx cy w h confidence track`."""
+    """Tell whether seven numbers can be `class cx cy w h confidence track`."""
     _, cx, cy, w, h, confidence, track = values
     if not (0 <= confidence <= 1 and 0 < w <= 1 and 0 < h <= 1 and 0 <= track < math.inf and track == int(track)):
         return False
@@ -196,5 +196,5 @@ def _is_box_with_track(values: Sequence[float]) -> bool:
 
 
 def _text(values: Sequence[float]) -> str:
-    """Numbers for a message."""
+    """Format numbers for a message."""
     return " ".join(f"{v:g}" for v in values)[:60]

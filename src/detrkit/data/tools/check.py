@@ -1,4 +1,4 @@
-"""`check`: every fault of a dataset, and what is in it."""
+"""`check`: every fault of a dataset, and a summary of its content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL_AREA, LARGE_AREA = 32**2, 96**2
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How often a class occurs in a split, crowd left out.
+    """Number of objects and images of a class in a split, crowd left out.
 
     Attributes:
         name: of the class.
@@ -49,7 +49,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What is in a split.
+    """Content of a split, in numbers.
 
     Attributes:
         name: of the split.
@@ -89,32 +89,32 @@ class Report:
     faults: list[Fault] = field(default_factory=list)
 
     def of(self, severity: str) -> list[Fault]:
-        """The faults of one severity."""
+        """Return the faults of one severity."""
         return [f for f in self.faults if f.severity == severity]
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error (warnings are handled when the dataset is opened)."""
+        """True if there is no error (warnings are handled when the dataset is opened)."""
         return not self.of("error")
 
 
 def check(path: str | Path, split: str | None = None, *, decode: bool = False, layout: str | None = None) -> Report:
-    """Looks for every fault in a dataset's files.
+    """Look for every fault in a dataset's files.
 
     Errors, at which opening ends: missing or unreadable images, sizes that differ from the annotations, boxes that are
     not numbers, unknown classes, two classes of one name, ids used twice, segmentations that mean no mask (opened with
-    masks), malformed files and lines, splits of which no object is left, classes that the training split has not.
+    masks), malformed files and lines, splits of which no object is left, classes that the training split does not have.
     Warnings, each handled when the dataset is opened: boxes without area, boxes that leave the image, areas that are no
     numbers or do not fit the box, the same box twice, annotations and label files without image, an image in the lists
     of both training and evaluation. Infos: images without objects, crowd, classes without objects, files that nothing
-    refers to, EXIF orientations that the sizes do not show. Of a panoptic dataset every PNG is compared with its json,
+    refers to, EXIF orientations that the sizes do not show. Every PNG of a panoptic dataset is compared with its json,
     see `check_panoptic`.
 
     Args:
         path: the dataset's folder or file.
         split: the one to check; by default all.
         decode: decode every image instead of reading its header: finds truncated files, takes some 3 ms per image.
-        layout: which reader to use; by default the one that recognises the files, instances before panoptic.
+        layout: which reader to use; by default the one that recognizes the files, instances before panoptic.
 
     Raises:
         DetrkitError: no dataset there, or no such split. Everything else is a fault in the report.
@@ -162,7 +162,7 @@ def check(path: str | Path, split: str | None = None, *, decode: bool = False, l
 
 
 def _fault_of(error: DetrkitError, path: Path) -> Fault:
-    """An error that ended the reading of a split, as a fault."""
+    """Turn an error that ended the reading of a split into a fault."""
     text = str(error)
     return Fault(
         "error", path, "", text.removeprefix(f"{path}: ").removesuffix("; `detrkit data check` lists every fault")
@@ -170,7 +170,7 @@ def _fault_of(error: DetrkitError, path: Path) -> Fault:
 
 
 def _summary(name: str, classes: ClassList, records: list[Record], dropped: int, clamped: int) -> SplitSummary:
-    """The counts of a split."""
+    """Count what is in a split."""
     none = np.zeros(0, np.int64)
     keep = [~r.crowd for r in records]
     labels = np.concatenate([none, *(r.labels[k] for r, k in zip(records, keep, strict=True))])
@@ -207,9 +207,9 @@ def _summary(name: str, classes: ClassList, records: list[Record], dropped: int,
 
 
 def _note_infos(summary: SplitSummary, records: list[Record], path: Path, findings: Findings) -> None:
-    """What is worth knowing about a split, one line each."""
+    """Note what is worth knowing about a split, one line each."""
     where = f"split {summary.name}"
-    if not records and not any(fault.severity == "error" for fault in findings.faults):  # which says why
+    if not records and not any(fault.severity == "error" for fault in findings.faults):  # one that says why
         findings.add("error", path, where, "has no image")
     for reason in nothing_left(records, summary.dropped):
         findings.add("error", path, where, reason)
@@ -224,12 +224,12 @@ def _note_infos(summary: SplitSummary, records: list[Record], path: Path, findin
 
 
 def _some(names: list[str]) -> str:
-    """The first names of a list."""
+    """Join the first names of a list for a message."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _check_overlap(files: dict[str, list[ImageSource]], path: Path, findings: Findings) -> None:
-    """Notes images that are in a split for training and in one for evaluation."""
+    """Note images that are in a split for training and in one for evaluation."""
     for train in (n for n in files if n.startswith("train") and not n.startswith("trainval")):
         for other in (n for n in files if n.startswith(("val", "test"))):
             common = sorted({f.name for f in set(files[train]) & set(files[other])})
@@ -239,7 +239,7 @@ def _check_overlap(files: dict[str, list[ImageSource]], path: Path, findings: Fi
 
 
 def _check_classes(classes: dict[str, ClassList], path: Path, findings: Findings) -> None:
-    """Notes splits whose classes are not those of the training split."""
+    """Note splits whose classes are not those of the training split."""
     train = next((name for name in classes if name.startswith("train")), None)
     if train is None:
         return
@@ -250,15 +250,15 @@ def _check_classes(classes: dict[str, ClassList], path: Path, findings: Findings
             reason = f"has classes that {train} has not: {_some(extra)}: training with both refuses them"
             findings.add("error", path, f"split {split}", reason)
         for category_id, name in zip(other.ids, other.names, strict=True):
-            known = ids.get(category_id, name)
-            if known != name:
-                reason = f"category {category_id} is {name!r} here and {known!r} in {train}: matched by name"
+            train_name = ids.get(category_id, name)
+            if train_name != name:
+                reason = f"category {category_id} is {name!r} here and {train_name!r} in {train}: matched by name"
                 findings.add("warning", path, f"split {split}", reason)
 
 
 def _check_unused(path: Path, layout: str, files: list[Path], findings: Findings) -> None:
-    """Notes annotation files without image, and images that no annotation file lists."""
-    known = set(files)
+    """Note annotation files without image, and images that no annotation file lists."""
+    used = set(files)
     if layout == "yolo":
         finder = Labels()
         labels = {finder.expected(f) for f in files}
@@ -273,7 +273,7 @@ def _check_unused(path: Path, layout: str, files: list[Path], findings: Findings
             reason = f"{len(extra_xml)} annotation files are in no split: {_some(extra_xml)}"
             findings.add("info", path / "Annotations", "", reason)
     for folder in sorted({f.parent for f in files}):
-        unused = sorted(f.name for f in _images_in(folder) if f not in known)
+        unused = sorted(f.name for f in _images_in(folder) if f not in used)
         if unused:
             findings.add("info", folder, "", f"{len(unused)} images are in no split: {_some(unused)}")
 

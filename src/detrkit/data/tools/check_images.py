@@ -1,4 +1,4 @@
-"""What `check` looks at in the image files themselves: whether they are there, their sizes, how they are turned."""
+"""Checks of the image files themselves: whether they are there, their sizes, how they are turned."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.utils.errors import DetrkitError
 
-_NEARLY_BLACK = 32  # of 255
+_NEARLY_BLACK = 32  # largest value in the image, of 255
 
 
 class _Examined(NamedTuple):
-    """What was found in an image file.
+    """Result of examining an image file.
 
     Attributes:
         fault: what is wrong, if anything is.
@@ -32,7 +32,7 @@ class _Examined(NamedTuple):
 
 
 def check_images(records: Sequence[Record], path: Path, split: str, findings: Findings, *, decode: bool) -> None:
-    """Notes images that are missing, unreadable, of another size, or turned so that only their pixels tell it.
+    """Note images that are missing, unreadable, of another size, or turned in a way that only their pixels show.
 
     Args:
         records: of the split.
@@ -57,7 +57,7 @@ def check_images(records: Sequence[Record], path: Path, split: str, findings: Fi
 def _note_scales(
     records: Sequence[Record], examined: Sequence[_Examined], path: Path, split: str, findings: Findings
 ) -> None:
-    """Says how images of more than 8 bits are scaled: an image whose range was taken wrongly is nearly black."""
+    """Note how images of more than 8 bits are scaled: an image whose range was taken wrongly is nearly black."""
     of_scale: dict[int, list[str]] = {}
     for record, one in zip(records, examined, strict=True):
         if one.scale is not None:
@@ -68,12 +68,12 @@ def _note_scales(
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first names of a list."""
+    """Join the first names of a list for a message."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _examine(record: Record, decode: bool) -> _Examined:
-    """Reads the file of an image."""
+    """Examine the file of an image."""
     size = record.height, record.width
     where = f"image {record.image_id}"
     reason = misfit(record.file, size)
@@ -82,7 +82,7 @@ def _examine(record: Record, decode: bool) -> _Examined:
     try:
         scale = None
         if decode:
-            picture = read_rgb(record.file, size)
+            rgb = read_rgb(record.file, size)
             scale = deep_scale(record.file)
         header = read_header(record.file)
     except DetrkitError as error:
@@ -90,19 +90,19 @@ def _examine(record: Record, decode: bool) -> _Examined:
     if header.upright != size:
         reason = "annotated as stored, not as its EXIF orientation turns it: read as stored"
         return _Examined(Fault("warning", record.file, where, reason))
-    if scale is not None and max(high for _, high in picture.getextrema()) < _NEARLY_BLACK:
+    if scale is not None and max(high for _, high in rgb.getextrema()) < _NEARLY_BLACK:
         reason = f"is nearly black: no value above {_NEARLY_BLACK} of 255, scaled from 0..{scale}; save it with 8 bits"
         return _Examined(Fault("warning", record.file, where, reason))
     return _Examined(None, header.orientation != 1 and header.stored == size, scale)
 
 
 def _similar(file: ImageSource, reason: str) -> str:
-    """Names the file of the same folder that a missing one may be: in another case, or decoded as in a URL."""
+    """Name the file of the same folder that a missing one may be: in another case, or decoded as in a URL."""
     if "missing" not in reason or not isinstance(file, Path):
         return ""
     try:
         names = {f.name.casefold(): f.name for f in file.parent.iterdir()}
     except OSError:
         return ""
-    found = names.get(file.name.casefold()) or names.get(unquote(file.name).casefold())
-    return "" if found is None else f"; {found} is there"
+    similar = names.get(file.name.casefold()) or names.get(unquote(file.name).casefold())
+    return "" if similar is None else f"; {similar} is there"

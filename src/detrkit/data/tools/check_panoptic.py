@@ -1,4 +1,4 @@
-"""What only `check` of a panoptic dataset looks at: whether every PNG holds the segments that its json describes."""
+"""Checks of panoptic datasets only: whether every PNG holds the segments that its json describes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from detrkit.utils.names import not_hidden
 
 
 class _Examined(NamedTuple):
-    """What was found in a PNG: its faults, and the share of its pixels that is void, None if it cannot be read."""
+    """Result of examining a PNG: its faults, and the share of its pixels that is void, None if it cannot be read."""
 
     faults: list[Fault]
     void: float | None
 
 
 def check_panoptic(records: Sequence[Record], path: Path, split: str, findings: Findings) -> None:
-    """Compares every PNG of a split with the segments of its record; decodes them all.
+    """Compare every PNG of a split with the segments of its record; decode them all.
 
     Errors: a missing or unreadable PNG, one of another size than its image, segments that no pixel has, areas that are
     not the number of pixels. Warnings: boxes that are not the bounds of the pixels, pixels of no segment. Infos: the
@@ -55,7 +55,7 @@ def check_panoptic(records: Sequence[Record], path: Path, split: str, findings: 
 
 
 def _examine(record: Record) -> _Examined:
-    """Reads the PNG of an image and compares."""
+    """Compare the PNG of an image with its record."""
     file = record.panoptic_file
     assert file is not None  # records of a panoptic reader have one
     image = f"image {record.image_id}"
@@ -63,8 +63,8 @@ def _examine(record: Record) -> _Examined:
         ids = read_id_map(file, (record.height, record.width))
     except DetrkitError as error:
         return _Examined([Fault("error", file, image, str(error).removeprefix(f"{file}: "))], None)
-    found = measure(ids)
-    position = {segment: k for k, segment in enumerate(found.ids.tolist())}
+    measured = measure(ids)
+    position = {segment: k for k, segment in enumerate(measured.ids.tolist())}
     faults = []
     columns = (record.segment_ids, record.areas, record.annotated)
     for segment, area, box in zip(*(column.tolist() for column in columns), strict=True):
@@ -73,18 +73,18 @@ def _examine(record: Record) -> _Examined:
         if k is None:
             faults.append(Fault("error", file, where, "is in segments_info, but no pixel has its id"))
             continue
-        if area != found.areas[k]:
-            reason = f"area {area:g} in segments_info, but {found.areas[k]} pixels have its id"
+        if area != measured.areas[k]:
+            reason = f"area {area:g} in segments_info, but {measured.areas[k]} pixels have its id"
             faults.append(Fault("error", file, where, reason))
-        bounds = found.boxes[k].tolist()
+        bounds = measured.boxes[k].tolist()
         if box != bounds:
             text = ", ".join(f"{v:g}" for v in box)
             reason = f"bbox [{text}] is not the bounds of its pixels {bounds} (xywh): taken as it stands"
             faults.append(Fault("warning", file, where, reason))
     if position:
-        pixels = sum(int(found.areas[k]) for k in position.values())
+        pixels = sum(int(measured.areas[k]) for k in position.values())
         names = ", ".join(str(i) for i in list(position)[:5]) + (", ..." if len(position) > 5 else "")
         reason = f"{pixels} pixels have ids that segments_info has not ({names}): taken as void"
         faults.append(Fault("warning", file, image, reason))
-    known = int(found.areas.sum()) - sum(int(found.areas[k]) for k in position.values())
-    return _Examined(faults, 1 - known / ids.size)
+    described = int(measured.areas.sum()) - sum(int(measured.areas[k]) for k in position.values())
+    return _Examined(faults, 1 - described / ids.size)

@@ -1,6 +1,6 @@
 """`convert`: a dataset of one layout written as another, read back and compared before it appears.
 
-What the layouts cannot hold is refused, said in the result, or is one of these: VOC and YOLO keep neither image ids
+What a layout cannot hold is refused, reported in the result, or is one of these: VOC and YOLO keep neither image ids
 nor category ids (the order of the classes stays) nor segment areas; VOC, YOLO and parquet keep no masks; YOLO has no
 crowd regions. The segments of a panoptic dataset become objects, with masks (RLE) in COCO; what is a thing is not kept.
 Fields that detrkit does not read (captions, licenses, poses) are not kept. Boxes keep every digit, in YOLO ten digits
@@ -31,7 +31,7 @@ Layout = Literal["coco", "voc", "yolo", "parquet"]
 
 @dataclass(frozen=True)
 class ConvertedSplit:
-    """What is in a split of the result, as its reader finds it, and what is not.
+    """Content of a split of the result, as its reader finds it, and what was left out.
 
     Attributes:
         name: of the split in the source.
@@ -40,7 +40,7 @@ class ConvertedSplit:
         dropped: boxes without area, which are left out.
         lost_crowd: crowd regions that the layout cannot hold.
         clamped: boxes that left their image and end at its border now.
-        turned: images with EXIF orientation whose boxes lay as the image is stored, and lie as it is shown now.
+        turned: images with EXIF orientation whose boxes were on the stored image, and are on the upright one now.
         reencoded: images of a format that the layout's reader does not know, written as PNG.
     """
 
@@ -65,7 +65,7 @@ def convert(
     layout: str | None = None,
     things_only: bool = False,
 ) -> list[ConvertedSplit]:
-    """Writes `source` at `destination` in the layout `to`; it appears when it is complete and its reader agrees.
+    """Write `source` at `destination` in the layout `to`; it appears when it is complete and its reader agrees.
 
     COCO: annotations/instances_{split}.json and {split}/; VOC: JPEGImages, Annotations, ImageSets/Main/{split}.txt and
     classes.txt; YOLO: images/{split}, labels/{split} and data.yaml; parquet: data/{split}-00000-of-00001.parquet.
@@ -136,7 +136,7 @@ def convert(
 def _read(
     source: Path, split: str | None, layout: str | None, *, masks: bool, things_only: bool
 ) -> tuple[dict[str, Dataset], dict[str, Findings]]:
-    """The chosen splits by name, and what was found in them.
+    """Read the chosen splits by name, and what was found in them.
 
     Raises:
         DetrkitError: an error in the source.
@@ -155,7 +155,11 @@ def _read(
 
 
 def _refuse(datasets: dict[str, Dataset], target: Target, to: str, source: Path) -> None:
-    """Raises DetrkitError for what a layout cannot hold."""
+    """Check that a layout can hold the datasets.
+
+    Raises:
+        DetrkitError: it cannot.
+    """
     if not any(dataset.records for dataset in datasets.values()):
         raise DetrkitError(f"{source}: there is no image in it")
     first = next(iter(datasets))
@@ -172,10 +176,10 @@ def _refuse(datasets: dict[str, Dataset], target: Target, to: str, source: Path)
 
 
 def _read_back(root: Path, to: str, split: str, classes: ClassList, written: Sequence[WrittenImage]) -> list[Record]:
-    """The records of a split that was written, as its reader finds them.
+    """Read the records of a split that was written, as its reader finds them.
 
     Raises:
-        DetrkitError: they are not what was written; names the first difference.
+        DetrkitError: they are not what was written; the message names the first difference.
     """
     reader = READERS[find_layout(root)]
     name = TARGETS[to].split(split)
@@ -195,7 +199,11 @@ def _read_back(root: Path, to: str, split: str, classes: ClassList, written: Seq
 
 
 def _compare(image: WrittenImage, record: Record, tolerance: float) -> None:
-    """Raises DetrkitError, which names the first difference, unless a record is what was written."""
+    """Check that a record is what was written.
+
+    Raises:
+        DetrkitError: it is not; the message names the first difference.
+    """
     size, expected = (record.width, record.height), (image.width, image.height)
     if size != expected:
         raise DetrkitError(f"image {image.name} is read back with the size {size} instead of {expected}")

@@ -14,18 +14,18 @@ from detrkit.utils.names import full_path
 
 MD5 = "f4e043f983cff94ef82ef7d57a879212"
 # The two places that the dataset's README names (github.com/Rishit-dagli/CPPE-Dataset). The bucket in older loaders
-# lets nobody in: it wants the downloads paid for.
+# denies access: whoever downloads has to pay.
 URLS = (
     "https://github.com/Rishit-dagli/CPPE-Dataset/releases/download/v0.1.0/dataset.tar.gz",
     "https://drive.usercontent.google.com/download?id=1MGnaAfbckUmigGUvihz7uiHGC6rBIbvr&export=download&confirm=t",
 )
 _ARCHIVE = "cppe5-dataset.tar.gz"  # what the cache calls it
-# Four times what the published archive holds (1031 files in 240 MB): no archive fills the disk.
+# Four times what the published archive holds (1031 files in 240 MB), so that no archive fills the disk.
 _MAX_FILES, _MAX_BYTES = 4_000, 1 << 30
 
 
 def download_cppe5(to: str | Path, *, archive: str | Path | None = None, force: bool = False) -> Path:
-    """Makes the folder `to` with annotations/train.json, annotations/test.json and images/*.png.
+    """Make the folder `to` with annotations/train.json, annotations/test.json and images/*.png.
 
     The archive is kept in `home() / "datasets"`, so that only the first call needs the network. The folder appears only
     when it is complete.
@@ -39,7 +39,7 @@ def download_cppe5(to: str | Path, *, archive: str | Path | None = None, force: 
         The folder.
 
     Raises:
-        DetrkitError: `to` exists, no place gives the archive, or it is not the published one.
+        DetrkitError: `to` exists, no URL serves the archive, or it is not the published one.
     """
     to = full_path(to)
     check_replaceable(to, force=force)
@@ -54,10 +54,10 @@ def download_cppe5(to: str | Path, *, archive: str | Path | None = None, force: 
 
 
 def _fetch() -> Path:
-    """The archive from the first place that gives it.
+    """Download the archive from the first URL that serves it.
 
     Raises:
-        DetrkitError: none does, or the connection was cut for good; then the next call goes on.
+        DetrkitError: none does, or the connection was cut for good; then the next call resumes.
     """
     folder = home() / "datasets"
     part = folder / f"{_ARCHIVE}.part"
@@ -67,7 +67,7 @@ def _fetch() -> Path:
             return download(url, md5_digest=MD5, folder=folder, name=_ARCHIVE)
         except DownloadError as error:
             if part.exists() and part.stat().st_size:
-                raise  # another place might not go on with it, and begin anew
+                raise  # another URL might not resume it, but begin anew
             reasons.append(f"{url} ({error.reason})")
     raise DetrkitError(
         f"cannot download CPPE-5 from {' or '.join(reasons)}. Fetch dataset.tar.gz elsewhere and name it: "
@@ -76,7 +76,11 @@ def _fetch() -> Path:
 
 
 def _verify(archive: Path) -> None:
-    """Raises DetrkitError unless `archive` is the published one."""
+    """Check that `archive` is the published one.
+
+    Raises:
+        DetrkitError: it is not, or cannot be read.
+    """
     if archive.exists() and not archive.is_file():
         raise DetrkitError(f"{archive}: not a regular file")
     try:
@@ -88,7 +92,7 @@ def _verify(archive: Path) -> None:
 
 
 def _unpack(archive: Path, root: Path) -> None:
-    """Unpacks into `root`, without a folder around annotations/ and images/ if the archive has one.
+    """Unpack into `root`, without a folder around annotations/ and images/ if the archive has one.
 
     Raises:
         DetrkitError: a damaged archive, one that would write elsewhere or holds links, one that is too large, or one of
@@ -97,7 +101,7 @@ def _unpack(archive: Path, root: Path) -> None:
     files = size = 0
 
     def plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
-        """A member that is a file or a folder below `path`, as long as there is room for it."""
+        """Accept a member that is a file or a folder below `path`, within the limits."""
         nonlocal files, size
         files, size = files + 1, size + member.size
         if files > _MAX_FILES or size > _MAX_BYTES:
@@ -116,10 +120,10 @@ def _unpack(archive: Path, root: Path) -> None:
         raise DetrkitError(f"{archive}: damaged archive ({error})") from error
     except OSError as error:
         raise DetrkitError(f"{archive}: cannot be unpacked to {root.parent} ({error.strerror or error})") from error
-    found = next((file.parent.parent for file in sorted(root.glob("**/annotations/train.json"))), None)
-    if found is None:
+    top = next((file.parent.parent for file in sorted(root.glob("**/annotations/train.json"))), None)
+    if top is None:
         raise DetrkitError(f"{archive}: no annotations/train.json in it")
-    if found != root:
-        for entry in found.iterdir():
+    if top != root:
+        for entry in top.iterdir():
             entry.rename(root / entry.name)
-        shutil.rmtree(root / found.relative_to(root).parts[0])
+        shutil.rmtree(root / top.relative_to(root).parts[0])

@@ -1,4 +1,4 @@
-"""The outlines of the synthetic shapes, drawn with supersampling."""
+"""Outlines of the synthetic shapes, drawn with supersampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SUPERSAMPLING = 4
 
 
 def _regular(corners: int, inner: float | None = None) -> np.ndarray:
-    """(K, 2) corners of a regular polygon on the unit circle; with `inner`, a star whose dents have that radius."""
+    """Return (K, 2) corners of a regular polygon on the unit circle, or of a star whose dents have radius `inner`."""
     count = corners * (1 if inner is None else 2)
     angles = np.arange(count) * 2 * np.pi / count - np.pi / 2
     radii = np.ones(count)
@@ -21,7 +21,7 @@ def _regular(corners: int, inner: float | None = None) -> np.ndarray:
 
 
 def _cross() -> np.ndarray:
-    """(12, 2) a plus sign whose corners lie on the unit circle."""
+    """Return (12, 2): a plus sign whose corners lie on the unit circle."""
     a = 0.32
     b = float(np.sqrt(1 - a * a))
     corners = [
@@ -42,7 +42,7 @@ def _cross() -> np.ndarray:
 
 
 def _heart() -> np.ndarray:
-    """(64, 2) the classic parametric heart, scaled into the unit circle."""
+    """Return (64, 2): the classic parametric heart, scaled into the unit circle."""
     t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
@@ -50,7 +50,7 @@ def _heart() -> np.ndarray:
 
 
 def _crescent() -> np.ndarray:
-    """(64, 2) the unit disc without a disc of radius 0.85 around (0.55, 0)."""
+    """Return (64, 2): the unit disc without a disc of radius 0.85 around (0.55, 0)."""
     offset, radius = 0.55, 0.85
     cut = (1 - radius**2 + offset**2) / (2 * offset)  # x of the two corners
     outer = np.arccos(cut)
@@ -62,7 +62,7 @@ def _crescent() -> np.ndarray:
 
 
 def _arrow() -> np.ndarray:
-    """(7, 2) an arrow that points up."""
+    """Return (7, 2): an arrow that points up."""
     return np.array([(0, -1), (0.75, -0.1), (0.28, -0.1), (0.28, 0.95), (-0.28, 0.95), (-0.28, -0.1), (-0.75, -0.1)])
 
 
@@ -83,12 +83,12 @@ _OUTLINES = {name: make() for name, make in SHAPES.items()}
 
 
 def coverage(shape: str, side: int, centre: tuple[float, float], radius: float, angle: float) -> np.ndarray:
-    """(side, side) float: the share of every pixel that the shape covers, in steps of 1/16.
+    """Return (side, side) float: the share of every pixel that the shape covers, in steps of 1/16.
 
     Args:
         shape: a key of `SHAPES`.
         side: pixels of the square canvas.
-        centre: x, y in pixels of the canvas (pixel centres at .5).
+        centre: x, y in pixels of the canvas (pixel centers at .5).
         radius: of the circle around the shape, in pixels.
         angle: radians, clockwise.
     """

@@ -1,4 +1,4 @@
-"""Writes a split as parquet, with the columns that detrkit's reader and the Hugging Face Hub know."""
+"""Writer of a split as parquet, with the columns that detrkit's reader and the Hugging Face Hub know."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import below
 
-FILE_BYTES = 500 << 20  # of the images of a file, as the Hub splits datasets
-_GROUP_BYTES = 32 << 20  # of the images of a row group, which are in memory together
+FILE_BYTES = 500 << 20  # images in one file, as the Hub splits datasets
+_GROUP_BYTES = 32 << 20  # images in one row group, which are in memory together
 _GROUP_ROWS = 100
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
 def write_parquet(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -> list[str]:
-    """Writes data/{split}-00000-of-00001.parquet and, beyond `FILE_BYTES` of images, its sisters.
+    """Write data/{split}-00000-of-00001.parquet and, beyond `FILE_BYTES` of images, further shards.
 
     Returns:
         The names of the images, in order.
@@ -64,7 +64,7 @@ def write_parquet(root: Path, split: str, dataset: Dataset, placer: ImagePlacer)
 
 
 def _groups(dataset: Dataset, placer: ImagePlacer, folder: Path) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """The rows of a row group and the bytes of their images; one empty group if there is no image."""
+    """Yield the rows of each row group and the bytes of their images; one empty group if there is no image."""
     rows: list[dict[str, Any]] = []
     size = 0
     for row in _rows(dataset, placer, folder):
@@ -78,33 +78,33 @@ def _groups(dataset: Dataset, placer: ImagePlacer, folder: Path) -> Iterator[tup
 
 
 def _rows(dataset: Dataset, placer: ImagePlacer, folder: Path) -> Iterator[dict[str, Any]]:
-    """One row for each image."""
-    truth = dataset.ground_truth()
+    """Yield one row for each image."""
+    ground_truth = dataset.ground_truth()
     label_of = dataset.classes.label_of
     objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in truth["annotations"]:
+    for annotation in ground_truth["annotations"]:
         objects[annotation["image_id"]].append(annotation)
     for record in dataset.records:
         if record.image_id not in _INT64:
             raise DetrkitError(f"{record.file}: image id {record.image_id} is no 64-bit integer, which parquet needs")
-        own = objects[record.image_id]
+        annotations = objects[record.image_id]
         yield {
             "image_id": record.image_id,
             "image": {"bytes": _content(record.file), "path": placer.name(record.file, folder)[0]},
             "width": record.width,
             "height": record.height,
             "objects": {
-                "id": [a["id"] for a in own],
-                "area": [a["area"] for a in own],
-                "bbox": [a["bbox"] for a in own],
-                "category": [label_of[a["category_id"]] for a in own],
-                "iscrowd": [bool(a["iscrowd"]) for a in own],
+                "id": [a["id"] for a in annotations],
+                "area": [a["area"] for a in annotations],
+                "bbox": [a["bbox"] for a in annotations],
+                "category": [label_of[a["category_id"]] for a in annotations],
+                "iscrowd": [bool(a["iscrowd"]) for a in annotations],
             },
         }
 
 
 def _content(file: ImageSource) -> bytes:
-    """The encoded image.
+    """Return the encoded image.
 
     Raises:
         DetrkitError: it cannot be read.
@@ -118,7 +118,7 @@ def _content(file: ImageSource) -> bytes:
 
 
 def _schema(classes: ClassList) -> Any:
-    """The columns, with the metadata in which the Hub's `datasets` finds the names of the classes."""
+    """Return the columns, with the metadata in which the Hub's `datasets` finds the names of the classes."""
     import pyarrow as pa
 
     lists = {

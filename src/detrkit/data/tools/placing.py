@@ -1,4 +1,4 @@
-"""Brings images into a dataset that is being written: each is looked at before, and gets a name that is free there."""
+"""Placing of images in a dataset that is being written: each is checked before, and gets a name that is free there."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Transfer = Literal["copy", "hardlink", "symlink"]
 
 # Lists and XML cannot hold these: line breaks of every kind, control characters, halves of characters.
 UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
-_NAME_BYTES = 240  # of a name; file systems take 255, and the files beside an image may have longer suffixes
+_NAME_BYTES = 240  # longest name; file systems take 255, and the files beside an image may have longer suffixes
 
 
 class ImagePlacer:
-    """Brings images into folders, each under a name that is free there, also where case does not count.
+    """Placer of images in folders, each under a name that is free there, also where case does not count.
 
     Attributes:
         reencoded: number of images that were written anew, as PNG.
     """
 
     def __init__(self, how: Transfer, *, listed: bool) -> None:
-        """Nothing is written yet.
+        """Choose how to place images; nothing is written yet.
 
         Args:
             how: "copy", "hardlink" or "symlink" the files.
@@ -49,20 +49,20 @@ class ImagePlacer:
         self._shared: dict[Hashable, dict[str, str]] = {}
 
     def place(self, record: Record, folder: Path, *, split: str = "", content: Hashable = None) -> str:
-        """Brings the image of `record` into `folder`.
+        """Place the image of `record` in `folder`.
 
         Args:
             record: the image; its size says how its pixels lie, should they be written anew.
-            folder: is made if it is not there.
+            folder: made if it is not there.
             split: that the image is for.
-            content: what will be written of the image; another split that has it with the same content shares it.
-                None: nothing is shared.
+            content: what will be written about the image; another split with the same image and content shares the
+                file. None: nothing is shared.
 
         Returns:
             Its name there; a name that is taken gets _2, _3, ... at its end.
 
         Raises:
-            DetrkitError: no image, a name that is none, or it cannot be linked.
+            DetrkitError: no image, a name that cannot be used, or it cannot be linked.
             OSError: it cannot be written.
         """
         file = record.file
@@ -74,10 +74,10 @@ class ImagePlacer:
         return name
 
     def name(self, file: ImageSource, folder: Path) -> tuple[str, str]:
-        """A free name for an image in a folder, which is taken from now on, and the format of the image.
+        """Reserve a free name for an image in a folder; return it with the format of the image.
 
         Raises:
-            DetrkitError: no image, or a name that is none.
+            DetrkitError: no image, or a name that cannot be used.
         """
         form = checked_format(file)
         where = UNWRITABLE.sub("?", f"{file}: name of the image")
@@ -86,7 +86,7 @@ class ImagePlacer:
         return self._free(folder, stem, suffix), form
 
     def _parts(self, name: str, form: str) -> tuple[str, str]:
-        """Stem and suffix in the new dataset of an image of a name and a format."""
+        """Return stem and suffix in the new dataset, for an image of a name and a format."""
         suffix = Path(name).suffix
         stem = name.removesuffix(suffix)
         usual = SUFFIX_OF.get(form, ".png" if self.listed else f".{form.lower()}")
@@ -103,7 +103,7 @@ class ImagePlacer:
         return stem or "image", suffix
 
     def _free(self, folder: Path, stem: str, suffix: str) -> str:
-        """The first of stem, stem_2, stem_3, ... that is not taken."""
+        """Reserve the first of stem, stem_2, stem_3, ... that is not taken, with its suffix."""
         stem = os.fsencode(stem)[: _NAME_BYTES - len(os.fsencode(suffix))].decode("utf-8", "ignore")
         first = stem
         while True:
@@ -116,7 +116,7 @@ class ImagePlacer:
             stem = f"{first}_{number}"
 
     def _bring(self, record: Record, folder: Path) -> str:
-        """Copies, links or writes anew; returns the name."""
+        """Copy, link or rewrite the image; return its name."""
         file = record.file
         name, form = self.name(file, folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""`write_shapes`: a synthetic dataset laid out like COCO 2017, with instance masks and, if wanted, panoptic truth.
+"""`write_shapes`: a synthetic dataset laid out like COCO 2017, with instance masks and, optionally, panoptic truth.
 
 Everything about an image follows from (seed, split, index), so that the first 200 images are the same whether 200 or
-20,000 are written, on any number of processes. The picture holds only what is annotated: an object that others hide
-too much is taken out of the picture, not just out of the json.
+20,000 are written, on any number of processes. The image holds only what is annotated: an object that others hide
+too much is taken out of the image, not just out of the json.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _OTHER_FIRST_ID = 3_000_001
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesOptions:
-    """What the images look like.
+    """Options for the appearance of the images.
 
     Attributes:
         sides: smallest and largest side of an image, in pixels; height and width are drawn apart.
@@ -56,7 +56,7 @@ class ShapesOptions:
         object_size: smallest and largest diameter of an object, as a share of the image's shorter side; drawn evenly
             on a logarithmic scale.
         hidden: an object of which more than this share is covered or outside the image is left out.
-        colours: "random": colour says nothing about the class; "class": every class has its hue (easier to learn).
+        colours: "random": color says nothing about the class; "class": every class has its hue (easier to learn).
         quality: JPEG quality, 1 to 95.
     """
 
@@ -78,7 +78,7 @@ class ShapesOptions:
 
 @dataclass(frozen=True)
 class _Counts:
-    """The numbers of `write_shapes` itself."""
+    """Numbers among the arguments of `write_shapes`, to be checked."""
 
     images: tuple[ShapesImages, ...]
     seed: WideSeed
@@ -108,10 +108,10 @@ def write_shapes(
     force: bool = False,
     **options: Any,
 ) -> Path:
-    """Writes the dataset: `{split}2017/*.jpg` and `annotations/instances_{split}2017.json`.
+    """Write the dataset: `{split}2017/*.jpg` and `annotations/instances_{split}2017.json`.
 
     With `panoptic` also `annotations/panoptic_{split}2017.json` and `panoptic_{split}2017/*.png`: the shapes are
-    things, the sky and the ground behind them stuff. The pictures are the same.
+    things, the sky and the ground behind them stuff. The images are the same.
 
     Bit-identical for the same arguments (and the same versions of numpy and Pillow), but for detrkit-files.json, which
     notes when the files were written. About 2.5 ms per image of 128 px.
@@ -119,7 +119,7 @@ def write_shapes(
     Args:
         path: the folder to make; it appears only when it is complete.
         images: number of images of every split; by default 2000 for train and 200 for val.
-        seed: another seed, other images.
+        seed: of the random numbers; another seed gives other images.
         panoptic: whether to write panoptic truth too.
         force: replace a dataset that detrkit wrote there and nobody has changed.
         **options: the fields of `ShapesOptions`.
@@ -148,7 +148,7 @@ def write_shapes(
 
 
 def _write_split(root: Path, split: str, count: int, seed: int, options: ShapesOptions, *, panoptic: bool) -> None:
-    """Writes images, json files and PNGs of one split."""
+    """Write images, json files and PNGs of one split."""
     name = f"{split}2017"
     (root / name).mkdir()
     if panoptic:
@@ -184,75 +184,75 @@ def _write_split(root: Path, split: str, count: int, seed: int, options: ShapesO
 
 
 def _panoptic_categories(things: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The categories of the shapes and of the stuff behind them, each with a colour (RGB, 0..255)."""
+    """Return the categories of the shapes and of the stuff behind them, each with a color (RGB, 0..255)."""
     stuff = [
         {"id": i, "name": n, "supercategory": "background", "isthing": 0, "color": list(_STUFF_COLOURS[i])}
         for i, n in STUFF.items()
     ]
-    coloured = [
+    colored = [
         {**c, "isthing": 1, "color": [int(v) for v in _hue_rgb(i / len(THINGS), 0.75, 0.9)]}
         for i, c in enumerate(things)
     ]
-    return coloured + stuff
+    return colored + stuff
 
 
 def shapes_categories(classes: int) -> list[dict[str, Any]]:
-    """The COCO categories of the first `classes` shapes: ids from 1."""
+    """Return the COCO categories of the first `classes` shapes: ids from 1."""
     return [{"id": i + 1, "name": n, "supercategory": "shape"} for i, n in enumerate(THINGS[:classes])]
 
 
 def shapes_image(seed: int, split: str, index: int, options: ShapesOptions) -> ShapesImage:
-    """The image number `index` of a split, which depends on nothing but the arguments."""
+    """Draw image number `index` of a split, which depends on nothing but the arguments."""
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
     height, width = (int(v) for v in rng.integers(options.sides[0], options.sides[1] + 1, 2))
-    picture, stuff_ids = _background(rng, height, width)
+    canvas, stuff_ids = _background(rng, height, width)
     drawn = list(_objects(rng, height, width, options))
-    kept = _visible_enough(drawn, height, width, options.hidden)
-    owner = np.full((height, width), -1, np.int32)  # which kept object a pixel belongs to, -1 background
-    for k, thing in enumerate(kept):
-        region = picture[thing.window]
+    visible = _visible_enough(drawn, height, width, options.hidden)
+    owner = np.full((height, width), -1, np.int32)  # index of the visible object at a pixel, -1 background
+    for k, thing in enumerate(visible):
+        region = canvas[thing.window]
         alpha = thing.alpha[..., None]
         region += alpha * (thing.paint - region)
         owner[thing.window][thing.alpha >= 0.5] = k
-    things = [(thing.category, owner == k) for k, thing in enumerate(kept)]
+    things = [(thing.category, owner == k) for k, thing in enumerate(visible)]
     stuff = [(i, (owner < 0) & (stuff_ids == i)) for i in STUFF]
     noise = rng.normal(0, 3, (height, width, 1))  # a camera's grain
-    final = np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8)
+    final = np.clip(np.rint(canvas + noise), 0, 255).astype(np.uint8)
     return ShapesImage(final, things, [(i, m) for i, m in stuff if m.any()])
 
 
 @dataclass(frozen=True)
 class _Thing:
-    """An object before others hide it: what it covers of the image, at which pixels and in which colours."""
+    """Object before others hide it: what it covers of the image, at which pixels and in which colors."""
 
     category: int
     window: tuple[slice, slice]
     alpha: np.ndarray  # (h, w) share of each pixel covered, inside the image
-    paint: np.ndarray  # (h, w, 3) colours
+    paint: np.ndarray  # (h, w, 3) colors
     full: float  # pixels of the whole object, with what lies outside the image
 
 
 def _objects(rng: np.random.Generator, height: int, width: int, options: ShapesOptions) -> Iterator[_Thing]:
-    """Random objects from back to front."""
+    """Draw random objects, from back to front."""
     short = min(height, width)
     low, high = np.log(options.object_size)
     for _ in range(int(rng.integers(options.objects[0], options.objects[1] + 1))):
         label = int(rng.integers(options.classes))
         radius = short * float(np.exp(rng.uniform(low, high))) / 2
-        # The centre keeps 0.6 radius from the border: objects may be cut by it, but stay recognisable.
+        # The center keeps 0.6 radius from the border: objects may be cut by it, but stay recognizable.
         cx, cy = (float(rng.uniform(min(0.6 * radius, s / 2), max(s - 0.6 * radius, s / 2))) for s in (width, height))
         angle = float(rng.uniform(-np.pi, np.pi))
         hue = float(rng.uniform())
         if options.colours == "class":
             hue = label / options.classes + (hue - 0.5) * 0.5 / options.classes
-        colour = _hue_rgb(hue, float(rng.uniform(0.65, 1.0)), float(rng.uniform(0.55, 1.0)))
+        color = _hue_rgb(hue, float(rng.uniform(0.65, 1.0)), float(rng.uniform(0.55, 1.0)))
         left, top = int(np.floor(cx - radius)) - 1, int(np.floor(cy - radius)) - 1
         side = int(np.ceil(2 * radius)) + 3
         alpha = coverage(THINGS[label], side, (cx - left, cy - top), radius, angle)  # (side, side)
         rows, columns = np.mgrid[:side, :side]
-        # Light from the upper left: from 1.25 down to 0.75 of the colour across the object.
+        # Light from the upper left: from 1.25 down to 0.75 of the color across the object.
         light = 1 - 0.25 * ((columns - side / 2) + (rows - side / 2)) / side
-        paint = np.clip(light[..., None] * colour, 0, 255)
+        paint = np.clip(light[..., None] * color, 0, 255)
         y0, y1, x0, x1 = max(top, 0), min(top + side, height), max(left, 0), min(left + side, width)
         inside = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
         window = (slice(y0, y1), slice(x0, x1))
@@ -260,24 +260,24 @@ def _objects(rng: np.random.Generator, height: int, width: int, options: ShapesO
 
 
 def _visible_enough(drawn: list[_Thing], height: int, width: int, hidden: float) -> list[_Thing]:
-    """The objects, from back to front, of which a share of at least 1 - `hidden` (and a pixel) can be seen.
+    """Return the objects, from back to front, of which at least a share 1 - `hidden` (and a pixel) can be seen.
 
-    Decided from front to back, so that an object that is left out hides nothing.
+    This is decided from front to back, so that an object that is left out hides nothing.
     """
-    kept: list[_Thing] = []
+    visible: list[_Thing] = []
     covered = np.zeros((height, width), bool)
     for thing in reversed(drawn):
         solid = thing.alpha >= 0.5
         region = covered[thing.window]
         seen = int((solid & ~region).sum())
         if seen > 0 and seen >= (1 - hidden) * thing.full:
-            kept.append(thing)
+            visible.append(thing)
             region |= solid
-    return kept[::-1]
+    return visible[::-1]
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) float picture of sky over grass or sand and (H, W) int stuff ids."""
+    """Draw an (H, W, 3) float image of sky over grass or sand; also return its (H, W) int stuff ids."""
     x = np.arange(width) / width
     tilt, wave, phase = rng.uniform(-0.08, 0.08), rng.uniform(0, 0.05), rng.uniform(0, 2 * np.pi)
     line = rng.uniform(0.3, 0.7) + tilt * (x - 0.5) + wave * np.sin(2 * np.pi * x + phase)
@@ -295,27 +295,27 @@ def _background(rng: np.random.Generator, height: int, width: int) -> tuple[np.n
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
-    """(H, W) smooth noise of about unit variance with a grain of `cell` pixels."""
+    """Draw (H, W) smooth noise of about unit variance with a grain of `cell` pixels."""
     grid = rng.standard_normal((height // cell + 2, width // cell + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC), np.float64)
 
 
 def _hue_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-    """(3,) RGB in 0..255 of a hue in turns."""
+    """Return (3,) RGB in 0..255 of a hue in turns."""
     k = (np.array([5.0, 3.0, 1.0]) + hue * 6) % 6
     rgb: np.ndarray = 255 * value * (1 - saturation * np.clip(np.minimum(k, 4 - k), 0, 1))
     return rgb
 
 
 def _box(mask: np.ndarray) -> list[int]:
-    """Xywh pixels of a mask that is not empty; x + w is one past its last column, as COCO's panoptic boxes are."""
+    """Return xywh pixels of a mask that is not empty; x + w is one past its last column, as in COCO panoptic."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     x, y = int(columns[0]), int(rows[0])
     return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
 
 
 def _instances(image: ShapesImage, image_id: int) -> list[dict[str, Any]]:
-    """COCO annotations of the objects: visible box, area and compressed RLE (a ring has a hole, polygons have not)."""
+    """Make COCO annotations of the objects: visible box, area, compressed RLE (a ring has a hole, polygons do not)."""
     annotations = []
     for k, (category, mask) in enumerate(image.things):
         rle = rle_codec.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -338,11 +338,11 @@ def _instances(image: ShapesImage, image_id: int) -> list[dict[str, Any]]:
 
 
 def _segments(image: ShapesImage) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """(H, W) int segment ids, none of them 0, and the segments_info; stuff first."""
+    """Return (H, W) int segment ids, none of them 0, and the segments_info; stuff first."""
     ids = np.zeros(image.picture.shape[:2], np.int64)
     segments = []
     for k, (category, mask) in enumerate(image.stuff + image.things):
-        # An odd factor permutes the 24-bit numbers: ids are unique, and neighbours differ in colour for the eye.
+        # An odd factor permutes the 24-bit numbers: ids are unique, and neighbors differ in color for the eye.
         segment = (k + 1) * 3_141_593 % 2**24
         ids[mask] = segment
         area = int(mask.sum())
@@ -351,5 +351,5 @@ def _segments(image: ShapesImage) -> tuple[np.ndarray, list[dict[str, Any]]]:
 
 
 def _write_json(file: Path, value: Any) -> None:
-    """Compact JSON."""
+    """Write compact JSON."""
     file.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")

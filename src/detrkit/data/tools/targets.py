@@ -1,4 +1,4 @@
-"""Writes splits in the layouts that `convert` knows, and says what the reader of each must find there."""
+"""Writers of splits in the layouts of `convert`; each returns what the layout's reader must find."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import below
 
-# What data.yaml calls something else than a split.
+# Keys of data.yaml that are no splits.
 _YAML_FIELDS = frozenset({"path", "names", "nc", "download", "kpt_shape", "flip_idx", "channels", "yaml_file"})
 
 
 @dataclass(frozen=True)
 class WrittenImage:
-    """What the reader of a layout must find of an image.
+    """Written image as the reader of the layout must find it.
 
     Attributes:
         name: of the file.
@@ -49,7 +49,7 @@ class WrittenImage:
 
 @dataclass(frozen=True)
 class Target:
-    """A layout to write.
+    """Layout to write.
 
     Attributes:
         write: writes a split below a folder.
@@ -76,7 +76,7 @@ class Target:
 
 
 def _write_coco(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -> list[WrittenImage]:
-    """Ids, boxes and areas as annotated, crowd, segmentations."""
+    """Write ids, boxes and areas as annotated, crowd, segmentations."""
     folder = below(root, split, where="name of a split")
     folder.mkdir(exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ def _write_coco(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -
 
 
 def _as_it_is(name: str, record: Record) -> WrittenImage:
-    """All objects of a record, where they are."""
+    """Describe a written image with all objects of its record, unchanged."""
     return WrittenImage(name, record.height, record.width, record.boxes, record.labels, record.crowd)
 
 
@@ -102,7 +102,7 @@ def _refuse_coco(splits: Sequence[str], classes: Sequence[ClassList], source: st
 
 
 def _write_voc(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -> list[WrittenImage]:
-    """Crowd becomes difficult. An image that another split has with the same objects is written once."""
+    """Write crowd as difficult, and an image that another split has with the same objects only once."""
     (root / "Annotations").mkdir(exist_ok=True)
     lists = root / "ImageSets" / "Main"
     lists.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def _write_voc(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) ->
 
 
 def _voc_xml(name: str, record: Record, classes: ClassList) -> ElementTree.Element:
-    """The annotation element of an image."""
+    """Make the annotation element of an image."""
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "folder").text = "JPEGImages"
     ElementTree.SubElement(root, "filename").text = name
@@ -154,7 +154,11 @@ def _refuse_voc(splits: Sequence[str], classes: Sequence[ClassList], source: str
 
 
 def _refuse_blanks(classes: Sequence[ClassList], source: str) -> None:
-    """Raises DetrkitError for names with blanks around them: readers of lists take them away."""
+    """Check that no name has blanks around it: readers of lists strip them.
+
+    Raises:
+        DetrkitError: a name that has.
+    """
     for some in classes:
         for category, name in zip(some.ids, some.names, strict=True):
             if name != name.strip():
@@ -165,7 +169,7 @@ def _refuse_blanks(classes: Sequence[ClassList], source: str) -> None:
 
 
 def _write_yolo(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -> list[WrittenImage]:
-    """Without crowd, which YOLO would take for objects. Boxes lie as the image does once it is turned upright."""
+    """Write all but crowd, which YOLO would take for objects; boxes are those on the upright image."""
     images = below(root / "images", split, where="name of a split")
     labels = below(root / "labels", split, where="name of a split")
     images.mkdir(parents=True, exist_ok=True)
@@ -183,7 +187,7 @@ def _write_yolo(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -
 
 
 def _upright(name: str, file: Path, record: Record) -> WrittenImage:
-    """The objects of a record but crowd, on the image as it is once turned upright: YOLO knows no other size.
+    """Return the objects of a record but crowd, on the upright image: YOLO knows no other size.
 
     Raises:
         DetrkitError: the image has neither the size that its annotations say, nor that before EXIF turns it.
@@ -205,7 +209,7 @@ def _upright(name: str, file: Path, record: Record) -> WrittenImage:
 
 
 def upright_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
-    """Boxes on a stored image as they are on the upright one.
+    """Convert boxes on a stored image to boxes on the upright one.
 
     Args:
         boxes: (N, 4) xyxy pixels.
@@ -232,7 +236,7 @@ def upright_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) ->
 
 
 def _yolo_key(split: str) -> str:
-    """The key of a split in data.yaml: Ultralytics knows train, val and test."""
+    """Return the key of a split in data.yaml: Ultralytics knows train, val and test."""
     plain = re.sub(r"[-_]?\d{4}$", "", split)
     return {"valid": "val", "validation": "val", "training": "train", "testing": "test"}.get(plain, plain) or split
 
@@ -254,13 +258,13 @@ def _refuse_yolo(splits: Sequence[str], classes: Sequence[ClassList], source: st
 
 
 def _write_parquet(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -> list[WrittenImage]:
-    """Ids, boxes and areas as annotated, crowd; no segmentations."""
+    """Write ids, boxes and areas as annotated, crowd; no segmentations."""
     names = write_parquet(root, split, dataset, placer)
     return [_as_it_is(name, record) for name, record in zip(names, dataset.records, strict=True)]
 
 
 def _nothing(*_: object) -> None:
-    """Nothing belongs to all splits, or is refused."""
+    """Do nothing: the layout has no file for all splits, or refuses nothing."""
 
 
 TARGETS = {
