@@ -21,7 +21,7 @@ class AttentionOutput(NamedTuple):
 
     Attributes:
         output: (B, Q, D).
-        attn_weights: (B, H, Q, S) attention weights, or None unless they were asked for.
+        attn_weights: (B, H, Q, S) attention weights, or None unless requested.
     """
 
     output: Tensor

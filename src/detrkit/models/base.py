@@ -1,4 +1,4 @@
-"""`DetectionModel`: what all models share, whatever their transformer."""
+"""`DetectionModel`: the base class of all models, whatever their transformer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class DetectionModel(nn.Module):
     def freeze_detector(self) -> None:
         """Train only the masks (the second of the published two phases, official `--frozen_weights`).
 
-        The rest takes no gradient, and stays in eval mode whatever `train()` says. (The published code leaves its
+        The rest takes no gradient, and stays in eval mode, also after `train()`. (The published code leaves its
         dropout active.)
 
         Raises:

@@ -24,7 +24,7 @@ from detrkit.utils.errors import ImageSizeError
 
 
 class DETRdemo(DetectionModel):
-    """The notebook's model.
+    """Model of the DETR notebook.
 
     Args:
         num_classes: labels; the logits have one more column, "no object".
@@ -77,7 +77,7 @@ class DETRdemo(DetectionModel):
         """Predict as `DETR.forward`, without masks; the published model was run on one image at a time.
 
         Raises:
-            ImageSizeError: an image too large for the learned encoding (more than 32 * position_entries pixels per side).
+            ImageSizeError: an image too large for the learned encoding (over 32 * position_entries pixels per side).
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
         features = self.backbone(batch, every_stage=capture)

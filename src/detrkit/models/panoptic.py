@@ -2,8 +2,8 @@
 
 At 800 x 1066 pixels a mask takes 2 GFLOP and, in training, 46 MiB; the detector (R50) takes 163 GFLOP. Masks of all
 100 queries would be more than half of the work. But the loss needs those of matched queries alone, and panoptic
-post-processing those of confident ones. So what the masks of an image share is computed at once, and the rest for the
-queries that are asked for (`DeferredMasks`).
+post-processing those of confident ones. So the maps that all masks of an image share are computed once, and the
+rest for requested queries (`DeferredMasks`).
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class MaskHead(nn.Module):
 
 
 class DeferredMasks:
-    """Masks of a batch, computed for the queries that are asked for.
+    """Masks of a batch, computed on request for chosen queries.
 
     Each image is computed by itself, on its part of the maps, so that its masks do not depend on the padding. (With
     `padding="official"` its part is the whole batch, as published.)
@@ -226,7 +226,7 @@ class DeferredMasks:
         return torch.stack([F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in masks])
 
     def _of_image(self, image: int, queries: Tensor) -> Tensor:
-        """Compute (N, h, w) masks of one image, a few at once."""
+        """Compute (N, h, w) masks of one image, a few at a time."""
         parts = self.parts[image]
         shared = [x[image, None, :, :h, :w] for x, (h, w) in zip(self.shared, parts, strict=True)]
         (h, w), finest = parts[0], parts[-1]

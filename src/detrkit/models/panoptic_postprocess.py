@@ -33,9 +33,9 @@ def panoptic(
 ) -> list[PanopticResult]:
     """Turn outputs into one PanopticResult per image.
 
-    Of the queries with a score above the threshold, every pixel goes to the one with the largest mask logit there. The
-    masks of one class of stuff are one segment. Segments of at most 4 pixels are dropped and their pixels reassigned,
-    until there is none.
+    Every pixel goes to the query with the largest mask logit there, among queries with a score above the threshold.
+    The masks of one class of stuff are one segment. Segments of at most 4 pixels are dropped and their pixels
+    reassigned, until there is none.
 
     Args:
         outputs: of a batch of B images, with masks; deferred ones are made for the confident queries alone.

@@ -75,7 +75,7 @@ def _check_types(build: Callable[..., nn.Module], options: Mapping[str, Any]) ->
     """Check that every option has the type of its default, which every option of a model has.
 
     Raises:
-        SettingError: names the option; of numbers `check_arguments` says more.
+        SettingError: names the option; `check_arguments` checks the ranges of numbers.
     """
     parameters = inspect.signature(build).parameters
     for name, value in options.items():
@@ -94,7 +94,7 @@ def check_parameters(build: Callable[..., nn.Module], options: Mapping[str, Any]
         training: count gradients and AdamW's two moments too.
 
     Raises:
-        SettingError: says how much they would take.
+        SettingError: states how much they would take.
     """
     parameters = inspect.signature(build).parameters
     full = {p.name: p.default for p in parameters.values() if p.default is not p.empty} | dict(options)

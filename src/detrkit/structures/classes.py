@@ -22,7 +22,7 @@ class ClassList:
         names: the name of label 0, 1, ...
         ids: the dataset's own category id of label 0, 1, ... (COCO's 1..90 with gaps; 0.. for YOLO).
         things: whether the objects of label 0, 1, ... can be counted (a person), or are stuff (the sky), as the
-            dataset says; None: nothing is said, and all are things.
+            dataset states; None: not stated, and all are things.
         unused: labels that are no class: the gaps of the published models' ids. By default those called "N/A", as in
             checkpoints; a dataset may have a class of that name.
     """
@@ -55,7 +55,7 @@ class ClassList:
 
         Args:
             categories: id -> name.
-            things: id -> whether it is a thing, for all of them; None: nothing is said.
+            things: id -> whether it is a thing, for all of them; None: not stated.
         """
         ids = sorted(categories)
         marks = None if things is None else tuple(bool(things[i]) for i in ids)
@@ -69,7 +69,7 @@ class ClassList:
 
         Args:
             categories: id -> name.
-            things: id -> whether it is a thing; unused ids are none. None: nothing is said.
+            things: id -> whether it is a thing; unused ids are none. None: not stated.
             count: number of labels at least.
         """
         ids = range(max(count, *(i + 1 for i in categories)))

@@ -154,7 +154,7 @@ def append(path: str | Path, data: bytes, *, lines: bool = False) -> None:
     """Append all of `data` to a file, or nothing.
 
     Args:
-        path: the file; its folder is there.
+        path: the file; its folder must exist.
         data: what to append.
         lines: it is whole lines: begin a new one after a line that was cut off when a process ended.
 

@@ -93,7 +93,7 @@ def download(
 
     Raises:
         DownloadError: no connection, an HTTP error, or another file than expected; the message says where a file
-            obtained by other means has to be put.
+            obtained by other means must be put.
         DetrkitError: a folder, a pipe or a device is in its place.
         WriteError: the file cannot be written; what has arrived is kept.
         ValueError: not exactly one of sha256_prefix and md5_digest.

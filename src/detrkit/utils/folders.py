@@ -24,7 +24,7 @@ def new_directory(path: str | Path, *, force: bool = False, manifest: bool = Tru
 
     Args:
         path: the folder to make.
-        force: replace a folder that detrkit wrote and nobody has changed since.
+        force: replace a folder that detrkit wrote, if it is unchanged since.
         manifest: write one. A folder without one is never replaced.
 
     Raises:

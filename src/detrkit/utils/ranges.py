@@ -93,7 +93,7 @@ def check_values(settings: Any, *, said: Said = as_field) -> None:
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Check the arguments of a function whose parameters say their ranges.
+    """Check the arguments of a function whose parameters state their ranges.
 
     Args:
         function: with annotated parameters.
