@@ -66,11 +66,11 @@ class Detector:
         Raises:
             ValueError: the model's parameters are of several floating-point dtypes.
         """
-        found = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
-        if len(found) > 1:
-            names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        if len(dtypes) > 1:
+            names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
             raise ValueError(f"the model has parameters of {names}: use one dtype, such as detector.model.float()")
-        return found.pop() if found else torch.float32
+        return dtypes.pop() if dtypes else torch.float32
 
     @property
     def classes(self) -> ClassList | None:
@@ -159,8 +159,8 @@ class Detector:
         """Yield results as `stream`; messages give a `single` image no number."""
         source = (as_rgb(image, None if single else f"image {number}") for number, image in enumerate(images))
         while pictures := list(islice(source, batch_size)):
-            for found, picture in zip(self._detect(pictures, threshold), pictures, strict=True):
-                yield replace(found, image=picture)
+            for result, picture in zip(self._detect(pictures, threshold), pictures, strict=True):
+                yield replace(result, image=picture)
 
     def _detect(self, pictures: Sequence[Image.Image], threshold: float) -> list[Found]:
         """Predict one batch; the results are on the CPU."""
@@ -175,22 +175,22 @@ class Detector:
             )
         device = self.device
         memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-        found: dict[int, Found] = {}
+        results: dict[int, Found] = {}
         for group in split_by_shape(sizes, batch_pixels(memory)):
-            found.update(zip(group, self._ordinary([pictures[i] for i in group], threshold), strict=True))
-        return [found[i] for i in range(len(pictures))]
+            results.update(zip(group, self._ordinary([pictures[i] for i in group], threshold), strict=True))
+        return [results[i] for i in range(len(pictures))]
 
     def _ordinary(self, pictures: Sequence[Image.Image], threshold: float) -> list[Found]:
         """Predict images that are padded to one size; the results are ordinary tensors on the CPU."""
-        found = self._inferred(pictures, threshold)
+        results = self._inferred(pictures, threshold)
         # Copies made outside inference mode are ordinary tensors; tensors of inference mode cannot be changed in place
         # or used in a loss. Sorting copies anyway.
         with torch.inference_mode(False):  # of the caller
             return [
-                replace(one, id_map=one.id_map.to("cpu", copy=True))
-                if isinstance(one, PanopticResult)
-                else one.select(one.scores.argsort(descending=True, stable=True)).to("cpu")
-                for one in found
+                replace(result, id_map=result.id_map.to("cpu", copy=True))
+                if isinstance(result, PanopticResult)
+                else result.select(result.scores.argsort(descending=True, stable=True)).to("cpu")
+                for result in results
             ]
 
     def _inferred(self, pictures: Sequence[Image.Image], threshold: float) -> Sequence[Found]:

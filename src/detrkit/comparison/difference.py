@@ -143,13 +143,13 @@ def _difference(name: str, a: Tensor, b: Tensor, tolerance: float | None) -> Dif
     share = tolerance_of(name) if tolerance is None or not a.is_floating_point() else tolerance  # an index is exact
     a, b = a.double(), b.double()
     finite = b[b.isfinite()]
-    largest, size = (float(finite.abs().max()), float(finite.square().mean().sqrt())) if finite.numel() else (0.0, 0.0)
+    largest, rms = (float(finite.abs().max()), float(finite.square().mean().sqrt())) if finite.numel() else (0.0, 0.0)
     if shapes[0] != shapes[1]:
         absolute = float("inf")
     else:
-        apart = (a - b).abs().masked_fill(a == b, 0.0)  # equal infinities do not differ
-        apart = apart.masked_fill(a.isnan() & b.isnan(), 0.0)
-        absolute = float(apart.max()) if apart.numel() else 0.0  # NaN wins
+        difference = (a - b).abs().masked_fill(a == b, 0.0)  # equal infinities do not differ
+        difference = difference.masked_fill(a.isnan() & b.isnan(), 0.0)
+        absolute = float(difference.max()) if difference.numel() else 0.0  # NaN wins
     relative = absolute / largest if largest else absolute
-    scale = largest if tolerance is None and name in SHARES else max(1.0, size)
+    scale = largest if tolerance is None and name in SHARES else max(1.0, rms)
     return Difference(name, shapes, absolute, relative, share * scale)

@@ -93,13 +93,13 @@ def dataset_input(
     dataset = open_dataset(path, split=split, masks=masks)
     sample = dataset[_index(dataset, image_id)]
     table = _labels(spec, dataset)
-    known = torch.tensor([int(label) in table for label in sample.labels], dtype=torch.bool)
-    labels = torch.tensor([table[int(label)] for label in sample.labels[known]], dtype=torch.int64)
+    in_model = torch.tensor([int(label) in table for label in sample.labels], dtype=torch.bool)
+    labels = torch.tensor([table[int(label)] for label in sample.labels[in_model]], dtype=torch.int64)
     sample = replace(
         sample,
-        boxes=tv_tensors.wrap(sample.boxes[known], like=sample.boxes),
+        boxes=tv_tensors.wrap(sample.boxes[in_model], like=sample.boxes),
         labels=labels,
-        masks=None if sample.masks is None else tv_tensors.Mask(sample.masks[known]),
+        masks=None if sample.masks is None else tv_tensors.Mask(sample.masks[in_model]),
     )
     sample = _prepared(sample, spec)
     return ModelInput(sample.image.as_subclass(Tensor)[None], to_target(sample))

@@ -101,17 +101,17 @@ class TransformersSide:
             objects = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
             inputs["labels"] = [{name: value.to(self.device) for name, value in objects.items()}]
         with _watched(self.model) as seen:
-            got = self.model(**inputs)
-        earlier = getattr(got, "auxiliary_outputs", None) or []
-        outputs = Outputs(got.logits, got.pred_boxes, masks=getattr(got, "pred_masks", None))
+            result = self.model(**inputs)
+        earlier = getattr(result, "auxiliary_outputs", None) or []
+        outputs = Outputs(result.logits, result.pred_boxes, masks=getattr(result, "pred_masks", None))
         outputs.aux = [Outputs(layer["logits"], layer["pred_boxes"]) for layer in earlier]
         last = max(int(name.split(".")[1]) for name in seen if name.startswith("decoder."))
         stages = dict(seen)
-        if getattr(got, "enc_outputs_class", None) is not None:
-            outputs.encoder = Outputs(got.enc_outputs_class, got.enc_outputs_coord_logits.sigmoid())
-        if getattr(got, "init_reference_points", None) is not None:
-            stages["reference"] = got.init_reference_points
-        stages[f"queries.{last}"] = got.last_hidden_state
+        if getattr(result, "enc_outputs_class", None) is not None:
+            outputs.encoder = Outputs(result.enc_outputs_class, result.enc_outputs_coord_logits.sigmoid())
+        if getattr(result, "init_reference_points", None) is not None:
+            stages["reference"] = result.init_reference_points
+        stages[f"queries.{last}"] = result.last_hidden_state
         return outputs, own_stages(stages | predictions_of(outputs, last))
 
 
@@ -134,9 +134,9 @@ def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
     for name, module in model.named_modules():
         for pattern, stage, offset in _MODULES:
-            if found := re.search(pattern + "$", name):
+            if match := re.search(pattern + "$", name):
                 plain = stage == "mask_attention"
-                watch(module, stage, None if plain else int(found[1]) + offset if found.groups() else 0)
+                watch(module, stage, None if plain else int(match[1]) + offset if match.groups() else 0)
     try:
         yield seen
     finally:

@@ -121,5 +121,5 @@ def load_recording(path: str | Path) -> Recording:
 
 def _check(path: Path, name: str, array: Tensor, shape: tuple[int | None, ...]) -> None:
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
-        wanted = " x ".join("any" if side is None else str(side) for side in shape)
-        raise DetrkitError(f"{path}: {name} is {' x '.join(map(str, array.shape))}, expected {wanted}")
+        expected = " x ".join("any" if side is None else str(side) for side in shape)
+        raise DetrkitError(f"{path}: {name} is {' x '.join(map(str, array.shape))}, expected {expected}")

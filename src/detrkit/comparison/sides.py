@@ -158,26 +158,26 @@ def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[nn.Module, Mod
     for key, tensor in model.state_dict(keep_vars=True).items():
         if not tensor.is_floating_point():
             continue
-        drawn = torch.randn(tensor.shape, generator=generator)
-        own = tensor.detach()
+        noise = torch.randn(tensor.shape, generator=generator)
+        weight = tensor.detach()
         if key.endswith("running_var"):
-            value = 1 + 0.1 * drawn.clamp(-3, 3)
+            value = 1 + 0.1 * noise.clamp(-3, 3)
         elif id(tensor) in offsets:
-            value = own + 0.25 * drawn  # around the published initial offsets, which form rays
+            value = weight + 0.25 * noise  # around the published initial offsets, which form rays
         elif id(tensor) in embeddings or key.endswith(("level_embed", "row_embed", "col_embed", "queries")):
-            value = drawn
+            value = noise
         elif tensor.ndim == 1 and key.endswith("weight"):  # of norms
-            value = (0.3 if key in residual else 1.0) + 0.1 * drawn
+            value = (0.3 if key in residual else 1.0) + 0.1 * noise
         elif tensor.ndim == 1:
-            value = 0.1 * drawn
+            value = 0.1 * noise
         elif tensor.ndim == 4 and key.startswith("backbone."):
-            value = drawn * (2 / own[0].numel()) ** 0.5  # a ReLU follows
+            value = noise * (2 / weight[0].numel()) ** 0.5  # a ReLU follows
         else:
-            value = drawn * own[0].numel() ** -0.5 * next((g for end, g in _GAINS if key.endswith(end)), 1.0)
+            value = noise * weight[0].numel() ** -0.5 * next((g for end, g in _GAINS if key.endswith(end)), 1.0)
         if key.endswith("in_proj_weight"):
             value[: 2 * len(value) // 3] *= 2.5  # queries and keys: sharper attention
             value[2 * len(value) // 3 :] *= 1.5 if "cross_attention" in key else 0.5
-        own.copy_(value)
+        weight.copy_(value)
     return model.eval(), spec
 
 
@@ -185,9 +185,9 @@ def _residual_norms(model: nn.Module) -> set[str]:
     """Return names of the last norms' weights of the residual branches: 1 there would double the values per block."""
     backbone: Any = model.backbone
     assert isinstance(backbone, ResNetBackbone)
-    found = set()
+    names = set()
     for name, block in backbone.named_modules():
         last = next((norm for norm in ("bn3", "bn2") if hasattr(block, norm)), None)
         if last is not None:
-            found.add(f"backbone.{name}.{last}.weight")
-    return found
+            names.add(f"backbone.{name}.{last}.weight")
+    return names

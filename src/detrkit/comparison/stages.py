@@ -2,7 +2,7 @@
 
 The names are those of the arrays in a stage file. Numbers count from 0, those of the backbone's stages from 2.
 
-| name | shape | what |
+| name | shape | content |
 |---|---|---|
 | `backbone.2` ... `backbone.5` | (B, C, h, w) | maps at stride 4 ... 32 (16 with dilation) |
 | `projection.L` | (B, D, h, w) | level L as the encoder reads it |
@@ -109,17 +109,17 @@ def stages_of(outputs: Outputs) -> dict[str, Tensor]:
     """
     if outputs.capture is None:
         raise ValueError("the outputs hold no stages: call the model with capture=True")
-    seen = outputs.capture.stages
-    stages = {name: tensor for name, tensor in seen.items() if is_stage(name)}
-    queries = seen["queries"]  # (L, B, Q, D)
+    captured = outputs.capture.stages
+    stages = {name: tensor for name, tensor in captured.items() if is_stage(name)}
+    queries = captured["queries"]  # (L, B, Q, D)
     last = len(queries) - 1
     if stages["memory"].ndim == 4:
         stages["memory"] = stages["memory"].flatten(2).transpose(1, 2)  # (B, S, D)
     stages |= numbered("queries", list(queries))
-    if "init_reference" in seen:
-        stages["reference"] = seen["init_reference"]
-    if "proposal_index" in seen:
-        stages["proposal.index"] = seen["proposal_index"]
+    if "init_reference" in captured:
+        stages["reference"] = captured["init_reference"]
+    if "proposal_index" in captured:
+        stages["proposal.index"] = captured["proposal_index"]
     return own_stages(stages | predictions_of(outputs, last))
 
 
@@ -144,13 +144,13 @@ def predictions_of(outputs: Outputs, last: int) -> dict[str, Tensor]:
 def own_stages(stages: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop memory and queries where they equal the layers' outputs, because there is no norm in between."""
     last = max((int(n.split(".")[1]) for n in stages if n.startswith("encoder.")), default=0)
-    before = {
+    layer_of = {
         "memory": f"encoder.{last}",
         **{n: "decoder." + n.split(".")[1] for n in stages if n.startswith("queries.")},
     }
     same = {
         name
-        for name, layer in before.items()
+        for name, layer in layer_of.items()
         if name in stages and layer in stages and torch.equal(stages[name], stages[layer])
     }
     return {name: tensor for name, tensor in stages.items() if name not in same}

@@ -73,14 +73,14 @@ class OfficialModel(nn.Module):
             ValueError: no images, or a mask that is not the padding of images in the top left corner.
         """
         outputs = self.model(as_batch(samples), defer_masks=False)
-        found = _as_dict(outputs)
+        result = _as_dict(outputs)
         if outputs.masks is not None:
-            found["pred_masks"] = outputs.masks
+            result["pred_masks"] = outputs.masks
             if outputs.mask_sizes is not None:
-                found["mask_sizes"] = torch.tensor(outputs.mask_sizes)
+                result["mask_sizes"] = torch.tensor(outputs.mask_sizes)
         if outputs.aux:
-            found["aux_outputs"] = [_as_dict(layer) for layer in outputs.aux]
-        return found
+            result["aux_outputs"] = [_as_dict(layer) for layer in outputs.aux]
+        return result
 
 
 def _as_dict(outputs: Outputs) -> dict[str, Any]:
@@ -131,8 +131,8 @@ class PostProcess(nn.Module):
         Returns:
             For each image scores (Q,), labels (Q,) and boxes (Q, 4) xyxy in pixels.
         """
-        found = postprocess(_as_outputs(outputs), _sizes(target_sizes))
-        return [{"scores": one.scores, "labels": one.labels, "boxes": one.boxes} for one in found]
+        detections = postprocess(_as_outputs(outputs), _sizes(target_sizes))
+        return [{"scores": one.scores, "labels": one.labels, "boxes": one.boxes} for one in detections]
 
 
 class PostProcessSegm(nn.Module):
@@ -164,11 +164,11 @@ class PostProcessSegm(nn.Module):
         """
         image_sizes = _sizes(max_target_sizes)
         border = math.log(self.threshold / (1 - self.threshold)) if 0 < self.threshold < 1 else 0.0
-        whole = largest(image_sizes)
-        own = "mask_sizes" in outputs
+        padded_size = largest(image_sizes)
+        has_mask_sizes = "mask_sizes" in outputs
         rows = zip(results, _masks(outputs), image_sizes, _sizes(orig_target_sizes), strict=True)
         for one, masks, (h, w), size in rows:
-            covered = (h, w) if own else whole
+            covered = (h, w) if has_mask_sizes else padded_size
             enlarged = F.interpolate(masks[:, None].float(), size=covered, mode="bilinear")[..., :h, :w]
             one["masks"] = F.interpolate((enlarged > border).to(torch.uint8), size=size).cpu()
         return results
@@ -211,7 +211,7 @@ class PostProcessPanoptic(nn.Module):
         processed = _sizes(processed_sizes)
         targets = processed if target_sizes is None else _sizes(target_sizes)
         things = [bool(self.is_thing_map.get(i, False)) for i in range(outputs["pred_logits"].shape[-1] - 1)]
-        found = []
+        results = []
         for i, (masks, size, target) in enumerate(zip(_masks(outputs), processed, targets, strict=True)):
             one = Outputs(outputs["pred_logits"][i : i + 1], outputs["pred_boxes"][i : i + 1], masks[None])
             options: dict[str, Any] = {"image_sizes": [size], "sizes": [target], "things": things}
@@ -220,8 +220,8 @@ class PostProcessPanoptic(nn.Module):
             info = [{name: segment[name] for name in names} for segment in segments]
             for segment in info:
                 segment["isthing"] = bool(segment["isthing"])
-            found.append({"png_string": image_bytes(pixels), "segments_info": info})
-        return found
+            results.append({"png_string": image_bytes(pixels), "segments_info": info})
+        return results
 
 
 def _as_outputs(outputs: Mapping[str, Any]) -> Outputs:

@@ -50,8 +50,8 @@ _RENAMED = {"frozen_weights": "freeze_detector", "start_epoch": None, "world_siz
 
 def parser() -> argparse.ArgumentParser:
     """Build a parser with the arguments and defaults of the official main.py."""
-    made = argparse.ArgumentParser(prog="reproduce.py", description=ABOUT)
-    add = made.add_argument
+    arguments = argparse.ArgumentParser(prog="reproduce.py", description=ABOUT)
+    add = arguments.add_argument
     add("--eval", action="store_true", help="evaluate (training is `detrkit train`)")
     add("--resume", default="", help="the checkpoint: the address of a published file, or a path")
     add("--dataset_file", default="coco", choices=("coco", "coco_panoptic"), help="what to evaluate on")
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--remove_difficult", action="store_true", help=makes_none)
     for name, (kind, value) in _TRAINING.items():
         add(f"--{name}", type=kind, default=value, help=makes_none)
-    return made
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,12 +153,12 @@ def asked_model(given: argparse.Namespace) -> tuple[nn.Module, ModelSpec, Path, 
     name, options = model_name(given)
     panoptic = given.dataset_file == "coco_panoptic"
     classes = COCO_250 if panoptic else COCO_91
-    known = architecture(name)
-    spec = ModelSpec(name, options, num_classes=len(classes), classes=classes, max_size=known.max_size)
+    entry = architecture(name)
+    spec = ModelSpec(name, options, num_classes=len(classes), classes=classes, max_size=entry.max_size)
     path = resumed_file(given.resume)
     file = read_weights(path)
     try:
-        check_declared(known, build_options(known, options), file)
+        check_declared(entry, build_options(entry, options), file)
     except DetrkitError as error:
         raise DetrkitError(f"{error}; the arguments have to be those of the checkpoint") from error
     model = spec.build()
@@ -176,14 +176,16 @@ def model_name(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     Returns:
         Its name, and overrides of `build_model` for the arguments that differ from it.
     """
-    wanted = {name: getattr(given, name) for name in (*_MODEL, "masks", "dilation", "pre_norm", "position_embedding")}
+    requested = {
+        name: getattr(given, name) for name in (*_MODEL, "masks", "dilation", "pre_norm", "position_embedding")
+    }
     defaults = {name: value for name, (_, value) in _MODEL.items()}
     defaults |= {"masks": False, "dilation": False, "pre_norm": False, "position_embedding": "sine"}
     classes = 250 if given.dataset_file == "coco_panoptic" else 91
 
     def differing(name: str) -> dict[str, Any]:
         built = defaults | dict(ARCHITECTURES[name].options)
-        return {option: value for option, value in wanted.items() if built[option] != value}
+        return {option: value for option, value in requested.items() if built[option] != value}
 
     names = [n for n in ARCHITECTURES if n.startswith(("detr-r50", "detr-r101"))]
     names.sort(key=lambda n: (len(differing(n)), ARCHITECTURES[n].num_classes != classes))

@@ -79,8 +79,8 @@ def restrict(truth: GroundTruth, table: ResultTable, image_ids: Iterable[int | s
     image = new_position[table.image]
     keep = image >= 0
     segments = table.segmentations
-    kept = None if segments is None else [segments[i] for i in np.flatnonzero(keep)]
-    return part, ResultTable(image[keep], table.category[keep], table.boxes[keep], table.scores[keep], kept)
+    segmentations = None if segments is None else [segments[i] for i in np.flatnonzero(keep)]
+    return part, ResultTable(image[keep], table.category[keep], table.boxes[keep], table.scores[keep], segmentations)
 
 
 def _mean(values: np.ndarray) -> float:

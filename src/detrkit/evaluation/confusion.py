@@ -88,10 +88,10 @@ def confusion_matrix(
 
     confident = np.flatnonzero(table.scores > score)
     confident = confident[np.argsort(-table.scores[confident], kind="stable")]
-    of_image = _groups(table.image[confident], len(truth.image_ids))
+    detections_of_image = _groups(table.image[confident], len(truth.image_ids))
     objects_of_image = _groups(truth.image, len(truth.image_ids))
-    for found, objects in zip(of_image, objects_of_image, strict=True):
-        detections = confident[found]
+    for positions, objects in zip(detections_of_image, objects_of_image, strict=True):
+        detections = confident[positions]
         crowd = objects[truth.crowd[objects]]
         objects = objects[~truth.crowd[objects]]
         predicted, true = table.category[detections], truth.category[objects]
@@ -102,9 +102,9 @@ def confusion_matrix(
 
         free = np.ones(len(objects), bool)
         match = np.full(len(detections), -1)
-        for wanted, candidates in ((same, range(len(detections))), (~same, np.flatnonzero(~ignored))):
+        for allowed, candidates in ((same, range(len(detections))), (~same, np.flatnonzero(~ignored))):
             for d in candidates:
-                possible = np.where(wanted[d] & free & (overlap[d] >= iou), overlap[d], -1.0)
+                possible = np.where(allowed[d] & free & (overlap[d] >= iou), overlap[d], -1.0)
                 if match[d] < 0 and possible.size and possible.max() >= 0:
                     match[d] = possible.argmax()
                     free[match[d]] = False
@@ -127,5 +127,5 @@ def _overlap(a: np.ndarray, b: np.ndarray, *, crowd: bool = False) -> np.ndarray
     high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
     common = np.prod(np.clip(high - low, 0, None), -1)
     area_a, area_b = a[:, 2:].prod(1)[:, None], b[:, 2:].prod(1)[None]
-    whole = np.broadcast_to(area_a, common.shape) if crowd else area_a + area_b - common
-    return np.divide(common, whole, out=np.zeros_like(common), where=whole > 0)
+    denominator = np.broadcast_to(area_a, common.shape) if crowd else area_a + area_b - common
+    return np.divide(common, denominator, out=np.zeros_like(common), where=denominator > 0)

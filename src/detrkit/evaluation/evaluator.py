@@ -158,15 +158,15 @@ class DetectionEvaluator:
         table = ResultTable.load(
             entries, self.truth, iou_type=self.iou_type, unknown_categories=self.unknown_categories
         )
-        found: dict[int | str, ImageResults] = {}
+        by_image: dict[int | str, ImageResults] = {}
         order = np.argsort(table.image, kind="stable")
         positions, starts = np.unique(table.image[order], return_index=True)
         for position, rows in zip(positions, np.split(order, starts[1:]), strict=False):
             segments = None if table.segmentations is None else [table.segmentations[i] for i in rows]
-            found[self.truth.image_ids[position]] = ImageResults(
+            by_image[self.truth.image_ids[position]] = ImageResults(
                 table.category[rows], table.boxes[rows], table.scores[rows], segments
             )
-        return found
+        return by_image
 
     def table(self) -> ResultTable:
         """Return all results as columns, ordered by image id, whatever the order in which images were added."""

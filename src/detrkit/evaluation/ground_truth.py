@@ -71,13 +71,13 @@ def _check_entry(
     """
     if not isinstance(entry, Mapping):
         raise DetrkitError(f"{where}: expected an object with image_id and category_id, found {type(entry).__name__}")
-    for field, known, what in (("image_id", images, "image"), ("category_id", categories, "category")):
+    for field, ids, what in (("image_id", images, "image"), ("category_id", categories, "category")):
         if field not in entry:
             raise DetrkitError(f"{where}: field {field} is missing; add it")
         value = entry[field]
-        if isinstance(value, (list, dict)) or value not in known:
-            near = next((k for k in known if str(k) == str(value)), None)
-            hint = f"; the ground truth has it as {near!r}" if near is not None else _id_range(known)
+        if isinstance(value, (list, dict)) or value not in ids:
+            similar = next((k for k in ids if str(k) == str(value)), None)
+            hint = f"; the ground truth has it as {similar!r}" if similar is not None else _id_range(ids)
             raise DetrkitError(
                 f"{where}: {field} {shown(value)} is no {what} of the ground truth{hint}; "
                 "check that both files belong to the same dataset"
@@ -212,8 +212,8 @@ class GroundTruth:
                     f"{self.source}: {len(self.category_ids)} categories but {len(class_names)} class names"
                 )
             class_names = dict(zip(self.category_ids, class_names, strict=True))
-        known = dict(zip(self.category_ids, self.names, strict=True))
-        return replace(self, names=unique_names({k: class_names.get(k, name) for k, name in known.items()}))
+        current_names = dict(zip(self.category_ids, self.names, strict=True))
+        return replace(self, names=unique_names({k: class_names.get(k, name) for k, name in current_names.items()}))
 
     def only(self, image_ids: Iterable[int | str]) -> GroundTruth:
         """Select some of the images.
@@ -221,11 +221,11 @@ class GroundTruth:
         Raises:
             DetrkitError: an id that the ground truth does not have.
         """
-        wanted = set(image_ids)
-        unknown = wanted - self.image_position.keys()
+        selected = set(image_ids)
+        unknown = selected - self.image_position.keys()
         if unknown:
             raise DetrkitError(f"{self.source}: no image {next(iter(unknown))!r}; check that the ids are the dataset's")
-        positions = np.array([i for i, value in enumerate(self.image_ids) if value in wanted], np.int64)
+        positions = np.array([i for i, value in enumerate(self.image_ids) if value in selected], np.int64)
         keep = np.isin(self.image, positions)
         segments = self.segmentations
         return replace(
@@ -285,14 +285,14 @@ def by_id(entries: Sequence[Any], where: str) -> dict[Any, Mapping[str, Any]]:
     Raises:
         DetrkitError: an entry has no id, or two have the same.
     """
-    found: dict[Any, Mapping[str, Any]] = {}
+    indexed: dict[Any, Mapping[str, Any]] = {}
     for i, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), (int, str)):
             raise DetrkitError(f"{where}: entry {i} has no id; give each one a unique number")
-        if entry["id"] in found:
+        if entry["id"] in indexed:
             raise DetrkitError(f"{where}: id {entry['id']!r} is there twice; ids must be unique")
-        found[entry["id"]] = entry
-    return dict(sorted(found.items(), key=lambda item: identity_order(item[0])))
+        indexed[entry["id"]] = entry
+    return dict(sorted(indexed.items(), key=lambda item: identity_order(item[0])))
 
 
 def unique_names(names: Mapping[int, str]) -> tuple[str, ...]:

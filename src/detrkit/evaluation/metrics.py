@@ -51,7 +51,7 @@ class Metrics(Mapping[str, Any]):
         detections: number of detections that were given.
         curves: precision-recall curves.
         masks: metrics of the objects' masks, if they were evaluated beside the boxes.
-        panoptic: panoptic quality, if it was evaluated beside the boxes; these are the boxes of things then.
+        panoptic: panoptic quality, if it was evaluated beside the boxes; then the boxes are those of things.
     """
 
     AP: float

@@ -87,13 +87,13 @@ class PanopticEvaluator:
 
     def _known(self, result: PanopticResult) -> PanopticResult:
         """Replace segments of ignored categories by void."""
-        classes, known = result.classes, self.truth.category_position
+        classes, category_ids = result.classes, self.truth.category_position
 
         def ignored(segment: Segment) -> bool:
             if classes is not None and classes.is_unused(segment.label):
                 return True
             category = segment.label if classes is None else classes.ids[segment.label]
-            return self.unknown_categories == "ignore" and category not in known
+            return self.unknown_categories == "ignore" and category not in category_ids
 
         without = [segment for segment in result.segments if ignored(segment)]
         if not without:

@@ -97,14 +97,14 @@ def _by_hotcoco(
         "annotations": [annotation(i, *row) for i, row in enumerate(zip(truth.files, truth.segments, strict=True))],
         "categories": [{"id": k, "name": class_name, "isthing": int(thing)} for k, (class_name, thing) in kinds],
     }
-    found = []
+    predicted = []
     for image_id, entry in entries.items():
         where = f"{name}: image {image_id!r}: prediction"
         segments = Segments.from_info(entry["segments_info"], truth.category_position, where)
-        found.append(annotation(truth.image_position[image_id], entry["file_name"], segments))
+        predicted.append(annotation(truth.image_position[image_id], entry["file_name"], segments))
     try:
         evaluation = hotcoco.panoptic.PanopticEval(
-            expected, {"annotations": found}, gt_folder=truth_folder, pred_folder=folder
+            expected, {"annotations": predicted}, gt_folder=truth_folder, pred_folder=folder
         )
         evaluation.evaluate()
     except (ValueError, OSError):
@@ -137,14 +137,14 @@ def read_panoptic(
         DetrkitError: a malformed file, an unknown category, or an image without a result.
     """
     entries, id_map = _result_files(results, folder)
-    found = []
+    loaded = []
     for image_id in image_ids:
         if image_id not in entries:
             raise DetrkitError(f"{results}: no result of image {image_id!r}; predict all of the dataset")
         info = entries[image_id]["segments_info"]
         Segments.from_info(info, classes.label_of, f"{results}: image {image_id!r}")
-        found.append(PanopticResult.from_coco(id_map(image_id), info, classes, image_id=image_id))
-    return found
+        loaded.append(PanopticResult.from_coco(id_map(image_id), info, classes, image_id=image_id))
+    return loaded
 
 
 def _result_files(
@@ -162,7 +162,7 @@ def write_panoptic(path: str | Path, results: Iterable[tuple[str, PanopticResult
 
     Args:
         path: of the json.
-        results: name of the PNG and result, image by image; `image_id` and `classes` say what the entries hold.
+        results: name of the PNG and result, image by image; `image_id` and `classes` determine the entries.
 
     Returns:
         The path of the json, which is written last.

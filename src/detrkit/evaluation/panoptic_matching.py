@@ -52,9 +52,9 @@ def score_image(
         DetrkitError: see `match_segments`.
     """
     where = f"image {image_id!r}"
-    found = Segments.from_info(segments_info, truth.category_position, f"{where}: prediction")
+    predicted = Segments.from_info(segments_info, truth.category_position, f"{where}: prediction")
     segments = truth.segments[truth.image_position[image_id]]
-    return ImageMatches(*match_segments(truth.id_map(image_id), segments, found_map, found, where), segments_info)
+    return ImageMatches(*match_segments(truth.id_map(image_id), segments, found_map, predicted, where), segments_info)
 
 
 def match_segments(

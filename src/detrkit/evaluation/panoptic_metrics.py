@@ -80,8 +80,8 @@ class PanopticMetrics(Mapping[str, Any]):
         rows = np.where(present, [iou / divisor, iou / np.maximum(matched, 1), matched / divisor], -1.0)  # PQ, SQ, RQ
         thing = np.array(things, bool)
         numbers = {
-            name + suffix: float(row[some].mean()) if some.any() else -1.0
-            for suffix, some in (("", present), ("_th", present & thing), ("_st", present & ~thing))
+            name + suffix: float(row[class_mask].mean()) if class_mask.any() else -1.0
+            for suffix, class_mask in (("", present), ("_th", present & thing), ("_st", present & ~thing))
             for name, row in zip(("PQ", "SQ", "RQ"), rows, strict=True)
         }
         per_class = {
@@ -131,8 +131,8 @@ class PanopticMetrics(Mapping[str, Any]):
             return self.class_table(sorted(counted, key=lambda n: (-counted[n]["PQ"], n)))
         rows = []
         for group, suffix in _GROUPS.items():
-            some = [r for r in self.per_class.values() if group == "all" or r["thing"] == (group == "things")]
-            count = sum(row["PQ"] >= 0 for row in some)
+            group_rows = [r for r in self.per_class.values() if group == "all" or r["thing"] == (group == "things")]
+            count = sum(row["PQ"] >= 0 for row in group_rows)
             rows.append([group, *(percent(self[name + suffix]) for name in ("PQ", "SQ", "RQ")), str(count)])
         return markdown_table(["", "PQ", "SQ", "RQ", "classes"], rows)
 

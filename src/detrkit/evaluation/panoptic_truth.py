@@ -166,16 +166,16 @@ def image_entries(content: Any, name: str) -> dict[Any, Mapping[str, Any]]:
     Raises:
         DetrkitError: no such list, an entry without these fields, or two entries of one image.
     """
-    found: dict[Any, Mapping[str, Any]] = {}
+    entries: dict[Any, Mapping[str, Any]] = {}
     for i, entry in enumerate(_entries(content, "annotations", name)):
         where = f"{name}: annotations: entry {i}"
         for field, kind in (("image_id", (int, str)), ("file_name", str), ("segments_info", list)):
             if not isinstance(entry, Mapping) or not isinstance(entry.get(field), kind):
                 raise DetrkitError(f"{where}: field {field} is missing or wrong; see COCO's panoptic format")
-        if entry["image_id"] in found:
+        if entry["image_id"] in entries:
             raise DetrkitError(f"{where}: image {entry['image_id']!r} is there twice; give one entry an image")
-        found[entry["image_id"]] = entry
-    return dict(sorted(found.items(), key=lambda item: identity_order(item[0])))
+        entries[entry["image_id"]] = entry
+    return dict(sorted(entries.items(), key=lambda item: identity_order(item[0])))
 
 
 def png_folder(file: Path, names: Sequence[str]) -> Path:

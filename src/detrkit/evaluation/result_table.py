@@ -68,8 +68,8 @@ class ResultTable:
         if not isinstance(entries, (list, tuple)):
             raise DetrkitError(f"{name}: expected a list of results, found {type(entries).__name__}; see COCO's format")
         if unknown_categories == "ignore":
-            known = truth.category_position
-            entries = [e for e in entries if not isinstance(e, Mapping) or e.get("category_id", None) in known]
+            category_ids = truth.category_position
+            entries = [e for e in entries if not isinstance(e, Mapping) or e.get("category_id", None) in category_ids]
         with_boxes = iou_type == "bbox" or all(isinstance(e, Mapping) and "bbox" in e for e in entries)
         image, category, boxes = entry_columns(
             entries, name, truth.image_position, truth.category_position, boxes=with_boxes
@@ -95,12 +95,12 @@ class ResultTable:
             raise DetrkitError("results without segmentation: evaluate the boxes (--iou-type bbox)")
         # as columns: a dict for each of 100,000 masks took four times as long
         segmentations = self.segmentations or []
-        found = truth.load_res(rows, segmentation=segmentations)
+        results = truth.load_res(rows, segmentation=segmentations)
         # small, medium and large are decided by the mask's area; COCO's code would take the box's area if it has a box
-        found.update_anns(
+        results.update_anns(
             ids=np.arange(1, len(self) + 1), area=np.asarray(hotcoco.mask.area(segmentations), np.float64)
         )
-        return found
+        return results
 
 
 def _scores(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:

@@ -146,8 +146,8 @@ class _Turns:
 
     def parts(self, order: Sequence[str]) -> dict[str, list[float]]:
         """Return seconds in every iteration, for each part that was measured."""
-        there = [name for name in order if any(name in watch.seconds for watch in self.watches)]
-        return {name: [watch.seconds.get(name, 0.0) for watch in self.watches] for name in there}
+        names = [name for name in order if any(name in watch.seconds for watch in self.watches)]
+        return {name: [watch.seconds.get(name, 0.0) for watch in self.watches] for name in names}
 
 
 def measure(model: nn.Module, setting: Setting, *, training: bool = False) -> Measured:
@@ -186,13 +186,13 @@ def _predicting(model: nn.Module, setting: Setting) -> Measured:
     if setting.random and has_masks(model):
         threshold = _threshold(detector, setting.files[0])
     inputs: list[tuple[int, int]] = []
-    found: list[int] = []
-    size = model.register_forward_pre_hook(lambda _, args: inputs.append(_shape(args[0])))
+    counts: list[int] = []
+    hook = model.register_forward_pre_hook(lambda _, args: inputs.append(_shape(args[0])))
 
     def predict(files: list[str | Path]) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "bf16"):
             results = detector.stream(files, threshold=threshold, batch_size=setting.batch)
-            found.extend(_count(result) for result in results)
+            counts.extend(_count(result) for result in results)
 
     def with_watch(files: list[str | Path]) -> None:
         watch = Stopwatch(device)
@@ -203,8 +203,8 @@ def _predicting(model: nn.Module, setting: Setting) -> Measured:
     try:
         _by_turns(turns, setting, lambda k: _round(setting.files, k, setting.batch), predict, with_watch)
     finally:
-        size.remove()
-    return _measured("predicting", turns, setting, inputs, found=statistics.mean(found))
+        hook.remove()
+    return _measured("predicting", turns, setting, inputs, found=statistics.mean(counts))
 
 
 def _training(model: nn.Module, setting: Setting) -> Measured:

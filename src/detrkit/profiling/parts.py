@@ -31,13 +31,13 @@ ORDER = {
 
 def modules_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """Return the modules of a model whose forward passes are parts, with the names of these."""
-    found = [(model, GLUE)]
+    modules = [(model, GLUE)]
     for name, child in model.named_children():
         if name in _CHILDREN:
             # a list of layers has no forward pass of its own
             layers = list(child) if isinstance(child, nn.ModuleList) else [child]
-            found += [(layer, _CHILDREN[name]) for layer in layers]
+            modules += [(layer, _CHILDREN[name]) for layer in layers]
     if has_masks(model):
         # computes masks for the post-processing or the losses
-        found.append((model.get_submodule("segmentation.head"), MASKS))
-    return found
+        modules.append((model.get_submodule("segmentation.head"), MASKS))
+    return modules

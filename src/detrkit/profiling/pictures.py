@@ -77,15 +77,15 @@ def _record(index: int, file: Path, num_classes: int) -> Record:
     height, width = image_size(file)
     count = int(rng.integers(1, MOST_OBJECTS + 1))
     radii = np.exp(rng.uniform(np.log(0.02), np.log(0.3), (count, 2))) * (width, height)  # (N, 2) xy
-    centres = radii + rng.uniform(size=(count, 2)) * ((width, height) - 2 * radii)
-    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    outlines = centres[:, None] + np.stack([np.cos(turn), np.sin(turn)], 1) * radii[:, None]  # (N, 24, 2)
+    centers = radii + rng.uniform(size=(count, 2)) * ((width, height) - 2 * radii)
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    outlines = centers[:, None] + np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]  # (N, 24, 2)
     return Record(
         image_id=index + 1,
         file=file,
         height=height,
         width=width,
-        boxes=np.concatenate([centres - radii, centres + radii], 1),
+        boxes=np.concatenate([centers - radii, centers + radii], 1),
         labels=rng.integers(0, num_classes, count),
         crowd=np.zeros(count, bool),
         areas=np.pi * radii.prod(1),

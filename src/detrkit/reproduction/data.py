@@ -70,17 +70,19 @@ class EvaluationData:
             return cls(images, images)
         if places.panoptic is None:
             raise DetrkitError("panoptic models are evaluated on COCO panoptic: give its folder with --panoptic")
-        also = [] if places.coco is None else [places.coco / places.split]
-        images = open_dataset(places.panoptic, split=places.split, layout="coco-panoptic", masks=True, more_images=also)
+        more_images = [] if places.coco is None else [places.coco / places.split]
+        images = open_dataset(
+            places.panoptic, split=places.split, layout="coco-panoptic", masks=True, more_images=more_images
+        )
         images = images if limit is None else images.subset(range(min(limit, len(images))))
         if places.coco is None:
             return cls(images, images.things(), "boxes and masks: of the panoptic annotations (no --coco is given)")
         instances = open_dataset(places.coco, split=places.split, layout="coco", masks=True)
-        place = {record.image_id: index for index, record in enumerate(instances.records)}
-        if any(record.image_id not in place for record in images.records):
+        index_of = {record.image_id: index for index, record in enumerate(instances.records)}
+        if any(record.image_id not in index_of for record in images.records):
             note = f"boxes and masks: of the panoptic annotations ({places.coco.name} has other images)"
             return cls(images, images.things(), note)
-        return cls(images, instances.subset([place[record.image_id] for record in images.records]))
+        return cls(images, instances.subset([index_of[record.image_id] for record in images.records]))
 
     def truth(self, spec: ModelSpec, model: nn.Module) -> Truth:
         """Return the ground truth, restricted to the model's classes.

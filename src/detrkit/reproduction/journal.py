@@ -39,14 +39,14 @@ class Journal:
         if not file.is_file():
             return
         try:
-            begun = json.loads(file.read_text(encoding="utf-8"))
+            stored_settings = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DetrkitError(f"{file}: damaged; delete {self.folder} to begin anew") from error
-        for name in self.settings | begun:
-            there, here = begun.get(name), self.settings.get(name)
-            if there != here:
+        for name in self.settings | stored_settings:
+            stored, current = stored_settings.get(name), self.settings.get(name)
+            if stored != current:
                 raise DetrkitError(
-                    f"{folder}: an evaluation with {name} {there} was begun here, now it is {here}; give another "
+                    f"{folder}: an evaluation with {name} {stored} was begun here, now it is {current}; give another "
                     f"--out, or delete {self.folder}"
                 )
 
@@ -91,11 +91,11 @@ class Journal:
         Raises:
             DetrkitError: the journal cannot be written.
         """
-        found = evaluation.objects.state()
+        objects = evaluation.objects.state()
         matches = {} if evaluation.segments is None else evaluation.segments.state()
         images = []
         for image_id in image_ids:
-            image: dict[str, Any] = {"id": image_id, "objects": _plain(found[image_id])}
+            image: dict[str, Any] = {"id": image_id, "objects": _plain(objects[image_id])}
             if image_id in matches:
                 image["segments"] = _plain(matches[image_id])
             images.append(image)

@@ -29,9 +29,9 @@ def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: i
         count: number of images, spread evenly over the dataset.
     """
     device = next(model.parameters()).device
-    some = dataset.subset(spread(len(dataset), count))
+    subset = dataset.subset(spread(len(dataset), count))
     loader = make_loader(
-        some,
+        subset,
         transform=eval_transform(spec.size, spec.max_size),
         batch_size=1,
         training=False,
@@ -43,7 +43,7 @@ def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: i
     rows, masks, segments = [], [], []
     scores = architecture(spec.name).scores
     for index, (batch, _) in enumerate(loader):
-        sample = some[index]
+        sample = subset[index]
         outputs = model(batch.to(device), defer_masks=True)
         size = [sample.orig_size]
         options = {"scores": scores, "classes": spec.classes, "image_sizes": batch.sizes}
@@ -51,5 +51,5 @@ def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: i
         segments += [r.to("cpu") for r in panoptic(outputs, sizes=size, threshold=segments_above(spec), **options)]
         picture = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
         name = sample.file.name if sample.file is not None else str(sample.image_id)
-        rows.append(SheetRow(picture, annotated(sample, some), caption=name))
+        rows.append(SheetRow(picture, annotated(sample, subset), caption=name))
     return models_sheet(rows, {"masks": masks, "panoptic": segments}, _COLORS)

@@ -89,33 +89,37 @@ def reproduce(
     if device is not None:
         as_device(device)
     places = Places(*(None if p is None else expanded_path(p) for p in (coco, panoptic)), split=split)
-    given = None if weights is None else expanded_path(weights)
-    rows = chosen_rows(names, places, given)
+    weights_path = None if weights is None else expanded_path(weights)
+    rows = chosen_rows(names, places, weights_path)
     # the input is checked before downloads and hours of work
     kinds = dict.fromkeys(row.evaluation.data for row in rows)
     data = {kind: EvaluationData.open(places, panoptic=kind == "panoptic", limit=limit) for kind in kinds}
-    files = {row.model: weights_file(row, given, alone=len(rows) == 1) for row in rows}
+    files = {row.model: weights_file(row, weights_path, alone=len(rows) == 1) for row in rows}
     results = []
-    with ExitStack() as held:
+    with ExitStack() as stack:
         if rank == 0:
-            held.enter_context(FolderLock(out))
-            held.enter_context(summary_folder(Path(out)))
+            stack.enter_context(FolderLock(out))
+            stack.enter_context(summary_folder(Path(out)))
         for row in rows:
-            wanted = row.evaluation
-            model, found = load_model(files[row.model], name=row.model)
-            longest = max_size or (wanted.max_size if size is None else round(wanted.max_size * size / wanted.size))
+            settings = row.evaluation
+            model, loaded_spec = load_model(files[row.model], name=row.model)
+            longest = max_size or (
+                settings.max_size if size is None else round(settings.max_size * size / settings.size)
+            )
             # the file of a Deformable DETR does not hold its classes
-            spec = replace(published_spec(row.model), options=found.options, size=size or wanted.size, max_size=longest)
+            spec = replace(
+                published_spec(row.model), options=loaded_spec.options, size=size or settings.size, max_size=longest
+            )
             results.append(
                 run(
                     with_padding(model, spec, padding),
                     replace(spec, padding=padding),
-                    data[wanted.data],
+                    data[settings.data],
                     Path(out) / row.model,
                     weights=files[row.model],
                     row=row,
-                    batch_size=batch_size or wanted.batch_size or 2,
-                    threshold=wanted.threshold,
+                    batch_size=batch_size or settings.batch_size or 2,
+                    threshold=settings.threshold,
                     device=device,
                     workers=workers,
                     quiet=quiet,
@@ -142,10 +146,10 @@ def chosen_rows(names: str | Sequence[str] | None, places: Places, weights: Path
         raise DetrkitError("no data is given: --coco FOLDER for boxes, --panoptic FOLDER for panoptic models")
     rows = []
     for row in PUBLISHED.values():
-        there = weights is not None and (weights / row.file).is_file()
+        has_file = weights is not None and (weights / row.file).is_file()
         if not places.has(row.evaluation):
             console.print(f"left out: {row.model} (give --{row.evaluation.data})")
-        elif row.url is None and not there:
+        elif row.url is None and not has_file:
             console.print(f"left out: {row.model} (put {row.file} into the folder of --weights; see {row.page})")
         else:
             rows.append(row)
@@ -231,8 +235,8 @@ def run(
     if batch_size < 1:
         raise DetrkitError(f"--batch-size {batch_size}: at least 1")
     rank, world = join_processes()
-    where = default_device() if device is None else as_device(device)
-    model = model.eval().to(where)
+    torch_device = default_device() if device is None else as_device(device)
+    model = model.eval().to(torch_device)
     results = folder / "panoptic.json"
     evaluation = Evaluation(
         data.truth(spec, model), spec, threshold=threshold, panoptic_out=results, duplicates="published"
@@ -249,16 +253,18 @@ def run(
     order = order_by_aspect(images)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     done = evaluation.objects.state()
-    left = [batch for batch in batches if any(images.records[i].image_id not in done for i in batch)]
+    remaining = [batch for batch in batches if any(images.records[i].image_id not in done for i in batch)]
     wait()  # all processes have read the journal before any of them writes to it
-    with meter(spec.name, len(left[rank::world]), quiet=quiet or rank != 0) as progress:
-        for seconds, ids in _evaluated(model, spec, images, left[rank::world], evaluation, where, batch_size, workers):
+    with meter(spec.name, len(remaining[rank::world]), quiet=quiet or rank != 0) as progress:
+        for seconds, ids in _evaluated(
+            model, spec, images, remaining[rank::world], evaluation, torch_device, batch_size, workers
+        ):
             journal.append(evaluation, ids, rank=rank, seconds=seconds)
             progress.advance()
     evaluation.gather()
     metrics = evaluation.compute()
     wait()
-    here: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "images": len(images),
         "size": spec.size,
         "max_size": spec.max_size,
@@ -270,7 +276,7 @@ def run(
         spec.name,
         metrics,
         row,
-        [] if row is None else settings_that_differ(row, here),
+        [] if row is None else settings_that_differ(row, settings),
         journal.read(evaluation) / max(1, len(images)),
         folder,
     )
@@ -278,7 +284,7 @@ def run(
         evaluation.objects.save(folder / "results.json")
         if evaluation.segments is not None:
             evaluation.segments.save()
-        _write_report(reproduced, model, spec, data, evaluation, weights, here | {"processes": world}, where)
+        _write_report(reproduced, model, spec, data, evaluation, weights, settings | {"processes": world}, torch_device)
     wait()
     return reproduced
 

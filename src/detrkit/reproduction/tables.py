@@ -40,8 +40,8 @@ class Figure:
     @property
     def difference(self) -> float | None:
         """Measured minus published value, or minus reproduced value if none was published; in percentage points."""
-        known = self.published if self.published is not None else self.reproduced
-        return None if known is None or self.measured is None else self.measured - known
+        reference = self.published if self.published is not None else self.reproduced
+        return None if reference is None or self.measured is None else self.measured - reference
 
     @property
     def within(self) -> bool | None:
@@ -143,7 +143,7 @@ def settings_that_differ(row: Published, here: Mapping[str, Any]) -> list[Differ
         row: the published checkpoint.
         here: images, size, max_size, batch_size, padding, threshold and precision of this evaluation.
     """
-    there = asdict(row.evaluation) | {"precision": "fp32"}
+    published = asdict(row.evaluation) | {"precision": "fp32"}
     remarks = {
         "padding": "exact: the results do not depend on the batch, and are those of single images",
         "batch_size": "does not change the result with exact padding",
@@ -152,9 +152,9 @@ def settings_that_differ(row: Published, here: Mapping[str, Any]) -> list[Differ
         remarks = {"batch_size": "changes the result: the padding of a batch is seen"}
     names = ("images", "size", "max_size", "batch_size", "padding", "threshold", "precision")
     return [
-        Difference(name.replace("_", " "), str(here[name]), str(there[name]), remarks.get(name, ""))
+        Difference(name.replace("_", " "), str(here[name]), str(published[name]), remarks.get(name, ""))
         for name in names
-        if name in here and there[name] is not None and here[name] != there[name]
+        if name in here and published[name] is not None and here[name] != published[name]
     ]
 
 

@@ -136,7 +136,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         if kind == "rate" and all((_series(rows, n, x_name)[1] > 0).all() for n in names):
             ax.set_yscale("log")
         elif kind != "rate":
-            ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all zeros, before anything is learned, is a plot too
+            ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all values may be zero early in training
         if kind != "rate" or len(names) > 1:
             ax.legend(fontsize=8, frameon=False, labelcolor=_INK)
     return figure
@@ -158,7 +158,7 @@ def study_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], colors: Mappin
             ax.plot(x, y, label=_literal(name), color=colors[name], linewidth=1.8, marker=marker, markersize=3)
         _titled(ax, title, "epoch")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all zeros, before anything is learned, is a plot too
+        ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all values may be zero early in training
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=9, frameon=False, labelcolor=_INK
@@ -184,18 +184,20 @@ def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5,
     per_class = curves.per_class(iou)
     present = np.flatnonzero(per_class[0] > -1)
     ranked = present[np.argsort(-per_class[:, present].mean(0), kind="stable")]
-    some = len(ranked) > classes
-    named = np.concatenate([ranked[: (classes + 1) // 2], ranked[len(ranked) - classes // 2 :]]) if some else ranked
+    truncated = len(ranked) > classes
+    named = (
+        np.concatenate([ranked[: (classes + 1) // 2], ranked[len(ranked) - classes // 2 :]]) if truncated else ranked
+    )
     for k in np.setdiff1d(ranked, named):
         right.plot(curves.recall, per_class[:, k], color=_LINE, linewidth=0.8)
     for k in reversed(named):
         rgb = tuple(c / 255 for c in color_of(int(k)))
         label = f"{_literal(curves.names[k])}: {per_class[:, k].mean() * 100:.1f}"
         right.plot(curves.recall, per_class[:, k], color=rgb, linewidth=1.5, label=label)
-    at = "mean of IoU 0.5 to 0.95" if iou is None else f"IoU {iou:g}"
-    rest = ": the best and the worst" if some else ""
+    iou_text = "mean of IoU 0.5 to 0.95" if iou is None else f"IoU {iou:g}"
+    rest = ": the best and the worst" if truncated else ""
     _titled(left, f"mean over {len(present)} class{'' if len(present) == 1 else 'es'}", "recall", "precision")
-    _titled(right, f"classes at {at}{rest}", "recall", "precision")
+    _titled(right, f"classes at {iou_text}{rest}", "recall", "precision")
     for ax in (left, right):
         ax.set_xlim(0, 1)
         ax.set_ylim(0, 1.02)

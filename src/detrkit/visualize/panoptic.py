@@ -34,7 +34,7 @@ class Name(NamedTuple):
 def segment_colors(result: PanopticResult) -> list[Color]:
     """Return a color (0..255) for each segment: that of its class, and shades of it for further things of the class."""
     shades = instance_colors([segment.label for segment in result.segments])
-    return [s if one.thing else color_of(one.label) for s, one in zip(shades, result.segments, strict=True)]
+    return [shade if one.thing else color_of(one.label) for shade, one in zip(shades, result.segments, strict=True)]
 
 
 def draw_panoptic(
@@ -79,10 +79,10 @@ def draw_panoptic(
         ]  # (H, W), along diagonals
         tinted = np.where((index == 0) & rows, len(colors) + 1, index)
     tints = np.array([_VOID, *colors, _STRIPE]) * opacity  # (N + 2, 3)
-    below = np.asarray(_pale(canvas, 1 - opacity))
-    most = 255 - round(255 * (1 - opacity))  # rounded separately, the two terms may sum to 256
+    background = np.asarray(_pale(canvas, 1 - opacity))
+    limit = 255 - round(255 * (1 - opacity))  # rounded separately, the two terms may sum to 256
     # `take` needs 0.5 ms for 640 x 480 pixels, indexing with brackets 14 ms
-    pixels = below + np.take(tints.round().clip(max=most).astype(np.uint8), tinted, axis=0)  # (H, W, 3)
+    pixels = background + np.take(tints.round().clip(max=limit).astype(np.uint8), tinted, axis=0)  # (H, W, 3)
     border = borders(index, max(1, round(extent / 500)))
     pixels[border] = (pixels[border] * 0.25 + np.array(_BORDER) * 0.75).round()
     canvas = Image.fromarray(pixels)
@@ -126,10 +126,10 @@ def index_map(result: PanopticResult, size: tuple[int, int]) -> np.ndarray:
     """
     ids = Image.fromarray(result.id_map.cpu().numpy().astype(np.int32))
     pixels = np.asarray(ids.resize(size, Image.Resampling.NEAREST))
-    known = np.array([segment.id for segment in result.segments], np.int64)
-    places = np.zeros(max(int(pixels.max(initial=0)), int(known.max(initial=0))) + 1, np.int32)  # by id
-    places[known] = np.arange(1, len(known) + 1)
-    return np.take(places, pixels)
+    segment_ids = np.array([segment.id for segment in result.segments], np.int64)
+    position_of = np.zeros(max(int(pixels.max(initial=0)), int(segment_ids.max(initial=0))) + 1, np.int32)  # by id
+    position_of[segment_ids] = np.arange(1, len(segment_ids) + 1)
+    return np.take(position_of, pixels)
 
 
 def borders(index: np.ndarray, width: int) -> np.ndarray:

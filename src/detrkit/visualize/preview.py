@@ -82,8 +82,8 @@ def _drawn(sample: Sample, dataset: Dataset) -> Image.Image:
     picture = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
     if dataset.panoptic and sample.masks is not None:
         return draw_panoptic(picture, segments_of(sample, dataset.classes), scale=None)
-    found = as_detections(sample.boxes, sample.labels, dataset.classes)
-    return draw_detections(picture, replace(found, masks=sample.masks), scores=False, scale=None)
+    detections = as_detections(sample.boxes, sample.labels, dataset.classes)
+    return draw_detections(picture, replace(detections, masks=sample.masks), scores=False, scale=None)
 
 
 def segments_of(sample: Sample, classes: ClassList) -> PanopticResult:

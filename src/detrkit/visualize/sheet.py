@@ -157,10 +157,12 @@ def comparison_sheet(
     if not rows:
         raise ValueError("a comparison needs at least one image")
     tile = tile or _common_tile(rows, 480)
-    found = [r.prediction.above(threshold) if isinstance(r.prediction, Detections) else r.prediction for r in rows]
-    if threshold > 0 and not any(isinstance(one, PanopticResult) for one in found):
+    predictions = [
+        r.prediction.above(threshold) if isinstance(r.prediction, Detections) else r.prediction for r in rows
+    ]
+    if threshold > 0 and not any(isinstance(prediction, PanopticResult) for prediction in predictions):
         headings = (*headings[:2], f"{headings[2]} (score > {threshold:g})")
-    return grid(*_tiles(rows, [found], tile), tile=tile, headings=headings)
+    return grid(*_tiles(rows, [predictions], tile), tile=tile, headings=headings)
 
 
 def models_sheet(
