@@ -1,4 +1,4 @@
-"""Everything a training run depends on, as frozen dataclasses, and their YAML form (recipes, a run's config.yaml)."""
+"""The settings of a training run, as frozen dataclasses, and their YAML form (recipes, a run's config.yaml)."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ _OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model. None means: as the model was published, or as in the checkpoint it starts from."""
+    """The model. None means as the model was published, or as in the checkpoint that the run starts from."""
 
     __pydantic_config__ = _STRICT
 
     name: Annotated[str | None, tyro.conf.arg(name="model")] = None
     """One of `detrkit models`; by default that of --init-from, else detr-r50."""
     backbone_weights: str = "imagenet"
-    """Where the backbone starts: "imagenet" (downloaded once), "random", or a torchvision state dict's path. Not looked
-    at with --init-from."""
+    """First weights of the backbone: "imagenet" (downloaded once), "random", or the path of a torchvision state dict.
+    Ignored with --init-from."""
     backbone: str | None = None
     """resnet18, 34, 50, 101, 152, or resnet10 (small work, random weights)."""
     backbone_norm: Literal["frozen", "group", "batch"] | None = None
@@ -62,9 +62,9 @@ class ModelConfig:
     position_embedding: Literal["sine", "learned"] | None = None
     """Position encoding of the feature map, or maps (sine)."""
     position_entries: Width | None = None
-    """Rows and columns a learned encoding can hold (50); Deformable DETR's first map has one for 8 pixels."""
+    """Rows and columns a learned encoding can hold (50); Deformable DETR's first map has one per 8 pixels."""
     num_queries: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """The most objects found in an image (100; deformable 300)."""
+    """The most objects predicted in an image (100; deformable 300)."""
     hidden_dim: Width | None = None
     """Width of the transformer (256)."""
     nheads: Width | None = None
@@ -76,9 +76,9 @@ class ModelConfig:
     dec_layers: Layers | None = None
     """Decoder layers (6)."""
     dropout: Decay | None = None
-    """In the transformer (0.1)."""
+    """Dropout in the transformer (0.1)."""
     pre_norm: bool | None = None
-    """DETR: normalise before each part instead of after it."""
+    """DETR: normalize before each sublayer instead of after it."""
     num_feature_levels: Annotated[int, Field(ge=1, le=10)] | None = None
     """Deformable DETR: levels of the feature pyramid (4)."""
     enc_n_points: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -86,36 +86,36 @@ class ModelConfig:
     dec_n_points: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Deformable DETR: the same in the decoder (4)."""
     with_box_refine: bool | None = None
-    """Deformable DETR: every decoder layer corrects the boxes of the one before."""
+    """Deformable DETR: every decoder layer refines the boxes of the one before."""
     two_stage: bool | None = None
     """Deformable DETR: the queries are the encoder's best proposals."""
     masks: bool | None = None
-    """Predict a mask for every query, too: instances or, of a COCO panoptic dataset, things and stuff. The *-panoptic
+    """Predict a mask for every query, too: instances or, on a COCO panoptic dataset, things and stuff. The *-panoptic
     models do; --masks alone means yes."""
     aux_loss: bool | None = None
     """Train on the outputs of every decoder layer (yes)."""
 
     def options(self) -> dict[str, Any]:
-        """The overrides of `build_model` that were set."""
+        """Return the overrides of `build_model` that were set."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {k: v for k, v in values.items() if v is not None and k not in ("name", "backbone_weights")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and how they reach the model."""
+    """The images, and how they are loaded and augmented."""
 
     __pydantic_config__ = _STRICT
 
     path: tyro.conf.Suppress[str] = ""
-    """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml; the layout is recognised."""
+    """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml; the layout is recognized."""
     train_split: str | None = "train"
     """The split to train on."""
     val_data: str | None = None
     """Another dataset to evaluate on; by default the same one."""
     layout: Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"] | None = None
-    """The kind of files to read; by default it is recognised. Of a folder with COCO instances and COCO panoptic files a
-    model with masks reads the panoptic ones, another one the instances."""
+    """The kind of files to read; by default it is recognized. From a folder with COCO instances and COCO panoptic files
+    a model with masks reads the panoptic ones, other models the instances."""
     val_split: str | None = "val"
     """The split to evaluate on, each epoch; "none" for no evaluation."""
     test_split: str | None = None
@@ -124,7 +124,7 @@ class DataConfig:
     """Labels: contiguous from 0, or the dataset's raw category ids as in the published COCO models."""
     unusable: Literal["error", "skip"] = "error"
     """Training images that are missing, unreadable or of another size than their annotations say: stop at the first
-    one, or leave them out and say how many."""
+    one, or leave them out and print how many."""
     size: InputSize | None = None
     """Short side of the images in pixels (training draws from 0.6 to 1 times it, as published); by default that of
     --init-from, else 800."""
@@ -137,19 +137,19 @@ class DataConfig:
     eval_batch_size: BatchSize | None = None
     """Images per process in evaluation; by default batch_size. It does not change the result."""
     workers: Workers | None = None
-    """Processes that load images; by default 0 on a CPU, whose cores train, else processors - 1, at most 4."""
+    """Processes that load images; by default 0 on a CPU, whose cores train, else CPU cores - 1, at most 4."""
     cache: Literal["auto", "none", "ram"] = "auto"
     """Keep decoded images in memory: auto does when they take less than 1 GiB."""
     draft: bool = False
-    """Decode JPEGs for training at a half, a quarter or an eighth of their size where the augmented picture is smaller
-    still: faster for large photographs, with slightly other pixels. Not of images kept in memory."""
+    """Decode JPEGs for training at a half, a quarter or an eighth of their size where the augmented image is even
+    smaller: faster for large photographs, with slightly different pixels. Not for images kept in memory."""
     group_by_size: bool = False
-    """Put training pictures of like size into one step: much less padding, but steps are no longer mixed at random."""
+    """Put training images of similar size into one step: much less padding, but steps are no longer random samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How the weights move."""
+    """The optimizer, its schedule and the number of epochs."""
 
     __pydantic_config__ = _STRICT
 
@@ -175,17 +175,17 @@ class OptimConfig:
     """Batches per step: the gradient equals that of one batch of all their images. A dataset with too few images for
     one step is repeated to fill it."""
     ema: Decay = 0.0
-    """Decay of the exponential moving average of the weights, which is then what is evaluated and kept; 0 for none."""
+    """Decay of the exponential moving average of the weights, which is then evaluated and saved; 0 for none."""
     mask_epochs: CountOrNone = 0
-    """Train masks in a second step of so many epochs, as published: first the detector alone, for `epochs`, in the
-    folder detector/ of the run; then the masks, with the detector frozen. 0: one step."""
+    """Train masks in a second phase of this many epochs, as published: first the detector alone, for `epochs`, in the
+    folder detector/ of the run; then the masks, with the detector frozen. 0: one phase."""
     mask_lr_drop: Count | None = None
-    """Epochs of the second step before its drop; by default lr_drop in proportion."""
+    """Epochs of the second phase before its drop; by default lr_drop in proportion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the losses and of the matching costs. None means as published for the model."""
+    """The weights of the losses and of the matching costs. None means as published for the model."""
 
     __pydantic_config__ = _STRICT
 
@@ -213,38 +213,38 @@ class LossConfig:
     """With masks: weight of the dice loss (1)."""
 
     def overrides(self) -> dict[str, float]:
-        """The settings of `build_criterion` that were set."""
+        """Return the settings of `build_criterion` that were set."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where and how a run happens."""
+    """The folder, device, evaluation and logs of a run."""
 
     __pydantic_config__ = _STRICT
 
     out: str = "runs/detrkit"
     """The run's folder, for checkpoints, logs and report."""
     seed: Seed = 42
-    """Of weights, order and augmentation."""
+    """Seed of weights, order and augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast; weights and losses stay in fp32."""
     gradient_checkpointing: bool = False
-    """Keep less for the backward pass and compute it again: the same gradients, less memory, more time."""
+    """Recompute activations in the backward pass instead of storing them: same gradients, less memory, more time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    """Device to train on."""
     devices: Devices = 1
-    """Processes on this machine; under torchrun or Slurm theirs counts."""
+    """Processes on this machine; under torchrun or Slurm their number counts."""
     nodes: Annotated[int, Field(ge=1, le=100_000)] = 1
-    """Machines; under torchrun or Slurm theirs counts."""
+    """Machines; under torchrun or Slurm their number counts."""
     timeout: Count | None = None
-    """Seconds that a process waits for another one before it gives up; by default 300 for all to come, 1800 later."""
+    """Seconds that a process waits for another one before it gives up; by default 300 for all to join, 1800 later."""
     init_from: str | None = None
     """Fine-tune: start from these weights (a model name for the published ones, a checkpoint, or a run). Heads are
     adapted by class name and what was kept is printed."""
     freeze_detector: str | None = None
     """Train masks alone, on this detector (a model name for the published weights, a checkpoint, or a run), which stays
-    as it is. It has to know every class of the dataset."""
+    frozen. It must know every class of the dataset."""
     overfit: CountOrNone = 0
     """Train and evaluate on this many training images, without augmentation, to see whether the pipeline can learn."""
     eval_every: Count = 1
@@ -255,19 +255,19 @@ class RunConfig:
     """Panoptic evaluation: score above which a query becomes a segment; by default 0.85 as published, 0.4 for
     Deformable DETR, whose scores are lower."""
     patience: CountOrNone = 0
-    """Stop when the figure that decides which epoch is best (AP; with masks, the masks' AP; on panoptic data, PQ) has
-    not risen for this many evaluations; 0 for never. Evaluations of a split without objects do not count."""
+    """Stop when the metric that selects the best epoch (AP; with masks, the masks' AP; on panoptic data, PQ) has not
+    risen for this many evaluations; 0 for never. Evaluations of a split without objects do not count."""
     log_every: Count = 10
     """Steps between lines of steps.csv."""
     save_every: CountOrNone = 0
-    """Steps between saves of last.pt within an epoch; it is saved after every epoch anyhow."""
+    """Steps between saves of last.pt within an epoch; it is also saved after every epoch."""
     tensorboard: bool = True
     """Also log for TensorBoard."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run."""
+    """The settings of a training run."""
 
     __pydantic_config__ = _STRICT
 
@@ -278,7 +278,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def to_yaml(self) -> str:
-        """The YAML that `load_config` reads, without what is unset."""
+        """Format the settings as the YAML that `load_config` reads, without unset fields."""
         plain = {}
         for section in dataclasses.fields(self):
             part = getattr(self, section.name)
@@ -291,19 +291,19 @@ class TrainConfig:
         return yaml.safe_dump({k: v for k, v in plain.items() if v}, sort_keys=False)
 
     def changed(self, **sections: dict[str, Any]) -> TrainConfig:
-        """A copy with fields changed: `config.changed(run={"out": "runs/b"}, optim={"epochs": 5})`."""
+        """Return a copy with fields changed: `config.changed(run={"out": "runs/b"}, optim={"epochs": 5})`."""
         return dataclasses.replace(
             self, **{name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
         )
 
 
 def recipes() -> list[str]:
-    """Names of the recipes that come with detrkit."""
+    """Return the names of the recipes that come with detrkit."""
     return shipped()
 
 
 def load_config(source: str | Path, *, data: str | None = None) -> TrainConfig:
-    """Reads a config.yaml, or a recipe by name.
+    """Read a config.yaml, or a recipe by name.
 
     Args:
         source: a YAML file, or one of `recipes()`.
@@ -320,13 +320,13 @@ def load_config(source: str | Path, *, data: str | None = None) -> TrainConfig:
 
 
 def shipped(folder: str = "recipes") -> list[str]:
-    """Names of the YAML files that come with detrkit in a folder of the package."""
+    """Return the names of the YAML files that come with detrkit in a folder of the package."""
     files = resources.files("detrkit").joinpath(folder).iterdir()
     return sorted(p.name.removesuffix(".yaml") for p in files if p.name.endswith(".yaml"))
 
 
 def read_yaml(source: str | Path, *, expected: str, folder: str = "recipes") -> dict[str, Any]:
-    """The content of a YAML file, given by its path or by the name of one that comes with detrkit.
+    """Read the content of a YAML file, given by its path or by the name of one that comes with detrkit.
 
     Args:
         source: the path or name.
@@ -339,7 +339,7 @@ def read_yaml(source: str | Path, *, expected: str, folder: str = "recipes") -> 
     path = Path(source)
     if str(source) in shipped(folder):
         text = decoded(resources.files("detrkit").joinpath(folder, f"{source}.yaml").read_bytes(), str(source))
-    elif os.path.exists(path):  # False of what cannot be a path, which Path.exists raises an error of
+    elif os.path.exists(path):  # False for an impossible path, for which Path.exists raises an error
         text = read_text(path)
     else:
         known = ", ".join(shipped(folder))
@@ -352,12 +352,12 @@ def read_yaml(source: str | Path, *, expected: str, folder: str = "recipes") -> 
 
 
 def validated(kind: type[T], plain: Any, where: str, *, hint: str) -> T:
-    """Plain YAML values as a dataclass.
+    """Convert plain YAML values to a dataclass.
 
     Args:
         kind: the dataclass.
         plain: its fields.
-        where: file, and field in it, that the values are of.
+        where: file, and field in it, of the values.
         hint: where the fields are explained.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The command line: each command is a dataclass with `run()`; here they are put together."""
+"""The command line: each command is a dataclass with `run()`; this module combines them."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ from detrkit.utils.streams import BROKEN_PIPE, Streams, lossy_streams
 from detrkit.utils.visible import one_line, visible
 from detrkit.utils.workers import loading_failure
 
-_FILES = (Quickstart, Train, Study, Eval, Predict, Reproduce)  # what they are for goes into files, not to the terminal
-# what the machine refuses, whoever asks: room on a disk, file handles, a sound disk
+_FILES = (Quickstart, Train, Study, Eval, Predict, Reproduce)  # their results go into files, not to the terminal
+# errors of the machine and not of the command: a full disk, no file handles left, a broken disk
 _TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS)
 _SHARED_OBJECT = re.compile(r"\.so(\.\d+)*(?![\w.])")
 _ABOUT = "The toolkit for the DETR family: train, evaluate and use detection transformers on any data, on any machine."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command.
+    """Run a command.
 
     Args:
         argv: the words after `detrkit`; by default those of the process.
 
     Returns:
-        The exit status: 0 done, 1 the command's answer is no (faults found, nothing learned), 2 bad input, which is
-        said in one line on stderr; 128 + n when a signal stopped it.
+        The exit status: 0 done, 1 the command's answer is no (faults found, nothing learned), 2 bad input, with
+        one line on stderr; 128 + n when a signal stopped it.
     """
     warnings.showwarning = _say_warning
-    # Torch's OpenMP threads wait for each other by spinning: with anything else on the processors, for threads that do
-    # not run. Training the quickstart on two cores beside one busy process took over 300 ms an image, with short
-    # spinning 36 ms; alone 12 to 15 ms either way. libgomp reads this when torch is imported: no command has done so.
+    # Torch's OpenMP threads wait for each other by spinning: when another process uses the CPU, for threads that do not
+    # run. Training the quickstart on two cores beside one busy process took over 300 ms per image, with short spinning
+    # 36 ms; alone 12 to 15 ms either way. libgomp reads this when torch is imported, which has not happened yet.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     words = list(sys.argv[1:] if argv is None else argv)
     program = argv is None
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str], streams: Streams) -> int:
-    """The status of a command; what ends it is said in one line, of several processes by one."""
+    """Run a command and return its status; an error is printed in one line, by one of several processes."""
     streams.out.patient = False
     try:
         if list(words) == ["--version"]:
@@ -105,7 +105,7 @@ def _run(words: Sequence[str], streams: Streams) -> int:
 
 
 def _ending(error: BaseException) -> tuple[int, list[str]] | None:
-    """The status of a command that an error ends, and the lines that say why; None where it may be a fault of ours."""
+    """Return status and message for an error that ends a command; None if it may be a bug of detrkit."""
     if isinstance(error, PeerError):
         return error.status, []
     if isinstance(error, BrokenPipeError):  # the reader of a pipe has left: no traceback
@@ -130,7 +130,7 @@ def _ending(error: BaseException) -> tuple[int, list[str]] | None:
 
 
 def _check_working_directory() -> None:
-    """Refuses to work in a folder that is gone: relative paths lead nowhere, and libraries end the process.
+    """Check that the working directory exists: without it relative paths fail, and libraries end the process.
 
     Raises:
         DetrkitError: it has been deleted.
@@ -142,7 +142,7 @@ def _check_working_directory() -> None:
 
 
 def _of_the_machine(error: Exception) -> str | None:
-    """What an error says that is not of detrkit's own code, in one line; None where it may be."""
+    """Describe an error in one line that is not of detrkit's own code; return None if it may be."""
     library = next(filter(_SHARED_OBJECT.search, str(error).splitlines()), None)
     of_loader = isinstance(error, ImportError) or (isinstance(error, OSError) and error.filename is None)
     if of_loader and library is not None:
@@ -151,7 +151,7 @@ def _of_the_machine(error: Exception) -> str | None:
         reason = one_line(str(error).partition(". ")[0].partition("\n")[0])
         return f"out of memory: {reason}; smaller images, a smaller batch or a smaller model need less"
     if isinstance(error, OSError) and error.filename is not None:
-        # Python's own words for a file: of a folder that may not be entered even the question what it is raises
+        # Python's own message for a file: in a folder that may not be entered, even asking what a file is raises
         return f"{visible(str(error.filename))}: {error.strerror}"
     if "initialize cpuinfo" in str(error):
         return f"{one_line(str(error))} torch asks /proc and /sys for the processor: mount them"
@@ -163,10 +163,10 @@ def _of_the_machine(error: Exception) -> str | None:
 
 
 def _has_nothing_to_do(command: Any) -> bool:
-    """Whether this is another than the first of several processes, of a command that works in one.
+    """Return whether the command works in one process and this is not the first of several.
 
     Raises:
-        DetrkitError: a command that trains or measures in one process alone.
+        DetrkitError: several processes for a command that trains or measures in one process alone.
     """
     if isinstance(command, (Train, Study, Eval, Reproduce)) or not several():
         return False
@@ -178,14 +178,14 @@ def _has_nothing_to_do(command: Any) -> bool:
 
 
 def _job() -> Any:
-    """The processes that this command runs in, or None of one process."""
+    """Return the job of the processes that this command runs in, or None for a single process."""
     job = sys.modules.get("detrkit.engine.job")
     return None if job is None else job.Job.current
 
 
 def _leave_processes() -> int:
-    """Leaves the processes of the command; returns the status of those that this one started."""
-    if "torch" not in sys.modules:  # which some commands do without
+    """Leave the processes of the command; return the status of those that this one started."""
+    if "torch" not in sys.modules:  # some commands do without it
         return 0
     from detrkit.engine.processes import leave_processes
 
@@ -193,7 +193,7 @@ def _leave_processes() -> int:
 
 
 def _say_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-    """A warning as one line, without the source line that is of no use to who runs a command."""
+    """Print a warning as one line, without the source line, which is of no use on the command line."""
     if issubclass(category, UserWarning):
         print(f"warning: {one_line(str(message))}", file=sys.stderr)
 
@@ -228,7 +228,7 @@ def _parse(words: Sequence[str]) -> Any:
 
 @contextmanager
 def _wide_terminal() -> Iterator[None]:
-    """Tells a narrow terminal's width, or a very great one, as one that a layout can be made for."""
+    """Replace the width of a very narrow or very wide terminal by one that a layout can be made for."""
     before = os.environ.get("COLUMNS")
     columns = shutil.get_terminal_size().columns
     os.environ["COLUMNS"] = str(min(max(columns, LEAST_WIDTH), MOST_WIDTH))

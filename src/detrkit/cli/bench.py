@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from detrkit.weights.checkpoint import ModelSpec
 
 EPOCH = 118_287  # images of COCO's train2017
-GENERATED = 8  # pictures, or as many as a batch has
-SHAPE = (427, 640)  # of the generated ones, in pixels, unless --size says which: 800 x 1199 for a published model
+GENERATED = 8  # images, or as many as a batch has
+SHAPE = (427, 640)  # of generated images, in pixels, unless --size is given; 800 x 1199 as input of a published model
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure where the time of predicting or training goes on this machine. Nothing is downloaded.
+    """Measure where the time of prediction or training goes on this machine. Nothing is downloaded.
 
     Runs what `detrkit predict` or, with --train, `detrkit train` runs on a batch, with a stopwatch on its parts and
-    without: a table of the parts, images a second, and the most memory in use. The median of a part is over the turns;
-    the rate and the memory are those without the stopwatch.
+    without. Prints a table of the parts, images per second and peak memory. The time of a part is the median over the
+    repeats; rate and memory are measured without the stopwatch.
 
     Such as:
 
@@ -51,28 +51,28 @@ class Bench:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "detr-r50"
     """One of `detrkit models`, with random weights; or a checkpoint or a run's folder."""
     published: bool = False
-    """Take the published weights of the model named, which are downloaded once."""
+    """Use the published weights of the model, which are downloaded once."""
     size: Annotated[tuple[InputSize, InputSize] | None, tyro.conf.arg(metavar="SHORT LONG")] = None
-    """Short side of the input and its longest side at most, in pixels; generated pictures fill it. By default the
-    model's own: 800 1333 as published, which a generated picture of 640 x 427 pixels fills to 800 x 1199. Training
-    draws from 0.6 to 1 times it, as published."""
+    """Short side of the input and its longest side at most, in pixels; generated images fill it. By default the
+    model's own: 800 1333 as published, which a generated image of 640 x 427 pixels fills to 800 x 1199. Training draws
+    from 0.6 to 1 times it, as published."""
     batch: BatchSize = 1
-    """Pictures at once."""
+    """Images per batch."""
     device: str | None = None
     """Such as cpu, cuda or cuda:1 (with --train: cpu or cuda); by default an accelerator if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast."""
     train: bool = False
-    """Measure steps of training: random objects on the pictures, published augmentation, losses and optimiser."""
+    """Measure training steps: random objects on the images, published augmentation, losses and optimizer."""
     images: Path | None = None
-    """Folder of pictures; by default generated ones, as large as COCO's."""
+    """Folder of images; by default generated ones, as large as COCO's."""
     repeats: Count = 7
-    """Turns with the stopwatch, and as many without."""
+    """Repeats with the stopwatch, and as many without."""
     json: Path | None = None
-    """Also write all figures there; replaces earlier ones, no other file."""
+    """Also write all figures to this file; it replaces an earlier one, no other file."""
 
     def run(self) -> int:
-        """Measures and prints."""
+        """Measure and print."""
         self._check()
         from detrkit.detector import as_device, image_files
         from detrkit.profiling import Setting, machine, measure
@@ -109,10 +109,10 @@ class Bench:
         return self.model in ARCHITECTURES and not self.published
 
     def _check(self) -> None:
-        """Refuses what cannot be, before anything takes time.
+        """Check the options before anything takes time.
 
         Raises:
-            DetrkitError: sides in the other order, or a path that is not there.
+            DetrkitError: sides in the wrong order, or a missing path.
         """
         if self.size is not None and self.size[0] > self.size[1]:
             raise DetrkitError(f"--size {self.size[0]} {self.size[1]}: first the short side")
@@ -124,7 +124,7 @@ class Bench:
             check_json(self.json, ("work", "machine", "parts, s"))
 
     def _model(self) -> tuple[nn.Module, ModelSpec]:
-        """The model and its spec, with the size that was asked for.
+        """Return the model and its spec, with the size that was asked for.
 
         Raises:
             DetrkitError: weights that are missing, damaged or unknown; a model without published weights.
@@ -144,7 +144,7 @@ class Bench:
         return model, spec
 
     def _record(self, measured: Measured, setting: Setting, where: dict[str, str | int]) -> dict[str, Any]:
-        """All figures as plain values; seconds, MiB, pixels."""
+        """Return all figures as plain values; seconds, MiB, pixels."""
         return {
             "model": setting.spec.name,
             "weights": "random" if self._random else "trained",
@@ -167,7 +167,7 @@ class Bench:
 
 
 def _table(measured: Measured) -> Table:
-    """The parts, in the order in which they happen, and the whole."""
+    """Make the table of the parts, in the order in which they happen, and the whole."""
     smallest, largest = (f"{h} x {w}" for h, w in measured.inputs)
     inputs = largest if smallest == largest else f"{smallest} to {largest}"
     plural = "s" if measured.images > 1 else ""
@@ -185,7 +185,7 @@ def _table(measured: Measured) -> Table:
 
 
 def _lines(measured: Measured) -> list[str]:
-    """What is said below the table."""
+    """Return the lines below the table."""
     share = 100 * measured.total / measured.median
     kind = "allocated" if measured.device.type == "cuda" else "resident"
     lines = [
@@ -203,6 +203,6 @@ def _lines(measured: Measured) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    """Such as 17 h 3 min."""
+    """Format a duration, such as 17 h 3 min."""
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compare:
-    """Run two models on the same input and say at which stage they begin to differ.
+    """Run two models on the same input and find the stage at which they begin to differ.
 
     The stages are the backbone's, projections, position encodings, each encoder and decoder layer, logits, boxes,
     masks, and with objects each loss term. The exit status is 0 where all agree within tolerance, 1 where one does not.
@@ -40,17 +40,17 @@ class Compare:
     b: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="B")] = None
     """The same; may be left out with --save."""
     framework: Literal["detrkit", "transformers"] = "detrkit"
-    """What runs B: transformers runs the folder of its own model."""
+    """Framework that runs B; transformers runs the folder of its own model."""
     model: str | None = None
-    """Model name, such as detr-r50-dc5, for weights that do not say what they are of."""
+    """Model name, such as detr-r50-dc5, for weights that do not name their model."""
     input: str | None = None
-    """ones (the default), noise, or a picture's file. A file of stages brings its own."""
+    """ones (the default), noise, or an image file. A file of stages holds its own."""
     size: tuple[Pixels, Pixels] = (800, 1199)
     """Height and width of ones and noise in pixels."""
     seed: WideSeed = 0
-    """Of the noise."""
+    """Seed of the noise."""
     data: str | None = None
-    """Take the input, and the objects that losses are of, from this dataset."""
+    """Take the input, and the objects for the losses, from this dataset."""
     split: str | None = "val"
     """The dataset's split."""
     image_id: AnyInteger | None = None
@@ -61,10 +61,10 @@ class Compare:
     save: Path | None = None
     """Write the stages of A to this file (.npz); it replaces an earlier file of stages, no other file."""
     device: str = "cpu"
-    """Where both run."""
+    """Device of both models."""
 
     def run(self) -> int:
-        """Compares and prints the table."""
+        """Compare and print the table."""
         from detrkit.comparison import Recording, compare, open_side, record, save_recording
         from detrkit.comparison.recording import load_recording
         from detrkit.detector import as_device
@@ -97,7 +97,7 @@ class Compare:
         return 0 if comparison.agrees else 1
 
     def _input(self, a: Side | Recording, b: Side | Recording | None) -> ModelInput:
-        """What both sides get.
+        """Return the input of both sides.
 
         Raises:
             DetrkitError: options that contradict each other, or files that cannot be read.
@@ -122,7 +122,7 @@ class Compare:
 
 
 def _spec(a: Side | Recording, b: Side | Recording | None) -> ModelSpec:
-    """How a picture is prepared: as the first detrkit model wants it, else as published."""
+    """Return the spec that prepares an image: that of the first detrkit model, else the published one."""
     from detrkit.comparison import DetrkitSide
     from detrkit.weights.checkpoint import ModelSpec
 

@@ -27,9 +27,9 @@ class Convert:
     that is there already is replaced only with --force, a directory never, and SOURCE itself never.
 
     SOURCE may be any of these, a training state or run directory, or a .pdparams file of PaddleDetection. No file is
-    unpickled with code in it. Published .pth files are recognised by their hash, other .pth files by the arguments and
-    the tensors in them. Dilation (DC5) does not show in tensors: where nothing tells it, it is asked for. The names of
-    classes do not, either: evaluation and prediction by name need --classes.
+    unpickled with code in it. Published .pth files are recognized by their hash, other .pth files by the arguments and
+    the tensors in them. Tensors do not show dilation (DC5): if nothing else does, give --dilation. They do not show
+    class names, either: evaluation and prediction by name need --classes.
 
     Such as:
 
@@ -45,24 +45,24 @@ class Convert:
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """What to write: a .pth or .safetensors file, or a new directory."""
     model: str | None = None
-    """Model name, such as detr-r50, for files that do not say what they are of."""
+    """Model name, such as detr-r50, for files that do not name their model."""
     dilation: bool | None = None
     """Whether the model is a DC5 one, for files that do not say it."""
     nheads: Width | None = None
     """Attention heads, for files that do not say it; by default 8."""
     classes: str | None = None
-    """What the labels mean, for files that do not say it: coco or coco-panoptic, counted as in the published models, or
-    the dataset that the model was trained on. Of its classes the labels are the ids where there are more labels than
-    classes, as the official code has it, else their order."""
+    """Classes of the labels, for files that do not say it: coco or coco-panoptic, numbered as in the published models,
+    or the dataset that the model was trained on. If there are more labels than classes, the labels are its class ids,
+    as in the official code, else their order."""
     backbone_names: Literal["resnet", "timm"] | None = None
-    """For Hugging Face: whose names the backbone's weights have, those of transformers' own ResNet or timm's, which
-    loading them then needs. By default transformers' own; for DC5 timm's, because transformers' own has none."""
+    """For Hugging Face: names of the backbone's weights, those of transformers' own ResNet or timm's, which loading
+    then needs. By default transformers' own; for DC5 timm's, because transformers' own has no DC5."""
 
     force: bool = False
     """Replace a file that is there already."""
 
     def run(self) -> int:
-        """Reads, writes and prints the path."""
+        """Convert the weights and print the path."""
         from detrkit.detector import has_masks
         from detrkit.weights.checkpoint import load_model, save_huggingface, save_model, save_official
 
@@ -75,8 +75,8 @@ class Convert:
         if self.backbone_names is not None and suffix:
             raise DetrkitError(f"--backbone-names is for Hugging Face directories, and {self.target} is none")
         self._check_target()
-        given = {"dilation": self.dilation, "nheads": self.nheads}
-        options = {option: value for option, value in given.items() if value is not None}
+        settings = {"dilation": self.dilation, "nheads": self.nheads}
+        options = {option: value for option, value in settings.items() if value is not None}
         model, spec = load_model(self.source, name=self.model, options=options)
         if self.classes is not None:
             if spec.classes is not None:
@@ -93,10 +93,10 @@ class Convert:
         return 0
 
     def _check_target(self) -> None:
-        """Refuses to write over anything that is not to be replaced.
+        """Check that nothing would be overwritten that is not to be replaced.
 
         Raises:
-            DetrkitError: the target is there, or it is the source or a file of it.
+            DetrkitError: the target exists, or it is the source or a file of it.
         """
         source, target = real_path(self.source), real_path(self.target)
         if not target.exists():
@@ -108,7 +108,7 @@ class Convert:
 
 
 def _class_list(given: str, labels: int, *, masks: bool) -> ClassList:
-    """The classes of `--classes`, of which there must be as many as labels.
+    """Return the classes of `--classes`, of which there must be as many as labels.
 
     Raises:
         DetrkitError: another number, or a dataset that cannot be read.
@@ -123,13 +123,13 @@ def _class_list(given: str, labels: int, *, masks: bool) -> ClassList:
             raise DetrkitError(f"--classes {given}: {len(published[given])} labels, but the weights have {labels}")
         return published[given]
     split = None if Path(given).is_file() else "train"
-    known = open_dataset(given, split=split, masks=masks).classes
-    if len(known) == labels:
-        return known
-    if max(known.ids) >= labels:
+    classes = open_dataset(given, split=split, masks=masks).classes
+    if len(classes) == labels:
+        return classes
+    if max(classes.ids) >= labels:
         raise DetrkitError(
-            f"--classes {given}: {len(known)} classes with ids up to {max(known.ids)}, but the weights have {labels} "
-            "labels"
+            f"--classes {given}: {len(classes)} classes with ids up to {max(classes.ids)}, but the weights have "
+            f"{labels} labels"
         )
-    things = None if known.things is None else dict(zip(known.ids, known.things, strict=True))
-    return ClassList.official(dict(zip(known.ids, known.names, strict=True)), things, count=labels)
+    things = None if classes.things is None else dict(zip(classes.ids, classes.things, strict=True))
+    return ClassList.official(dict(zip(classes.ids, classes.names, strict=True)), things, count=labels)

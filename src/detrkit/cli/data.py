@@ -1,7 +1,7 @@
 """`detrkit data check | convert | shapes | preview | download`.
 
 Each command is a frozen dataclass, whose docstring and fields tyro makes into --help, with `run() -> exit status`.
-What is heavy (torch) is imported when a command runs, so that --help is quick.
+Heavy modules (torch) are imported when a command runs, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ class DataCheck:
     """
 
     path: Positional[Path]
-    """The dataset's folder, COCO json, data.yaml or parquet file; the layout is recognised."""
+    """The dataset's folder, COCO json, data.yaml or parquet file; the layout is recognized."""
     split: str | None = None
     """The split to check, such as train. By default all of them."""
     layout: Layout | None = None
-    """Which annotations to check. By default those that are recognised, of COCO instances before panoptic."""
+    """Annotations to check. By default those that are recognized, COCO instances before panoptic."""
     decode: bool = False
-    """Decode every image instead of reading its header: finds truncated files, at some 3 ms per image."""
+    """Decode every image instead of reading its header: finds truncated files, at about 3 ms per image."""
     limit: CountOrNone = 50
     """How many faults of each severity are printed (all are counted); 0 for all."""
 
     def run(self) -> int:
-        """Checks and prints; 1 if errors were found."""
+        """Check and print; return 1 if errors were found."""
         from detrkit.data.tools.check import check
 
         report = check(self.path, self.split, decode=self.decode, layout=self.layout)
@@ -81,7 +81,7 @@ class DataCheck:
 
 
 def _print_summary(report: Report, console: Console) -> None:
-    """The tables of the splits and of their classes."""
+    """Print the tables of the splits and of their classes."""
     splits = Table(title="Splits", title_justify="left")
     splits.add_column("split")
     for name in ("images", "objects", "crowd", "without objects", "boxes dropped", "boxes clamped"):
@@ -116,7 +116,7 @@ class DataConvert:
     """
 
     source: Positional[Path]
-    """The dataset to read; the layout is recognised."""
+    """The dataset to read; the layout is recognized."""
     destination: Positional[Path]
     """The folder to make."""
     to: Literal["coco", "voc", "yolo", "parquet"]
@@ -124,7 +124,7 @@ class DataConvert:
     split: str | None = None
     """The split to convert. By default all of them."""
     layout: Layout | None = None
-    """Which annotations to read. By default those that are recognised, of COCO instances before panoptic."""
+    """Annotations to read. By default those that are recognized, COCO instances before panoptic."""
     things_only: bool = False
     """Leave out stuff, which a panoptic dataset has besides things."""
     images: Literal["copy", "hardlink", "symlink"] = "copy"
@@ -133,7 +133,7 @@ class DataConvert:
     """Replace a dataset that detrkit wrote at the destination and nobody has changed since."""
 
     def run(self) -> int:
-        """Converts and prints what was written."""
+        """Convert and print what was written."""
         from detrkit.data.tools.convert import convert
 
         done = convert(
@@ -192,16 +192,16 @@ class DataShapes:
     hidden: Decay = 0.6
     """An object of which more than this share is hidden is left out."""
     colours: Literal["random", "class"] = "random"
-    """random: colour says nothing about the class; class: every class has its hue, which is easier to learn."""
+    """random: color says nothing about the class; class: every class has its hue, which is easier to learn."""
     panoptic: bool = False
-    """Write panoptic truth too: the shapes are things; sky, grass and sand behind them are stuff."""
+    """Write panoptic ground truth too: the shapes are things; sky, grass and sand behind them are stuff."""
     seed: WideSeed = 0
-    """Another seed, other images."""
+    """Seed of the images."""
     force: bool = False
     """Replace a dataset that detrkit wrote there and nobody has changed since."""
 
     def run(self) -> int:
-        """Writes the dataset and prints where."""
+        """Write the dataset and print its path."""
         from detrkit.data.tools.shapes import write_shapes
 
         images = {name: n for name, n in (("train", self.train), ("val", self.val), ("test", self.test)) if n}
@@ -234,9 +234,9 @@ class DataPreview:
     """Draw images as the model will see them: originals beside augmented versions, with boxes or masks."""
 
     path: Positional[Path]
-    """The dataset; the layout is recognised."""
+    """The dataset; the layout is recognized."""
     out: Path = Path("preview.png")
-    """The picture to write; it replaces an earlier preview, no other file."""
+    """The image to write; it replaces an earlier preview, no other file."""
     split: str | None = None
     """The split to show, such as train. May be left out if there is only one."""
     count: Few = 6
@@ -250,12 +250,12 @@ class DataPreview:
     masks: bool = False
     """Draw masks too; of a panoptic dataset the segments of things and stuff."""
     layout: Layout | None = None
-    """Which annotations to show. By default those recognised, of COCO panoptic with --masks, else instances."""
+    """Annotations to show. By default those that are recognized, COCO panoptic with --masks, else instances."""
     seed: WideSeed = 0
-    """Of the augmentation."""
+    """Seed of the augmentation."""
 
     def run(self) -> int:
-        """Writes the picture and prints where."""
+        """Write the image and print its path."""
         from detrkit.data.dataset import open_dataset
         from detrkit.data.transforms import train_transform
         from detrkit.visualize.preview import preview
@@ -271,8 +271,8 @@ class DataPreview:
 class DataDownload:
     """Download a public dataset, verified and ready to train on.
 
-    cppe5: CPPE-5, medical protective equipment: 1000 images to train on, 29 to test on, 5 classes (240 MB). A cut
-    download goes on where it was when the command is run again; the archive is kept in DETRKIT_HOME (by default
+    cppe5: CPPE-5, medical protective equipment: 1000 images to train on, 29 to test on, 5 classes (240 MB). An
+    interrupted download resumes when the command is run again; the archive is kept in DETRKIT_HOME (by default
     ~/.cache/detrkit).
     """
 
@@ -286,7 +286,7 @@ class DataDownload:
     """Replace a dataset that detrkit wrote there and nobody has changed since."""
 
     def run(self) -> int:
-        """Downloads, and prints what there is and how to go on."""
+        """Download the dataset and print what it holds and how to train on it."""
         from detrkit.data.dataset import open_dataset
         from detrkit.data.tools.cppe5 import download_cppe5
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Eval:
-    """Average precision of a checkpoint, or of results from elsewhere, on a dataset, with a report.
+    """Evaluate a checkpoint, or results from elsewhere, on a dataset: average precision, with a report.
 
-    Of a model with masks these are evaluated beside the boxes: by their average precision, or, on a panoptic dataset,
-    by the panoptic quality of things and stuff.
+    The masks of a model that has them are evaluated, too: by their average precision or, on a panoptic dataset, by the
+    panoptic quality of things and stuff.
 
     The batch size does not change the result. Under torchrun the processes share the images.
 
@@ -47,15 +47,15 @@ class Eval:
     split: str | None = "val"
     """The split to evaluate on."""
     layout: Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"] | None = None
-    """The kind of files to read; by default it is recognised. Of a folder with COCO instances and COCO panoptic files a
-    model with masks is evaluated on the panoptic ones."""
+    """The kind of files to read; by default it is recognized. From a folder with COCO instances and COCO panoptic files
+    a model with masks is evaluated on the panoptic ones."""
     iou_type: Literal["bbox", "segm"] | None = None
-    """Of results: evaluate boxes (bbox) or masks (segm) alone; by default what the results have. Of a model: bbox is
+    """For results: evaluate boxes (bbox) or masks (segm) alone; by default what the results have. For a model: bbox is
     --no-masks."""
     masks: bool = True
     """Evaluate the masks of a model that has them; --no-masks: its boxes alone."""
     out: Path | None = None
-    """Folder of report.md, metrics.json, results.json (COCO format), panoptic.json with its PNGs, and pictures; by
+    """Folder of report.md, metrics.json, results.json (COCO format), panoptic.json with its PNGs, and images; by
     default eval-SPLIT in a run's folder, else eval-MODEL-SPLIT here."""
     batch_size: BatchSize = 2
     """Images per process and step."""
@@ -73,31 +73,31 @@ class Eval:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast."""
     workers: Workers | None = None
-    """Processes that load images; by default 0 on a CPU, else processors - 1, at most 4."""
+    """Processes that load images; by default 0 on a CPU, else CPU cores - 1, at most 4."""
     limit: Count | None = None
-    """Only the first so many images."""
+    """Evaluate only this many images, the first ones."""
     timeout: Count | None = None
     """Under torchrun or Slurm: seconds that a process waits for another one before it gives up; by default 300 for all
-    to come, 1800 later."""
+    to join, 1800 later."""
     per_class: bool = True
     """Also print the table of classes."""
 
     def run(self) -> int:
-        """Evaluates, prints tables and paths."""
+        """Evaluate and print tables and paths."""
         from detrkit.cli.results import evaluate_results, results_file
         from detrkit.engine.figures import heading
         from detrkit.evaluation import PanopticMetrics
 
         folder = None if self.out is None else expanded_path(self.out)
         source = expanded_path(self.model)
-        given = results_file(source)
+        results = results_file(source)
         if folder is None:
             split = checked_name(self.split or "all", "--split")
-            inside = source.is_dir() and given is None
+            inside = source.is_dir() and results is None
             folder = source / f"eval-{split}" if inside else Path(f"eval-{source.stem}-{split}")
-        if given is not None:
+        if results is not None:
             measured = evaluate_results(
-                given,
+                results,
                 Path(self.data),
                 split=self.split,
                 max_dets=self.max_dets,
@@ -111,14 +111,14 @@ class Eval:
             if self.per_class:
                 console.print(part.table(per_class=True))
         console.print(f"report:  {folder / 'report.md'}")
-        if given is None:
+        if results is None:
             console.print(f"results: {folder / 'results.json'}")
             if any(isinstance(part, PanopticMetrics) for part in measured):
                 console.print(f"         {folder / 'panoptic.json'}")
         return 0
 
     def _evaluate_model(self, folder: Path) -> list[Metrics | PanopticMetrics]:
-        """Runs the model over the dataset; report and results go into `folder`."""
+        """Run the model over the dataset; write report and results into `folder`."""
         from detrkit.engine import evaluate
         from detrkit.engine.figures import parts
 

@@ -16,7 +16,7 @@ class Models:
     """List the models: name, trainable parameters, published figures on COCO val2017, published weights."""
 
     def run(self) -> int:
-        """Prints the table."""
+        """Print the table."""
         import torch
 
         from detrkit.models.registry import ARCHITECTURES
@@ -28,14 +28,14 @@ class Models:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("weights", no_wrap=True)
         by_hand = {}
-        for known in ARCHITECTURES.values():
+        for arch in ARCHITECTURES.values():
             with torch.device("meta"):  # shapes without memory
-                model = build_model(known.name)
+                model = build_model(arch.name)
             count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            figures = [f"{100 * known.published[m]:.1f}" if m in known.published else "-" for m in _FIGURES]
-            table.add_row(known.name, f"{count / 1e6:.1f}", *figures, known.weights or "by path, see below")
-            if known.weights is None:
-                by_hand[known.name] = known.row.file
+            figures = [f"{100 * arch.published[m]:.1f}" if m in arch.published else "-" for m in _FIGURES]
+            table.add_row(arch.name, f"{count / 1e6:.1f}", *figures, arch.weights or "by path, see below")
+            if arch.weights is None:
+                by_hand[arch.name] = arch.row.file
         table_console(150).print(table)
         say = console.print
         say("Weights with a file name are downloaded at the first use, and verified. Of the others give the path:")

@@ -36,48 +36,48 @@ if TYPE_CHECKING:
     from detrkit.structures.results import Detections, PanopticResult
 
 _LEFT_OUT_NAMED = 3
-_WAITING_BYTES = 2**27  # of pictures that wait for the model, and of those that wait to be drawn
-# no picture can be written after these
+_WAITING_BYTES = 2**27  # of images that wait for the model, and of those that wait to be drawn
+# errors after which no image can be written
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Find the objects in pictures; write them drawn, and as JSON.
+    """Find the objects in images; write the images with the objects drawn, and JSON.
 
-    Every picture is written under its own name into OUT, with boxes, names and scores; predictions.json lists for every
-    file the label, name, score and box (x0, y0, x1, y1 in pixels of the picture as one sees it), of models with masks
-    also the segmentation (COCO's RLE). A panoptic model gives every pixel to a segment: these are drawn,
+    Every image is written under its own name into OUT, with boxes, names and scores; predictions.json lists for every
+    file the label, name, score and box (x0, y0, x1, y1 in pixels of the upright image) of each object, with masks also
+    the segmentation (COCO's RLE). A panoptic model assigns every pixel to a segment: the segments are drawn,
     predictions.json lists the id, label, name, score, area in pixels and kind of each, and OUT/panoptic has the ids of
-    the pixels as PNGs (id = R + 256 G + 65536 B, 0 is void). Pictures of the same name are numbered. Nothing is written
-    over a picture that was given, or over a file that detrkit did not write. A picture that cannot be read or written
-    is reported and left out; the exit status is then 1. While the model works on some pictures, the next ones are read
-    and the last ones drawn.
+    the pixels as PNGs (id = R + 256 G + 65536 B, 0 is void). Images of the same name are numbered. Neither an input
+    image nor a file that detrkit did not write is ever overwritten. An image that cannot be read or written is reported
+    and left out; the exit status is then 1. While the model works on some images, the next ones are read and the last
+    ones drawn.
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Weights: a run directory, a .safetensors or official .pth file, or a model name such as detr-r50 (published)."""
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER|GLOB")]
-    """Pictures: files, folders (searched one level deep) and quoted patterns such as 'photos/**/*.jpg'."""
+    """Images: files, folders (searched one level deep) and quoted patterns such as 'photos/**/*.jpg'."""
     out: Path = Path("predictions")
-    """Folder to write into; it is made."""
+    """Folder to write into; created if it does not exist."""
     threshold: Share | None = None
-    """Keep what has a greater score, 0 to 1; by default 0.5, of panoptic models 0.85 as published (Deformable DETR,
+    """Keep what has a greater score, 0 to 1; by default 0.5, for panoptic models 0.85 as published (Deformable DETR,
     whose scores are lower: 0.4). The DETR notebooks use 0.7 for objects."""
     pictures: Annotated[bool, tyro.conf.arg(aliases=("--images",))] = True
-    """Draw and write the pictures; --no-pictures (or --no-images) where predictions.json is all that is wanted. The id
-    maps of panoptic models are written in any case."""
+    """Draw and write the images; --no-pictures (or --no-images): write predictions.json only. The id maps of panoptic
+    models are written in any case."""
     size: InputSize | None = None
-    """Short side in pixels to resize pictures to; by default the checkpoint's (800 for published weights)."""
+    """Short side in pixels to resize images to; by default the checkpoint's (800 for published weights)."""
     batch_size: BatchSize = 4
-    """Pictures in one forward pass. Results do not depend on it."""
+    """Images in one forward pass. Results do not depend on it."""
     device: str | None = None
     """Such as cpu, cuda or cuda:1; by default an accelerator if there is one."""
     model: str | None = None
-    """Model name, for official .pth files that do not say what they are of."""
+    """Model name, for official .pth files that do not name their model."""
 
     def run(self) -> int:
-        """Predicts, draws, writes and prints; 1 if a picture could not be read or written."""
+        """Predict, draw, write and print; return 1 if an image could not be read or written."""
         console, errors = Terminal(), Terminal(stderr=True)
         files, left_out = find_images(self.inputs)
         results = Results(full_path(self.out), files, pictures=self.pictures)
@@ -94,14 +94,14 @@ class Predict:
         if self.size is not None:
             detector = detector.resized(self.size)
         results.check(maps=detector.panoptic)
-        with FolderLock(results.out):  # or two at once would each find the other's files in the way
+        with FolderLock(results.out):  # else each of two commands would find the other's files in the way
             try:
                 return self._write(detector, results, console, errors)
             finally:
                 results.close()
 
     def _write(self, detector: Detector, results: Results, console: Console, errors: Console) -> int:
-        """Predicts, writes and prints; the command's status.
+        """Predict, write and print; return the command's status.
 
         Raises:
             DetrkitError: nothing could be read, or nothing more can be written; what is done is kept.
@@ -143,7 +143,7 @@ class Predict:
         return 0 if len(done) == len(files) else 1
 
     def _predict(self, detector: Detector, results: Results, done: dict[str, Counter[str]], errors: Console) -> None:
-        """Fills `results`, and `done` with the names of what was found in every picture that was written.
+        """Fill `results`, and `done` with the names of the objects in every image that was written.
 
         Raises:
             DetrkitError: nothing can be written any more.
@@ -168,15 +168,15 @@ class Predict:
                     except (DetrkitError, MemoryError) as error:
                         if getattr(error.__cause__, "errno", None) in _FULL and not isinstance(result, DetrkitError):
                             raise
-                        said = str(error) or "there is not enough memory to draw it"
-                        _say(errors, said if str(file) in said else f"{file}: {said}", error=True)
+                        message = str(error) or "there is not enough memory to draw it"
+                        _say(errors, message if str(file) in message else f"{file}: {message}", error=True)
                     results.save_sometimes()
                     progress.advance(bar)
 
     def _write_one(
         self, file: Path, result: Detections | PanopticResult, results: Results, done: dict[str, Counter[str]]
     ) -> None:
-        """Writes what was found in a picture.
+        """Write the predictions of one image.
 
         Raises:
             DetrkitError: it cannot be written.
@@ -197,7 +197,7 @@ class Predict:
 
 
 def _read(files: Sequence[Path]) -> Iterator[tuple[Path, Image | DetrkitError]]:
-    """The pixels of each file, or why there are none."""
+    """Yield the pixels of each file, or the error that it cannot be read."""
     from detrkit.data.images import as_rgb
 
     for file in files:
@@ -210,10 +210,10 @@ def _read(files: Sequence[Path]) -> Iterator[tuple[Path, Image | DetrkitError]]:
 
 
 def _bytes(item: tuple[Path, Image | Detections | PanopticResult | DetrkitError]) -> int:
-    """About what a picture, or what was found in one, takes in memory."""
+    """Estimate the memory of an image, or of its predictions, in bytes."""
     value = item[1]
     image = getattr(value, "image", value)
-    masks = getattr(value, "masks", None) if hasattr(value, "boxes") else None  # those of segments are made when asked
+    masks = getattr(value, "masks", None) if hasattr(value, "boxes") else None  # those of segments are made on demand
     return (4 * image.width * image.height if hasattr(image, "width") else 0) + (0 if masks is None else masks.numel())
 
 
@@ -223,7 +223,7 @@ def predictions(
     threshold: float | None,
     batch_size: int,
 ) -> Iterator[tuple[Path, Detections | PanopticResult | DetrkitError]]:
-    """What is found in each picture, in order, or why nothing could be: a bad one does not cost the others."""
+    """Yield the predictions of each image, in order, or the error: a bad image does not stop the others."""
     pictures = iter(pictures)
     while batch := list(islice(pictures, batch_size)):
         good = [(file, image) for file, image in batch if not isinstance(image, DetrkitError)]
@@ -235,7 +235,7 @@ def predictions(
 def _found(
     detector: Detector, pictures: Sequence[tuple[Path, Image]], threshold: float | None
 ) -> list[Detections | PanopticResult | DetrkitError]:
-    """What is found in a batch; if it cannot be done together, in each picture alone."""
+    """Predict a batch; if that fails for its size, each image alone."""
     if not pictures:
         return []
     try:
@@ -257,7 +257,7 @@ def _too_large(file: Path) -> DetrkitError:
 
 
 def entries(found: Detections | PanopticResult) -> list[dict[str, Any]]:
-    """The detections or segments of one picture as plain values."""
+    """Return the detections or segments of one image as plain values."""
     from detrkit.structures.results import PanopticResult, encode_masks
 
     if isinstance(found, PanopticResult):
@@ -285,13 +285,13 @@ def entries(found: Detections | PanopticResult) -> list[dict[str, Any]]:
 
 
 def _say(console: Console, text: str, *, error: bool = False) -> None:
-    """A line in which nothing is markup or acts on a terminal."""
+    """Print a line in which nothing is markup or a control character."""
     text = one_line(text)
     console.print(Text.assemble(("error", "red"), " ", text) if error else text, soft_wrap=True)
 
 
 def _print(done: dict[str, Counter[str]], console: Console, most: int = 20, *, panoptic: bool = False) -> None:
-    """A table of the pictures; on a pipe all of them, on a terminal the first."""
+    """Print a table of the images; on a pipe all of them, on a terminal the first ones."""
     table = Table(title="Segments" if panoptic else "Detections", title_justify="left")
     table.add_column("picture", overflow="fold")
     table.add_column("segments" if panoptic else "objects", justify="right")

@@ -1,4 +1,4 @@
-"""The files of `detrkit predict`: the pictures given, and where the results go without harm to anything."""
+"""The files of `detrkit predict`: its input images, and its results, which overwrite no other file."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from detrkit.utils.names import NAME_BYTES, expanded_path
 if TYPE_CHECKING:
     from PIL import Image
 
-MAPS = "panoptic"  # the folder of the id maps in that of the pictures
+MAPS = "panoptic"  # the folder of the id maps in the output folder
 PREDICTIONS = "predictions.json"
 JPEG_MAX_SIDE = 65_500  # pixels
 _SECONDS_BETWEEN_SAVES = 30.0  # of predictions.json
 
 
 class Inputs(NamedTuple):
-    """The pictures that files, folders and patterns stand for.
+    """Image files of the inputs: files, folders and patterns.
 
     Attributes:
         files: each once, in the order given.
-        left_out: files in the folders, or of the patterns, that are no pictures by their names.
+        left_out: files in the folders, or of the patterns, that are no images by their names.
     """
 
     files: list[Path]
@@ -38,12 +38,12 @@ class Inputs(NamedTuple):
 
 
 def find_images(inputs: tuple[str, ...]) -> Inputs:
-    """The picture files that files, folders and patterns stand for.
+    """Find the image files of the inputs: files, folders and patterns.
 
     Hidden files of folders and patterns are neither taken nor counted.
 
     Raises:
-        DetrkitError: an input that stands for nothing.
+        DetrkitError: an input without any image.
     """
     files: dict[Path, None] = {}
     left_out: dict[Path, None] = {}
@@ -61,7 +61,7 @@ def find_images(inputs: tuple[str, ...]) -> Inputs:
 
 
 def _stands_for(text: str) -> Inputs:
-    """The pictures of one input."""
+    """Find the images of one input."""
     from detrkit.data.images import SUFFIXES, is_picture
 
     path = expanded_path(text)
@@ -71,7 +71,7 @@ def _stands_for(text: str) -> Inputs:
         candidates = sorted(path.iterdir())
         nothing = f"no images in this folder (known: {', '.join(sorted(SUFFIXES))})"
     elif path.exists():
-        raise DetrkitError(f"{text}: not a regular file")  # a pipe or a device would be waited for
+        raise DetrkitError(f"{text}: not a regular file")  # reading a pipe or a device would block
     else:
         candidates = sorted(Path(hit) for hit in glob.glob(os.fspath(path), recursive=True))
         nothing = "no such file or folder, and no picture matches it as a pattern"
@@ -83,11 +83,11 @@ def _stands_for(text: str) -> Inputs:
 
 
 def output_stems(files: list[Path]) -> dict[Path, str]:
-    """The name of each picture's results without suffix: its own, numbered where another picture has it.
+    """Return the name of each image's results without suffix: its own, numbered if another image has it.
 
     Names that differ only in upper and lower case, or in how an accent is written, are equal: on some file systems they
-    are one file. The first of the pictures that share a name keeps it, the others become name-2, name-3, ...; this
-    depends on nothing but the list.
+    are one file. The first of the images that share a name keeps it, the others become name-2, name-3, ...; this
+    depends only on the list.
     """
     stems: dict[Path, str] = {}
     taken: set[str] = set()
@@ -114,20 +114,20 @@ def _key(stem: str) -> str:
 
 
 def _cut(stem: str, number: str = "") -> str:
-    """The stem with its number, at most so long that a suffix of four characters fits behind it."""
+    """Return the stem with its number, shortened so that a suffix of four characters fits behind it."""
     return os.fsdecode(os.fsencode(stem)[: NAME_BYTES - 4 - len(number)]) + number
 
 
 class Results:
-    """What is written into the output folder: drawn pictures, id maps and predictions.json, and nothing over others.
+    """Writer of the output folder: drawn images, id maps and predictions.json; it overwrites no other file.
 
-    A file that was given as a picture, or that detrkit did not write, is never written to. detrkit knows what it wrote
-    by the manifest of the folder.
+    An input image, or a file that detrkit did not write, is never written to. The manifest of the folder lists what
+    detrkit wrote.
 
     Args:
         out: the folder.
-        files: the pictures given.
-        pictures: whether drawn pictures will be written.
+        files: the input images.
+        pictures: whether drawn images will be written.
 
     Attributes:
         stems: see `output_stems`.
@@ -146,7 +146,7 @@ class Results:
         self._next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
 
     def check(self, *, maps: bool = False) -> None:
-        """Refuses before anything is done what would be refused when it is written.
+        """Check before anything is done that all results may be written.
 
         Args:
             maps: check the id maps, too, which only panoptic models write.
@@ -167,7 +167,7 @@ class Results:
         self._coming = set(names)
 
     def begin(self) -> None:
-        """Notes in the manifest what was checked and is going to be written, in case that the command is killed.
+        """Note in the manifest what was checked and will be written, in case the command is killed.
 
         Raises:
             DetrkitError: it cannot be written.
@@ -176,7 +176,7 @@ class Results:
         self._entries = JsonStream(self.out / PREDICTIONS)
 
     def forget(self) -> None:
-        """Takes back what `begin` noted of files that were not written, and entries that were not saved.
+        """Remove from the manifest the files that were not written, and discard entries that were not saved.
 
         Raises:
             DetrkitError: it cannot be written.
@@ -185,12 +185,16 @@ class Results:
         note_files(self.out, self._written)
 
     def close(self) -> None:
-        """Removes the temporary file of entries that were not saved."""
+        """Remove the temporary file of entries that were not saved."""
         if self._entries is not None:
             self._entries.discard()
 
     def _refuse(self, name: str, *, ours: bool = False) -> None:
-        """Raises DetrkitError if writing a file of the folder would harm one that is there and not known to be ours."""
+        """Check that writing a file of the folder does not overwrite one that detrkit did not write.
+
+        Raises:
+            DetrkitError: it would, or the path is no file; names the fix.
+        """
         path = self.out / name
         fix = "choose another folder with --out"
         try:
@@ -209,7 +213,7 @@ class Results:
             raise DetrkitError(f"{path} is there and was not written by detrkit, or was changed since: {fix}")
 
     def picture(self, file: Path, picture: Image.Image) -> None:
-        """Writes a drawn picture: as PNG if the file is one or a JPEG cannot be so large, else as JPEG.
+        """Write a drawn image: as PNG if the file is one or the image is too large for a JPEG, else as JPEG.
 
         Raises:
             DetrkitError: it cannot be written.
@@ -218,7 +222,7 @@ class Results:
         self._write(self.stems[file] + suffix, picture)
 
     def id_map(self, file: Path, ids: Image.Image) -> str:
-        """Writes the PNG of segment ids; returns its name in the folder.
+        """Write the PNG of segment ids; return its name in the folder.
 
         Raises:
             DetrkitError: it cannot be written.
@@ -231,7 +235,7 @@ class Results:
         from detrkit.utils.image_files import image_bytes
 
         self._refuse(name)
-        image.info.pop("transparency", None)  # of the picture predicted on: a colour would be seen through
+        image.info.pop("transparency", None)  # of the input image: it would make one color transparent
         try:
             content = image_bytes(image, Path(name).suffix, quality=92)
         except (OSError, ValueError) as error:
@@ -240,7 +244,7 @@ class Results:
         write_atomic(self.out / name, content, durable=False)
 
     def add(self, file: Path, entry: Any) -> None:
-        """Adds what was found in a picture to predictions.json; memory does not grow with their number.
+        """Add the predictions of an image to predictions.json; memory does not grow with the number of images.
 
         Raises:
             DetrkitError: it cannot be written.
@@ -248,7 +252,7 @@ class Results:
         self._stream().add(str(file), entry)
 
     def save(self) -> None:
-        """Gives predictions.json its name, and writes the manifest. Nothing can be added afterwards.
+        """Give predictions.json its name and write the manifest. Nothing can be added afterwards.
 
         Raises:
             DetrkitError: they cannot be written.
@@ -259,7 +263,7 @@ class Results:
         note_files(self.out, self._written)
 
     def save_sometimes(self) -> None:
-        """Writes a copy of predictions.json so far if some time has passed since, for the case of a kill -9.
+        """Write a copy of predictions.json so far if some time has passed since the last one, in case of a kill -9.
 
         Raises:
             DetrkitError: it cannot be written.
@@ -285,7 +289,7 @@ def _suffix(file: Path) -> str:
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    """Device and inode, which links, hard links and names in another case share; None if the file has gone."""
+    """Return device and inode, which links, hard links and names in another case share; None if the file is gone."""
     try:
         status = file.stat()
     except OSError:

@@ -14,20 +14,20 @@ from detrkit.utils.ranges import Count, Seed
 class Quickstart:
     """Generate a dataset, train a detector on it from random weights, evaluate it and draw what it finds.
 
-    Needs no download and no GPU: some four minutes on two processor cores.
+    Needs no download and no GPU: about four minutes on two CPU cores.
     """
 
     out: Path = Path("detrkit-quickstart")
-    """Folder for the dataset, the run and the pictures."""
+    """Folder for the dataset and the run."""
     epochs: Count | None = None
     """Passes over the 2,000 generated images; by default the recipe's. More give a better detector."""
     seed: Seed = 0
-    """Of the images, the weights and the order."""
+    """Seed of the images, the weights and the order."""
     force: bool = False
-    """Replace an earlier quickstart in that folder. Files there that are not of it stop that."""
+    """Replace an earlier quickstart in that folder, unless it holds other files too."""
 
     def run(self) -> int:
-        """Runs it all."""
+        """Run the quickstart and print its results."""
         from detrkit.engine.quickstart import quickstart
 
         result = quickstart(self.out, epochs=self.epochs, seed=self.seed, force=self.force)

@@ -16,10 +16,10 @@ from detrkit.utils.signals import number_of
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Evaluate published checkpoints on COCO val2017 and set what was measured beside what was published.
+    """Evaluate published checkpoints on COCO val2017 and compare the figures with the published ones.
 
     The weights are downloaded at the first use and verified; Deformable DETR's have no fixed address, so their files
-    are given with --weights. After an interruption the same command goes on with the images that are left. Under
+    are given with --weights. After an interruption the same command resumes with the remaining images. Under
     torchrun the processes share the images, and the figures stay the same. The exit status is 1 if a figure is not
     within 0.2 of the published one.
 
@@ -33,7 +33,7 @@ class Reproduce:
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAMES]")] = ()
-    """Models (`detrkit models` lists them); by default all whose data is given and whose weights can be had."""
+    """Models (`detrkit models` lists them); by default all whose data is given and whose weights are available."""
     coco: Path | None = None
     """COCO: the folder with val2017/ and annotations/instances_val2017.json."""
     panoptic: Path | None = None
@@ -42,13 +42,13 @@ class Reproduce:
     weights: Path | None = None
     """Folder with files of the published names, used instead of downloads; or the file of the one model named."""
     out: Path = Path("reproduction")
-    """Folder of report.md and figures.json, and of a folder for each model with its own report, pictures, results and
+    """Folder of report.md and figures.json, and of a folder for each model with its own report, images, results and
     the journal of images that are done."""
     split: str = "val2017"
     """The split to evaluate on."""
     batch_size: BatchSize | None = None
-    """Images per process and step; by default as published, or 2 where that is not said. With exact padding it does not
-    change the figures."""
+    """Images per process and step; by default as published, or 2 where that is not known. With exact padding it does
+    not change the figures."""
     size: InputSize | None = None
     """Short side of the input in pixels; by default as published (800)."""
     max_size: InputSize | None = None
@@ -58,12 +58,12 @@ class Reproduce:
     device: str | None = None
     """cpu, cuda, cuda:1, ...; by default CUDA where there is one."""
     workers: Workers | None = None
-    """Processes that load images; by default 0 on a CPU, else processors - 1, at most 4."""
+    """Processes that load images; by default 0 on a CPU, else CPU cores - 1, at most 4."""
     limit: Count | None = None
-    """Only the first so many images."""
+    """Evaluate only this many images, the first ones."""
 
     def run(self) -> int:
-        """Evaluates, prints the table of figures and what differs from the published evaluation."""
+        """Evaluate and print the table of figures and the differences from the published evaluation."""
         from detrkit.reproduction.running import reproduce
         from detrkit.reproduction.tables import figure_table
 

@@ -20,7 +20,7 @@ _EXAMPLES = 8  # images on the sheet of a report
 
 
 def results_file(path: Path) -> Path | None:
-    """The json of the results that `path` stands for; None where it is no results.
+    """Return the json of the results that `path` stands for; None if it stands for no results.
 
     It is the json itself, or a folder of panoptic PNGs with the json of its name beside it or one json in it.
     """
@@ -38,12 +38,12 @@ def results_file(path: Path) -> Path | None:
 def evaluate_results(
     results: Path, data: Path, *, split: str | None, max_dets: int, out: Path, iou_type: IouType | None = None
 ) -> list[Metrics | PanopticMetrics]:
-    """Evaluates results, writes a report and returns the numbers: panoptic ones, or those of boxes and of masks.
+    """Evaluate results, write a report and return the metrics: panoptic ones, or those of boxes and of masks.
 
     Args:
         results: COCO's list of detections with boxes, with masks (RLE or polygons) or with both, or the json of
             panoptic results.
-        data: a dataset, or the json of its annotations, beside which no pictures need be.
+        data: a dataset, or the json of its annotations, which needs no images.
         split: of the dataset.
         max_dets: detections counted per image and class.
         out: folder of the report.
@@ -74,7 +74,7 @@ def evaluate_results(
 
 
 def _panoptic_entries(content: Any) -> bool:
-    """Whether a json holds panoptic results: `annotations`, each with `segments_info`."""
+    """Return whether a json holds panoptic results: `annotations`, each with `segments_info`."""
     entries = content.get("annotations") if isinstance(content, dict) else None
     return isinstance(entries, list) and all(isinstance(e, dict) and "segments_info" in e for e in entries[:1])
 
@@ -82,7 +82,7 @@ def _panoptic_entries(content: Any) -> bool:
 def _detections(
     results: Path, entries: list[Any], data: Path, split: str | None, max_dets: int, iou_type: IouType | None
 ) -> dict[str, Any]:
-    """Average precision of the boxes and of the masks, of those that there are, as `write_report` takes it."""
+    """Compute average precision of boxes and masks, if there are any, as arguments of `write_report`."""
     from detrkit.evaluation import confusion_matrix, evaluate_detections
     from detrkit.evaluation.result_table import has_masks
     from detrkit.evaluation.unknown_classes import UnknownClasses
@@ -107,7 +107,7 @@ def _detections(
 
 
 def _truth(data: Path, split: str | None, *, masks: bool) -> GroundTruth:
-    """The ground truth of a dataset, or of the json of its annotations; with masks if it has them.
+    """Load the ground truth of a dataset, or of the json of its annotations; with masks if it has them.
 
     Raises:
         DetrkitError: a malformed file or an unknown split.
@@ -129,7 +129,7 @@ def _truth(data: Path, split: str | None, *, masks: bool) -> GroundTruth:
 
 
 def _panoptic(results: Path, data: Path, split: str | None) -> dict[str, Any]:
-    """Panoptic quality, and examples where there are pictures, as `write_report` takes them."""
+    """Compute panoptic quality, and examples if there are images, as arguments of `write_report`."""
     from detrkit.data import open_dataset
     from detrkit.evaluation import PanopticTruth, evaluate_panoptic
 
@@ -141,7 +141,7 @@ def _panoptic(results: Path, data: Path, split: str | None) -> dict[str, Any]:
 
 
 def _panoptic_examples(results: Path, dataset: Dataset) -> Image.Image:
-    """Images spread over the dataset, with truth and prediction."""
+    """Draw images spread over the dataset, with ground truth and prediction."""
     from PIL import Image
 
     from detrkit.evaluation import PanopticTruth, read_panoptic

@@ -16,9 +16,9 @@ from detrkit.utils.ranges import BatchSize, Count, Devices, Seed, Workers
 
 @dataclass(frozen=True)
 class Study:
-    """Train several models under one budget; one table, their curves in one picture, what they find side by side.
+    """Train several models under one budget: one table, one plot of their curves, their detections side by side.
 
-    The same command again goes on where it stopped. Figures are those of the last epoch. Recipes:
+    The same command again resumes where it stopped. Figures are those of the last epoch. Recipes:
 
     shapes-four: DETR, Deformable DETR, + refinement, ++ two-stage, small, on shapes it generates (for a CPU)
 
@@ -38,17 +38,17 @@ class Study:
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
     """The name of a recipe that comes with detrkit, or a YAML file."""
     dataset: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = None
-    """The dataset; the layout is recognised. shapes-four makes its own."""
+    """The dataset; the layout is recognized. shapes-four makes its own."""
     out: Path | None = None
     """The study's folder; by default runs/RECIPE."""
     epochs: Count | None = None
-    """Passes over the training split, for all members; the drop of the learning rate moves along."""
+    """Passes over the training split, for all members; the drop of the learning rate moves in proportion."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MEMBER ...")] = ()
     """Train only these members; the tables show what is known of all."""
     device: Literal["auto", "cpu", "cuda"] | None = None
-    """Where to train."""
+    """Device to train on."""
     devices: Devices | None = None
-    """Processes on this machine; under torchrun or Slurm theirs counts."""
+    """Processes on this machine; under torchrun or Slurm their number counts."""
     precision: Literal["fp32", "bf16"] | None = None
     """bf16: autocast; weights and losses stay in fp32."""
     batch_size: BatchSize | None = None
@@ -62,12 +62,12 @@ class Study:
     val_split: str | None = None
     """The split to evaluate on, each epoch."""
     test_split: str | None = None
-    """The split of the tables, as the recipe has it; "none" for that which is evaluated each epoch."""
+    """The split of the tables, by default that of the recipe; "none" for the split that is evaluated each epoch."""
     seed: Seed | None = None
-    """Of weights, order and augmentation, for all members."""
+    """Seed of weights, order and augmentation, for all members."""
 
     def run(self) -> int:
-        """Trains what is not trained yet, prints the tables; 1 if a member failed."""
+        """Train what is not trained yet and print the tables; return 1 if a member failed."""
         from detrkit.study import load_study, run_study
         from detrkit.study.tables import print_tables
 
@@ -93,5 +93,5 @@ class Study:
         return 1 if result.failed else 0
 
     def _given(self, *names: str) -> dict[str, Any]:
-        """The options that were set."""
+        """Return the options that were set."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}

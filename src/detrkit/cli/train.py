@@ -18,7 +18,7 @@ from detrkit.utils.ranges import as_option
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model on a dataset, or go on with a run.
+    """Train a model on a dataset, or resume a run.
 
     The defaults are the published ones of DETR: 300 epochs, AdamW, ImageNet backbone. With --recipe or --resume the
     defaults shown here are that recipe's or run's. Options given on the command line come on top.
@@ -39,7 +39,7 @@ class Train:
     """
 
     dataset: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = None
-    """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml; the layout is recognised."""
+    """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml; the layout is recognized."""
     recipe: str | None = None
     """A YAML file with settings, or the name of one that comes with detrkit: small, finetune, detr-150, detr-500,
     panoptic-coco, cppe5, quickstart, shapes-panoptic."""
@@ -48,7 +48,7 @@ class Train:
     config: TrainConfig = field(default_factory=TrainConfig)
 
     def run(self) -> int:
-        """Trains; 0 when the run ended, 1 when --overfit could not learn."""
+        """Train; return 0 when the run ended, 1 when --overfit could not learn."""
         from detrkit.engine.figures import heading, in_words, learned, parts
         from detrkit.engine.relations import check_config
         from detrkit.engine.training import train
@@ -75,34 +75,34 @@ class Train:
 
 
 def with_defaults(argv: Sequence[str]) -> Train:
-    """The command's defaults for a command line: those of its --recipe or --resume, if it names one.
+    """Return the command's defaults for a command line: those of its --recipe or --resume, if it names one.
 
     Raises:
-        DetrkitError: the recipe or run is not there or not readable.
+        DetrkitError: the recipe or run is missing or not readable.
     """
-    given = {}
+    sources = {}
     for option in ("--recipe", "--resume"):
         for i, word in enumerate(argv):
             if word == option and i + 1 < len(argv):
-                given[option] = argv[i + 1]
+                sources[option] = argv[i + 1]
             elif word.startswith(option + "="):
-                given[option] = word.partition("=")[2]
-    if len(given) == 2:
+                sources[option] = word.partition("=")[2]
+    if len(sources) == 2:
         raise DetrkitError("--recipe and --resume: a resumed run keeps its own settings, so give one of them")
-    if "--recipe" in given:
-        return Train(config=load_config(given["--recipe"]))
-    if "--resume" in given:
-        saved = Path(given["--resume"]) / "config.yaml"
-        if not os.path.isfile(saved):  # False of what cannot be a path, which Path.is_file raises an error of
-            raise DetrkitError(f"{saved}: not there, so {given['--resume']} is no run to resume")
-        return Train(config=load_config(saved).changed(run={"out": given["--resume"]}))
+    if "--recipe" in sources:
+        return Train(config=load_config(sources["--recipe"]))
+    if "--resume" in sources:
+        saved = Path(sources["--resume"]) / "config.yaml"
+        if not os.path.isfile(saved):  # False for an impossible path, for which Path.is_file raises an error
+            raise DetrkitError(f"{saved}: not there, so {sources['--resume']} is no run to resume")
+        return Train(config=load_config(saved).changed(run={"out": sources["--resume"]}))
     return Train()
 
 
 def with_values(argv: Sequence[str]) -> list[str]:
-    """A command line in which the model's switches have a value: `--masks` alone is `--masks True`.
+    """Return a command line in which the model's switches have a value: `--masks` alone becomes `--masks True`.
 
-    Unset, they are as the model was published, so there are three values, and tyro wants one of them.
+    Unset switches mean as the model was published, so there are three values, and tyro needs one of them.
     """
     switches = {"--" + f.name.replace("_", "-") for f in fields(ModelConfig) if f.type == "bool | None"}
     words: list[str] = []

@@ -1,4 +1,4 @@
-"""Before the first step: do all processes have the same settings and the same data? Else they would wait for ever."""
+"""The check before the first step that all processes have the same settings and data: else they would wait forever."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detrkit.engine.fingerprint import Fingerprint, differing_data
 from detrkit.engine.resuming import differing_setting
 from detrkit.utils.errors import DetrkitError
 
-# what may differ between the processes of a run, which may be on several machines
+# settings that may differ between the processes of a run, which may be on several machines
 _OWN = {
     "data": {"path", "val_data", "workers", "cache", "eval_batch_size"},
     "run": {"out", "device", "devices", "nodes", "timeout", "log_every", "tensorboard", "init_from", "freeze_detector"},
@@ -19,15 +19,15 @@ _OWN = {
 
 
 def check_agreement(data: Fingerprint, path: str, config: TrainConfig | None = None) -> None:
-    """Compares what the processes of a command have; to be called by each of them.
+    """Check that all processes of a command have the same settings and data; each process must call it.
 
     Args:
         data: of this process.
-        path: where it is, for the message.
+        path: of the dataset, for the message.
         config: of the run, if it is one.
 
     Raises:
-        DetrkitError: names the first process that differs from process 0, and in what; in all of them.
+        DetrkitError: a process differs from process 0; names the first one and the difference. Raised in all processes.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return

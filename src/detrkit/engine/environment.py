@@ -1,4 +1,4 @@
-"""The processes of a run, as Fabric is told of them."""
+"""The processes of a run, described for Fabric."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detrkit.utils.launch import Launch, check_interface, check_port, check_star
 
 
 class LaunchEnvironment(LightningEnvironment):
-    """Tells Fabric of a launch.
+    """Cluster environment that describes a launch to Fabric.
 
     Args:
         launch: of this process.
@@ -27,43 +27,43 @@ class LaunchEnvironment(LightningEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """They run already."""
+        """True: the processes run already."""
         return True
 
     @property
     def main_address(self) -> str:
-        """Where the first process listens."""
+        """Address at which the first process listens."""
         return self._launch.address
 
     def set_world_size(self, size: int) -> None:
-        """It is known."""
+        """Ignore the size: the launch has it."""
 
     def set_global_rank(self, rank: int) -> None:
-        """It is known."""
+        """Ignore the rank: the launch has it."""
 
     def local_rank(self) -> int:
-        """Of the processes of this machine."""
+        """Return the rank among the processes of this machine."""
         return self._launch.local_rank
 
     def node_rank(self) -> int:
-        """Of the machines."""
+        """Return the index of this machine."""
         return self._launch.rank // self._launch.local_world
 
     def teardown(self) -> None:
-        """The environment is that of whoever started the process."""
+        """Do nothing: the environment belongs to whoever started the process."""
 
 
 def check_processes(config: TrainConfig) -> tuple[int, int]:
-    """Checks whether the processes of a run can find each other.
+    """Check that the processes of a run can find each other.
 
     Args:
         config: of the run.
 
     Returns:
-        How many processes each machine has, and how many machines there are.
+        Number of processes per machine, and number of machines.
 
     Raises:
-        SettingError: an option or a variable of the environment that cannot be; names it and the fix.
+        SettingError: an option or environment variable has an impossible value; names it and the fix.
     """
     run = config.run
     launch = launched()
@@ -82,7 +82,7 @@ def check_processes(config: TrainConfig) -> tuple[int, int]:
 
 
 def check_gpus(processes: int) -> None:
-    """Checks that each process of this machine has a GPU of its own.
+    """Check that each process of this machine has a GPU of its own.
 
     Raises:
         SettingError: there are more processes.
@@ -96,9 +96,9 @@ def check_gpus(processes: int) -> None:
 
 
 def cluster_environment() -> ClusterEnvironment | None:
-    """What Fabric is to take for its processes; None: it looks for itself."""
+    """Return the environment for Fabric, or None to let Fabric look for itself."""
     launch = launched()
     if launch is not None:
         return LaunchEnvironment(launch)
-    # of one task Fabric would take Slurm's word for it that there is one process, whatever --devices says
+    # with one Slurm task Fabric would assume one process, whatever --devices says
     return LightningEnvironment() if "SLURM_NTASKS" in os.environ else None

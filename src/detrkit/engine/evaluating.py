@@ -1,4 +1,4 @@
-"""`evaluate`: a model on a dataset, in one process or many; every image counts once."""
+"""`evaluate`: evaluation of a model on a dataset, in one process or many; every image counts once."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
 
 
 def eval_loader(dataset: Dataset, spec: ModelSpec, *, batch_size: int, workers: int | None, **process: Any) -> Loader:
-    """The loader of an evaluation with a checkpoint's own settings, images of like shape side by side."""
+    """Make the loader of an evaluation with a checkpoint's own settings; images of similar shape share a batch."""
     return make_loader(
-        without_masks(dataset),  # they are part of the truth
+        without_masks(dataset),  # they are part of the ground truth
         transform=eval_transform(spec.size, spec.max_size),
         batch_size=batch_size,
         training=False,
@@ -67,9 +67,12 @@ def evaluate(
     stop: StopSignals | None = None,
     quiet: bool = True,
 ) -> Metrics:
-    """Average precision of a checkpoint on a dataset; of its masks too, or panoptic quality, if it has masks.
+    """Compute the average precision of a checkpoint on a dataset; with masks, also that of masks, or panoptic quality.
 
     Under torchrun every process evaluates its share, and all return the same numbers.
+
+    A class of the dataset that has objects but is unknown to the model counts with AP 0, as in pycocotools; a warning
+    and the report name it. Classes of the model that the dataset does not annotate are left out.
 
     Args:
         model: a model name (its published weights), a checkpoint, a run directory, a Detector, a model with its spec,
@@ -78,7 +81,7 @@ def evaluate(
         split: of the dataset, when a path is given.
         layout: likewise: "coco-panoptic" or "coco" of a folder with both. By default models with masks are evaluated
             on the panoptic files.
-        masks: False evaluates nothing but the boxes of a model with masks.
+        masks: False evaluates only the boxes of a model with masks.
         batch_size: images per step; it does not change the result (padding-exact batches).
         size: short side of the input in pixels; by default the checkpoint's.
         max_size: longest side of the input in pixels; by default the checkpoint's.
@@ -87,22 +90,19 @@ def evaluate(
         device: "cuda", "cpu", ...; by default CUDA where there is one.
         precision: "fp32", or "bf16" for autocast.
         workers: processes that load images.
-        limit: evaluate on the first so many images only.
-        out: a folder for report.md, metrics.json, pictures and results.json (COCO format); of a panoptic evaluation
+        limit: evaluate only this many images, the first ones.
+        out: a folder for report.md, metrics.json, images and results.json (COCO format); of a panoptic evaluation
             also panoptic.json with its PNGs in panoptic/.
         timeout: under torchrun or Slurm: seconds that a process waits for another one before it gives up; by default
-            300 for all to come, 1800 later.
-        stop: signals that are looked at between batches, as those of a run.
-        quiet: no progress.
-
-    A class of the dataset that has objects and that the model does not know counts with AP 0, as pycocotools has it: a
-    warning and the report name it. Classes of the model that the dataset does not annotate are left out.
+            300 for all to join, 1800 later.
+        stop: stop signals, checked between batches.
+        quiet: print neither notes nor progress.
 
     Returns:
         The numbers of the boxes (on panoptic data, of things), with `masks` or `panoptic` for what else was evaluated.
 
     Raises:
-        Stopped: `stop` was asked to.
+        Stopped: a stop signal came.
         DetrkitError: a number out of range, a missing or foreign file, no class in common, an unknown split.
     """
     check_arguments(
@@ -142,7 +142,7 @@ def evaluate(
     loader.timeout = timeout or loader.timeout
     folder = None if out is None else Path(out)
     written = ExitStack()
-    if folder is not None and rank == 0:  # before hours of work, which might have no place to go
+    if folder is not None and rank == 0:  # before hours of work whose results could not be written
         segments = ("panoptic.json", "panoptic") if masks and dataset.panoptic else ()
         written.enter_context(report_folder(folder, "results.json", *segments))
     truth = Truth.of(dataset, spec, net)
@@ -201,7 +201,7 @@ def evaluate(
 def _resolved(
     model: str | Path | Detector | nn.Module | tuple[nn.Module, ModelSpec],
 ) -> tuple[nn.Module, ModelSpec, str]:
-    """Whatever stands for a model, as the model, its spec and a name for the report."""
+    """Return the model that `model` stands for, its spec and a name for the report."""
     if isinstance(model, tuple):
         return *model, model[1].name
     if isinstance(model, Detector):

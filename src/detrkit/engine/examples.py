@@ -19,12 +19,12 @@ from detrkit.weights.checkpoint import ModelSpec
 
 
 def shown_above(spec: ModelSpec) -> float:
-    """The score from which detections are shown and counted: 0.5, or 0.3 after focal loss, which gives lower scores."""
+    """Return the score above which detections are shown and counted: 0.5, or 0.3 after focal loss (lower scores)."""
     return 0.5 if architecture(spec.name).scores == "softmax" else 0.3
 
 
 def spread(length: int, count: int) -> list[int]:
-    """At most `count` positions, evenly over a sequence of that length."""
+    """Return at most `count` positions, evenly spaced over a sequence of that length."""
     count = min(count, length)
     return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
 
@@ -38,13 +38,13 @@ def example_sheet(
     indices: Sequence[int] | None = None,
     threshold: float | None = None,
 ) -> Image.Image:
-    """What a model finds in some images of a dataset, beside the truth.
+    """Draw a model's predictions on some images of a dataset beside the ground truth.
 
     Args:
-        model: its device is kept.
+        model: stays on its device and in its mode.
         spec: of the model.
         dataset: images with objects.
-        count: how many images, spread evenly over the dataset.
+        count: number of images, evenly spaced over the dataset.
         indices: these images instead.
         threshold: score above which something is drawn; by default `shown_above(spec)`, and for segments
             `segments_above(spec)`.
@@ -68,7 +68,7 @@ def example_sheet(
 
 
 def annotated(sample: Sample, dataset: Dataset) -> Found:
-    """The truth of an image in the form in which it is drawn: segments, or objects with masks if there are any."""
+    """Return the ground truth of an image as it is drawn: segments, or objects, with masks if there are any."""
     masks = None if sample.masks is None else sample.masks.as_subclass(torch.Tensor)
     if masks is None or not dataset.panoptic:
         return replace(as_detections(sample.boxes, sample.labels, dataset.classes), masks=masks)

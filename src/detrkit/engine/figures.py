@@ -1,4 +1,4 @@
-"""Which figures a run shows of an evaluation, and which of them says what epoch is best."""
+"""The metrics that a run shows of an evaluation, and the metric that selects the best epoch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINE |= {"val/AP": "AP", "val/AP50": "AP50"}
 
 
 def deciding(metrics: Metrics) -> tuple[str, float]:
-    """Name and value in [0, 1] of the figure that says which of two epochs is better: what is most of the task."""
+    """Return name and value in [0, 1] of the metric that selects the best epoch: PQ, else mask AP, else box AP."""
     if metrics.panoptic is not None:
         return "PQ", metrics.panoptic.PQ
     if metrics.masks is not None:
@@ -26,7 +26,7 @@ def deciding(metrics: Metrics) -> tuple[str, float]:
 
 
 def learned(metrics: Metrics) -> tuple[str, float]:
-    """Name and value in [0, 1] of the figure that says whether a few images have been learned by heart."""
+    """Return name and value in [0, 1] of the metric that `--overfit` monitors: PQ, else mask AP50, else box AP50."""
     if metrics.panoptic is not None:
         return "PQ", metrics.panoptic.PQ
     if metrics.masks is not None:
@@ -35,7 +35,7 @@ def learned(metrics: Metrics) -> tuple[str, float]:
 
 
 def known(metrics: Metrics) -> dict[str, float]:
-    """What a checkpoint says of its evaluation."""
+    """Return the metrics that a checkpoint stores, in [0, 1]."""
     figures = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
     if metrics.masks is not None:
         figures |= {f"segm_{name}": metrics.masks[name] for name in _MASKS}
@@ -45,27 +45,27 @@ def known(metrics: Metrics) -> dict[str, float]:
 
 
 def row_of(metrics: Metrics) -> dict[str, float]:
-    """Columns of epochs.csv, in [0, 1], -1 where there is nothing that defines them."""
+    """Return the metrics of a row of epochs.csv, in [0, 1]; -1 where a metric is undefined."""
     return {f"val/{name}": value for name, value in ({n: metrics[n] for n in _BOXES} | known(metrics)).items()}
 
 
 def shown(values: Mapping[str, Any]) -> str:
-    """The figures of a row on the line of its epoch, in percent."""
+    """Format the metrics of a row for the epoch's line on the terminal, in percent."""
     return "".join(f"  {name} {percent(values[key])}" for key, name in _LINE.items() if key in values)
 
 
 def in_words(metrics: Metrics) -> str:
-    """The figures of a split in one line, in percent."""
+    """Format the metrics of a split in one line, in percent."""
     return shown(row_of(metrics)).strip().replace("  ", ", ")
 
 
 def parts(metrics: Metrics) -> list[Metrics | PanopticMetrics]:
-    """All that was evaluated and has tables of its own."""
+    """Return the evaluated parts, each with its own tables: segments, boxes, masks."""
     return [part for part in (metrics.panoptic, metrics, metrics.masks) if part is not None]
 
 
 def heading(part: Metrics | PanopticMetrics) -> str:
-    """What the numbers are of."""
+    """Return what the metrics are of: segments, boxes or masks."""
     if isinstance(part, PanopticMetrics):
         return "segments"
     return "boxes" if part.iou_type == "bbox" else "masks"

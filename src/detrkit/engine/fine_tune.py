@@ -1,4 +1,4 @@
-"""`--init-from`: start from other weights, heads adapted by class name, with a list of what was kept."""
+"""`--init-from`: fine-tuning from other weights; heads are adapted by class name, a report lists what was kept."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _QUERIES = ("queries", "queries.weight")
 
 
 class FirstWeights(NamedTuple):
-    """Weights to start from, which need not be whole.
+    """Weights to start from; some tensors of the model may be missing.
 
     Attributes:
         state: the tensors that fit the model of `spec`, by detrkit's names.
-        spec: of the model that they are of.
+        spec: of the model that they belong to.
         norm: of its backbone.
         left_over: names of tensors in the file that do not fit that model.
     """
@@ -38,12 +38,12 @@ class FirstWeights(NamedTuple):
 
 
 def load_first_weights(name_or_path: str | Path, *, whole: bool = False, dilation: bool | None = None) -> FirstWeights:
-    """Reads weights of any kind to start a training from.
+    """Read weights of any kind to start a training from.
 
     Args:
         name_or_path: as `load_any`.
-        whole: every tensor of the model must be there. Otherwise the class head, or another part of it, may be missing,
-            and others left over.
+        whole: require every tensor of the model. Otherwise the class head, or another part, may be missing, and other
+            tensors may be left over.
         dilation: whether the model is a DC5 one, for files that do not say it.
 
     Raises:
@@ -65,15 +65,15 @@ def load_first_weights(name_or_path: str | Path, *, whole: bool = False, dilatio
 
 @dataclass
 class InitReport:
-    """What became of the weights a fine-tuning started from.
+    """Report on the weights that a fine-tuning started from.
 
     Attributes:
         kept: tensors taken over unchanged.
         adapted: tensors of which some rows were taken over, with the reason.
-        new: tensors of the model that the source has not, or in another shape; they keep their random values.
-        unused: tensors of the source that the model has not.
-        classes_kept, classes_new: names of the model's classes that the source knew, and did not.
-        nearest: of those that it did not, what it calls a class that may be the same and that no other one is.
+        new: tensors of the model that the source lacks or has in another shape; they keep their random values.
+        unused: tensors of the source that the model lacks.
+        classes_kept, classes_new: names of the model's classes that the source has, and lacks.
+        nearest: for new classes, the similar name of a class of the source that is none of the model's.
     """
 
     kept: list[str] = field(default_factory=list)
@@ -85,10 +85,10 @@ class InitReport:
     nearest: dict[str, str] = field(default_factory=dict)
 
     def lines(self, most: int | None = 8) -> list[str]:
-        """For a terminal and the run's log.
+        """Return the report as lines, for the terminal and the run's log.
 
         Args:
-            most: names in a list; None for all.
+            most: number of names in a list; None for all.
         """
         lines = [f"{len(self.kept)} tensors kept, {len(self.adapted)} adapted, {len(self.new)} new"]
         lines += [f"  adapted {name}: {why}" for name, why in self.adapted.items()]
@@ -117,51 +117,51 @@ def _some(names: list[str], most: int | None) -> str:
 def init_from(
     model: nn.Module, classes: ClassList | None, source: Mapping[str, Tensor], spec: ModelSpec, *, background: bool
 ) -> InitReport:
-    """Copies into `model` what fits of another model's weights.
+    """Copy into `model` the weights of another model that fit.
 
-    Rows of the class heads follow the class names; "no object" is kept. Of object queries of another number the
-    first ones are kept.
+    Rows of the class heads follow the class names; "no object" is kept. If the number of object queries
+    differs, the first ones are kept.
 
     Args:
-        model: takes the weights.
+        model: receives the weights.
         classes: the model's classes.
         source: state dict of the other model, in detrkit's names.
         spec: of the other model.
         background: whether class heads have a last row for "no object" (softmax models).
     """
     report = InitReport()
-    known = {} if spec.classes is None else spec.classes.used
+    source_classes = {} if spec.classes is None else spec.classes.used
     names = {} if classes is None else classes.used
-    rows = {label: known[name] for name, label in names.items() if name in known}
+    rows = {label: source_classes[name] for name, label in names.items() if name in source_classes}
     same = classes is not None and spec.classes is not None and classes.names == spec.classes.names
     if not same:
-        report.classes_kept = [n for n in names if n in known]
-        report.classes_new = [n for n in names if n not in known]
-        report.nearest = nearest_names(report.classes_new, [n for n in known if n not in names])
+        report.classes_kept = [n for n in names if n in source_classes]
+        report.classes_new = [n for n in names if n not in source_classes]
+        report.nearest = nearest_names(report.classes_new, [n for n in source_classes if n not in names])
     # column 0 of a two-stage model's proposal head is an objectness, not the first class
     proposals = f"class_heads.{len(model.class_heads) - 1}." if getattr(model, "two_stage", False) else None
-    own = model.state_dict()
-    for name, tensor in own.items():
-        given = source.get(name)
-        if given is None:
+    model_state = model.state_dict()
+    for name, tensor in model_state.items():
+        value = source.get(name)
+        if value is None:
             report.new.append(name)
-        elif name.startswith(CLASS_HEADS) and not same and given.shape[1:] == tensor.shape[1:]:
+        elif name.startswith(CLASS_HEADS) and not same and value.shape[1:] == tensor.shape[1:]:
             if proposals is not None and name.startswith(proposals):
-                tensor[0] = given[0]
+                tensor[0] = value[0]
                 report.adapted[name] = "objectness of the proposals"
                 continue
             for label, row in rows.items():
-                tensor[label] = given[row]
+                tensor[label] = value[row]
             if background:
-                tensor[-1] = given[-1]
+                tensor[-1] = value[-1]
             report.adapted[name] = f"{len(rows)} of {len(names)} classes" + (" and no-object" if background else "")
-        elif given.shape == tensor.shape:
-            tensor.copy_(given)
+        elif value.shape == tensor.shape:
+            tensor.copy_(value)
             report.kept.append(name)
-        elif name in _QUERIES and given.shape[1:] == tensor.shape[1:]:
-            count = min(len(given), len(tensor))
-            tensor[:count] = given[:count]
-            report.adapted[name] = f"the first {count} of {len(given)} queries"
+        elif name in _QUERIES and value.shape[1:] == tensor.shape[1:]:
+            count = min(len(value), len(tensor))
+            tensor[:count] = value[:count]
+            report.adapted[name] = f"the first {count} of {len(value)} queries"
         else:
             report.new.append(name)
     if not any(name.startswith(CLASS_HEADS) for name in (*report.kept, *report.adapted)):
@@ -170,5 +170,5 @@ def init_from(
             list(names),
             {},
         )  # the source's class head is not there, or no fit
-    report.unused = [name for name in source if name not in own]
+    report.unused = [name for name in source if name not in model_state]
     return report

@@ -1,4 +1,4 @@
-"""What a run learns from, in a few bytes: two of them say whether a dataset is still the same, wherever it lies."""
+"""Fingerprints of a run's data: short digests that show whether a dataset is still the same, wherever it is stored."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from detrkit.data import Dataset
 from detrkit.engine.setup import Splits
 from detrkit.structures.classes import ClassList
 
-# split -> number of images, and digests of what they are
+# split -> number of images, and digests of their files, sizes, boxes and labels
 Fingerprint = dict[str, dict[str, Any] | None]
 _PARTS = {"files": "file names", "sizes": "sizes of images", "boxes": "boxes", "labels": "labels"}
 
 
 def fingerprint(splits: Splits) -> Fingerprint:
-    """Of the training and the validation split; plain values, as last.pt holds them.
+    """Compute the fingerprint of the training and the validation split, as plain values for last.pt.
 
-    Takes 0.5 s of COCO's 118,000 images.
+    Takes 0.5 s for COCO's 118,000 images.
     """
     return {"train": _of(splits.train), "val": None if splits.val is None else _of(splits.val)}
 
 
 def _of(dataset: Dataset) -> dict[str, Any]:
-    """Digests of the file names (not where they lie), image sizes, boxes and labels, in their order."""
+    """Compute digests of the file names (without folders), image sizes, boxes and labels, in dataset order."""
     records = dataset.records
     counts = np.array([len(r.labels) for r in records], "<i8")
     none = np.zeros(0)
@@ -53,7 +53,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def class_difference(before: ClassList, now: ClassList) -> str | None:
-    """What differs between two class lists, in words; None if nothing does."""
+    """Describe the first difference between two class lists; return None if they are equal."""
     for label, (old, new) in enumerate(zip(before.names, now.names, strict=False)):
         if old != new:
             return f"class {label} was {old}, now it is {new}"
@@ -68,10 +68,10 @@ def class_difference(before: ClassList, now: ClassList) -> str | None:
 
 
 def data_difference(before: Mapping[str, Any] | None, now: Fingerprint) -> str | None:
-    """What differs between the data of a run and that of its continuation, in words; None if nothing does.
+    """Describe the first difference between the data of a run and of its continuation; return None without one.
 
     Args:
-        before: from last.pt; None in those of earlier versions, of which nothing is known.
+        before: from last.pt; None (unknown) if an earlier version wrote it.
         now: of the continuation.
     """
     for split, done in (("train", "trained"), ("val", "evaluated")):
@@ -87,7 +87,7 @@ def data_difference(before: Mapping[str, Any] | None, now: Fingerprint) -> str |
 
 
 def differing_data(first: Fingerprint, other: Fingerprint) -> tuple[str, str, str] | None:
-    """What differs between the data of two processes: the split, and what each has; None if nothing does."""
+    """Find the first difference between the data of two processes: the split and what each has; None without one."""
     for split in first:
         one, two = first[split], other.get(split)
         if one == two:
@@ -104,7 +104,7 @@ def differing_data(first: Fingerprint, other: Fingerprint) -> tuple[str, str, st
 
 
 def fingerprint_of(dataset: Dataset) -> Fingerprint:
-    """Of a dataset that is evaluated on."""
+    """Compute the fingerprint of a dataset that is evaluated on."""
     return {dataset.split or "all": _of(dataset)}
 
 

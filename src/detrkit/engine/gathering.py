@@ -1,4 +1,4 @@
-"""What a model finds in a dataset beside what there is to be found: gathered batch by batch, in every process."""
+"""The evaluation loop: a model runs over a dataset; predictions are accumulated in one or more processes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from detrkit.weights.checkpoint import ModelSpec
 
 
 def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
-    """The model's labels with the dataset's category ids, matched by class name.
+    """Return the model's labels with the dataset's category ids, matched by class name.
 
-    Labels of classes that the dataset does not annotate are unused: the evaluation leaves them out, as it must,
-    since nothing is known of them.
+    Labels of classes that the dataset does not annotate are unused: the evaluation leaves them out, since
+    there is no ground truth for them.
 
     Raises:
         DetrkitError: not one class in common, or no class list and another number of classes.
@@ -63,27 +63,27 @@ def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
 
 
 def _first(names: Iterable[str]) -> str:
-    """The first five names; "..." stands for more."""
+    """Join the first five names; "..." stands for more."""
     listed = list(names)
     return ", ".join([*listed[:5], *(["..."] if len(listed) > 5 else [])])
 
 
 def _perhaps(nearest: dict[str, str]) -> str:
-    """What may be meant by a name that is nearly another's, as the end of a message."""
+    """Suggest a new name for the first class with a similar name in the model, as the end of a message."""
     return next((f"; rename {name!r} to {near!r} in the dataset" for name, near in nearest.items()), "")
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What there is to be found in a dataset, as far as a model can be asked for it.
+    """Ground truth of a dataset, restricted to the classes that a model predicts.
 
     Attributes:
         labels: the model's labels as the dataset's categories.
-        objects: boxes, and masks if they are evaluated; of panoptic data those of things.
-        panoptic: segments, if the model is panoptic and the dataset too.
+        objects: boxes, and masks if they are evaluated; on panoptic data only of things.
+        panoptic: segments, if model and dataset are panoptic.
         masks: whether masks of objects are evaluated. For a panoptic model on panoptic data they are not: a mask for
             each of a hundred queries takes several times the work of those few that become segments.
-        unknown: annotated classes that the model cannot find; None where nobody has looked.
+        unknown: annotated classes that the model cannot predict; None if this was not checked.
     """
 
     labels: ClassList
@@ -94,7 +94,7 @@ class Truth:
 
     @classmethod
     def of(cls, dataset: Dataset, spec: ModelSpec, model: nn.Module) -> Truth:
-        """The truth of a dataset that was opened with masks if they are to be evaluated.
+        """Load the ground truth of a dataset, which must be open with masks if masks are to be evaluated.
 
         Raises:
             DetrkitError: not one class in common with the model, or annotations that cannot be read.
@@ -104,7 +104,7 @@ class Truth:
         segments = None
         if masks and dataset.panoptic and is_panoptic(model, labels):
             segments, masks = PanopticTruth.load(*dataset.panoptic_ground_truth()), False
-        source = dataset.things() if dataset.panoptic else dataset  # AP is not meant for stuff
+        source = dataset.things() if dataset.panoptic else dataset  # AP is not defined for stuff
         if not masks:
             source = without_masks(source)
         objects = GroundTruth.load(source.ground_truth())
@@ -114,15 +114,15 @@ class Truth:
 
 
 class Evaluation:
-    """Gathers what a model finds, batch by batch, in one process or several: see `collect`.
+    """Accumulator of predictions, batch by batch, in one process or several: see `collect`.
 
     Args:
-        truth: what there is to be found.
+        truth: ground truth to compare with.
         spec: of the model.
         max_dets: detections counted per image.
         threshold: score above which a query becomes a segment; by default `segments_above(spec)`.
         panoptic_out: a json for the panoptic results; their PNGs are written as they come.
-        duplicates: what becomes of stuff found more than once, see `panoptic`.
+        duplicates: treatment of stuff that is predicted more than once, see `panoptic`.
 
     Attributes:
         objects: the boxes, with masks if they are evaluated.
@@ -145,19 +145,19 @@ class Evaluation:
         self.top_k = max(100, max_dets)
         self.threshold = segments_above(spec) if threshold is None else threshold
         kind: Literal["bbox", "segm"] = "segm" if truth.masks else "bbox"
-        # unknown is stuff: all other labels are classes of the dataset, or unused
+        # unknown categories are stuff: all other labels are classes of the dataset, or unused
         self.objects = DetectionEvaluator(truth.objects, max_dets=max_dets, iou_type=kind, unknown_categories="ignore")
         self.segments = None
         if truth.panoptic is not None:
             self.segments = PanopticEvaluator(truth.panoptic, out=panoptic_out)
 
     def add(self, outputs: Outputs, batch: Batch, targets: Sequence[Target]) -> None:
-        """Takes the outputs of a batch.
+        """Add the outputs of a batch.
 
         Args:
             outputs: of the model, whose masks may be deferred.
             batch: the images.
-            targets: know image_id and orig_size.
+            targets: with image_id and orig_size.
         """
         sizes = [t.orig_size for t in targets if t.orig_size is not None]
         labels = self.truth.labels
@@ -169,7 +169,7 @@ class Evaluation:
             classes=labels,
             image_sizes=batch.sizes if self.truth.masks else None,
         )
-        # one image after the other: the evaluator keeps its masks as runs of pixels, which take little
+        # one image after the other: the evaluator stores masks as run lengths, which take little memory
         for detections, target in zip(found, targets, strict=True):
             self.objects.add(replace(detections.to("cpu"), image_id=target.image_id))
         if self.segments is not None:
@@ -187,7 +187,7 @@ class Evaluation:
                 self.segments.add(target.image_id, result.to("cpu"))
 
     def gather(self) -> None:
-        """Brings what all processes have found into every one."""
+        """Bring the predictions of all processes into every one (all_gather)."""
         if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return
         states: list[Any] = [None] * dist.get_world_size()
@@ -198,7 +198,7 @@ class Evaluation:
                 self.segments.merge(segments)
 
     def compute(self) -> Metrics:
-        """The numbers of the boxes, with those of the masks and of the segments that were evaluated."""
+        """Compute the metrics of the boxes, with those of the masks and segments that were evaluated."""
         masks = self.objects.compute() if self.truth.masks else None
         segments = None if self.segments is None else self.segments.compute()
         return replace(self.objects.compute(iou_type="bbox"), masks=masks, panoptic=segments)
@@ -214,20 +214,20 @@ def collect(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     stop: StopSignals | None = None,
 ) -> None:
-    """Runs the model over this process's images and gathers what all processes found in every one.
+    """Run the model over this process's images, then gather the predictions of all processes in every one.
 
     No process waits for another before the end, so they may have different numbers of images.
 
     Args:
         model: in any mode; it is evaluated in eval mode and left as it was.
-        loader: batches with targets that know image_id and orig_size.
+        loader: batches with targets that have image_id and orig_size.
         evaluation: takes the outputs.
         device: where the model is.
         autocast: context of the forward pass.
-        stop: signals that are looked at between batches.
+        stop: stop signals, checked between batches.
 
     Raises:
-        Stopped: a process was asked to stop; in all of them.
+        Stopped: a process was asked to stop; raised in all of them.
     """
     training = model.training
     model.eval()
@@ -245,7 +245,7 @@ def collect(
 
 
 def without_masks(dataset: Dataset) -> Dataset:
-    """The same images without the masks of their objects, which take time to decode."""
+    """Return a copy of the dataset that loads no masks, which take time to decode."""
     other = copy(dataset)
     other.with_masks = False
     return other

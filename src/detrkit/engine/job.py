@@ -1,8 +1,8 @@
-"""The processes of a command as one job: the first cause that ends one of them is said once and ends them all.
+"""The processes of a command as one job: the first failure of a process is printed once and ends them all.
 
-Each process has a thread that tells the others that it lives, through the store in which they found each other, and
-learns from it what has ended another one. It works while the main thread waits inside gloo, NCCL or a system call,
-where Python handles no signal.
+Each process has a thread that writes heartbeats into the rendezvous store of the processes and reads there what has
+ended another one. It works while the main thread waits inside gloo, NCCL or a system call, where Python handles no
+signal.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from detrkit.data._workers import end_workers
 from detrkit.utils.errors import PeerError
 from detrkit.utils.signals import NUMBERS, raise_in_main_thread, signal_name
 
-NOTICE_SECONDS = 10  # until what is waited for is said
+NOTICE_SECONDS = 10  # of waiting, after which a notice is printed
 _TICK_SECONDS = 0.5
-_CAUSE_SECONDS = 6  # in which the cause of a lost connection comes, if anybody is left to tell it
-_READ_SECONDS = 3  # in which the others read a cause
-_GRACE_SECONDS = 3  # for the main thread to leave what it does
+_CAUSE_SECONDS = 6  # for the cause of a lost connection to arrive, if a process is left to report it
+_READ_SECONDS = 3  # for the others to read a cause
+_GRACE_SECONDS = 3  # for the main thread to stop its work
 LAST_SECONDS = 60  # for the other processes of a command to end
 _STORE_SECONDS = 20  # for an answer of the store
-# what gloo, NCCL and the store say when a process at the other end has gone
+# messages of gloo, NCCL and the store when the process at the other end has gone
 _PEER_GONE = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|gloo|nccl|socket|remote process|timed out waiting|"
     r"process group|wait timeout|store->get|failed to recv|failed to send|epipe|econnreset",
@@ -43,15 +43,15 @@ _PEER_GONE = re.compile(
 
 
 class Place(NamedTuple):
-    """A process among those of a job.
+    """Rank of a process in a job, and the address of the job's store.
 
     Attributes:
-        rank: its number.
-        world: how many there are.
+        rank: of the process.
+        world: number of processes.
         address, port: of the store.
         prefix: of the job's keys in the store.
         hosts: whether the store is in this process; under torchrun it is in the agent's.
-        agent: whether it is in torchrun's agent.
+        agent: whether the store is in torchrun's agent.
     """
 
     rank: int
@@ -63,7 +63,7 @@ class Place(NamedTuple):
     agent: bool
 
     def connect(self) -> dist.PrefixStore:
-        """A connection of its own: an operation waits for those before it on the same one."""
+        """Open a separate connection to the store: operations on the same connection wait for each other."""
         store = dist.TCPStore(
             "127.0.0.1" if self.hosts else self.address,
             self.port,
@@ -74,22 +74,22 @@ class Place(NamedTuple):
         return dist.PrefixStore(self.prefix, store)
 
     def name(self, rank: int) -> str:
-        """A process in a message."""
+        """Return the name of a process for messages."""
         return f"process {rank} of {self.world}"
 
 
 class Job:
-    """What this process knows of the others; one at a time, `current`.
+    """Supervision of the other processes of a command; one at a time, `current`.
 
     Args:
         place: of this process.
-        store: through which they found each other.
-        timeout: seconds without a sign of life after which a process is given up.
-        children: the processes that this one started, in the order of their ranks, which follow on this one's.
+        store: the rendezvous store of the processes.
+        timeout: seconds without a heartbeat after which a process counts as lost.
+        children: the processes that this one started, in the order of their ranks, which follow this one's.
 
     Attributes:
         current: the job of this process, or None.
-        advice: what to do when the job ends by itself, such as how to go on; a function of no arguments.
+        advice: function without arguments that returns what the user can do when the job fails, such as how to resume.
     """
 
     current: Job | None = None
@@ -104,7 +104,7 @@ class Job:
         self._closed = threading.Event()
         self._failing = threading.Lock()  # held by the thread that ends the process
         self._read = False
-        self._silent = dict.fromkeys(range(place.world), 0.0)  # seconds without a sign of life
+        self._silent = dict.fromkeys(range(place.world), 0.0)  # seconds without a heartbeat
         self._beats: dict[int, bytes] = {}
         self._noticed: set[int] = set()
         self._signals: list[tuple[float, int]] = []
@@ -117,7 +117,7 @@ class Job:
         self._thread.start()
 
     def close(self) -> None:
-        """This process is done; the one that has the store waits until the others are done too."""
+        """End the supervision: this process is done. The one that hosts the store waits until the others are done."""
         if self._closed.is_set():
             return
         with suppress(RuntimeError):
@@ -131,7 +131,7 @@ class Job:
         self._thread.join(_STORE_SECONDS)
 
     def end_children(self, seconds: float) -> int:
-        """Waits for the processes that this one started, and kills those that are not done after so many seconds.
+        """Wait for the processes that this one started, and kill those that are not done after so many seconds.
 
         Returns:
             The first exit status that is not 0; 128 + n of one that a signal ended.
@@ -146,15 +146,15 @@ class Job:
             status = status or _status(child.returncode)
         return status
 
-    # what ends a job
+    # ending a job
 
     def fail(self, error: BaseException | None, lines: Sequence[str], status: int) -> NoReturn:
-        """Ends this process for an error; what it says is said unless another one had one before.
+        """End this process for an error and print it, unless another process failed before.
 
         Args:
-            error: whose cause may be that another process has gone.
-            lines: that say it.
-            status: of the command.
+            error: its cause may be that another process has gone.
+            lines: the error's message.
+            status: exit status of the command.
         """
         if not self._failing.acquire(blocking=False):
             time.sleep(LAST_SECONDS)  # the other thread ends the process
@@ -170,11 +170,11 @@ class Job:
         self._end(self._tell(lines, status))
 
     def _tell(self, lines: Sequence[str], status: int) -> int:
-        """Says what ended the job unless another process was first; returns the status of the job."""
+        """Print what ended the job, unless another process was first, and return the status of the job."""
         mine = json.dumps([self.place.rank, status])
         try:
             first = self._watch_store.compare_set("failure", "", mine).decode()
-        except RuntimeError:  # the store is gone with its process: the first one of those that are left speaks
+        except RuntimeError:  # the store is gone with its process: the first process that is left prints
             if self.place.rank == 1 or self.place.agent:
                 _say(lines)
             return status
@@ -186,7 +186,7 @@ class Job:
         return status
 
     def _cause(self, seconds: float) -> int | None:
-        """The status of the job, when another process says within so many seconds what ended it."""
+        """Return the status of the job if another process reports within so many seconds what ended it; else None."""
         try:
             self._await(lambda: self._watch_store.check(["failure"]), seconds)
             if not self._watch_store.check(["failure"]):
@@ -202,7 +202,7 @@ class Job:
             self._watch_store.add("read", 1)
 
     def _lost_words(self, error: BaseException | None = None) -> str:
-        """What to say when a connection to another process is lost, or it takes too long, without a cause."""
+        """Describe a lost connection to another process, or one that takes too long, without a known cause."""
         if error is not None and re.search("time(d )?out", str(error), re.IGNORECASE):
             return f"another process has not done its part within {self.timeout:.0f} s{self._advice()}"
         dead = [rank for rank, seconds in self._silent.items() if seconds >= _CAUSE_SECONDS / 2]
@@ -220,7 +220,7 @@ class Job:
             time.sleep(0.02)
 
     def _end(self, status: int) -> NoReturn:
-        """Ends the process at once: one that ends inside its group of processes may abort, or wait for the others."""
+        """End the process at once: a normal exit inside its process group may abort, or wait for the others."""
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, RuntimeError):
                 stream.flush()
@@ -231,7 +231,7 @@ class Job:
     # the thread
 
     def _watch(self) -> None:
-        """Looks at everything twice a second."""
+        """Check heartbeats, failures, children and signals twice a second."""
         signals, ticks, now = select.poll(), 0, time.monotonic()
         signals.register(self._pipe[0], select.POLLIN)
         while not self._closed.is_set():
@@ -253,7 +253,7 @@ class Job:
             self._look_at_signals()
             if self.place.agent and os.getppid() != self._parent:
                 self._parent = os.getppid()
-                os.kill(os.getpid(), signal.SIGTERM)  # torchrun has gone: as if it had asked to stop
+                os.kill(os.getpid(), signal.SIGTERM)  # torchrun has gone: the same as a request to stop
 
     def _take_signals(self) -> None:
         with suppress(BlockingIOError):
@@ -262,7 +262,7 @@ class Job:
                     self._signals.append((time.monotonic(), number))
 
     def _look_at_signals(self) -> None:
-        """Ends the process where the main thread cannot do what a signal asks for."""
+        """End the process if the main thread cannot act on a signal."""
         if not self._signals:
             return
         number = self._signals[0][1]
@@ -271,14 +271,16 @@ class Job:
         if hung:
             self._conclude([f"{stopped}: {self.place.name(hung[0])} does not answer{self._advice()}"], 128 + number)
         again = [at for at, n in self._signals[1:] if n == signal.SIGINT]
-        if again and time.monotonic() - again[0] > _GRACE_SECONDS:  # the second Ctrl-C, and nobody acts on it
+        if (
+            again and time.monotonic() - again[0] > _GRACE_SECONDS
+        ):  # a second Ctrl-C that the main thread does not act on
             self._conclude([f"{stopped} at once{self._advice()}"], 128 + number)
 
     def _look_at_beats(self, elapsed: float) -> None:
-        """Finds processes that give no sign of life: the first process looks at all, the others at the first.
+        """Find processes without a heartbeat: the first process checks all, the others check the first.
 
         Args:
-            elapsed: seconds since the last look; few where this process itself did not run.
+            elapsed: seconds since the last check; bounded, for the case that this process itself was suspended.
         """
         place = self.place
         for rank in range(1, place.world) if place.rank == 0 else (0,):
@@ -301,14 +303,14 @@ class Job:
             code = child.poll()
             if code is None or code == 0 or self._cause(1) is not None:
                 continue
-            lines = []  # one that has an exit status has said why
+            lines = []  # one that has an exit status has printed why
             if code < 0:
                 words = f"{self.place.name(rank)} was ended by {signal_name(-code)}"
                 lines = [f"detrkit: error: {words}{self._advice()}"]
             self._conclude(lines, _status(code))
 
     def _store_gone(self) -> None:
-        """The process that had the store has ended: with success, or the main thread finds out too."""
+        """Handle the end of the process that hosted the store: it succeeded, or the main thread finds out too."""
         if self.place.agent:
             os.kill(os.getpid(), signal.SIGTERM)
             return
@@ -316,11 +318,11 @@ class Job:
             self._conclude([f"detrkit: error: {self._lost_words()}"], 2)
 
     def _conclude(self, lines: Sequence[str], status: int) -> None:
-        """Ends the job from this thread."""
+        """End the job from this thread."""
         self._leave(self._tell(lines, status))
 
     def _leave(self, status: int) -> None:
-        """Has the main thread leave what it does, or ends the process when it cannot."""
+        """Make the main thread stop its work, or end the process if it cannot."""
         raise_in_main_thread(PeerError("another process of the command has failed and says why", status=status))
         if self._closed.wait(_GRACE_SECONDS) or not self._failing.acquire(blocking=False):
             time.sleep(LAST_SECONDS)  # the main thread ends the process
@@ -328,14 +330,14 @@ class Job:
 
 
 def peer_gone(error: BaseException) -> bool:
-    """Whether an error says that a process at the other end of a connection has gone, or takes too long."""
+    """Return whether an error says that the process at the other end of a connection has gone or takes too long."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and bool(_PEER_GONE.search(str(error)))
 
 
 def _status(code: int | None) -> int:
-    """An exit status as a shell has it."""
+    """Convert a return code of `subprocess` to a shell's exit status."""
     return 0 if code is None else code if code >= 0 else 128 - code
 
 

@@ -1,4 +1,4 @@
-"""The processes of a command find each other: started by the first one, by torchrun, by Slurm or by hand."""
+"""Rendezvous of the processes of a command, started by the first one, by torchrun, by Slurm or by hand."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from detrkit.utils.parent import LAUNCHER, end_with_launcher
 from detrkit.utils.signals import command_watch, signal_name
 from detrkit.utils.visible import first_line
 
-JOIN_SECONDS = 300  # for all processes to come, unless --timeout says otherwise
-STEP_SECONDS = 1800  # that one may need for what the others wait for, likewise
+JOIN_SECONDS = 300  # for all processes to join, unless --timeout says otherwise
+STEP_SECONDS = 1800  # that one process may take while the others wait, likewise
 _LOOK_SECONDS = 0.05
 _LAST_SECONDS = 60
 
 
 def launch(fabric: Fabric, timeout: int | None = None) -> None:
-    """Starts the other processes, if they are not there yet, lets all find each other, and launches Fabric.
+    """Start the other processes if they do not run yet, let all find each other, and launch Fabric.
 
     Args:
         fabric: not launched.
-        timeout: seconds that a process waits for the others; None: 300 for them to come, 1800 later.
+        timeout: seconds that a process waits for the others; None: 300 for them to join, 1800 later.
 
     Raises:
-        DetrkitError: a process did not come, cannot connect, or ended.
+        DetrkitError: a process did not join, cannot connect, or ended.
     """
     strategy = fabric.strategy
     if isinstance(strategy, DDPStrategy) and not dist.is_initialized():
@@ -83,19 +83,19 @@ def join(
     timeout: int | None = None,
     children: Sequence[subprocess.Popen[bytes]] = (),
 ) -> None:
-    """Waits until all processes are there and makes them a group.
+    """Wait until all processes have joined and make them a process group.
 
     Args:
         rank: of this process.
         world: number of processes.
-        address: of the machine of the first one.
-        port: where that listens.
+        address: of the machine of the first process.
+        port: at which the first process listens.
         device: a CUDA device, for NCCL; None for gloo.
-        timeout: as `launch` has it.
-        children: the processes that this one started, in the order of their ranks, which follow on this one's.
+        timeout: as in `launch`.
+        children: the processes that this one started, in the order of their ranks, which follow this one's.
 
     Raises:
-        DetrkitError: a process did not come, cannot connect, or ended.
+        DetrkitError: a process did not join, cannot connect, or ended.
     """
     limit = JOIN_SECONDS if timeout is None else timeout
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -129,7 +129,7 @@ def join(
 
 
 def _open_store(place: Place, waiting: _Waiting, timeout: timedelta) -> dist.PrefixStore:
-    """The store through which the processes find each other, which the first one has or torchrun."""
+    """Open the rendezvous store, which the first process or torchrun hosts."""
     if not place.hosts:
         waiting.until(waiting.listens)
     store = dist.TCPStore(
@@ -144,7 +144,7 @@ def _open_store(place: Place, waiting: _Waiting, timeout: timedelta) -> dist.Pre
 
 
 class _Waiting:
-    """Waits for the other processes, in Python, where signals are handled; says so after ten seconds.
+    """Waiting for the other processes: in Python, where signals are handled, with a notice after ten seconds.
 
     Args:
         place: of this process.
@@ -158,7 +158,7 @@ class _Waiting:
         self._trouble = ""
 
     def listens(self) -> bool:
-        """Whether the first process, or torchrun, listens."""
+        """Return whether the first process, or torchrun, listens."""
         try:
             with socket.create_connection((self._place.address, self._place.port), timeout=2):
                 return True
@@ -172,15 +172,15 @@ class _Waiting:
         store: dist.Store | None = None,
         children: Sequence[subprocess.Popen[bytes]] = (),
     ) -> None:
-        """Waits.
+        """Wait until `done()` is true.
 
         Args:
-            done: whether it is over.
-            store: of those that have come.
-            children: may end.
+            done: ends the wait.
+            store: tells which processes have joined.
+            children: started processes; the end of one ends the wait.
 
         Raises:
-            DetrkitError: too long, or another process has ended.
+            DetrkitError: the limit is reached, or another process has ended.
         """
         while not done():
             for rank, child in enumerate(children, self._place.rank + 1):
@@ -215,7 +215,7 @@ class _Waiting:
 
 
 def _start_others(count: int, world: int) -> list[subprocess.Popen[bytes]]:
-    """Starts this command again for the other processes of this machine; the environment tells each what it is."""
+    """Start this command again for the other processes of this machine; environment variables give the rank."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     script = [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name]
@@ -235,7 +235,7 @@ def _start_others(count: int, world: int) -> list[subprocess.Popen[bytes]]:
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """At the end of a program: those that are started by a script may have something left to do, unless it failed."""
+    """Wait at the end of a program for started processes, which may have work left, unless it failed; then kill all."""
     if not hasattr(sys, "last_type"):
         with suppress(subprocess.TimeoutExpired):
             for child in children:

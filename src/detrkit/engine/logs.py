@@ -16,7 +16,7 @@ from detrkit.utils.errors import DetrkitError, WriteError
 
 
 class CsvLog:
-    """A table that grows by a line, whose columns may grow too.
+    """CSV table that grows line by line; columns may be added, too.
 
     Args:
         path: the file.
@@ -30,10 +30,10 @@ class CsvLog:
         self.columns: list[str] = list(rows[0]) if rows else []
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole lines, values as text; what a kill or a power cut left of others is passed over.
+        """Return all whole lines, values as text; lines that a kill or a power cut left incomplete are skipped.
 
         Raises:
-            DetrkitError: the file cannot be read, or is another one.
+            DetrkitError: the file cannot be read, or is no such table.
         """
         try:
             text = self.path.read_bytes().decode("utf-8", "replace")
@@ -54,7 +54,7 @@ class CsvLog:
         return [row for row in rows if row[self.key].isdecimal()]
 
     def add(self, row: dict[str, Any]) -> None:
-        """Appends a line, whole or not at all.
+        """Append a line, whole or not at all.
 
         Raises:
             WriteError: it cannot be written, or the folder is gone.
@@ -68,10 +68,10 @@ class CsvLog:
         append(self.path, self._text([row], header=False).encode(), lines=True)
 
     def keep_before(self, value: int) -> None:
-        """Drops lines whose key is `value` or more, what came after the state that is resumed, and cut-off lines.
+        """Drop lines whose key is `value` or more, which came after the resumed state, and incomplete lines.
 
         Raises:
-            DetrkitError: the file cannot be read or written, or is another one.
+            DetrkitError: the file cannot be read or written, or is no such table.
         """
         kept = [r for r in self.rows() if int(r[self.key]) < value]
         text = self._text(kept)
@@ -88,14 +88,14 @@ class CsvLog:
 
 
 class TensorBoardLog:
-    """Scalars for TensorBoard, or nothing when switched off.
+    """Log of scalars for TensorBoard; does nothing when switched off.
 
     The file is written here and not by torch's SummaryWriter, whose thread prints a traceback when the disk is full
-    and raises the error anywhere later. Trouble with it never ends a run: it is said once, and the run goes on
-    without.
+    and raises the error anywhere later. A failed write never ends a run: it is printed once, and the run goes on
+    without this log.
 
     Args:
-        folder: made if need be.
+        folder: created if it does not exist.
         on: whether to write.
         purge_step: of a resumed run, its next step: TensorBoard forgets earlier points from there on.
     """
@@ -117,7 +117,7 @@ class TensorBoardLog:
         self._write(events)
 
     def add(self, values: dict[str, Any], step: int) -> None:
-        """One point of each curve."""
+        """Add one point to each curve."""
         if not self.on:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary

@@ -14,9 +14,9 @@ _MIB = 2**20
 
 
 def reset_peak(device: torch.device) -> None:
-    """Starts a new peak at what is in use now.
+    """Reset the peak to the memory that is in use now.
 
-    On a CPU this is Linux's: elsewhere, and where the system forbids it, a peak is that of the whole process so far.
+    On a CPU this needs Linux: elsewhere, and where the system forbids it, the peak is that of the whole process so far.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -26,7 +26,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_mib(device: torch.device) -> float:
-    """The most memory in use since `reset_peak`, in MiB: allocated by torch on a GPU, resident on a CPU."""
+    """Return the peak memory since `reset_peak`, in MiB: allocated by torch on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MIB
     with suppress(OSError):
@@ -37,7 +37,7 @@ def peak_mib(device: torch.device) -> float:
 
 
 def free_unused() -> None:
-    """Gives back what nothing refers to any more, so that the next peak is that of the next work."""
+    """Free memory that nothing refers to any more, so that the next peak is that of the next work."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -46,7 +46,7 @@ def free_unused() -> None:
 
 
 def _largest_resident_mib() -> float:
-    """The peak since the process began, where there is no /proc; NaN on Windows, which has no getrusage."""
+    """Return the peak since the process began, for systems without /proc; NaN on Windows, which has no getrusage."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a run will learn from: how many objects of which class, and what was left out of the files."""
+"""Counts of the objects that a run will learn from, by class, and of what was left out of the files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from detrkit.data import Dataset
 from detrkit.utils.errors import DetrkitError
 
-FEW_CLASSES = 8  # up to which every class is counted in a line; of more, the rarest and the most frequent
+FEW_CLASSES = 8  # up to this number a line names every class; beyond it, the rarest and the most frequent
 _EXTREMES = 3
-# why files of a layout can be read and yet hold no object
+# why readable files of a layout may hold no object
 _CAUSES = {
     "coco": "the annotations' image_id is that of none of the images",
     "coco-panoptic": "the annotations' image_id is that of none of the images",
@@ -23,14 +23,14 @@ _CAUSES = {
 
 @dataclass(frozen=True)
 class ObjectCounts:
-    """The objects of a dataset.
+    """Counts of the objects of a dataset.
 
     Attributes:
         images: number of images.
-        with_objects: of them, those with an object that is no crowd.
+        with_objects: number of images with an object that is no crowd region.
         per_class: name of a class -> its number of objects; without unused labels.
-        crowd: regions of many objects, which are not learned.
-        dropped, clamped, skipped: as of `Dataset`.
+        crowd: number of crowd regions, which are not learned.
+        dropped, clamped, skipped: as in `Dataset`.
     """
 
     images: int
@@ -43,16 +43,16 @@ class ObjectCounts:
 
     @property
     def objects(self) -> int:
-        """Objects to learn."""
+        """Number of objects to learn."""
         return sum(self.per_class.values())
 
     @property
     def without(self) -> list[str]:
-        """The classes that no object has."""
+        """Names of the classes without objects."""
         return [name for name, count in self.per_class.items() if not count]
 
     def classes_in_words(self) -> str:
-        """Objects of the classes, most frequent first: of all, or of the rarest and the most frequent."""
+        """Format the number of objects of each class, most frequent first; of many classes, only the extremes."""
         ranked = sorted(((n, c) for n, c in self.per_class.items() if c), key=lambda pair: -pair[1])
         if len(ranked) <= FEW_CLASSES:
             return ", ".join(f"{name} {count}" for name, count in ranked)
@@ -62,7 +62,7 @@ class ObjectCounts:
         return f"most of {', '.join(often)}; fewest of {', '.join(rare)}"
 
     def left_out_in_words(self) -> str:
-        """What of the files is not learned, or changed; empty if nothing is."""
+        """Format the numbers of boxes and images that are left out or changed; empty if there are none."""
         parts = (
             (self.dropped, "box(es) without area left out"),
             (self.clamped, "box(es) cut at the border of their image"),
@@ -72,7 +72,7 @@ class ObjectCounts:
         return ", ".join(f"{count} {what}" for count, what in parts if count)
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """Return the lines for the terminal."""
         empty = self.images - self.with_objects
         lines = [
             f"{self.objects} objects in {self.with_objects} images"
@@ -88,7 +88,7 @@ class ObjectCounts:
         return lines
 
     def rows(self) -> dict[str, str]:
-        """For the report."""
+        """Return the rows for the report."""
         rows = {
             "training images": f"{self.images}, {self.images - self.with_objects} without objects",
             "training objects": f"{self.objects}: {self.classes_in_words()}",
@@ -101,7 +101,7 @@ class ObjectCounts:
 
 
 def count_objects(dataset: Dataset) -> ObjectCounts:
-    """Counts what the records of a dataset hold; no image is opened."""
+    """Count the objects in the records of a dataset; no image is opened."""
     learned = [record.labels[~record.crowd] for record in dataset.records]
     labels = np.concatenate([np.zeros(0, np.int64), *learned])
     counts = np.bincount(labels, minlength=len(dataset.classes)).tolist()
@@ -111,7 +111,7 @@ def count_objects(dataset: Dataset) -> ObjectCounts:
             per_class[name] = per_class.get(name, 0) + count
     return ObjectCounts(
         images=len(dataset),
-        with_objects=sum(len(own) > 0 for own in learned),
+        with_objects=sum(len(image_labels) > 0 for image_labels in learned),
         per_class=per_class,
         crowd=sum(int(record.crowd.sum()) for record in dataset.records),
         dropped=dataset.dropped,
@@ -121,7 +121,7 @@ def count_objects(dataset: Dataset) -> ObjectCounts:
 
 
 def check_objects(dataset: Dataset) -> ObjectCounts:
-    """Counts the objects of a dataset that is to be learned.
+    """Count the objects of a training dataset and check that there are any.
 
     Raises:
         DetrkitError: there is none; names the probable cause.

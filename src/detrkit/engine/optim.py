@@ -1,4 +1,4 @@
-"""Optimiser groups, learning rate over time, and the moving average of the weights."""
+"""Optimizer groups, learning-rate schedule, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.optim.swa_utils import AveragedModel
 from detrkit.config import OptimConfig
 from detrkit.utils.errors import DetrkitError
 
-# official `--lr_linear_proj_names`: what says where to sample moves more slowly (Deformable DETR, Sec. A.3)
+# official `--lr_linear_proj_names`: layers that place sampling points learn more slowly (Deformable DETR, Sec. A.3)
 _SAMPLING = ("reference_points", "sampling_offsets")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW in few groups, one per learning rate: fused kernels work on groups, and many small ones cost time.
+    """Build AdamW with one group per learning rate: fused kernels work on groups, and many small ones cost time.
 
     Each group's `base_lr` is its rate before the schedule. A backbone with lr_backbone 0 is frozen.
 
@@ -49,7 +49,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
 
 
 def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """What the base rates are multiplied with at a step (from 0): a function of the step alone, so resume is exact."""
+    """Compute the learning-rate multiplier at a step (from 0): a function of the step alone, so resume is exact."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "step":
         return warmup * (0.1 if step >= config.lr_drop * steps_per_epoch else 1.0)
@@ -58,16 +58,16 @@ def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
 
 
 def set_lr(optimizer: AdamW, factor: float) -> None:
-    """Sets every group's rate to `factor` times its base rate."""
+    """Set every group's rate to `factor` times its base rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's parameters; buffers are copied.
+    """Make an exponential moving average of a model's parameters; buffers are copied.
 
-    Early on the decay is (1 + n) / (10 + n) after n updates, if that is less, so that the first random weights do not
-    linger.
+    Early on the decay is (1 + n) / (10 + n) after n updates, if that is less, so that the first random weights fade
+    quickly.
     """
 
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The processes of a run: joining and leaving, and what they agree on in a step: divisors, losses, whether to stop."""
+"""The processes of a run: joining, leaving, and agreement on the divisors and losses of a step and on stop signals."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from detrkit.utils.signals import SignalWatch, Stopped
 
 T = TypeVar("T")
 BEFORE_FIRST_STEP = "before the first training step"
-SECONDS_BETWEEN_LOOKS = 0.5  # at what another process was asked: a look takes the first one's time
+SECONDS_BETWEEN_LOOKS = 0.5  # at the store for signals of other processes: a look takes time in the first process
 
 
 def join_processes(timeout: int | None = None) -> tuple[int, int]:
-    """Rank and number of processes; joins those that torchrun, srun or a hand started, as the environment has it.
+    """Join the processes that torchrun, srun or a user started, if any; return rank and number of processes.
 
     Args:
-        timeout: seconds that a process waits for the others; None: 300 for them to come, 1800 later.
+        timeout: seconds that a process waits for the others; None: 300 for them to join, 1800 later.
 
     Raises:
-        SettingError: an environment that cannot be.
-        DetrkitError: a process did not come.
+        SettingError: impossible environment variables.
+        DetrkitError: a process did not join.
     """
     if not dist.is_available():
         return 0, 1
@@ -54,10 +54,10 @@ def join_processes(timeout: int | None = None) -> tuple[int, int]:
 
 
 def leave_processes() -> int:
-    """Leaves the group of processes, if there is one; to be called by each of them when all have done their work.
+    """Leave the process group, if there is one; each process must call it after its work.
 
     A process that ends inside its group now and then aborts ("terminate called without an active exception",
-    pytorch/pytorch#190489). One that failed does not leave: with NCCL it would wait for those who still compute.
+    pytorch/pytorch#190489). One that failed does not leave: with NCCL it would wait for those that still compute.
 
     Returns:
         The exit status of the processes that this one started.
@@ -73,37 +73,37 @@ def leave_processes() -> int:
 def global_normalizers(
     criterion: SetCriterion, parts: Sequence[Sequence[Target]], queries: int, device: torch.device, world: int
 ) -> Normalizers:
-    """Divisors of a whole global batch, as each process needs them when gradients are averaged over processes.
+    """Compute the divisors of a global batch as each process needs them when gradients are averaged over processes.
 
     Args:
         criterion: of the model.
         parts: targets of this process, one list per part of an accumulated batch.
         queries: of the model.
-        device: where processes talk.
+        device: of the tensors that the processes exchange.
         world: number of processes.
     """
-    own = [criterion.normalizers(part, queries) for part in parts]
-    objects, weight = sum(n.num_boxes for n in own), sum(n.class_weight for n in own)
+    local = [criterion.normalizers(part, queries) for part in parts]
+    objects, weight = sum(n.num_boxes for n in local), sum(n.class_weight for n in local)
     if world > 1:
         sums = torch.tensor([objects, weight], device=device)
         dist.all_reduce(sums)
         objects, weight = (sums / world).tolist()
-    # published: at least 1 a process; here at least 1 in all, so that an empty share changes nothing
+    # published: at least 1 per process; here at least 1 in total, so that an empty share changes nothing
     return Normalizers(num_boxes=max(objects, 1.0 / world), class_weight=weight)
 
 
 class StopSignals(SignalWatch):
-    """The signals that stop a run, and what its processes agree on about them.
+    """Graceful shutdown: the signals that stop a run, and the agreement of its processes on them.
 
-    Between training steps and between the batches of an evaluation a signal is only noted, and a wish of one process
-    counts when `spread`, `between` and `check` have told all. At other times it ends the run at once, with `Stopped`.
+    In training and evaluation a signal is only noted; a signal to one process takes effect when `spread`, `between` or
+    `check` has passed it to all. At other times it ends the run at once, with `Stopped`.
 
     Args:
         world: number of processes.
 
     Attributes:
         during: what the run is doing, for the message; "" where that makes no difference.
-        advice: what to do when another process has ended the run; a function of no arguments.
+        advice: function without arguments that returns what to do when another process has ended the run.
     """
 
     def __init__(self, world: int = 1) -> None:
@@ -112,12 +112,12 @@ class StopSignals(SignalWatch):
         self.advice: Callable[[], str] = str
         self._world = world
         self._agreed = 0
-        self._key = ""  # under which processes tell each other
+        self._key = ""  # of the store, under which a process notes its signal
         self._told = 0
         self._looked = 0.0
 
     def join(self, world: int) -> None:
-        """Says how many processes there are, in each of them when they have found each other."""
+        """Set the number of processes; each of them calls it when they have found each other."""
         self._world = world
         if Job.current is not None:
             Job.current.advice = self.advice
@@ -128,11 +128,11 @@ class StopSignals(SignalWatch):
 
     @property
     def number(self) -> int:
-        """The signal to stop for, 0 for none."""
+        """Number of the signal to stop for, 0 for none."""
         return self._agreed if self._world > 1 else self.asked
 
     def spread(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """Means of scalars over the processes, in one transfer that also spreads the wish to stop."""
+        """Average scalars over the processes, in one all_reduce that also passes on a stop signal."""
         stack = torch.stack([t.float() for t in terms.values()])
         if self._world == 1:
             return dict(zip(terms, stack.tolist(), strict=True))
@@ -144,14 +144,14 @@ class StopSignals(SignalWatch):
         return dict(zip(terms, values, strict=True))
 
     def between(self, items: Iterable[T]) -> Iterator[T]:
-        """Iterates until this process or, within a second or so, another one is asked to stop; then `check`."""
+        """Iterate until this process or, within a second or so, another one is asked to stop; then call `check`."""
         for item in items:
             if self._asked_anywhere():
                 return
             yield item
 
     def check(self) -> None:
-        """To be called by all processes at the same place.
+        """Stop all processes if one was asked to; each must call it at the same place.
 
         Raises:
             Stopped: one of them was asked to stop.
@@ -162,15 +162,15 @@ class StopSignals(SignalWatch):
             raise Stopped(self.number, agreed=True)
 
     def _agree(self) -> None:
-        """Exchanges the signals that came; the same one counts for all."""
+        """Exchange the signals that came; all processes then act on the same one."""
         numbers: list[Any] = [0] * self._world
         dist.all_gather_object(numbers, self.asked or self._told)
         self._agreed = max(numbers)
 
     def _asked_anywhere(self) -> bool:
-        """Whether any process was asked to stop; no process waits for another.
+        """Return whether any process was asked to stop; no process waits for another.
 
-        A process that is asked leaves a note in the store through which they found each other.
+        A process that is asked leaves a note in the rendezvous store.
         """
         if self._world == 1 or (self.asked and self._told):
             return bool(self.asked)
@@ -183,7 +183,7 @@ class StopSignals(SignalWatch):
                 self._looked = time.monotonic()
                 if store.check([self._key]):
                     self._told = int(store.get(self._key))
-        except dist.DistError:  # torchrun, which has the store, is gone: every process is asked by that
+        except dist.DistError:  # torchrun, which hosts the store, is gone: it has asked every process
             if not self.asked:
                 raise
         return bool(self._told)

@@ -1,4 +1,4 @@
-"""The quickstart: generated data, a small detector from random weights, pictures."""
+"""The quickstart: generated data, a small detector trained from random weights, a report with example images."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ IMAGES = {"train": 2000, "val": 200}
 
 
 def quickstart(out: str | Path, *, epochs: int | None = None, seed: int = 0, force: bool = False) -> RunResult:
-    """Generates shapes, trains the `quickstart` recipe on them and writes the report.
+    """Generate shapes, train the `quickstart` recipe on them and write the report.
 
     Args:
         out: folder for `shapes/` and `run/`.
         epochs: passes over the training images; by default the recipe's.
         seed: of images, weights and order.
-        force: replace an earlier quickstart there. Files that are not of it stop that.
+        force: replace an earlier quickstart there, unless the folder holds other files too.
 
     Raises:
         Interrupted: asked to stop.
-        DetrkitError: the folder holds an earlier quickstart, or with `force`, somebody else's files; or
-            another process writes it.
+        DetrkitError: the folder holds an earlier quickstart or, with `force`, other files; or another process writes
+            it.
     """
     out = Path(out)
     data, run = out / "shapes", out / "run"
@@ -58,10 +58,10 @@ def quickstart(out: str | Path, *, epochs: int | None = None, seed: int = 0, for
 
 
 def _remove_run(run: Path) -> None:
-    """Removes an earlier run, if there is one.
+    """Remove an earlier run, if there is one.
 
     Raises:
-        DetrkitError: it is still running, or something else is there; nothing has changed then.
+        DetrkitError: it is still running, or something else is there; nothing was removed.
     """
     if not os.path.lexists(run):
         return

@@ -1,4 +1,4 @@
-"""What a run's settings must be together, checked before anything is read, generated or written."""
+"""Checks of a run's settings, one by one and together, before anything is read, generated or written."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from detrkit.weights.build import build_options
 
 
 def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
-    """Refuses settings that cannot be, each for itself or together.
+    """Check the settings of a run, one by one and together.
 
-    What follows from weights that a run starts from (--init-from) is checked when they are read.
+    Settings that depend on the weights of --init-from are checked when these are read.
 
     Args:
         config: of the run.
         said: how messages name a field.
 
     Raises:
-        SettingError: names the field or both fields, and what would be right.
+        SettingError: an impossible value or combination; names the field or both fields, and what would be right.
     """
     check_values(config, said=said)
 
@@ -53,13 +53,13 @@ def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
         return
     if model.name == "":
         refuse("model.name", reason="name one of `detrkit models`")
-    known = architecture(model.name or "detr-r50")
-    wrong = sorted(set(config.loss.overrides()) - set(SETTINGS[known.scores]))
+    arch = architecture(model.name or "detr-r50")
+    wrong = sorted(set(config.loss.overrides()) - set(SETTINGS[arch.scores]))
     if wrong:
-        refuse(f"loss.{wrong[0]}", reason=f"{known.name} has no such part of its loss")
+        refuse(f"loss.{wrong[0]}", reason=f"{arch.name} has no such part of its loss")
     try:
-        check_parameters(known.build, build_options(known, model.options()))
-        build_criterion(known.name, **config.loss.overrides())
+        check_parameters(arch.build, build_options(arch, model.options()))
+        build_criterion(arch.name, **config.loss.overrides())
     except SettingError:
         raise
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Before a run begins: its folder is locked, looked into, and found to be free or to hold the run that goes on."""
+"""The start of a run: its folder is locked and checked to be free, or to hold the run that is resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from detrkit.utils.lock import FolderLock
 from detrkit.weights.checkpoint import ModelSpec
 
 T = TypeVar("T")
-# what may differ between a run and its continuation without changing a number of it
+# settings that may differ between a run and its continuation without changing a result
 _FREE = {
     "data": {"path", "val_data", "workers", "cache", "eval_batch_size"},
     "optim": {"epochs", "mask_epochs"},
@@ -37,12 +37,12 @@ _FREE = {
 
 
 class Beginning(NamedTuple):
-    """How a run begins.
+    """Start of a run.
 
     Attributes:
         fabric: launched.
-        place: the folder below the run's whose state it goes on from: ".", or "detector" of a run in two steps whose
-            masks have not begun; None for a run from its first step.
+        place: the subfolder with the state to resume from: ".", or "detector" of a run in two phases whose second
+            phase, the masks, has not begun; None for a run from its first step.
         state: what last.pt there holds, or None.
     """
 
@@ -52,18 +52,18 @@ class Beginning(NamedTuple):
 
 
 def begin(config: TrainConfig, *, resume: bool, held: ExitStack) -> Beginning:
-    """Locks a run's folder, checks that it may be written, and launches the processes of the run.
+    """Lock a run's folder, check that it may be written, and launch the processes of the run.
 
-    The first process does it; what it refuses ends the others too.
+    The first process checks; if it refuses, the others end too.
 
     Args:
         config: of the run.
         resume: whether to go on with the run in the folder.
-        held: keeps the lock.
+        held: holds the lock until it is closed.
 
     Raises:
-        DetrkitError: somebody writes the folder; it holds a run that is not to be resumed, or another one; its state
-            is damaged.
+        DetrkitError: another process writes the folder; it holds a run that is not to be resumed, or another one; its
+            state is damaged.
     """
     folder, state = Path(config.run.out), None
 
@@ -89,14 +89,14 @@ def begin(config: TrainConfig, *, resume: bool, held: ExitStack) -> Beginning:
 
 
 def first_decides(look: Callable[[], T], config: TrainConfig) -> tuple[Fabric, T]:
-    """Launches the processes of a run after the first one has looked around.
+    """Launch the processes of a run after the first one has called `look`.
 
     Args:
         look: what the first process does before it starts the others, if they have not been started.
         config: of the run.
 
     Returns:
-        The processes, and in each of them what `look` returned: small and picklable.
+        Fabric, and in every process what `look` returned: small and picklable.
 
     Raises:
         DetrkitError: from `look`; in the other processes a `PeerError`.
@@ -120,7 +120,7 @@ def first_decides(look: Callable[[], T], config: TrainConfig) -> tuple[Fabric, T
 
 
 def _restarted(folder: Path) -> bool:
-    """Whether torchrun has started this process again (--max-restarts) and a folder holds the run of before."""
+    """Return whether torchrun has restarted this process (--max-restarts) and a folder holds its earlier run."""
     agent, place = restarted_by(), saved_in(folder)
     if attempt() == 0 or agent is None or place is None:
         return False
@@ -132,7 +132,7 @@ def _restarted(folder: Path) -> bool:
 
 
 def _look(config: TrainConfig, *, resume: bool) -> None:
-    """Looks at the folder of a run.
+    """Check the folder of a run.
 
     Raises:
         DetrkitError: it is a file, or another process writes it; to resume: it holds no run, or one with other
@@ -142,7 +142,7 @@ def _look(config: TrainConfig, *, resume: bool) -> None:
         _look_inside(config, Path(config.run.out), resume=resume)
     except DetrkitError:
         if (Path(config.run.out) / LOCK).exists():
-            with FolderLock(config.run.out):  # or it says who writes there, which is more to the point
+            with FolderLock(config.run.out):  # raises the name of the process that writes there, which helps more
                 pass
         raise
 
@@ -169,7 +169,7 @@ def _look_inside(config: TrainConfig, folder: Path, *, resume: bool) -> None:
 
 
 def _check_same(config: TrainConfig, folder: Path) -> None:
-    """Refuses to resume with settings that would make the continuation another run."""
+    """Check that no setting of a resumed run has changed that would make it another run."""
     saved = folder / "config.yaml"
     if not saved.exists():
         raise DetrkitError(f"{folder}: no config.yaml, so no run of detrkit to resume")
@@ -181,12 +181,12 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
 
 
 def first_difference(before: TrainConfig, now: TrainConfig, *, epochs: bool = False) -> str | None:
-    """What differs between two configs of which one is to continue the other: "optim.lr was 0.1, now it is 0.2".
+    """Describe the first setting that a continuation changes, as "optim.lr was 0.1, now it is 0.2"; None without one.
 
     Args:
         before: of the run as it was started.
         now: of its continuation.
-        epochs: whether another number of epochs is a difference too; a run by itself may go on for longer.
+        epochs: whether another number of epochs is a difference too; a single run may be continued for longer.
     """
     free = {} if not epochs else {"optim": _FREE["optim"] - {"epochs", "mask_epochs"}}
     difference = differing_setting(before, now, free=_FREE | free)
@@ -199,12 +199,12 @@ def first_difference(before: TrainConfig, now: TrainConfig, *, epochs: bool = Fa
 def differing_setting(
     first: TrainConfig, second: TrainConfig, *, free: Mapping[str, set[str]]
 ) -> tuple[str, Any, Any] | None:
-    """The first setting that differs between two configs, as "optim.lr", and its values; None if none does.
+    """Return the first setting that differs between two configs, as "optim.lr", and its values; None without one.
 
     Args:
         first: a config.
         second: another.
-        free: section -> names of what may differ.
+        free: section -> names of settings that may differ.
     """
     before, now = dataclasses.asdict(first), dataclasses.asdict(second)
     for section, values in now.items():
@@ -217,15 +217,15 @@ def differing_setting(
 
 
 def check_same_data(state: dict[str, Any], train: Dataset, data: Fingerprint) -> None:
-    """Refuses to go on with a run on other classes or other data.
+    """Check that a resumed run has the same classes and data as before.
 
     Args:
-        state: from last.pt; of earlier versions it knows the classes alone.
+        state: from last.pt; earlier versions saved the classes alone.
         train: the training split as it is now.
         data: of all splits as they are now.
 
     Raises:
-        DetrkitError: says what differs.
+        DetrkitError: they differ; names the difference.
     """
     classes = ModelSpec.from_json(state["spec"]).classes
     difference = None if classes is None else class_difference(classes, train.classes)

@@ -1,4 +1,4 @@
-"""The files of a run's folder: which ones they are, what may be removed, and which state is the last good one."""
+"""The files of a run's folder: their names, which of them may be removed, and the last good state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detrkit.utils.lock import NAME as LOCK
 from detrkit.utils.parent import lives
 from detrkit.weights.files import METADATA_KEY
 
-MARK = "A training run of detrkit."  # in the README.md of each
+MARK = "A training run of detrkit."  # in the README.md of each run
 _NAMES = (
     *("README.md", "config.yaml", "classes.txt", "environment.txt", "init.txt", "steps.csv", "epochs.csv", LOCK),
     *("last.pt", "best.safetensors", "report.md", "metrics.json", "results.json", "panoptic.json"),
@@ -31,15 +31,15 @@ _HEAD_BYTES = 65536
 
 
 def saved_in(folder: Path) -> str | None:
-    """Where below a run's folder its last state is: ".", "detector" of a run in two steps, or None."""
+    """Return the subfolder with a run's last state: ".", or "detector" of a run in two phases; None without one."""
     return next((place for place in (".", DETECTOR) if (folder / place / "last.pt").exists()), None)
 
 
 def in_the_way(folder: Path) -> str | None:
-    """The name of a file that a run in this folder would write over and that is of no run; None if there is none.
+    """Return the name of a file that is of no run and that a run in this folder would overwrite; None without one.
 
     Raises:
-        WriteError: the folder cannot be looked into.
+        WriteError: the folder cannot be read.
     """
     try:
         if any(_is_marked(folder / place / "README.md") for place in (".", DETECTOR)):
@@ -50,7 +50,7 @@ def in_the_way(folder: Path) -> str | None:
 
 
 def _is_marked(readme: Path) -> bool:
-    """Whether this is the README.md of a run.
+    """Return whether this is the README.md of a run.
 
     Raises:
         OSError: it cannot be read.
@@ -60,10 +60,10 @@ def _is_marked(readme: Path) -> bool:
 
 @contextmanager
 def naming_last_state(folder: Path) -> Iterator[None]:
-    """Adds to the error of a failed write which state of the run is safe.
+    """Add the path of the run's last good state to the error of a failed write.
 
     Raises:
-        WriteError: as it was, with the last good state, if there is one.
+        WriteError: the original one, with the last good state, if there is one.
     """
     try:
         yield
@@ -75,14 +75,14 @@ def naming_last_state(folder: Path) -> Iterator[None]:
 
 
 def foreign_to_run(folder: Path) -> str | None:
-    """What in a folder is not of a run of detrkit, in words; None if all of it is.
+    """Return the path of something in the folder that is not of a run of detrkit; None without one.
 
     Raises:
-        WriteError: the folder cannot be looked into.
+        WriteError: the folder cannot be read.
     """
 
     def holds_files(place: Path) -> bool:
-        """Whether this is the run's folder, that of its first step or that of an evaluation."""
+        """Return whether this is the run's folder, that of its first phase or that of an evaluation."""
         return place == folder or (
             place.parent == folder and (place.name == DETECTOR or place.name.startswith("eval-"))
         )
@@ -117,7 +117,7 @@ def _raise(error: OSError) -> None:
 
 
 def sweep_old(folder: Path) -> None:
-    """Removes temporary files that ended processes of earlier versions left in a run's folder."""
+    """Remove temporary files that processes of earlier versions left in a run's folder when they ended."""
     with suppress(OSError):
         for file in list(folder.iterdir()):
             if _is_old_temporary(file):
@@ -125,7 +125,7 @@ def sweep_old(folder: Path) -> None:
 
 
 def _is_old_temporary(file: Path) -> bool:
-    """Whether this is a temporary file of an earlier version that no process writes any more."""
+    """Return whether this is a temporary file of an earlier version that no process writes any more."""
     if file.is_symlink() or not file.is_file():
         return False
     numbered = _OLD_WITH_PROCESS.fullmatch(file.name)

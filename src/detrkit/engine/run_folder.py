@@ -1,4 +1,4 @@
-"""A run's folder, which explains itself."""
+"""The folder of a run, with files that describe the run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _README = """# {name}
 
 
 def prepare(config: TrainConfig) -> Path:
-    """The folder of a run, made if need be.
+    """Create the folder of a run if it does not exist, and remove temporary files from it.
 
     Raises:
         DetrkitError: it cannot be written.
@@ -54,12 +54,12 @@ def prepare(config: TrainConfig) -> Path:
 
 
 def write_config(config: TrainConfig) -> None:
-    """Writes config.yaml, which --resume and --recipe read."""
+    """Write config.yaml, which --resume and --recipe read."""
     write_atomic(Path(config.run.out) / "config.yaml", config.to_yaml())
 
 
 def describe(folder: Path, spec: ModelSpec, train: Dataset) -> None:
-    """Writes the files that say what the run is, but for its settings."""
+    """Write the files that describe the run, except for its settings."""
     write_atomic(folder / "README.md", _README.format(mark=MARK, name=folder.name, folder=shlex.quote(str(folder))))
     classes = enumerate(zip(train.classes.ids, train.classes.names, strict=True))
     write_atomic(folder / "classes.txt", "".join(f"{i}\t{c}\t{n}\n" for i, (c, n) in classes))
@@ -93,7 +93,7 @@ def _installed(name: str) -> bool:
 
 
 def _git_state() -> str:
-    """Commit and number of changed files of the checkout one stands in; that of the user's project, if any."""
+    """Return commit and number of changed files of the git checkout in the working directory (the user's project)."""
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True

@@ -1,4 +1,4 @@
-"""last.pt: what of a trainer is saved, and how another one goes on from it."""
+"""last.pt: the saved state of a trainer, and how another trainer resumes from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def training_state(trainer: Trainer) -> dict[str, Any] | None:
-    """What last.pt holds: every process's generators, and once what they share; None but in the first process."""
+    """Return the content of last.pt: every process's generators, and the shared state; None except in rank 0."""
     generators: list[Any] = [rng_state()]
     if trainer.world > 1:
         generators = [None] * trainer.world
@@ -42,7 +42,7 @@ def training_state(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def restore(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Gives a trainer the weights, optimizer, average, generators and place in the data of a state.
+    """Restore weights, optimizer, average, generators and position in the data of a trainer from a state.
 
     Raises:
         DetrkitError: a state of another number of processes or of other settings.
@@ -85,18 +85,18 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
 
 
 def _check_moments(saved: dict[str, Any], optimizer: Optimizer) -> None:
-    """Looks at what an optimizer is about to go on with, which it does not do itself before its next step.
+    """Check the saved state of an optimizer, which torch does not check before the next step.
 
     Raises:
         WeightsError: a moment of another shape than its parameter, values that are not finite, or a setting of another
             type than that of this optimizer.
     """
     names, moments = {}, {}
-    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False):
-        names |= dict(zip(group["params"], own["params"], strict=False))
+    for group, current in zip(saved["param_groups"], optimizer.param_groups, strict=False):
+        names |= dict(zip(group["params"], current["params"], strict=False))
         for key, value in group.items():
-            if key in own and key != "params" and value != own[key] and key != "lr":
-                raise WeightsError(f"its optimizer has {key}={shown(value)}, this one {key}={own[key]}")
+            if key in current and key != "params" and value != current[key] and key != "lr":
+                raise WeightsError(f"its optimizer has {key}={shown(value)}, this one {key}={current[key]}")
     for index, values in saved["state"].items():
         if index not in names:
             raise WeightsError(f"its optimizer has a parameter {index} more than this one")
@@ -108,6 +108,6 @@ def _check_moments(saved: dict[str, Any], optimizer: Optimizer) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, of all that does not fit the first line with a name."""
+    """Shorten an error to its first line; a `WeightsError` to its first two."""
     lines = str(error).strip().splitlines()
     return " ".join(line.strip() for line in lines[:2]) if isinstance(error, WeightsError) else first_line(error)

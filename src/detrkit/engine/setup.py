@@ -1,4 +1,4 @@
-"""What a run is made of, before its first step: processes, datasets, model, spec."""
+"""The parts of a run, made before its first step: processes, datasets, model, spec."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ OVERFIT_STEPS = 50  # per epoch, with one process
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """The processes of a run: one, several on this machine, or those that torchrun or Slurm started.
+    """Launch the processes of a run: one, several on this machine, or those that torchrun or Slurm started.
 
     Raises:
-        DetrkitError: CUDA was asked for and there is none; an environment or a number of processes that cannot be.
+        DetrkitError: CUDA was asked for and there is none; impossible environment variables or number of processes.
     """
     run = config.run
     cuda = torch.cuda.is_available() and run.device != "cpu"
@@ -64,8 +64,8 @@ class Source:
     """The trained weights that a run starts from.
 
     Attributes:
-        name: as the config has it.
-        weights: what is there of them, and the model that they are of.
+        name: as in the config.
+        weights: their tensors, and the model that they belong to.
     """
 
     name: str
@@ -73,15 +73,15 @@ class Source:
 
     @property
     def spec(self) -> ModelSpec:
-        """Of the model that the weights are of."""
+        """Spec of the model that the weights belong to."""
         return self.weights.spec
 
 
 def load_source(config: TrainConfig) -> Source | None:
-    """What --init-from or --freeze-detector names, or None.
+    """Load the weights that --init-from or --freeze-detector names; return None without either.
 
     Raises:
-        DetrkitError: weights that are not there.
+        DetrkitError: missing or unusable weights.
     """
     name = config.run.freeze_detector or config.run.init_from
     if name is None:
@@ -89,27 +89,27 @@ def load_source(config: TrainConfig) -> Source | None:
     dilation = config.model.dilation
     if dilation is None and config.model.name is not None:
         dilation = bool(architecture(config.model.name).options.get("dilation", False))
-    # fine-tuning takes what fits; a detector that is not trained any more must be whole
+    # fine-tuning takes what fits; a detector that is not trained any more must be complete
     whole = config.run.freeze_detector is not None
     return Source(name, load_first_weights(name, whole=whole, dilation=dilation))
 
 
 def chosen_model(config: TrainConfig, source: Source | None) -> tuple[str, dict[str, Any]]:
-    """Name and options of the model that a config asks for: its own, and the rest as in the source."""
-    wanted = config.model.options()
+    """Return name and options of the model that a config asks for; unset ones are those of the source."""
+    options = config.model.options()
     if source is None:
-        return config.model.name or "detr-r50", wanted
+        return config.model.name or "detr-r50", options
     spec = source.spec
     name = config.model.name or spec.name
-    # of another model, as far as this one knows them
+    # from another model only the options of the backbone, which all models know
     inherited = spec.options if name == spec.name else {k: v for k, v in spec.options.items() if "backbone" in k}
     if config.run.freeze_detector is not None:
-        wanted["masks"] = True
-    return name, {**inherited, **wanted}
+        options["masks"] = True
+    return name, {**inherited, **options}
 
 
 def predicts_masks(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a model of this name, built with these options, has masks."""
+    """Return whether a model of this name, built with these options, predicts masks."""
     return bool({**architecture(name).options, **options}.get("masks", False))
 
 
@@ -128,19 +128,19 @@ class Splits:
 
     @property
     def learned(self) -> Dataset:
-        """The images that are learned from, once each."""
+        """Dataset of the images to learn from, once each."""
         return self.val if self.overfit and self.val is not None else self.train
 
 
 def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
-    """Opens what the config names; with overfit, the same few images for training and evaluation.
+    """Open the datasets of a config; with overfit, the same few images for training and evaluation.
 
     Args:
         config: of the run.
         masks: whether samples have masks, as a model that predicts them needs.
 
     Raises:
-        DetrkitError: a path or split that is not there, no object to learn, or classes that differ between the splits.
+        DetrkitError: a missing path or split, no object to learn, or classes that differ between the splits.
     """
     data = config.data
 
@@ -162,7 +162,7 @@ def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
     if config.run.overfit:
         with_objects = [i for i, r in enumerate(train.records) if (~r.crowd).any()][: config.run.overfit]
         few = train.subset(with_objects)
-        # an epoch of a few images would be a step or two: repeat them, so that epochs, logs and evaluations keep a pace
+        # an epoch of a few images would be a step or two: repeat them, else evaluations would dominate
         times = -(-OVERFIT_STEPS * data.batch_size * config.optim.accumulate // len(few))
         return Splits(train.subset(with_objects * times), few, None, overfit=True)
     val = test = None
@@ -183,11 +183,11 @@ def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
 
 
 def _split_hint(use: str, names: Sequence[str]) -> str:
-    """The options that say which split of a dataset is meant.
+    """Name the options that choose a split of a dataset.
 
     Args:
         use: "train", "val" or "test".
-        names: of the splits that there are.
+        names: of the existing splits.
     """
     if use == "train" and len(names) == 1:
         return f"to train on it, without evaluation, pass --train-split {names[0]} --val-split none"
@@ -198,23 +198,23 @@ def _split_hint(use: str, names: Sequence[str]) -> str:
 def make_model(
     config: TrainConfig, train: Dataset, source: Source | None = None
 ) -> tuple[nn.Module, ModelSpec, InitReport | None]:
-    """The model with its first weights, and the spec its checkpoints will carry.
+    """Build the model with its first weights, and the spec that its checkpoints will carry.
 
     Args:
         config: of the run.
-        train: whose classes it learns.
+        train: dataset with the classes to learn.
         source: from `load_source`.
 
     Raises:
-        DetrkitError: options that the model does not take, weights that are not there, a detector that is to be frozen
-            and does not fit.
+        DetrkitError: options that the model does not take, missing weights, a detector that is to be frozen and does
+            not fit.
     """
     name, options = chosen_model(config, source)
     backbone_weights: str | None = None
     if source is not None:
         options.setdefault("backbone_norm", source.weights.norm)
     elif config.model.backbone_weights == "random":
-        # frozen statistics of random weights would be a network without norm
+        # with random weights, frozen statistics would mean a network without normalization
         options.setdefault("backbone_norm", "group")
     else:
         backbone_weights = config.model.backbone_weights
@@ -234,9 +234,9 @@ def make_model(
     check_batch(spec.size, spec.max_size, min(config.data.batch_size, len(train)))
     try:
         build_criterion(name, num_classes=spec.num_classes, **config.loss.overrides())  # before anything is written
-        known = architecture(name)
+        arch = architecture(name)
         on_gpu = torch.cuda.is_available() and config.run.device != "cpu"
-        check_parameters(known.build, build_options(known, options), training=not on_gpu)
+        check_parameters(arch.build, build_options(arch, options), training=not on_gpu)
         model = build_model(
             name, num_classes=spec.num_classes, padding=spec.padding, backbone_weights=backbone_weights, **options
         )
@@ -255,7 +255,7 @@ def make_model(
 
 
 def _check_whole(report: InitReport, source: Source, train: Dataset) -> None:
-    """Refuses to freeze a detector of which a part would have to be trained first.
+    """Check that a detector to be frozen has no part that would have to be trained first.
 
     Raises:
         DetrkitError: a class it does not know, or weights it does not have.

@@ -30,19 +30,19 @@ Amount = Annotated[float, Field(strict=True, ge=0)]
 
 @dataclass
 class Progress:
-    """Where a run is. An epoch whose steps are all done is yet to be evaluated and logged.
+    """Progress of a run. An epoch whose steps are all done is yet to be evaluated and logged.
 
     Attributes:
-        epoch: the epoch under way, from 0.
+        epoch: the current epoch, from 0.
         batch: steps done in it.
         step: steps done in all.
-        best: the deciding figure (PQ, the masks' AP or AP) of the best evaluation, -1 before the first.
+        best: the selection metric (PQ, the masks' AP or AP) of the best evaluation, -1 before the first.
         best_epoch: its epoch.
-        figure: the deciding figure's name.
-        stale: evaluations since then.
+        figure: name of the selection metric.
+        stale: number of evaluations since the best one.
         sums: sums of the logged terms over the steps of this epoch.
         seconds: time spent on the steps of this epoch.
-        memory: the most memory they took so far, MiB.
+        memory: peak memory of these steps so far, MiB.
         learned: with overfit: AP50 or PQ of the last evaluation, -1 before the first.
     """
 
@@ -62,7 +62,7 @@ class Progress:
 
 
 class _Parts(TypedDict):
-    """Of a split: see `fingerprint`."""
+    """Fingerprint of a split, see `fingerprint`."""
 
     images: Counted
     files: str
@@ -91,7 +91,7 @@ class _Optimizer(TypedDict):
 
 
 class _Generators(TypedDict):
-    """Of one process; what the states of the generators are they check themselves."""
+    """States of the random generators of one process; the generators check their states themselves."""
 
     __pydantic_config__ = _TENSORS
 
@@ -104,12 +104,12 @@ class _Generators(TypedDict):
 
 
 class TrainingState(TypedDict):
-    """What last.pt holds; of earlier versions it has no data."""
+    """Content of last.pt; that of earlier versions has no data."""
 
     __pydantic_config__ = _TENSORS
 
     format: Literal["detrkit-training-state"]
-    spec: Any  # `ModelSpec` says what is wrong with it
+    spec: Any  # `ModelSpec` checks it
     config: NotRequired[str]
     data: NotRequired[_Data | None]
     model: dict[str, Tensor]
@@ -122,7 +122,7 @@ class TrainingState(TypedDict):
 
 
 def rng_state() -> dict[str, Any]:
-    """State of every global generator of this process that training draws from (dropout), as plain values."""
+    """Return the state of every global generator of this process that training uses (dropout), as plain values."""
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
     kind, keys, *rest = np.random.get_state()
     state["numpy"] = [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest]
@@ -132,7 +132,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """The inverse of `rng_state`."""
+    """Set the state of every generator that `rng_state` returned."""
     torch.set_rng_state(state["torch"].cpu())
     version, values, gauss = state["python"]
     random.setstate((version, tuple(values), gauss))
@@ -143,7 +143,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes a state so that a crash at any moment leaves the old file or the new one.
+    """Write a state so that a crash at any moment leaves the old file or the new one.
 
     Raises:
         WriteError: it cannot be written; the old file is as it was.
@@ -154,7 +154,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Reads a state without running code from the file.
+    """Read a state without running code from the file.
 
     Raises:
         DetrkitError: no such file, or not a training state of detrkit.

@@ -1,4 +1,4 @@
-"""The two steps in which the published panoptic models were trained, as configs made of one (`optim.mask_epochs`)."""
+"""The two phases in which the published panoptic models were trained, as configs made of one (`optim.mask_epochs`)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from detrkit.config import TrainConfig
 from detrkit.data.readers import find_layout
 from detrkit.utils.names import full_path
 
-DETECTOR = "detector"  # the first step's folder in that of the run
+DETECTOR = "detector"  # the first phase's folder in that of the run
 
 
 def detector_step(config: TrainConfig) -> TrainConfig:
-    """The first step: the detector alone, on the boxes of the same objects (on panoptic data, of things and stuff).
+    """Make the config of the first phase: the detector alone, on the boxes of the same objects.
+
+    On panoptic data these are the boxes of things and stuff.
 
     Raises:
-        DetrkitError: the dataset is not there or not recognised.
+        DetrkitError: the dataset is missing or not recognized.
     """
     layout = find_layout(full_path(config.data.path), config.data.layout, masks=True)
     return config.changed(
@@ -28,7 +30,7 @@ def detector_step(config: TrainConfig) -> TrainConfig:
 
 
 def mask_step(config: TrainConfig) -> TrainConfig:
-    """The second step: masks for the best detector of the first one, which stays as it is."""
+    """Make the config of the second phase: masks for the best detector of the first phase, which is frozen."""
     optim = config.optim
     drop = optim.mask_lr_drop or max(1, round(optim.lr_drop * optim.mask_epochs / optim.epochs))
     return config.changed(

@@ -41,12 +41,12 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.signals import Stopped
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
 
-LOADING_GRACE_SECONDS = 5  # for a batch that is waited for, after a signal
-OVERFITTED = 0.95  # AP50 or PQ on the few images at which there is nothing more to show
+LOADING_GRACE_SECONDS = 5  # to wait for a batch after a signal
+OVERFITTED = 0.95  # AP50 or PQ on the few images at which training ends early
 
 
 class Trainer:
-    """One run, in this process.
+    """Trainer of one run, in this process.
 
     Args:
         config: of the run.
@@ -56,7 +56,7 @@ class Trainer:
         spec: of its checkpoints.
         folder: of the run.
         stop: the signals that stop it, watched.
-        data: what it learns from, as `fingerprint` says.
+        data: fingerprint of its datasets.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Trainer:
     # the run
 
     def fit(self) -> None:
-        """Trains to the end.
+        """Train to the end.
 
         Raises:
             Stopped: a signal asked to stop; the state is saved.
@@ -140,7 +140,7 @@ class Trainer:
                 self.stop.check()
 
     def _enough(self) -> bool:
-        """Whether to end before the last epoch."""
+        """Return whether to end before the last epoch."""
         run, progress = self.config.run, self.progress
         if run.overfit and progress.learned >= OVERFITTED:
             name = progress.figure if progress.figure == "PQ" else f"{progress.figure}50"
@@ -152,7 +152,7 @@ class Trainer:
         return False
 
     def _train_epoch(self, board: TensorBoardLog) -> None:
-        """The steps of an epoch, from where the run is."""
+        """Run the remaining steps of an epoch."""
         progress, accumulate = self.progress, self.config.optim.accumulate
         if progress.batch >= self.steps_per_epoch:
             return  # all done: the run was stopped in the evaluation
@@ -184,7 +184,7 @@ class Trainer:
         progress.memory = max(progress.memory, peak_mib(self.fabric.device))
 
     def _step(self, batches: Iterator[tuple[Batch, list[Target]]]) -> dict[str, float]:
-        """One optimiser step over `accumulate` batches; returns loss terms averaged over the processes."""
+        """Run one optimizer step over `accumulate` batches; return loss terms averaged over the processes."""
         config = self.config.optim
         factor = lr_factor(config, self.progress.step, self.steps_per_epoch)
         set_lr(self.optimizer, factor)
@@ -197,13 +197,13 @@ class Trainer:
         return values
 
     def _end_epoch(self, board: TensorBoardLog) -> None:
-        """Save, evaluate, keep the best, log, save."""
+        """Save, evaluate, save the best checkpoint, log, save."""
         progress, config = self.progress, self.config
         sums = progress.sums or {}
         last = progress.epoch + 1 == config.optim.epochs
         due = self.splits.val is not None and (last or (progress.epoch + 1) % config.run.eval_every == 0)
-        # An evaluation may take longer than there is between a signal and the end. And the first epoch leaves a state
-        # before it leaves weights.
+        # An evaluation may take longer than the time between a signal and a kill. And the first epoch saves a state
+        # before it saves weights.
         if due or progress.epoch == 0:
             self.save()
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step}
@@ -224,7 +224,7 @@ class Trainer:
         improved = undefined = False
         if metrics is not None:
             progress.figure, value = deciding(metrics)
-            undefined = not value >= 0  # there is nothing to find: nothing can rise, and nothing has not risen
+            undefined = not value >= 0  # the split has no objects: not counted for patience
             improved = progress.best < value
             progress.stale += not undefined
             progress.learned = learned(metrics)[1] if config.run.overfit else -1.0
@@ -241,7 +241,7 @@ class Trainer:
         self.save()
 
     def best_evaluations(self) -> dict[str, Evaluation]:
-        """What the best checkpoint finds on the splits "val" and "test", those that there are.
+        """Evaluate the best checkpoint on the splits "val" and "test", if they exist.
 
         Only the main process needs to see the run's folder: it sends the weights to the others.
         """
@@ -259,7 +259,7 @@ class Trainer:
             return {name: self.evaluation(name) for name in splits}
 
     def evaluation(self, split: str) -> Evaluation:
-        """What the current weights (their moving average, if there is one) find in a split, in every process.
+        """Evaluate the current weights (their moving average, if there is one) on a split, in every process.
 
         Args:
             split: "val" or "test".
@@ -275,7 +275,7 @@ class Trainer:
             device=self.fabric.device,
         )
         self._watch_loading(loader)
-        if split not in self.truths:  # of masks it takes a while
+        if split not in self.truths:  # masks take a while
             self.truths[split] = Truth.of(dataset, self.spec, self.current)
         run = self.config.run
         evaluation = Evaluation(self.truths[split], self.spec, max_dets=run.max_dets, threshold=run.threshold)
@@ -290,7 +290,7 @@ class Trainer:
         return evaluation
 
     def _watch_loading(self, loader: Loader) -> None:
-        """Bounds the waiting for images, in which a signal can be acted on: no step has begun."""
+        """Limit the wait for images, during which a signal can be acted on, since no step has begun."""
         loader.timeout = self.config.run.timeout or loader.timeout
         loader.while_waiting = self._while_waiting
 
@@ -303,13 +303,13 @@ class Trainer:
 
     @property
     def current(self) -> nn.Module:
-        """The weights that are evaluated and kept."""
+        """Model whose weights are evaluated and saved."""
         return self.model if self.average is None else self.average.module
 
     # saving and resuming
 
     def save(self) -> None:
-        """Writes last.pt, unless it holds this state already."""
+        """Write last.pt, unless it holds this state already."""
         place = self.progress.epoch, self.progress.batch
         if place == self._saved:
             return
@@ -319,7 +319,7 @@ class Trainer:
         self._saved = place
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Continues from the state in last.pt: same weights, optimizer, average, generators and place in the data.
+        """Continue from the state in last.pt: same weights, optimizer, average, generators and position in the data.
 
         Raises:
             DetrkitError: a state of another number of processes or of other settings.
@@ -343,11 +343,11 @@ class Trainer:
         training = {**self.spec.training, "epoch": epoch, "metrics": figures}
         save_model(self.folder / "best.safetensors", self.current, replace(self.spec, training=training))
 
-    # saying
+    # messages
 
     def _diverged(self, what: str, images: Sequence[Any]) -> DetrkitError:
-        kept = self.folder / "last.pt"
-        state = f"the last good state is {kept}" if kept.exists() else "no state had been saved yet"
+        last = self.folder / "last.pt"
+        state = f"the last good state is {last}" if last.exists() else "no state had been saved yet"
         return DetrkitError(
             f"{what} is not finite at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}), "
             f"images {', '.join(map(str, images))}: {state}; lower the learning rate, or look at these images with "

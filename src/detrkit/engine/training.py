@@ -49,17 +49,17 @@ FEW_STEPS = 2000
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind.
+    """Result of a run.
 
     Attributes:
         folder: the run's folder.
         metrics: of the best checkpoint on the validation split (with overfit: on the few images), or None. Boxes; with
             `masks` and `panoptic` of models that have them.
-        test_metrics: of the same on the test split, or None.
+        test_metrics: of the same checkpoint on the test split, or None.
         best: best.safetensors.
         report: report.md, or None without a validation split.
         can_learn: with overfit: whether AP50 (on panoptic data, PQ) reached 0.9; otherwise None.
-        overfitted: with overfit: on how many images, which are fewer than asked for if there are no more.
+        overfitted: with overfit: number of images, fewer than asked for if there are no more.
     """
 
     folder: Path
@@ -72,7 +72,7 @@ class RunResult:
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
-    """Trains a model and writes everything there is to know about it into the run's folder.
+    """Train a model and write checkpoints, settings, logs and report into the run's folder.
 
     Starts unchanged under `torchrun` and Slurm: each process trains on its share of every global batch. The loss and
     the gradient are those of one process with the same global batch.
@@ -109,14 +109,14 @@ def _interrupted(number: int, folder: Path, during: str, *, agreed: bool = True)
 def _run_in_two_steps(
     config: TrainConfig, fabric: Fabric, stop: StopSignals, place: str | None, state: dict[str, Any] | None
 ) -> RunResult:
-    """First the detector, then its masks; goes on in the step in which the run was interrupted.
+    """Train first the detector, then its masks; resume in the phase in which the run was interrupted.
 
     Args:
-        config: of both.
+        config: of both phases.
         fabric: launched.
         stop: the signals that stop it.
-        place: as `Beginning` has it.
-        state: of one of the two steps, or None.
+        place: as in `Beginning`.
+        state: of one of the two phases, or None.
     """
     first, second = detector_step(config), mask_step(config)
     if place != ".":
@@ -137,18 +137,18 @@ def _run(
     *,
     whole: TrainConfig | None = None,
 ) -> RunResult:
-    """A run, or a step of a longer one.
+    """Run a training, or one phase of a longer one.
 
     Args:
-        config: of this step.
+        config: of this phase.
         fabric: launched.
         stop: the signals that stop it.
-        state: of it, to go on from; None to start.
+        state: to resume from; None to start.
         whole: the longer run's config.
     """
     folder = Path(config.run.out)
     main = fabric.global_rank == 0
-    splits, model, spec, kept = _materials(config, fabric, state)
+    splits, model, spec, init_report = _materials(config, fabric, state)
     data = fingerprint(splits)
     check_agreement(data, config.data.path, config)
     if state is not None:
@@ -161,15 +161,15 @@ def _run(
                 run_folder.write_config(config)
             if whole is not None:
                 run_folder.write_config(whole)
-            if kept is not None:
-                write_atomic(folder / "init.txt", "\n".join(kept.lines(most=None)) + "\n")
+            if init_report is not None:
+                write_atomic(folder / "init.txt", "\n".join(init_report.lines(most=None)) + "\n")
     fabric.barrier()
     trainer = Trainer(config, fabric, splits, model, spec, folder, stop=stop, data=data)
     if state is not None:
         trainer.resume(state)
-        state.clear()  # what the trainer has copied would take its memory until the end
+        state.clear()  # the trainer has a copy: free this one's memory
     if main:
-        _announce(config, spec, splits, trainer, kept.lines() if kept is not None else [])
+        _announce(config, spec, splits, trainer, init_report.lines() if init_report is not None else [])
     began = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - began
@@ -183,17 +183,17 @@ def _run(
 def _materials(
     config: TrainConfig, fabric: Fabric, state: dict[str, Any] | None
 ) -> tuple[Splits, nn.Module, ModelSpec, InitReport | None]:
-    """Datasets, the model with its first weights, its spec, and what it kept of the weights that it started from.
+    """Make datasets, the model with its first weights, its spec, and the report on the weights it started from.
 
     Args:
         config: of the run.
         fabric: launched.
-        state: of the run that goes on: what it started from need not be there any more.
+        state: of a resumed run, for which the weights it started from need not exist any more; else None.
     """
     if state is not None:
         spec = ModelSpec.from_json(state["spec"])
         splits = open_splits(config, masks=predicts_masks(spec.name, spec.options))
-        model, kept = spec.build(), None
+        model, init_report = spec.build(), None
     else:
         with fabric.rank_zero_first(local=True):  # one process downloads, the others find the file
             source = load_source(config)
@@ -201,14 +201,14 @@ def _materials(
         with fabric.rank_zero_first(local=True):
             # the same first weights in every process
             fabric.seed_everything(config.run.seed, verbose=False)
-            model, spec, kept = make_model(config, splits.train, source)
+            model, spec, init_report = make_model(config, splits.train, source)
     if config.run.freeze_detector is not None:
         model.freeze_detector()  # type: ignore[operator]
-    return splits, model, spec, kept
+    return splits, model, spec, init_report
 
 
 def _normal(config: TrainConfig) -> TrainConfig:
-    """Fills in what follows from other settings, and refuses what cannot be.
+    """Check the settings and fill in those that follow from others.
 
     Raises:
         DetrkitError: a number out of range, or settings that do not go together; names the fields.
@@ -222,7 +222,7 @@ def _normal(config: TrainConfig) -> TrainConfig:
 
 
 def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Trainer, kept: list[str]) -> None:
-    """What is about to happen, in a few lines, with a warning where it cannot work."""
+    """Print a summary of the run that begins, with a warning where it cannot work."""
     train, val = splits.train, splits.val
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     steps = trainer.steps_per_epoch * config.optim.epochs
@@ -257,7 +257,7 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
 def _finish(
     config: TrainConfig, splits: Splits, evaluations: dict[str, Evaluation], folder: Path, seconds: float, world: int
 ) -> RunResult:
-    """Writes the report of the best checkpoint, which `world` processes trained in so many seconds."""
+    """Write the report of the best checkpoint, which `world` processes trained in so many seconds."""
     best = folder / "best.safetensors"
     if splits.val is None:
         return RunResult(folder, None, None, best, None)
@@ -296,6 +296,6 @@ def _finish(
 
 
 def _reason(metrics: Metrics) -> str:
-    """Why the best epoch is the best."""
+    """Explain why the best epoch is the best."""
     name, value = deciding(metrics)
     return f"by its {name}" if value >= 0 else f"the last evaluated: {name} is n/a"

@@ -1,4 +1,4 @@
-"""One step of the optimiser: forward, losses, backward, clipping, update, in this order."""
+"""One training step: forward, losses, backward, clipping, optimizer step, in this order."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from detrkit.structures.outputs import Target
 
 
 class Update:
-    """Moves the weights by one global batch, which may come in parts.
+    """Training step on one global batch, which may come in parts.
 
     The host waits for a device twice: for the matching costs (once more for those of two-stage proposals), and for all
     the numbers of the step together.
 
     Args:
         fabric: launched.
-        model: as `fabric.setup` gave it.
-        optimizer: as `fabric.setup` gave it.
+        model: from `fabric.setup`.
+        optimizer: from `fabric.setup`.
         criterion: of the model.
         queries: of the model.
         clip_max_norm: largest global gradient norm; 0 for no clipping.
-        spread: means of scalars over the processes, in one transfer.
+        spread: averages scalars over the processes, in one transfer.
         average: moving average of a model's weights, or None.
-        averaged: the plain model that it is of.
+        averaged: the plain model whose weights are averaged.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Update:
         self.average, self.averaged = average, averaged
 
     def __call__(self, parts: Sequence[tuple[Batch, list[Target]]]) -> dict[str, float]:
-        """One update.
+        """Run one training step.
 
         Args:
             parts: this process's share of the global batch.
@@ -62,7 +62,7 @@ class Update:
             The loss terms averaged over the processes, "loss", their weighted sum, and "grad_norm" before clipping.
 
         Raises:
-            NonFiniteError: an output, a loss or the gradient is NaN or infinite; the weights are as they were.
+            NonFiniteError: an output, a loss or the gradient is NaN or infinite; the weights are unchanged.
         """
         terms = self._gradients(parts)
         if self.clip_max_norm > 0:
@@ -83,9 +83,9 @@ class Update:
         return values
 
     def _gradients(self, parts: Sequence[tuple[Batch, list[Target]]]) -> dict[str, Tensor]:
-        """Leaves the gradient of all parts in the parameters; returns the terms and the loss of this process."""
+        """Compute the gradient of all parts; return the terms and the loss of this process."""
         fabric = self.fabric
-        # all of the global batch is counted before any of it is run: how it is split changes nothing
+        # the whole global batch is counted before any part is run, so its split does not change the result
         counts = global_normalizers(
             self.criterion, [targets for _, targets in parts], self.queries, fabric.device, fabric.world_size
         )

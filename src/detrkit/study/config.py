@@ -1,4 +1,4 @@
-"""What a study trains, and its YAML form: shared settings, members, published figures."""
+"""The settings of a study and their YAML form: shared settings, members, published figures."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _STRICT = ConfigDict(extra="forbid")
 _FOLDER = "recipes/studies"
 _HINT = "see docs/studies.md for the fields"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # it names a folder
-# What a member may have of its own: which model it is and how that one is trained (None: every field of the section).
-# Never what it is trained on or for how long: the members have one budget.
+# Settings that a member may have of its own: its model and how that is trained (None: every field of the section).
+# Never the data or the number of epochs: the members share one budget.
 _OWN: Mapping[str, frozenset[str] | None] = {
     "model": None,
     "loss": None,
@@ -33,7 +33,7 @@ _OWN: Mapping[str, frozenset[str] | None] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Figures that others reported of a member, in [0, 1].
+    """Published metrics of a member, in [0, 1].
 
     Attributes:
         mAP: mean over IoU 0.5 to 0.95 and classes.
@@ -53,7 +53,7 @@ class Published:
     classes: dict[str, float] = field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
-        """All that is known, as `MemberResult.all_figures` names it."""
+        """Return the metrics that are known, by the names of `MemberResult.all_figures`."""
         plain = {name: value for name, value in asdict(self).items() if name != "classes" and value is not None}
         return plain | {f"class {name}": value for name, value in self.classes.items()}
 
@@ -65,10 +65,10 @@ class Member:
     Attributes:
         name: of its folder.
         title: of its row; by default the name.
-        model, loss: fields of these sections that it has of its own.
+        model, loss: its own fields of these sections.
         optim: the same; lr, lr_backbone, lr_sampling_factor.
         run: the same; init_from.
-        published: what others reported of it.
+        published: its published metrics.
     """
 
     __pydantic_config__ = _STRICT
@@ -83,21 +83,21 @@ class Member:
 
     @property
     def heading(self) -> str:
-        """How tables and pictures call it."""
+        """Name of the member in tables and plots."""
         return self.title or self.name
 
     @property
     def own(self) -> dict[str, dict[str, Any]]:
-        """Its own settings, by section."""
+        """Settings of the member's own, by section."""
         return {section: getattr(self, section) for section in _OWN}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Shapes that a study makes when it is given no dataset, see `write_shapes`.
+    """Shapes that a study generates when no dataset is given, see `write_shapes`.
 
     Attributes:
-        images: how many, by split.
+        images: number of images, by split.
         seed: of the images.
         options: fields of `ShapesOptions`.
     """
@@ -111,14 +111,14 @@ class Generate:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Several models under one budget.
+    """Settings of several models under one budget.
 
     Attributes:
         members: in the order of the table.
         title: of the page.
         source: where the published figures are from.
         train: what all members share: data, epochs, batch, schedule.
-        generate: the data, when none is given.
+        generate: the data to generate when no dataset is given.
     """
 
     __pydantic_config__ = _STRICT
@@ -130,7 +130,7 @@ class StudyConfig:
     generate: Generate | None = None
 
     def config(self, member: Member) -> TrainConfig:
-        """The settings of a member's run.
+        """Return the settings of a member's run.
 
         Raises:
             DetrkitError: a field of its own that is unknown or of the wrong type.
@@ -141,15 +141,15 @@ class StudyConfig:
         return validated(TrainConfig, plain, f"members.{member.name}", hint=_HINT)
 
     def color(self, member: Member) -> str:
-        """The member's colour in tables and pictures, "#rrggbb"."""
+        """Return the member's color in tables and plots, "#rrggbb"."""
         return LINE_COLORS[self.members.index(member)]
 
     def split(self) -> str:
-        """The split that the tables are of: the test split where there is one, which no run has looked at."""
+        """Return the split of the tables: the test split if there is one, which no run has seen."""
         return self.train.data.test_split or str(self.train.data.val_split)
 
     def to_yaml(self) -> str:
-        """The YAML that `load_study` reads."""
+        """Format the settings as the YAML that `load_study` reads."""
         members = [asdict(m) for m in self.members]
         for member in members:
             member["published"] = _without_empty(member["published"] or {})
@@ -164,20 +164,20 @@ class StudyConfig:
 
 
 def studies() -> list[str]:
-    """Names of the studies that come with detrkit."""
+    """Return the names of the studies that come with detrkit."""
     return shipped(_FOLDER)
 
 
 def load_study(
     source: str | Path, *, data: str | None = None, shared: Mapping[str, Mapping[str, Any]] | None = None
 ) -> StudyConfig:
-    """Reads a study's YAML, or a study by name.
+    """Read a study's YAML, or a study by name.
 
     Args:
         source: a YAML file, or one of `studies()`.
         data: the dataset's path; overrides the file's.
         shared: fields that override those under `train`, by section. With other epochs the drop of a step schedule
-            moves along: from epoch 40 of 50 to 8 of 10. A test_split of "none" is none.
+            moves along: from epoch 40 of 50 to 8 of 10. A test_split of "none" means none.
 
     Raises:
         DetrkitError: no such file, not YAML, a field that is unknown, of the wrong type or not a member's own; names
@@ -205,11 +205,11 @@ def load_study(
 
 
 def check_same(before: StudyConfig, now: StudyConfig, file: Path) -> None:
-    """Refuses to go on with a study whose settings have changed. Members may be added, and left out.
+    """Check that the settings of a resumed study have not changed; members may be added and left out.
 
     Args:
         before: the study as it was started.
-        now: as it is asked for.
+        now: the study to run.
         file: where `before` is from.
 
     Raises:
@@ -219,11 +219,11 @@ def check_same(before: StudyConfig, now: StudyConfig, file: Path) -> None:
     paths = before.train.data.path, now.train.data.path
     if Path(paths[0]).name != Path(paths[1]).name:  # it may have moved
         difference = f"data.path was {paths[0]!r}, now it is {paths[1]!r}"
-    known = {m.name: m for m in before.members}
+    earlier = {m.name: m for m in before.members}
     for member in now.members:
-        if difference is None and member.name in known:
+        if difference is None and member.name in earlier:
             where = f"members.{member.name}"
-            difference = first_difference(before.config(known[member.name]), now.config(member), epochs=True)
+            difference = first_difference(before.config(earlier[member.name]), now.config(member), epochs=True)
     if difference is None and now.generate != before.generate:
         where, difference = "generate", f"was {before.generate}, now it is {now.generate}"
     if difference is not None:
@@ -234,10 +234,10 @@ def check_same(before: StudyConfig, now: StudyConfig, file: Path) -> None:
 
 
 def _check_shared(member: Any, where: str) -> None:
-    """Refuses what a member must not have of its own.
+    """Check that a member sets nothing that all members share.
 
     Raises:
-        DetrkitError: data, epochs and the like; names the field.
+        DetrkitError: it sets data, epochs or the like; names the field.
     """
     if not isinstance(member, dict):
         raise DetrkitError(f"{where}: expected name, model, ...; found {type(member).__name__} ({_HINT})")
@@ -254,10 +254,10 @@ def _check_shared(member: Any, where: str) -> None:
 
 
 def _check(study: StudyConfig, source: str) -> None:
-    """Refuses what cannot be.
+    """Check the members and the shared settings of a study.
 
     Raises:
-        DetrkitError: names the field and the fix.
+        DetrkitError: an impossible setting; names the field and the fix.
     """
     names = [m.name for m in study.members]
     if len(names) > len(LINE_COLORS):
@@ -287,5 +287,5 @@ def _check(study: StudyConfig, source: str) -> None:
 
 
 def _without_empty(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping without what is unset."""
+    """Return a mapping without unset values."""
     return {k: v for k, v in plain.items() if v is not None and v not in ("", {})}

@@ -1,4 +1,4 @@
-"""The page of a study with its pictures, and the same numbers as CSV and JSON."""
+"""The page of a study with its plots and examples, and the same numbers as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ STUDY_FILES = ("study.md", "table.csv", "results.json", "curves.png", "examples.
 
 
 def write_study(folder: Path, study: StudyConfig, outcome: Outcome, splits: Splits) -> Path:
-    """Writes study.md, table.csv, results.json, curves.png and examples.png over those of an earlier call.
+    """Write study.md, table.csv, results.json, curves.png and examples.png over those of an earlier call.
 
-    The page is written last, so that whoever finds it finds everything it links.
+    The page is written last, so that everything it links exists.
 
     Args:
         folder: of the study.
         study: its settings.
-        outcome: every member with what has come out of it so far.
+        outcome: every member with its result so far.
         splits: its data.
 
     Returns:
@@ -84,7 +84,7 @@ _FILES = (
 
 
 def _summary(study: StudyConfig, splits: Splits) -> str:
-    """The page's first sentence."""
+    """Format the page's first sentence."""
     optim, dataset = study.train.optim, splits.test or splits.val
     count = len(dataset) if dataset is not None else 0
     return (
@@ -95,7 +95,7 @@ def _summary(study: StudyConfig, splits: Splits) -> str:
 
 
 def _reading(study: StudyConfig) -> str:
-    """What the columns of the first table mean."""
+    """Explain the columns of the first table."""
     run = study.train.run
     return (
         "Metrics are COCO's in percent, of the weights after the last epoch: the same budget for all, and no epoch "
@@ -107,7 +107,7 @@ def _reading(study: StudyConfig) -> str:
 
 
 def _sources(study: StudyConfig, outcome: Outcome) -> list[str]:
-    """Where published figures are from, or why they are left out."""
+    """Name the source of the published figures, or the reason why they are left out."""
     parts = []
     if study.source and any(m.published is not None for m, _ in outcome):
         parts.append(f"Published figures: {study.source}")
@@ -122,7 +122,7 @@ def _sources(study: StudyConfig, outcome: Outcome) -> list[str]:
 
 
 def _settings(study: StudyConfig) -> list[str]:
-    """What the members share, and what each has of its own."""
+    """Format the settings that the members share, and those of each member's own."""
     shared = yaml.safe_load(study.train.to_yaml())
     shared["data"].pop("path", None)  # paths of this machine say nothing elsewhere
     shared["run"].pop("out", None)
@@ -135,7 +135,7 @@ def _settings(study: StudyConfig) -> list[str]:
 
 
 def _machines(outcome: Outcome) -> list[str]:
-    """Where it ran, told apart by model only if need be."""
+    """Format the machine of the study, by model only if there are several machines."""
     machines = {m.heading: r.machine for m, r in outcome if r.machine}
     if len(set(machines.values())) > 1:
         return [markdown_table(["model", "machine"], [list(pair) for pair in machines.items()])]
@@ -143,7 +143,7 @@ def _machines(outcome: Outcome) -> list[str]:
 
 
 def _detections(run: Path, result: MemberResult, dataset: Dataset) -> list[Detections]:
-    """What a member found in the pictures of the sheet: read from its evaluation, so that no model is run again."""
+    """Read a member's detections in the images of the sheet from its evaluation, so that no model is run again."""
     entries = json.loads((run / LAST / "results.json").read_text(encoding="utf-8"))
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in entries:
@@ -161,7 +161,7 @@ def _detections(run: Path, result: MemberResult, dataset: Dataset) -> list[Detec
 
 
 def _sheet(dataset: Dataset, found: dict[str, list[Detections]], colors: dict[str, str]) -> Image.Image:
-    """Image, ground truth and every model, side by side."""
+    """Draw image, ground truth and the detections of every model side by side."""
     rows = []
     for index in spread(len(dataset), PICTURES):
         sample = dataset[index]

@@ -1,4 +1,4 @@
-"""What came out of a member: read from its run's folder, kept as result.json in it."""
+"""The result of a member: read from its run's folder, stored there as result.json."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ RESULT, FAILURE, LAST = "result.json", "failure.txt", "eval-last"
 
 @dataclass(frozen=True, kw_only=True)
 class MemberResult:
-    """A row of the study.
+    """Result of a member, a row of the study.
 
     Attributes:
         name: of the member.
-        epochs: how many it has trained.
+        epochs: number of trained epochs.
         figures: mAP, mAP50, mAP75, small, medium, large of the last epoch in [0, 1], -1 where there are no objects.
         classes: AP of every class of the last epoch, by name.
         best: mAP of the best evaluation during training, on the validation split.
         best_epoch: its epoch.
-        parameters: that train.
-        seconds: of an epoch's steps, the median over the epochs.
+        parameters: number of trainable parameters.
+        seconds: time of an epoch's steps, median over the epochs.
         memory: peak in training, MiB; None where it cannot be measured.
-        shown_above: the score from which detections are drawn.
-        machine: that evaluated it, as a rule the one that trained it.
-        failure: why there are no figures, or "".
+        shown_above: the score above which detections are drawn.
+        machine: description of the machine that evaluated it, as a rule the one that trained it.
+        failure: reason why there are no figures, or "".
         curves: rows of epochs.csv.
     """
 
@@ -70,17 +70,17 @@ class MemberResult:
         return bool(self.figures)
 
     def all_figures(self) -> dict[str, float]:
-        """Figures and classes, these as "class NAME", in [0, 1]; without those that there are no objects for."""
+        """Return figures and classes ("class NAME") in [0, 1], without those that have no objects."""
         every = {**self.figures, **{f"class {name}": value for name, value in self.classes.items()}}
         return {name: value for name, value in every.items() if value >= 0}
 
     def to_json(self) -> dict[str, Any]:
-        """All but the curves as plain JSON values."""
+        """Return all but the curves as plain JSON values."""
         return {k: v for k, v in asdict(self).items() if k != "curves"}
 
 
 def read_result(folder: Path) -> MemberResult:
-    """A member as its folder has it: done, failed, under way, or not begun.
+    """Read the state of a member from its folder: done, failed, under way, or not begun.
 
     Raises:
         DetrkitError: a damaged result.json.
@@ -101,16 +101,16 @@ def read_result(folder: Path) -> MemberResult:
 
 
 def evaluate_last(folder: Path, config: TrainConfig, split: str, *, stop: StopSignals | None = None) -> None:
-    """Evaluates the weights of the last epoch and writes result.json; in every process of the run.
+    """Evaluate the weights of the last epoch and write result.json; each process of the run must call it.
 
     Args:
         folder: of a run that has ended.
         config: of the run.
         split: to evaluate on.
-        stop: signals that are looked at between batches.
+        stop: stop signals, checked between batches.
 
     Raises:
-        Stopped: `stop` was asked to.
+        Stopped: a stop signal came.
     """
     model, spec = load_model(folder / "last.pt")
     data, run = config.data, config.run
@@ -144,7 +144,7 @@ def evaluate_last(folder: Path, config: TrainConfig, split: str, *, stop: StopSi
 
 
 def _of_log(rows: Sequence[Mapping[str, Any]]) -> MemberResult:
-    """What epochs.csv tells."""
+    """Summarize the rows of epochs.csv."""
     evaluated = [(float(r["val/AP"]), int(r["epoch"])) for r in rows if r.get("val/AP")]
     best, epoch = max(evaluated, key=lambda pair: pair[0], default=(None, None))  # the first of equals
     memory = max((float(r.get("peak_memory_mib") or 0) for r in rows), default=0)
@@ -160,19 +160,19 @@ def _of_log(rows: Sequence[Mapping[str, Any]]) -> MemberResult:
 
 
 def _figures(metrics: Metrics) -> dict[str, float]:
-    """The numbers of the table by its headings."""
+    """Return the metrics of the table by its headings."""
     names = {"mAP": "AP", "mAP50": "AP50", "mAP75": "AP75", "small": "APs", "medium": "APm", "large": "APl"}
     return {heading: float(metrics[name]) for heading, name in names.items()}
 
 
 def trainable(model: nn.Module, config: TrainConfig) -> int:
-    """Number of parameters that train under a config: a learning rate of 0 freezes the backbone."""
+    """Count the parameters that train under a config: a learning rate of 0 freezes the backbone."""
     frozen = "backbone." if config.optim.lr_backbone <= 0 else "\0"
     return sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and not n.startswith(frozen))
 
 
 def machine(config: TrainConfig) -> str:
-    """The machine in a line: what trains, how many of it, versions."""
+    """Describe the machine in one line: number of processes, device, versions."""
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if torch.cuda.is_available() and config.run.device != "cpu":
         what = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"

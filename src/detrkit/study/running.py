@@ -1,4 +1,4 @@
-"""`run_study`: several models, one after another, each from its first step to its figures."""
+"""`run_study`: several models, trained and evaluated one after another."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from detrkit.weights.build import build_model
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study left behind.
+    """Result of a study.
 
     Attributes:
         folder: of the study.
-        outcome: every member with what came out of it.
+        outcome: every member with its result.
         report: study.md, or None in a process that is not the first.
     """
 
@@ -50,18 +50,18 @@ class StudyResult:
 
     @property
     def failed(self) -> list[Member]:
-        """The members that ended with an error."""
+        """Members that ended with an error."""
         return [m for m, r in self.outcome if r.failure]
 
 
 def run_study(
     study: StudyConfig, out: str | Path, *, only: Sequence[str] = (), command: str = "the same command again"
 ) -> StudyResult:
-    """Trains and evaluates every member and writes the tables; goes on where an earlier call stopped.
+    """Train and evaluate every member and write the tables; resume where an earlier call stopped.
 
-    Members that are done are read back, one that was interrupted goes on from its last saved step, one that failed is
-    tried again after all others. A member that fails does not stop those after it, unless there are several processes:
-    those may be waiting for each other, so the error ends them all.
+    Results of members that are done are read back, an interrupted member resumes from its last saved step, a failed
+    one is tried again after all others. A member that fails does not stop those after it, unless there are several
+    processes: these may be waiting for each other, so the error ends them all.
 
     Starts unchanged under `torchrun` and Slurm, where each member is trained by all processes.
 
@@ -69,7 +69,7 @@ def run_study(
         study: what to train.
         out: its folder, with a folder for each member.
         only: names of members to train; the tables show what is known of all.
-        command: what to say when the study is interrupted.
+        command: resumes the study, for the message when it is interrupted.
 
     Raises:
         DetrkitError: bad input; a study with other settings in the folder, or one that is running.
@@ -109,13 +109,13 @@ def run_study(
 
 
 def _plan(study: StudyConfig, chosen: Sequence[Member], folder: Path, held: ExitStack) -> list[tuple[str, bool]]:
-    """Locks the study's folder; returns the names of the members that are to be trained and whether to resume them.
+    """Lock the study's folder; return the names of the members to train, each with whether to resume it.
 
     Args:
         study: with its data.
         chosen: members.
         folder: of the study.
-        held: keeps the lock.
+        held: holds the lock until it is closed.
 
     Raises:
         DetrkitError: another process writes the folder, or it holds a study with other settings, or files of others
@@ -134,7 +134,7 @@ def _plan(study: StudyConfig, chosen: Sequence[Member], folder: Path, held: Exit
 
 
 def _run_member(study: StudyConfig, member: Member, folder: Path, *, resume: bool, watch: StopSignals) -> None:
-    """Trains a member to its end and evaluates its last weights; a failure is noted in its folder."""
+    """Train a member to its end and evaluate its last weights; a failure is noted in its folder."""
     config = study.config(member).changed(run={"out": str(folder)})
     free_unused()  # of the member before
     try:
@@ -156,12 +156,12 @@ def _run_member(study: StudyConfig, member: Member, folder: Path, *, resume: boo
 
 
 def _outcome(study: StudyConfig, folder: Path) -> list[tuple[Member, MemberResult]]:
-    """What is known of every member."""
+    """Read the result of every member."""
     return [(m, read_result(folder / m.name)) for m in study.members]
 
 
 def _chosen(study: StudyConfig, only: Sequence[str]) -> list[Member]:
-    """The members to train.
+    """Return the members to train.
 
     Raises:
         DetrkitError: a name that none of them has.
@@ -174,7 +174,7 @@ def _chosen(study: StudyConfig, only: Sequence[str]) -> list[Member]:
 
 
 def _with_data(study: StudyConfig, folder: Path) -> StudyConfig:
-    """The study with a dataset: the one that was given, or the one it makes for itself in its folder.
+    """Return the study with a dataset: the given one, or the one that it generates in its folder.
 
     Raises:
         DetrkitError: there is neither.
@@ -187,7 +187,7 @@ def _with_data(study: StudyConfig, folder: Path) -> StudyConfig:
 
 
 def _make_data(study: StudyConfig, folder: Path) -> None:
-    """Generates the study's own dataset, unless another was given or it is there already.
+    """Generate the study's own dataset, unless another one was given or it exists already.
 
     Raises:
         DetrkitError: an option that the shapes do not have; names it.
@@ -195,17 +195,17 @@ def _make_data(study: StudyConfig, folder: Path) -> None:
     path = folder / "shapes"
     if study.generate is None or study.train.data.path != str(path) or path.exists():
         return
-    options, known = study.generate.options, [f.name for f in fields(ShapesOptions)]
+    options, field_names = study.generate.options, [f.name for f in fields(ShapesOptions)]
     for name in options:
-        if name not in known:
-            raise DetrkitError(f"generate.options.{name}: unknown field (there are {', '.join(known)})")
+        if name not in field_names:
+            raise DetrkitError(f"generate.options.{name}: unknown field (there are {', '.join(field_names)})")
     images = ", ".join(f"{count} {split}" for split, count in study.generate.images.items())
     console.print(f"generating images in {path}: {images}")
     write_shapes(path, images=study.generate.images, seed=study.generate.seed, **options)
 
 
 def _check_models(study: StudyConfig) -> None:
-    """Finds out now, not after hours, that a member's model cannot be built.
+    """Check now, not after hours of training, that the model of every member can be built.
 
     Raises:
         DetrkitError: an unknown model, or an option that it does not take; names the member.

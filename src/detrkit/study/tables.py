@@ -1,4 +1,4 @@
-"""The tables of a study: figures, classes, measured beside published; as text, as CSV and on a terminal."""
+"""The tables of a study: metrics, classes, comparison with published figures; as text, CSV and on a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Outcome = Sequence[tuple[Member, MemberResult]]
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts.
+    """Table of strings.
 
     Attributes:
         title: above it.
@@ -37,11 +37,11 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """As Markdown, without the title."""
+        """Format the table as Markdown, without the title."""
         return markdown_table(self.headings, self.rows)
 
     def parts(self, width: int) -> list[Table]:
-        """Tables that are no wider than so many characters, as far as may be: each with the first column."""
+        """Split the table into parts no wider than this many characters, if possible; all have the first column."""
         lengths = [max(map(len, column)) for column in zip(self.headings, *self.rows, strict=True)]
         groups: list[list[int]] = [[]]
         for i in range(1, len(lengths)):
@@ -55,13 +55,13 @@ class Table:
 
 
 def study_tables(study: StudyConfig, outcome: Outcome) -> list[Table]:
-    """All tables that there is something for; metrics in percent."""
+    """Make all tables that have rows; metrics in percent."""
     tables = [_figures(study, outcome), _classes(outcome), _compared(outcome)]
     return [t for t in tables if t.rows]
 
 
 def _figures(study: StudyConfig, outcome: Outcome) -> Table:
-    """A row for each member: metrics, size, time, memory."""
+    """Make the table with a row for each member: metrics, size, time, memory."""
     rows = []
     for member, result in outcome:
         figures = [percent(result.figures.get(name, -1.0)) for name in FIGURES]
@@ -73,7 +73,7 @@ def _figures(study: StudyConfig, outcome: Outcome) -> Table:
 
 
 def _named(member: Member, result: MemberResult, epochs: int) -> str:
-    """The member's heading, and how far it has come if it is not done."""
+    """Return the member's heading, with its progress if it is not done."""
     if result.done:
         return member.heading
     if result.failure:
@@ -82,7 +82,7 @@ def _named(member: Member, result: MemberResult, epochs: int) -> str:
 
 
 def _classes(outcome: Outcome) -> Table:
-    """AP of every class, a column for each member that is done."""
+    """Make the table of the AP of every class, with a column for each member that is done."""
     done = [(m, r) for m, r in outcome if r.done]
     names = list(dict.fromkeys(name for _, r in done for name in r.classes))
     rows = [[name, *(percent(r.classes.get(name, -1.0)) for _, r in done)] for name in names]
@@ -90,7 +90,7 @@ def _classes(outcome: Outcome) -> Table:
 
 
 def _compared(outcome: Outcome) -> Table:
-    """Measured (published, difference), a column for each member that is done and has published figures."""
+    """Make the table "measured (published, difference)", with a column for each done member with published figures."""
     done = [(m, r) for m, r in outcome if r.done and not foreign_classes(m, r)]
     known = [(m, r, m.published) for m, r in done if m.published is not None]
     published = {name for _, _, p in known for name in p.figures()}
@@ -101,26 +101,26 @@ def _compared(outcome: Outcome) -> Table:
 
 
 def foreign_classes(member: Member, result: MemberResult) -> list[str]:
-    """Classes of a member's published figures that the dataset lacks: then they are of another dataset."""
+    """Return the classes of a member's published figures that the dataset lacks: these are of another dataset."""
     if member.published is None or not result.done:
         return []
     return sorted(set(member.published.classes) - set(result.classes))
 
 
 def _beside(result: MemberResult, published: Published, name: str) -> str:
-    """A cell of the comparison."""
+    """Format a cell of the comparison."""
     measured, other = result.all_figures().get(name), published.figures().get(name)
-    said = "n/a" if measured is None else percent(measured)
+    text = "n/a" if measured is None else percent(measured)
     if other is None:
-        return said
+        return text
     if measured is None:
-        return f"{said} ({percent(other)})"
+        return f"{text} ({percent(other)})"
     gap = round((measured - other) * 100, 1) + 0.0  # without the sign of -0.0
-    return f"{said} ({percent(other)}, {gap:+.1f})"
+    return f"{text} ({percent(other)}, {gap:+.1f})"
 
 
 def table_csv(outcome: Outcome) -> str:
-    """One line for each member, metrics in [0, 1], cells empty where nothing is known."""
+    """Format a CSV with one line for each member, metrics in [0, 1], unknown cells empty."""
     rows: list[dict[str, Any]] = []
     for member, result in outcome:
         measured = result.all_figures()
@@ -142,7 +142,7 @@ def table_csv(outcome: Outcome) -> str:
 
 
 def print_tables(console: Console, study: StudyConfig, outcome: Outcome) -> None:
-    """The tables as they fit a terminal, each member in its colour; elsewhere as Markdown."""
+    """Print the tables: on a terminal to fit its width, each member in its color; elsewhere as Markdown."""
     colors = {m.heading: study.color(m) for m, _ in outcome}
     width = min(WIDTH, console.width)
     for table in study_tables(study, outcome):
@@ -161,6 +161,6 @@ def print_tables(console: Console, study: StudyConfig, outcome: Outcome) -> None
 
 
 def _colored(text: str, colors: dict[str, str]) -> Text:
-    """A text in the colour of the member that it begins with, if it is one's."""
+    """Return a text in the color of the member that it begins with, if it begins with one."""
     names = [name for name in colors if text == name or text.startswith(f"{name} (")]
     return Text(one_line(text), style=colors[max(names, key=len)] if names else "")
