@@ -342,8 +342,8 @@ def read_yaml(source: str | Path, *, expected: str, folder: str = "recipes") -> 
     elif os.path.exists(path):  # False for an impossible path, for which Path.exists raises an error
         text = read_text(path)
     else:
-        known = ", ".join(shipped(folder))
-        raise DetrkitError(f"{source}: no such file, and no recipe of that name (there are {known})")
+        names = ", ".join(shipped(folder))
+        raise DetrkitError(f"{source}: no such file, and no recipe of that name (there are {names})")
     plain = parse_yaml(text, str(source))
     plain = {} if plain is None else plain
     if not isinstance(plain, dict):

@@ -83,13 +83,13 @@ class Compare:
         device = as_device(self.device)
         a = open_side(self.a, model=self.model, device=device)
         b = None if self.b is None else open_side(self.b, framework=self.framework, model=self.model, device=device)
-        given = self._input(a, b)
-        first = a if isinstance(a, Recording) else record(a, given.pixels, given.target)
+        model_input = self._input(a, b)
+        first = a if isinstance(a, Recording) else record(a, model_input.pixels, model_input.target)
         if self.save is not None:
             console.print(f"stages: {save_recording(self.save, first)}")
         if b is None:
             return 0
-        second = b if isinstance(b, Recording) else record(b, given.pixels, given.target)
+        second = b if isinstance(b, Recording) else record(b, model_input.pixels, model_input.target)
         comparison = compare(first, second, tolerance=self.tolerance)
         table_console().print(comparison.table())
         for line in comparison.summary():

@@ -119,12 +119,12 @@ class Predict:
         except DetrkitError as error:
             if not done:
                 raise
-            kept = f"{len(done)} of {len(files)} pictures are done"
+            summary = f"{len(done)} of {len(files)} pictures are done"
             try:
                 results.save()
             except DetrkitError as second:
-                raise DetrkitError(f"{error}; {kept}, but {second}") from error
-            raise DetrkitError(f"{error}; {kept}: {self.out / PREDICTIONS}") from error
+                raise DetrkitError(f"{error}; {summary}, but {second}") from error
+            raise DetrkitError(f"{error}; {summary}: {self.out / PREDICTIONS}") from error
         except Exception:
             if done:
                 with suppress(DetrkitError):
@@ -156,9 +156,9 @@ class Predict:
                 read = stages.ahead(
                     _read(results.files), most=self.batch_size, weight=_bytes, heaviest=_WAITING_BYTES, abandoned=True
                 )
-                found = predictions(detector, read, self.threshold, self.batch_size)
-                found = stages.ahead(found, most=self.batch_size, weight=_bytes, heaviest=_WAITING_BYTES)
-                for file, result in found:
+                predicted = predictions(detector, read, self.threshold, self.batch_size)
+                predicted = stages.ahead(predicted, most=self.batch_size, weight=_bytes, heaviest=_WAITING_BYTES)
+                for file, result in predicted:
                     if watch.asked:  # what the signal raised was lost inside torch or Pillow
                         raise Stopped(watch.asked)
                     try:
@@ -185,15 +185,15 @@ class Predict:
 
         from detrkit.structures.results import PanopticResult
 
-        found: Any = entries(result)
-        entry = found
+        rows: Any = entries(result)
+        entry = rows
         if self.pictures:
             results.picture(file, result.draw())
         if isinstance(result, PanopticResult):
             ids = results.id_map(file, fromarray(result.to_coco()[0]))
-            entry = {"ids": ids, "segments": found}
+            entry = {"ids": ids, "segments": rows}
         results.add(file, entry)
-        done[str(file)] = Counter(one["name"] for one in found)
+        done[str(file)] = Counter(one["name"] for one in rows)
 
 
 def _read(files: Sequence[Path]) -> Iterator[tuple[Path, Image | DetrkitError]]:
@@ -227,15 +227,15 @@ def predictions(
     pictures = iter(pictures)
     while batch := list(islice(pictures, batch_size)):
         good = [(file, image) for file, image in batch if not isinstance(image, DetrkitError)]
-        found = iter(_found(detector, good, threshold))
+        predicted = iter(_found(detector, good, threshold))
         for file, image in batch:
-            yield file, image if isinstance(image, DetrkitError) else next(found)
+            yield file, image if isinstance(image, DetrkitError) else next(predicted)
 
 
 def _found(
     detector: Detector, pictures: Sequence[tuple[Path, Image]], threshold: float | None
 ) -> list[Detections | PanopticResult | DetrkitError]:
-    """Predict a batch; if that fails for its size, each image alone."""
+    """Predict a batch, or each image alone if the batch does not fit."""
     if not pictures:
         return []
     try:
@@ -249,7 +249,7 @@ def _found(
             raise
         if len(pictures) == 1:
             return [_too_large(pictures[0][0])]
-    return [found for picture in pictures for found in _found(detector, [picture], threshold)]
+    return [prediction for pair in pictures for prediction in _found(detector, [pair], threshold)]
 
 
 def _too_large(file: Path) -> DetrkitError:

@@ -49,12 +49,12 @@ def find_images(inputs: tuple[str, ...]) -> Inputs:
     left_out: dict[Path, None] = {}
     for text in inputs:
         try:
-            found = _stands_for(text)
+            matches = _stands_for(text)
         except (OSError, RuntimeError, ValueError) as error:  # no rights, an unknown ~user, a null byte
             reason = getattr(error, "strerror", None) or error
             raise DetrkitError(f"{text}: cannot be looked into ({reason})") from error
-        files.update(dict.fromkeys(found.files))
-        left_out.update(dict.fromkeys(found.left_out))
+        files.update(dict.fromkeys(matches.files))
+        left_out.update(dict.fromkeys(matches.left_out))
     if not files:
         raise DetrkitError("no pictures given: name files, folders or patterns")
     return Inputs(list(files), list(left_out))
@@ -152,7 +152,7 @@ class Results:
             maps: check the id maps, too, which only panoptic models write.
 
         Raises:
-            DetrkitError: names the first file in the way, and the fix.
+            DetrkitError: a result may not be written; names the first such file, and the fix.
         """
         if self.out.exists() and not self.out.is_dir():
             raise DetrkitError(f"{self.out} is a file: choose another output folder")

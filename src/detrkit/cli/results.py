@@ -153,11 +153,11 @@ def _panoptic_examples(results: Path, dataset: Dataset) -> Image.Image:
     count = min(_EXAMPLES, len(dataset))
     indices = [round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)]
     chosen = [dataset.records[i] for i in indices]
-    found = read_panoptic(results, truth.classes, [record.image_id for record in chosen])
+    predictions = read_panoptic(results, truth.classes, [record.image_id for record in chosen])
     rows = []
-    for index, record, prediction in zip(indices, chosen, found, strict=True):
-        picture = Image.fromarray(dataset.image(index).permute(1, 2, 0).numpy())
+    for index, record, prediction in zip(indices, chosen, predictions, strict=True):
+        image = Image.fromarray(dataset.image(index).permute(1, 2, 0).numpy())
         info = content["annotations"][index]["segments_info"]
         annotated = PanopticResult.from_coco(id_map(record.image_id), info, truth.classes)
-        rows.append(SheetRow(picture, annotated, prediction, record.file.name))
+        rows.append(SheetRow(image, annotated, prediction, record.file.name))
     return comparison_sheet(rows)

@@ -58,11 +58,11 @@ def example_sheet(
     rows = []
     for index in indices:
         sample = dataset[index]
-        picture = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
-        found = detector.predict(picture, threshold=threshold)
-        assert not isinstance(found, list)
+        image = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
+        prediction = detector.predict(image, threshold=threshold)
+        assert not isinstance(prediction, list)
         name = sample.file.name if sample.file is not None else str(sample.image_id)
-        rows.append(SheetRow(picture, annotated(sample, dataset), found, name))
+        rows.append(SheetRow(image, annotated(sample, dataset), prediction, name))
     model.train(training)
     return comparison_sheet(rows, threshold=threshold)
 

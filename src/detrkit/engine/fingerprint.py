@@ -46,10 +46,10 @@ def _of(dataset: Dataset) -> dict[str, Any]:
 
 
 def _digest(*parts: bytes) -> str:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
-        made.update(part)
-    return made.hexdigest()[:32]
+        digest.update(part)
+    return digest.hexdigest()[:32]
 
 
 def class_difference(before: ClassList, now: ClassList) -> str | None:
@@ -74,15 +74,15 @@ def data_difference(before: Mapping[str, Any] | None, now: Fingerprint) -> str |
         before: from last.pt; None (unknown) if an earlier version wrote it.
         now: of the continuation.
     """
-    for split, done in (("train", "trained"), ("val", "evaluated")):
+    for split, verb in (("train", "trained"), ("val", "evaluated")):
         old, new = (before or {}).get(split), now.get(split)
         if old is None or new is None:
             continue  # whether there is a validation split is a setting
         if old["images"] != new["images"]:
-            return f"{old['images']} images were {done} on, now there are {new['images']}"
+            return f"{old['images']} images were {verb} on, now there are {new['images']}"
         others = [words for part, words in _PARTS.items() if old[part] != new[part]]
         if others:
-            return f"the {new['images']} images that were {done} on have other {_listed(others)} now"
+            return f"the {new['images']} images that were {verb} on have other {_listed(others)} now"
     return None
 
 

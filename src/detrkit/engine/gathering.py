@@ -161,7 +161,7 @@ class Evaluation:
         """
         sizes = [t.orig_size for t in targets if t.orig_size is not None]
         labels = self.truth.labels
-        found = each_image(
+        predictions = each_image(
             outputs,
             sizes,
             scores=self.scores,
@@ -170,7 +170,7 @@ class Evaluation:
             image_sizes=batch.sizes if self.truth.masks else None,
         )
         # one image after the other: the evaluator stores masks as run lengths, which take little memory
-        for detections, target in zip(found, targets, strict=True):
+        for detections, target in zip(predictions, targets, strict=True):
             self.objects.add(replace(detections.to("cpu"), image_id=target.image_id))
         if self.segments is not None:
             results = panoptic(

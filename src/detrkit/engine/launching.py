@@ -144,7 +144,7 @@ def _open_store(place: Place, waiting: _Waiting, timeout: timedelta) -> dist.Pre
 
 
 class _Waiting:
-    """Waiting for the other processes: in Python, where signals are handled, with a notice after ten seconds.
+    """Wait for the other processes: in Python, where signals are handled, with a notice after ten seconds.
 
     Args:
         place: of this process.

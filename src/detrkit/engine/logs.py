@@ -73,8 +73,8 @@ class CsvLog:
         Raises:
             DetrkitError: the file cannot be read or written, or is no such table.
         """
-        kept = [r for r in self.rows() if int(r[self.key]) < value]
-        text = self._text(kept)
+        rows = [r for r in self.rows() if int(r[self.key]) < value]
+        text = self._text(rows)
         if self.path.exists() and self.path.read_bytes() != text.encode():
             write_atomic(self.path, text)
 

@@ -58,7 +58,7 @@ def begin(config: TrainConfig, *, resume: bool, held: ExitStack) -> Beginning:
 
     Args:
         config: of the run.
-        resume: whether to go on with the run in the folder.
+        resume: whether to resume the run in the folder.
         held: holds the lock until it is closed.
 
     Raises:
@@ -92,7 +92,7 @@ def first_decides(look: Callable[[], T], config: TrainConfig) -> tuple[Fabric, T
     """Launch the processes of a run after the first one has called `look`.
 
     Args:
-        look: what the first process does before it starts the others, if they have not been started.
+        look: called by the first process before it starts the others, if they have not been started.
         config: of the run.
 
     Returns:
@@ -102,21 +102,21 @@ def first_decides(look: Callable[[], T], config: TrainConfig) -> tuple[Fabric, T
         DetrkitError: from `look`; in the other processes a `PeerError`.
     """
     check_processes(config)  # before the first one writes anything
-    found, refusal = None, None
+    result, refusal = None, None
     if FIRST_PROCESS:
         try:
-            found = look()
+            result = look()
         except DetrkitError as error:
             if not launched_outside():
                 raise  # there are no others yet
             refusal = error
     fabric = make_fabric(config)
-    refused, found = fabric.broadcast((refusal is not None, found))
+    refused, result = fabric.broadcast((refusal is not None, result))
     if refusal is not None:
         raise refusal
     if refused:
         raise PeerError("the first process refused to start the run, and says why")
-    return fabric, found  # type: ignore[return-value]
+    return fabric, result  # type: ignore[return-value]
 
 
 def _restarted(folder: Path) -> bool:
@@ -135,8 +135,8 @@ def _look(config: TrainConfig, *, resume: bool) -> None:
     """Check the folder of a run.
 
     Raises:
-        DetrkitError: it is a file, or another process writes it; to resume: it holds no run, or one with other
-            settings; else: it holds one, or files of others that a run would write over.
+        DetrkitError: it is a file, or another process writes it; with `resume`: it holds no run, or one with other
+            settings; else: it holds one, or other files that a run would overwrite.
     """
     try:
         _look_inside(config, Path(config.run.out), resume=resume)

@@ -258,7 +258,7 @@ def _check_whole(report: InitReport, source: Source, train: Dataset) -> None:
     """Check that a detector to be frozen has no part that would have to be trained first.
 
     Raises:
-        DetrkitError: a class it does not know, or weights it does not have.
+        DetrkitError: the detector lacks a class or weights.
     """
     unknown = report.classes_new
     if unknown:

@@ -226,13 +226,13 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
     train, val = splits.train, splits.val
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     steps = trainer.steps_per_epoch * config.optim.epochs
-    whole = config.data.batch_size * trainer.world * config.optim.accumulate
+    images_per_step = config.data.batch_size * trainer.world * config.optim.accumulate
     console.print(f"{spec.name}: {parameters / 1e6:.1f} M trainable parameters, {spec.num_classes} classes")
     counts = count_objects(splits.learned)
     console.print(
         f"{counts.images} images to train on"
         + (f", {len(val)} to evaluate on" if val is not None else "")
-        + f"; {config.optim.epochs} epochs of {trainer.steps_per_epoch} steps of {whole} images"
+        + f"; {config.optim.epochs} epochs of {trainer.steps_per_epoch} steps of {images_per_step} images"
         + f" on {trainer.fabric.device}"
         + (f" x {trainer.world}" if trainer.world > 1 else "")
     )

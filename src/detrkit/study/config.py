@@ -177,7 +177,7 @@ def load_study(
         source: a YAML file, or one of `studies()`.
         data: the dataset's path; overrides the file's.
         shared: fields that override those under `train`, by section. With other epochs the drop of a step schedule
-            moves along: from epoch 40 of 50 to 8 of 10. A test_split of "none" means none.
+            moves in proportion: from epoch 40 of 50 to 8 of 10. A test_split of "none" means none.
 
     Raises:
         DetrkitError: no such file, not YAML, a field that is unknown, of the wrong type or not a member's own; names

@@ -62,8 +62,8 @@ def write_study(folder: Path, study: StudyConfig, outcome: Outcome, splits: Spli
     if done:
         dataset = splits.test or splits.val
         assert dataset is not None  # a study without one is refused when it is read
-        found = {m.heading: _detections(folder / m.name, r, dataset) for m, r in done}
-        write_atomic(folder / "examples.png", image_bytes(_sheet(dataset, found, colors).convert("RGB")))
+        detections = {m.heading: _detections(folder / m.name, r, dataset) for m, r in done}
+        write_atomic(folder / "examples.png", image_bytes(_sheet(dataset, detections, colors).convert("RGB")))
         above = ", ".join(f"{markdown(m.heading)} {r.shown_above:g}" for m, r in done)
         links = ", ".join(f"[{markdown(m.heading)}]({m.name}/{LAST}/report.md)" for m, _ in done)
         parts += ["## Examples", "![Image, ground truth and every model](examples.png)"]
@@ -150,14 +150,14 @@ def _detections(run: Path, result: MemberResult, dataset: Dataset) -> list[Detec
         if entry["score"] > result.shown_above:
             by_image[entry["image_id"]].append(entry)
     label_of = dataset.classes.label_of
-    found = []
+    detections = []
     for index in spread(len(dataset), PICTURES):
         rows = by_image[dataset.records[index].image_id]
         xywh = torch.tensor([r["bbox"] for r in rows]).reshape(-1, 4)
         boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
         labels = torch.tensor([label_of[r["category_id"]] for r in rows], dtype=torch.int64)
-        found.append(Detections(boxes, torch.tensor([r["score"] for r in rows]), labels, classes=dataset.classes))
-    return found
+        detections.append(Detections(boxes, torch.tensor([r["score"] for r in rows]), labels, classes=dataset.classes))
+    return detections
 
 
 def _sheet(dataset: Dataset, found: dict[str, list[Detections]], colors: dict[str, str]) -> Image.Image:
@@ -165,7 +165,7 @@ def _sheet(dataset: Dataset, found: dict[str, list[Detections]], colors: dict[st
     rows = []
     for index in spread(len(dataset), PICTURES):
         sample = dataset[index]
-        picture = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
+        image = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
         name = sample.file.name if sample.file is not None else str(sample.image_id)
-        rows.append(SheetRow(picture, as_detections(sample.boxes, sample.labels, dataset.classes), caption=name))
+        rows.append(SheetRow(image, as_detections(sample.boxes, sample.labels, dataset.classes), caption=name))
     return models_sheet(rows, found, [ImageColor.getrgb(colors[heading])[:3] for heading in found])

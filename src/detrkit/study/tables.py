@@ -92,12 +92,12 @@ def _classes(outcome: Outcome) -> Table:
 def _compared(outcome: Outcome) -> Table:
     """Make the table "measured (published, difference)", with a column for each done member with published figures."""
     done = [(m, r) for m, r in outcome if r.done and not foreign_classes(m, r)]
-    known = [(m, r, m.published) for m, r in done if m.published is not None]
-    published = {name for _, _, p in known for name in p.figures()}
+    compared = [(m, r, m.published) for m, r in done if m.published is not None]
+    published = {name for _, _, p in compared for name in p.figures()}
     names = [n for n in FIGURES if n in published] + sorted(published - set(FIGURES))
-    rows = [[name.removeprefix("class "), *(_beside(r, p, name) for _, r, p in known)] for name in names]
+    rows = [[name.removeprefix("class "), *(_beside(r, p, name) for _, r, p in compared)] for name in names]
     title = "Measured (published, difference)"
-    return Table(title, ["", *(m.heading for m, _, _ in known)], rows)
+    return Table(title, ["", *(m.heading for m, _, _ in compared)], rows)
 
 
 def foreign_classes(member: Member, result: MemberResult) -> list[str]:
