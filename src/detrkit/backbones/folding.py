@@ -52,17 +52,17 @@ def fold(convolution: nn.Conv2d, norm: FrozenBatchNorm2d, x: Tensor) -> tuple[Te
     if torch.compiler.is_compiling() or any(type(t) not in (Tensor, nn.Parameter) or t.is_inference() for t in tensors):
         return _folded(weight, norm)  # recorded in a graph, or without a version counter
     sources: list[object] = [norm.eps, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)]
-    kept = _KEPT.get(convolution)
+    cached = _KEPT.get(convolution)
     with torch.inference_mode(False), torch.no_grad():  # a training step may use it as well
-        if kept is None or kept.sources != sources:
-            kept = _KEPT[convolution] = _Folded(sources, *_folded(weight, norm))
-        if x.shape != kept.shape:
-            kept.shape, kept.packed = x.shape, None
-        elif kept.packed is None and in_one_pass(x, kept.weight):
-            kept.packed = pack(kept.weight, convolution, x.shape)
-    if kept.packed is not None and in_one_pass(x, kept.weight):
-        return kept.packed, kept.bias
-    return kept.weight, kept.bias
+        if cached is None or cached.sources != sources:
+            cached = _KEPT[convolution] = _Folded(sources, *_folded(weight, norm))
+        if x.shape != cached.shape:
+            cached.shape, cached.packed = x.shape, None
+        elif cached.packed is None and in_one_pass(x, cached.weight):
+            cached.packed = pack(cached.weight, convolution, x.shape)
+    if cached.packed is not None and in_one_pass(x, cached.weight):
+        return cached.packed, cached.bias
+    return cached.weight, cached.bias
 
 
 def _folded(weight: Tensor, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from detrkit.structures.classes import ClassList
 from detrkit.structures.outputs import Outputs
 from detrkit.structures.results import PanopticResult, Segment
 
-SMALLEST = 4  # pixels: a segment that has no more is dropped (published)
+MIN_SEGMENT_AREA = 4  # pixels: segments of at most this area are dropped (published)
 
 
 @torch.no_grad()
@@ -66,25 +66,25 @@ def panoptic(
     values, labels, objects = _best(outputs.logits.float(), scores)  # (B, Q) each
     if things is None and classes is not None:
         things = classes.things
-    known = outputs.logits.shape[-1] - (scores == "softmax")
-    if things is not None and len(things) < known:
-        raise ValueError(f"{len(things)} labels are marked as things or stuff, the model has {known}")
+    num_labels = outputs.logits.shape[-1] - (scores == "softmax")
+    if things is not None and len(things) < num_labels:
+        raise ValueError(f"{len(things)} labels are marked as things or stuff, the model has {num_labels}")
     chosen = [keep.nonzero()[:, 0] for keep in objects & (values > threshold)]  # per image (K,)
     results = []
     for i, masks in enumerate(outputs.masks_of(chosen)):  # (K, h, w)
         if not official:
             masks = without_padding(masks, image_sizes[i])
         masks = F.interpolate(masks[:, None].float(), size=image_sizes[i], mode="bilinear")[:, 0]  # (K, h, w)
-        kept, confidence = labels[i, chosen[i]].tolist(), values[i, chosen[i]].tolist()
-        thing = [things is None or bool(things[label]) for label in kept]
-        owners = _owners(kept, thing)
+        segment_labels, confidence = labels[i, chosen[i]].tolist(), values[i, chosen[i]].tolist()
+        thing = [things is None or bool(things[label]) for label in segment_labels]
+        owners = _owners(segment_labels, thing)
         pixels, areas = _assign(masks, owners, sizes[i], merged=merged)
-        numbers = [0] * len(kept)
+        numbers = [0] * len(segment_labels)
         segments: list[Segment] = []
         for k in (k for k, area in enumerate(areas) if area):
             numbers[k] = len(segments) + (not official)
             score = max(c for c, o in zip(confidence, owners, strict=True) if o == k) if merged else confidence[k]
-            segments.append(Segment(numbers[k], kept[k], score, areas[k], thing[k]))
+            segments.append(Segment(numbers[k], segment_labels[k], score, areas[k], thing[k]))
         number = torch.tensor([*numbers, 0], dtype=torch.int32, device=pixels.device)  # -1, no mask, is the last
         results.append(PanopticResult(number[pixels], segments, classes=classes))
     return results
@@ -120,17 +120,17 @@ def _assign(masks: Tensor, owners: Sequence[int], size: Size, *, merged: bool) -
         (H, W) index of the owner of every pixel, -1 where there is no mask; and K areas in pixels.
     """
     rows, columns = (_nearest(a, b, masks.device) for a, b in zip(masks.shape[1:], size, strict=True))
-    own = torch.arange(len(masks), device=masks.device)
+    index = torch.arange(len(masks), device=masks.device)
     owner = torch.tensor(owners, dtype=torch.int64, device=masks.device)
     while len(masks):
         pixels = owner[masks.argmax(0)][rows][:, columns]  # (H, W)
         areas = pixels.flatten().bincount(minlength=len(owners))
-        large = areas[owner if merged else own] > SMALLEST
+        large = areas[owner if merged else index] > MIN_SEGMENT_AREA
         if large.all():
             return pixels, areas.tolist()
-        masks, own, owner = masks[large], own[large], owner[large]
+        masks, index, owner = masks[large], index[large], owner[large]
         if not merged:
-            owner = own
+            owner = index
     return torch.full(size, -1, device=masks.device), [0] * len(owners)
 
 

@@ -142,9 +142,9 @@ def check_sizes(outputs: Outputs, *sizes: Sequence[Size] | None) -> None:
     Raises:
         ValueError: another number of sizes.
     """
-    for given in sizes:
-        if given is not None and len(given) != len(outputs.logits):
-            raise ValueError(f"{len(given)} image sizes for a batch of {len(outputs.logits)}")
+    for image_sizes in sizes:
+        if image_sizes is not None and len(image_sizes) != len(outputs.logits):
+            raise ValueError(f"{len(image_sizes)} image sizes for a batch of {len(outputs.logits)}")
 
 
 def _scales(sizes: Sequence[Size], like: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ class Published:
     @property
     def figures(self) -> dict[str, float]:
         """Metrics to measure: the published ones, and others that the report states; in the order of FIGURES."""
-        known = {**self.reproduced, **self.published}
-        return {name: known[name] for name in FIGURES if name in known}
+        metrics = {**self.reproduced, **self.published}
+        return {name: metrics[name] for name in FIGURES if name in metrics}
 
 
 def read_published() -> dict[str, Published]:
@@ -86,11 +86,11 @@ def read_published() -> dict[str, Published]:
 
 def _row(row: Mapping[str, Any], sources: Mapping[str, str]) -> Published:
     """Convert a row of the file: metrics in [0, 1], the source in words."""
-    known = dict(row)
+    fields = dict(row)
     for name in ("published", "reproduced"):
-        known[name] = {figure: round(value / 100, 4) for figure, value in row.get(name, {}).items()}
+        fields[name] = {figure: round(value / 100, 4) for figure, value in row.get(name, {}).items()}
     return Published(
-        **known | {"evaluation": EvaluationSettings(**row["evaluation"]), "source": sources[row["source"]]}
+        **fields | {"evaluation": EvaluationSettings(**row["evaluation"]), "source": sources[row["source"]]}
     )
 
 

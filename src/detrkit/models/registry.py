@@ -142,9 +142,9 @@ def build_options(known: Architecture, overrides: Mapping[str, Any]) -> dict[str
 
 def published_file(sha256: str) -> Architecture | None:
     """Return the architecture whose published weights have this SHA-256 (hex), or None."""
-    for known in ARCHITECTURES.values():
-        if known.sha256_prefix is not None and sha256.startswith(known.sha256_prefix):
-            return known
+    for arch in ARCHITECTURES.values():
+        if arch.sha256_prefix is not None and sha256.startswith(arch.sha256_prefix):
+            return arch
     return None
 
 

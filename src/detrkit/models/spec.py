@@ -69,9 +69,9 @@ class ModelSpec:
         Raises:
             ValueError, TypeError: an unknown name or option, or a model that does not fit into memory.
         """
-        known = architecture(self.name)
-        options = build_options(known, self.build_options)
-        return known.model(num_classes=self.num_classes, padding=self.padding, options=options)
+        arch = architecture(self.name)
+        options = build_options(arch, self.build_options)
+        return arch.model(num_classes=self.num_classes, padding=self.padding, options=options)
 
     @property
     def build_options(self) -> dict[str, Any]:

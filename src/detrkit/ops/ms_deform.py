@@ -92,10 +92,10 @@ def _backend(value: Tensor) -> Backend:
     name = _chosen[0]
     device = value.device.type
     if name == "auto":
-        known = value.dtype in _DTYPES and not torch.compiler.is_exporting()
-        if known and device == "cuda" and _has_triton():
+        supported = value.dtype in _DTYPES and not torch.compiler.is_exporting()
+        if supported and device == "cuda" and _has_triton():
             return "triton"
-        return "cpu" if known and device == "cpu" else "reference"
+        return "cpu" if supported and device == "cpu" else "reference"
     if name == "cpu" and device != "cpu":
         raise RuntimeError(f'backend "cpu" was chosen and the tensors are on {value.device}')
     if name == "triton" and not (device == "cuda" and _has_triton()):

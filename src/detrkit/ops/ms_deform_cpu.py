@@ -96,9 +96,9 @@ def backward(
     else:
         grad_table = torch.zeros_like(table)
         for corner in range(4):
-            given = bags.sum(grads, share[corner])
+            corner_grad = bags.sum(grads, share[corner])
             for begin, end, steps in pyramid.blocks(len(table)):
-                grad_table[begin + steps[corner] : end] += given[begin : end - steps[corner]]
+                grad_table[begin + steps[corner] : end] += corner_grad[begin : end - steps[corner]]
     return (
         grad_table.view(value.shape).to(value.dtype),
         grad_points.view(locations.shape).to(locations.dtype),

@@ -122,7 +122,7 @@ def _backward_kernel(
     row = (image * queries + query) * heads + head  # (BLOCK,)
     channel = tl.arange(0, CHANNELS)
     keep = valid[:, None] & (channel < channels)[None, :]
-    given = tl.load(grad + row[:, None] * channels + channel[None, :], keep, 0.0).to(SUM)
+    grad_out = tl.load(grad + row[:, None] * channels + channel[None, :], keep, 0.0).to(SUM)
     for level in range(L):
         height = tl.load(levels + level * 3)
         width = tl.load(levels + level * 3 + 1)
@@ -134,20 +134,20 @@ def _backward_kernel(
             x, y, right, below, weight, near = _point(locations, weights, at, height, width, valid, SUM)
             left, above = 1 - right, 1 - below
             cells, inside = _cells(y, x, height, width, channel, channels, heads, near)
-            top_left = _scatter_gradient(g, v, cells, inside, weight * left * above, given, SUM)
+            top_left = _scatter_gradient(g, v, cells, inside, weight * left * above, grad_out, SUM)
             cells, inside = _cells(y, x + 1, height, width, channel, channels, heads, near)
-            top_right = _scatter_gradient(g, v, cells, inside, weight * right * above, given, SUM)
+            top_right = _scatter_gradient(g, v, cells, inside, weight * right * above, grad_out, SUM)
             cells, inside = _cells(y + 1, x, height, width, channel, channels, heads, near)
-            low_left = _scatter_gradient(g, v, cells, inside, weight * left * below, given, SUM)
+            low_left = _scatter_gradient(g, v, cells, inside, weight * left * below, grad_out, SUM)
             cells, inside = _cells(y + 1, x + 1, height, width, channel, channels, heads, near)
-            low_right = _scatter_gradient(g, v, cells, inside, weight * right * below, given, SUM)
+            low_right = _scatter_gradient(g, v, cells, inside, weight * right * below, grad_out, SUM)
 
             top = left[:, None] * top_left + right[:, None] * top_right
             low = left[:, None] * low_left + right[:, None] * low_right
-            across = above[:, None] * (top_right - top_left) + below[:, None] * (low_right - low_left)
-            to_weight = tl.sum((above[:, None] * top + below[:, None] * low) * given, axis=1)
-            to_x = tl.sum(across * given, axis=1) * weight * width
-            to_y = tl.sum((low - top) * given, axis=1) * weight * height
+            horizontal = above[:, None] * (top_right - top_left) + below[:, None] * (low_right - low_left)
+            to_weight = tl.sum((above[:, None] * top + below[:, None] * low) * grad_out, axis=1)
+            to_x = tl.sum(horizontal * grad_out, axis=1) * weight * width
+            to_y = tl.sum((low - top) * grad_out, axis=1) * weight * height
             tl.store(grad_weights + at, to_weight.to(grad_weights.dtype.element_ty), mask=valid)
             tl.store(grad_locations + 2 * at, to_x.to(grad_locations.dtype.element_ty), mask=valid)
             tl.store(grad_locations + 2 * at + 1, to_y.to(grad_locations.dtype.element_ty), mask=valid)

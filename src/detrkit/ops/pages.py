@@ -24,11 +24,11 @@ def keep_pages() -> bool:
     Returns:
         Whether memory is kept from now on.
     """
-    said = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    malloc_variables = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
     if (
         sys.platform != "linux"
         or os.environ.get("DETRKIT_KEEP_PAGES") == "0"
-        or any(name in os.environ for name in said)
+        or any(name in os.environ for name in malloc_variables)
     ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

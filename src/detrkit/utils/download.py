@@ -125,10 +125,10 @@ def download(
                 _fetch(url, file, path, pause)
                 file.flush()
             if not fits(part):
-                found = _digest(part, algorithm)[:8]
+                digest = _digest(part, algorithm)[:8]
                 part.unlink()
                 kind = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
-                reason = f"its {kind} starts with {found}, not with {str(expected)[:8]}"
+                reason = f"its {kind} starts with {digest}, not with {str(expected)[:8]}"
                 raise DownloadError(f"{url} is not the expected file: {reason}", f"not the expected file: {reason}")
             os.replace(part, path)
     except OSError as error:
@@ -239,9 +239,9 @@ def _range_start(response: http.client.HTTPResponse) -> int | None:
 
 
 def _failure(url: str, path: Path, reason: object) -> DownloadError:
-    there = " in the place of the other one that is there" if path.exists() else ""
+    place = " in the place of the other one that is there" if path.exists() else ""
     return DownloadError(
-        f"cannot download {url} ({reason}). Without a connection, put the file at {path}{there}", reason
+        f"cannot download {url} ({reason}). Without a connection, put the file at {path}{place}", reason
     )
 
 

@@ -181,7 +181,7 @@ def foreign_file(folder: Path) -> str | None:
 
 def _listing(folder: Path) -> dict[str, list[int]]:
     """List all files and links with size in bytes and modification time in ns, by relative path; not folders."""
-    found: dict[str, list[int]] = {}
+    listing: dict[str, list[int]] = {}
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
         for name in [*files, *links]:
@@ -189,8 +189,8 @@ def _listing(folder: Path) -> dict[str, list[int]]:
             relative = os.path.relpath(file, folder)
             if relative != MANIFEST:
                 status = os.lstat(file)
-                found[relative] = [status.st_size, status.st_mtime_ns]
-    return found
+                listing[relative] = [status.st_size, status.st_mtime_ns]
+    return listing
 
 
 def remove_folder(folder: Path) -> None:

@@ -150,9 +150,9 @@ def check_interface() -> None:
     Raises:
         SettingError: there is no interface of this name.
     """
-    wanted = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+    interfaces = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
     present = [name for _, name in socket.if_nameindex()]
-    for name in wanted:
+    for name in interfaces:
         if name not in present:
             raise SettingError(
                 f"GLOO_SOCKET_IFNAME is {name!r}: this machine has {', '.join(present)}: name one of them, or unset it"

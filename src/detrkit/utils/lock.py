@@ -107,12 +107,12 @@ class FolderLock:
             except OSError as error:
                 raise DetrkitError(f"cannot write {self.folder / NAME}: {error.strerror}") from error
             try:
-                found = self._line(handle)
-                if found and not found.startswith(_FIRST_LINE):
+                line = self._line(handle)
+                if line and not line.startswith(_FIRST_LINE):
                     raise DetrkitError(f"{self.folder / NAME} is not detrkit's: rename it, or choose another folder")
                 if not _lock(handle, self.folder):
                     os.close(handle)
-                    if not found:
+                    if not line:
                         file.unlink(missing_ok=True)
                     return None
                 with suppress(OSError):
@@ -120,7 +120,7 @@ class FolderLock:
                         _sign(handle)
                         return handle
             except BlockingIOError as error:
-                who = found.removeprefix(_FIRST_LINE) or "another process"
+                who = line.removeprefix(_FIRST_LINE) or "another process"
                 os.close(handle)
                 raise DetrkitError(
                     f"{self.folder} is being written by {who}: wait for it, or stop it; or choose another folder"

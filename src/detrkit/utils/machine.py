@@ -11,7 +11,7 @@ import torch
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """Return CPU, cores this process may use, threads of torch, versions, and the GPU if that is the device."""
-    found: dict[str, str | int] = {
+    result: dict[str, str | int] = {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
@@ -20,8 +20,8 @@ def machine(device: torch.device) -> dict[str, str | int]:
         "device": str(device),
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        result["gpu"] = torch.cuda.get_device_name(device)
+    return result
 
 
 def processor() -> str:

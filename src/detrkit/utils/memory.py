@@ -24,23 +24,23 @@ MAPPING_FIX = ": there is no memory for it (ulimit -v), or its file system forbi
 @cache
 def machine_memory() -> int | None:
     """Return the bytes that this process can have at most: memory and swap, or a lower limit; None if unknown."""
-    found = []
+    limits = []
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        found.append((sizes["MemTotal"] + sizes.get("SwapTotal", 0)) * 1024)
+        limits.append((sizes["MemTotal"] + sizes.get("SwapTotal", 0)) * 1024)
     with suppress(OSError, ValueError, AttributeError):
-        if not found:
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        if not limits:
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with suppress(OSError, ValueError):  # limit of a container; "max" where there is none
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     with suppress(ImportError, OSError, ValueError):
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:
-            found.append(limit)
-    return min(found) if found else None
+            limits.append(limit)
+    return min(limits) if limits else None
 
 
 def batch_pixels(device_memory: int | None = None) -> float:
@@ -49,8 +49,8 @@ def batch_pixels(device_memory: int | None = None) -> float:
     Args:
         device_memory: bytes of an accelerator that computes the batch; None: the CPU does.
     """
-    there = machine_memory() if device_memory is None else device_memory
-    return float("inf") if there is None else there / 8 / (4 * 3 + CHANNELS)
+    available = machine_memory() if device_memory is None else device_memory
+    return float("inf") if available is None else available / 8 / (4 * 3 + CHANNELS)
 
 
 def check_memory(needed: int, what: str, *, fix: str) -> None:
@@ -64,9 +64,11 @@ def check_memory(needed: int, what: str, *, fix: str) -> None:
     Raises:
         SettingError: this machine has less; states the needed amount.
     """
-    there = machine_memory()
-    if there is not None and needed > there:
-        raise SettingError(f"{what} would take about {_gib(needed)} of memory, this machine has {_gib(there)}: {fix}")
+    available = machine_memory()
+    if available is not None and needed > available:
+        raise SettingError(
+            f"{what} would take about {_gib(needed)} of memory, this machine has {_gib(available)}: {fix}"
+        )
 
 
 def check_batch(size: int, max_size: int | None, batch_size: int, *, channels: int = CHANNELS) -> None:

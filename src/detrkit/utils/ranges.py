@@ -23,7 +23,7 @@ from detrkit.utils.errors import SettingError
 from detrkit.utils.names import NAME_BYTES
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
-CountOrNone = Annotated[int, Field(ge=0, le=10**9)]  # 0: none, never or all, as the field says
+CountOrNone = Annotated[int, Field(ge=0, le=10**9)]  # 0: none, never or all, as the field states
 Pixels = Annotated[int, Field(ge=1, le=65_536)]  # pixels of a side of an image
 InputSize = Annotated[int, Field(ge=32, le=65_536)]  # short side of a model's input: a cell of its coarsest map or more
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]  # images at once

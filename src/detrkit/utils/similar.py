@@ -31,20 +31,20 @@ def nearest_names(names: Iterable[str], candidates: Collection[str]) -> dict[str
     for candidate in candidates:
         alike.setdefault(comparable(candidate), candidate)
     search = len(names) * len(alike) <= _COMPARISONS
-    found = {}
+    nearest = {}
     for name in names:
         plain = comparable(name)
         for form in (plain, plain + "s", plain.removesuffix("s")):
             if form in alike:
-                found[name] = alike[form]
+                nearest[name] = alike[form]
                 break
         else:
             same_digits = (
                 [a for a in alike if _digits(a) == _digits(plain)] if search else []
             )  # "class 1" is not "class 2"
             near = difflib.get_close_matches(plain, same_digits, n=1, cutoff=_SIMILARITY)
-            found |= {name: alike[near[0]]} if near else {}
-    return found
+            nearest |= {name: alike[near[0]]} if near else {}
+    return nearest
 
 
 def _digits(name: str) -> str:

@@ -67,17 +67,17 @@ def build_model(
         TypeError: an override the model does not take.
         DetrkitError: weights that are missing, damaged, of another model or do not fit.
     """
-    known = architecture(name)
-    options = build_options(known, overrides)
+    arch = architecture(name)
+    options = build_options(arch, overrides)
     if weights is not None and backbone_weights is not None:
         raise ValueError("give weights or backbone_weights: the weights of a whole model hold a backbone's")
-    classes = known.num_classes if num_classes is None else num_classes
-    model = known.model(num_classes=classes, padding=padding, options=options)
+    classes = arch.num_classes if num_classes is None else num_classes
+    model = arch.model(num_classes=classes, padding=padding, options=options)
     if backbone_weights is not None:
         load_backbone(model, backbone_weights)
     if weights is not None:
         file = read_weights(published_weights(name) if weights == "published" else weights)
-        check_declared(known, options, file)
+        check_declared(arch, options, file)
         load_weights(model, file, new_class_head=num_classes is not None)
     return model
 
@@ -88,8 +88,8 @@ def published_weights(name: str) -> Path:
     Raises:
         DetrkitError: none were published, or they cannot be obtained.
     """
-    known = architecture(name)
-    row = known.row
+    arch = architecture(name)
+    row = arch.row
     if row.url is None or row.sha256 is None:
         raise DetrkitError(
             f"{name}: its published weights have no address to download them from; get the file from {row.page} and "
@@ -110,9 +110,9 @@ def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
     if file.published is not None:
         return file.published, dict(architecture(file.published).options)
     if file.arguments is not None:
-        told = tell(bare_state_dict(file.state), file.arguments)
-        if told is not None:
-            return told.name, {name: told.options[name] for name in told.options if name in file.arguments}
+        inferred = tell(bare_state_dict(file.state), file.arguments)
+        if inferred is not None:
+            return inferred.name, {name: inferred.options[name] for name in inferred.options if name in file.arguments}
     return None, {}
 
 
@@ -154,20 +154,20 @@ def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = 
     Raises:
         WeightsError: the weights do not fit; the message lists what is missing, left over or of another shape.
     """
-    own = model.state_dict()
-    names, given = _translated(model, file)
+    model_state = model.state_dict()
+    names, file_state = _translated(model, file)
     if new_class_head:
         for theirs, ours in names:
-            tensor = own[ours]
-            if ours.startswith(CLASS_HEAD) and theirs in given and given[theirs].shape != tensor.shape:
-                rows = next(iter(given[theirs].shape), 0), len(tensor)
+            tensor = model_state[ours]
+            if ours.startswith(CLASS_HEAD) and theirs in file_state and file_state[theirs].shape != tensor.shape:
+                rows = next(iter(file_state[theirs].shape), 0), len(tensor)
                 log.warning("%s: %s starts anew: %d rows in the file, %d here", file.path.name, theirs, *rows)
-                given[theirs] = tensor
+                file_state[theirs] = tensor
     if file.names == "detrkit":
-        check_fit(own, given, model)
-        model.load_state_dict(given)
+        check_fit(model_state, file_state, model)
+        model.load_state_dict(file_state)
     else:
-        load_official(model, given)
+        load_official(model, file_state)
 
 
 def check_weights(model: nn.Module, file: WeightsFile) -> None:
@@ -180,13 +180,17 @@ def check_weights(model: nn.Module, file: WeightsFile) -> None:
     Raises:
         WeightsError: as `load_weights`.
     """
-    own = model.state_dict()
-    names, given = _translated(model, file)
+    model_state = model.state_dict()
+    names, file_state = _translated(model, file)
     if file.names != "detrkit":
-        own = {theirs: own[ours] for theirs, ours in names}
-        given = {name: tensor for name, tensor in given.items() if name in own or not name.endswith(COUNTER)}
-        given |= {name: tensor for name, tensor in own.items() if name.endswith(COUNTER) and name not in given}
-    check_fit(own, given, model)
+        model_state = {theirs: model_state[ours] for theirs, ours in names}
+        file_state = {
+            name: tensor for name, tensor in file_state.items() if name in model_state or not name.endswith(COUNTER)
+        }
+        file_state |= {
+            name: tensor for name, tensor in model_state.items() if name.endswith(COUNTER) and name not in file_state
+        }
+    check_fit(model_state, file_state, model)
 
 
 class Fit(NamedTuple):
@@ -212,24 +216,26 @@ def fitting_weights(model: nn.Module, file: WeightsFile) -> Fit:
         WeightsError: less than half of the model's tensors are there, so these are weights of something else (the
             message lists what does not fit); or values are not finite.
     """
-    own = model.state_dict()
-    names, given = _translated(model, file)
+    model_state = model.state_dict()
+    names, file_state = _translated(model, file)
     state = {
-        ours: given[theirs] for theirs, ours in names if theirs in given and given[theirs].shape == own[ours].shape
+        ours: file_state[theirs]
+        for theirs, ours in names
+        if theirs in file_state and file_state[theirs].shape == model_state[ours].shape
     }
-    if 2 * len(state) < len(own):
-        check_fit({theirs: own[ours] for theirs, ours in names}, given, model)
+    if 2 * len(state) < len(model_state):
+        check_fit({theirs: model_state[ours] for theirs, ours in names}, file_state, model)
     check_values(state)
     taken = {theirs for theirs, ours in names if ours in state}
-    return Fit(state, [name for name in given if name not in taken and not name.endswith(COUNTER)])
+    return Fit(state, [name for name in file_state if name not in taken and not name.endswith(COUNTER)])
 
 
 def _translated(model: nn.Module, file: WeightsFile) -> tuple[list[tuple[str, str]], dict[str, Tensor]]:
     """Return (name in the file's format, model's name) of every entry, and the file's tensors by those names."""
     if file.names == "detrkit":
         return [(name, name) for name in model.state_dict()], plain_names(file.state)
-    given = from_huggingface(model, file.state) if file.names == "huggingface" else bare_state_dict(file.state)
-    return official_names(model), given
+    file_state = from_huggingface(model, file.state) if file.names == "huggingface" else bare_state_dict(file.state)
+    return official_names(model), file_state
 
 
 def load_backbone(model: nn.Module, weights: str | Path) -> None:
@@ -255,21 +261,25 @@ def load_backbone(model: nn.Module, weights: str | Path) -> None:
     else:
         path = find_weights(weights)
     if path.suffix == ".safetensors":
-        given, _ = read_tensors(path)
+        file_state, _ = read_tensors(path)
     else:
         try:
-            given = bare_state_dict(load_pickle(path))
+            file_state = bare_state_dict(load_pickle(path))
         except WeightsError as error:
             raise DetrkitError(f"{path}: {error}") from error
-    own: dict[str, Tensor] = backbone.body.state_dict()
-    parts = {name.split(".")[0] for name in own}
+    model_state: dict[str, Tensor] = backbone.body.state_dict()
+    parts = {name.split(".")[0] for name in model_state}
     # the classifier, and the stages that the model does not have
-    given = {n: t for n, t in given.items() if n.split(".")[0] in parts and (n in own or not n.endswith(COUNTER))}
-    for name, tensor in own.items():
+    file_state = {
+        n: t
+        for n, t in file_state.items()
+        if n.split(".")[0] in parts and (n in model_state or not n.endswith(COUNTER))
+    }
+    for name, tensor in model_state.items():
         if name.endswith(COUNTER):
-            given.setdefault(name, tensor)
+            file_state.setdefault(name, tensor)
     try:
-        check_fit(own, given, backbone.name)
+        check_fit(model_state, file_state, backbone.name)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    backbone.body.load_state_dict(given)
+    backbone.body.load_state_dict(file_state)

@@ -80,8 +80,8 @@ def save_huggingface(
         DetrkitError: a model that transformers does not have, or a directory that cannot be written.
     """
     path = Path(path)
-    known = architecture(spec.name)
-    options = {**accepted(known.build), **build_options(known, spec.build_options)}
+    arch = architecture(spec.name)
+    options = {**accepted(arch.build), **build_options(arch, spec.build_options)}
     names: BackboneNames = backbone or ("timm" if options.get("dilation") else "resnet")
     try:
         state = to_huggingface(model, backbone=names)
@@ -190,8 +190,8 @@ def _spec_of(file: WeightsFile, name: str | None, asked: dict[str, Any], dilatio
         spec = published_spec(file.published)
     else:
         return _spec_told(file, name, asked, dilation)
-    known = architecture(spec.name)
-    _check_asked(file, {**accepted(known.build), **build_options(known, spec.build_options)}, asked)
+    arch = architecture(spec.name)
+    _check_asked(file, {**accepted(arch.build), **build_options(arch, spec.build_options)}, asked)
     return spec
 
 
@@ -202,55 +202,55 @@ def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any], dilat
         DetrkitError: they are not enough, or contradict each other.
     """
     state = file.state
-    told = tell(state, file.arguments)
-    if told is None:
+    inferred = tell(state, file.arguments)
+    if inferred is None:
         raise DetrkitError(f"{file.path}: the tensors are of none of the models {', '.join(ARCHITECTURES)}")
-    _check_asked(file, told.options, asked)
-    told.options.update(asked)
-    if told.needs_dilation:
+    _check_asked(file, inferred.options, asked)
+    inferred.options.update(asked)
+    if inferred.needs_dilation:
         if name is None and dilation is None:
             raise DetrkitError(
                 f"{file.path}: whether this is a DC5 model (dilation) does not show in its weights; say it once: "
                 f"detrkit convert {file.path} {file.path.with_suffix('.safetensors').name} --dilation True or False"
             )
-        told.options["dilation"] = dilation if name is None else architecture(name).options.get("dilation", False)
-    if name not in (None, told.name):
-        raise DetrkitError(f"{file.path}: weights of {told.name}, not of {name} (dilation and backbone say so)")
-    known = architecture(told.name)
-    if "nheads" not in told.options:
-        log.warning("%s does not say nheads: taken as %d, as published", file.path, accepted(told.kind)["nheads"])
-    classes = classes_told(state, softmax=known.scores == "softmax")
+        inferred.options["dilation"] = dilation if name is None else architecture(name).options.get("dilation", False)
+    if name not in (None, inferred.name):
+        raise DetrkitError(f"{file.path}: weights of {inferred.name}, not of {name} (dilation and backbone say so)")
+    arch = architecture(inferred.name)
+    if "nheads" not in inferred.options:
+        log.warning("%s does not say nheads: taken as %d, as published", file.path, accepted(inferred.kind)["nheads"])
+    classes = classes_told(state, softmax=arch.scores == "softmax")
     return ModelSpec(
-        known.name,
-        told.overrides,
-        num_classes=known.num_classes if classes is None else classes,
+        arch.name,
+        inferred.overrides,
+        num_classes=arch.num_classes if classes is None else classes,
         classes=file.classes if file.classes is not None and len(file.classes) == classes else None,
-        max_size=known.max_size,
+        max_size=arch.max_size,
     )
 
 
-def _check_asked(file: WeightsFile, said: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _check_asked(file: WeightsFile, stated: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Check that the file does not contradict a requested option.
 
     Raises:
         DetrkitError: it does.
     """
     for option, value in asked.items():
-        if option in said and said[option] != value:
+        if option in stated and stated[option] != value:
             raise DetrkitError(
-                f"{file.path}: the file says {option}={said[option]!r}, not {option}={value!r}: leave it out"
+                f"{file.path}: the file says {option}={stated[option]!r}, not {option}={value!r}: leave it out"
             )
 
 
 def published_spec(name: str) -> ModelSpec:
     """Return the spec of a model's published weights."""
-    known = architecture(name)
+    arch = architecture(name)
     return ModelSpec(
         name,
-        num_classes=known.num_classes,
-        classes=next((c for c in (COCO_91, COCO_250) if len(c) == known.num_classes), None),
-        max_size=known.max_size,
-        training={"published": known.weights, "metrics": dict(known.published)},
+        num_classes=arch.num_classes,
+        classes=next((c for c in (COCO_91, COCO_250) if len(c) == arch.num_classes), None),
+        max_size=arch.max_size,
+        training={"published": arch.weights, "metrics": dict(arch.published)},
     )
 
 

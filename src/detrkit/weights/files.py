@@ -128,8 +128,8 @@ def check_beginning(path: Path) -> None:
     elif re.match(rb"<(!doctype|html|head|\?xml)", text, re.IGNORECASE):
         reason = "a web page, not weights; get the file itself, by the address behind that page"
     elif text[:1] in b"{[" and b"\0" not in start[:8] and path.suffix != ".json":
-        said = start.decode("utf-8", "replace").split("\n")[0]
-        reason = f"JSON, not weights ({said[:80]!r}); get the file itself"
+        first = start.decode("utf-8", "replace").split("\n")[0]
+        reason = f"JSON, not weights ({first[:80]!r}); get the file itself"
     elif path.suffix == ".safetensors" and start.startswith(b"PK\x03\x04"):
         reason = "a file of torch.save: call it .pth"
     elif path.suffix not in (".safetensors", ".json") and _begins_as_safetensors(start, size):
@@ -171,14 +171,14 @@ def read_weights(path: str | Path) -> WeightsFile:
         log.warning("%s: taken are the weights under %s, not those under %s", path, taken.name, ", ".join(taken.others))
     if path.name in HUGGINGFACE_FILES and path.with_name("config.json").is_file():
         return _read_huggingface(path, state)
-    known = published_file(sha256(path))
+    arch = published_file(sha256(path))
     written = content.get(METADATA_KEY)
     return WeightsFile(
         path,
         "official",
         state,
         spec=None if written is None else _own_spec(path, written),
-        published=None if known is None else known.name,
+        published=None if arch is None else arch.name,
         arguments=_arguments(content.get("args")),
     )
 
@@ -197,13 +197,13 @@ def _own_spec(path: Path, written: Any) -> ModelSpec:
         raise DetrkitError(f"{path}: {error}") from error
 
 
-def _arguments(given: Any) -> dict[str, Any] | None:
+def _arguments(arguments: Any) -> dict[str, Any] | None:
     """Return the arguments of the official `main.py` that are the model's, as far as they are plain values."""
-    given = vars(given) if isinstance(given, argparse.Namespace) else given
-    if not isinstance(given, Mapping):
+    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    if not isinstance(arguments, Mapping):
         return None
     plain = (bool, int, float, str)
-    return {name: given[name] for name in OFFICIAL_ARGUMENTS if isinstance(given.get(name), plain)}
+    return {name: arguments[name] for name in OFFICIAL_ARGUMENTS if isinstance(arguments.get(name), plain)}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -137,12 +137,12 @@ def from_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[st
         for names in ("timm", "resnet")
         for official, theirs, parts in _rules(model, names)
     ]
-    given: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in bare_state_dict(state_dict).items():
         for in_memory, in_files in _IN_MEMORY:
             name = name.replace(in_memory, in_files)
-        given[_renamed(name, rules) or name] = tensor
-    return _with_copies(_packed(given), model)
+        renamed[_renamed(name, rules) or name] = tensor
+    return _with_copies(_packed(renamed), model)
 
 
 def to_huggingface(model: nn.Module, *, backbone: BackboneNames = "timm") -> dict[str, Tensor]:

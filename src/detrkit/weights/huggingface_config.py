@@ -107,11 +107,11 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> ModelSpec:
     options["position_embedding"] = positions
     options |= _backbone_options(path, config, kind, options)
     classes = _class_count(folder, config, kind, state)
-    told = Told(kind, options)
+    inferred = Told(kind, options)
     plain = {
         "version": 1,
-        "name": told.name,
-        "options": told.overrides,
+        "name": inferred.name,
+        "options": inferred.overrides,
         "num_classes": classes,
         "classes": _classes(path, config, classes),
         **_input(folder),
@@ -224,26 +224,27 @@ def _classes(path: Path, config: Mapping[str, Any], count: int) -> dict[str, Any
     Raises:
         DetrkitError: names for another number of labels.
     """
-    given = config.get("id2label")
-    if not given:
+    id2label = config.get("id2label")
+    if not id2label:
         return None
     try:
-        labels = sorted(given, key=int)
+        labels = sorted(id2label, key=int)
         whole = len(labels) == count and all(int(label) == k for k, label in enumerate(labels))
     except ValueError as error:
         raise DetrkitError(f"{path}: id2label must name labels by number") from error
-    names = [given[label] for label in labels]
+    names = [id2label[label] for label in labels]
     if not whole:
         raise DetrkitError(
-            f"{path}: id2label names {len(given)} labels, the weights have {count}: name 0 to {count - 1}"
+            f"{path}: id2label names {len(id2label)} labels, the weights have {count}: name 0 to {count - 1}"
         )
     if all(_UNNAMED.fullmatch(name) for name in names):
         return None
-    own = (config.get("detrkit") or {}).get("classes")
-    if isinstance(own, dict) and own.get("names") == names:  # or somebody has given the labels other names
-        return dict(own)
-    known = next((known for known in (COCO_91, COCO_250) if list(known.names) == names), None)
-    return known.to_json() if known is not None else {"names": names, "ids": list(range(count))}
+    detrkit_classes = (config.get("detrkit") or {}).get("classes")
+    # not if the labels were renamed since
+    if isinstance(detrkit_classes, dict) and detrkit_classes.get("names") == names:
+        return dict(detrkit_classes)
+    coco = next((coco for coco in (COCO_91, COCO_250) if list(coco.names) == names), None)
+    return coco.to_json() if coco is not None else {"names": names, "ids": list(range(count))}
 
 
 def _input(folder: Path) -> dict[str, Any]:
@@ -253,10 +254,10 @@ def _input(folder: Path) -> dict[str, Any]:
         DetrkitError: a preparation that detrkit does not have.
     """
     path = folder / PREPROCESSOR
-    given = _json(path, Preprocessor) if path.exists() else {}
-    size = given.get("size", {"shortest_edge": 800, "longest_edge": 1333})
+    fields = _json(path, Preprocessor) if path.exists() else {}
+    size = fields.get("size", {"shortest_edge": 800, "longest_edge": 1333})
     if isinstance(size, int) and not isinstance(size, bool):  # of transformers before 4.27
-        size = {"shortest_edge": size, "longest_edge": given.get("max_size", 1333)}
+        size = {"shortest_edge": size, "longest_edge": fields.get("max_size", 1333)}
     if not isinstance(size, dict) or not size.get("shortest_edge"):
         raise DetrkitError(
             f"{path}: size is {shown(size)}: detrkit resizes by the short side, such as "
@@ -267,20 +268,20 @@ def _input(folder: Path) -> dict[str, Any]:
     except SettingError as error:
         raise DetrkitError(f"{path}: size.{error}") from error
     for field in ("do_resize", "do_rescale", "do_normalize"):
-        if not given.get(field, True):
+        if not fields.get(field, True):
             raise DetrkitError(f"{path}: {field} is false: detrkit always resizes and normalises its input")
-    if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
-        raise DetrkitError(f"{path}: rescale_factor is {given['rescale_factor']}: detrkit has 1/255")
-    if given.get("resample") not in (None, BILINEAR):
+    if abs(fields.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise DetrkitError(f"{path}: rescale_factor is {fields['rescale_factor']}: detrkit has 1/255")
+    if fields.get("resample") not in (None, BILINEAR):
         log.warning(
             "%s: resample is %d: detrkit resizes bilinearly (2), so that its results differ a little",
             path,
-            given["resample"],
+            fields["resample"],
         )
     longest = size.get("longest_edge")
     return {
-        "mean": list(given.get("image_mean", IMAGENET_MEAN)),
-        "std": list(given.get("image_std", IMAGENET_STD)),
+        "mean": list(fields.get("image_mean", IMAGENET_MEAN)),
+        "std": list(fields.get("image_std", IMAGENET_STD)),
         "size": size["shortest_edge"],
         "max_size": longest if longest is not None and longest < _UNLIMITED else None,
     }
@@ -296,32 +297,32 @@ def _backbone_options(
     """
     described = config.get("backbone_config") or {}
     model_type = described.get("model_type", "timm_backbone")
-    found: dict[str, Any]
+    result: dict[str, Any]
     if model_type == "resnet":
         width = described.get("embedding_size", 64)
         fields = {**_own("resnet50"), "embedding_size": width} | {
             k: described[k] for k in _own("resnet50") if k in described
         }
         name = next((name for name in _DEPTHS if _own(name, width) == fields), None)
-        found = {"backbone": name, "dilation": False} | ({} if width == 64 else {"backbone_width": width})
-        given = fields
+        result = {"backbone": name, "dilation": False} | ({} if width == 64 else {"backbone_width": width})
+        stated = fields
     elif model_type == "timm_backbone":
-        given = described.get("backbone") or config.get("backbone") or "resnet50"
+        stated = described.get("backbone") or config.get("backbone") or "resnet50"
         # timm's names end in what the weights were trained on; microsoft/resnet-50 is transformers' own
-        plain = re.sub(r"^microsoft/resnet-", "resnet", str(given)).split(".")[0]
+        plain = re.sub(r"^microsoft/resnet-", "resnet", str(stated)).split(".")[0]
         name = plain if plain in _DEPTHS else None
         dilation = described.get("output_stride") == 16 if described else bool(config.get("dilation", False))
-        found = {"backbone": name, "dilation": dilation}
+        result = {"backbone": name, "dilation": dilation}
     else:
-        name, given = None, model_type
+        name, stated = None, model_type
     if name is None:
-        raise DetrkitError(f"{path}: the backbone is {shown(given)}: detrkit has {', '.join(_DEPTHS)}")
+        raise DetrkitError(f"{path}: the backbone is {shown(stated)}: detrkit has {', '.join(_DEPTHS)}")
     maps = described.get("out_indices") or [_LAST_MAP]
     if max(maps) != _LAST_MAP:
         raise DetrkitError(f"{path}: backbone_config has out_indices {maps}: without the last stage, {_LAST_MAP}")
     if kind is DeformableDETR and options["num_feature_levels"] > 1 and described.get("out_indices"):
-        found["backbone_stages"] = tuple(i + 1 for i in maps)
-    return found
+        result["backbone_stages"] = tuple(i + 1 for i in maps)
+    return result
 
 
 def _backbone_config(model: nn.Module, options: Mapping[str, Any], names: BackboneNames) -> dict[str, Any]:

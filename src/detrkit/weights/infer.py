@@ -48,17 +48,21 @@ class Told:
     def name(self) -> str:
         """Name of the architecture that has the most of the options; the others are overrides of it."""
         fitting = [
-            known
-            for known in ARCHITECTURES.values()
-            if known.build is self.kind and known.options.items() <= self.options.items()
+            arch
+            for arch in ARCHITECTURES.values()
+            if arch.build is self.kind and arch.options.items() <= self.options.items()
         ]
-        return max(fitting, key=lambda known: len(known.options)).name
+        return max(fitting, key=lambda arch: len(arch.options)).name
 
     @property
     def overrides(self) -> dict[str, Any]:
         """Options in which the model differs from the architecture of its name."""
-        own = {**accepted(self.kind), **ARCHITECTURES[self.name].options}
-        return {option: value for option, value in self.options.items() if option not in own or value != own[option]}
+        defaults = {**accepted(self.kind), **ARCHITECTURES[self.name].options}
+        return {
+            option: value
+            for option, value in self.options.items()
+            if option not in defaults or value != defaults[option]
+        }
 
     @property
     def needs_dilation(self) -> bool:
@@ -82,35 +86,36 @@ def tell(state: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None
     inner = {name.removeprefix("detr."): tensor for name, tensor in state.items()}
     if not any(name.startswith(_OFFICIAL_NAMES) for name in inner):
         return None  # Hugging Face's Deformable DETR has the same heads
-    found = (
+    matches = (
         (kind, inner[name].shape[axis])
         for kind, signs in _SIGNS
         for name, axis in signs
         if name in inner and inner[name].ndim > axis
     )
-    kind, width = next(found, (None, 0))
+    kind, width = next(matches, (None, 0))
     if kind is None:
         return None
-    told = Told(kind, _sizes(inner, width, "query_pos" if kind is DETRdemo else "query_embed.weight"))
+    inferred = Told(kind, _sizes(inner, width, "query_pos" if kind is DETRdemo else "query_embed.weight"))
     if kind is DeformableDETR:
-        told.options.update(
+        inferred.options.update(
             num_feature_levels=len(inner.get("transformer.level_embed", ())) or 1,
             with_box_refine=any(name.startswith("transformer.decoder.bbox_embed.") for name in inner),
             two_stage="transformer.enc_output.weight" in inner,
         )
     elif kind is DETR:
-        told.options.update(masks=masks, pre_norm="transformer.encoder.norm.weight" in inner)
+        inferred.options.update(masks=masks, pre_norm="transformer.encoder.norm.weight" in inner)
         if masks and "mask_head.lay1.weight" in state:
-            told.options["nheads"] = len(state["mask_head.lay1.weight"]) - width
+            inferred.options["nheads"] = len(state["mask_head.lay1.weight"]) - width
     if kind is not DETRdemo and (rows := inner.get("backbone.1.row_embed.weight")) is not None:
-        told.options.update(position_embedding="learned", position_entries=len(rows))
-    if told.options.get("backbone") in UNDILATED:
-        told.options["dilation"] = False
+        inferred.options.update(position_embedding="learned", position_entries=len(rows))
+    if inferred.options.get("backbone") in UNDILATED:
+        inferred.options["dilation"] = False
     for option in OFFICIAL_ARGUMENTS:
         if arguments is not None and option in arguments:
-            told.options[option] = arguments[option]
-    known = accepted(told.kind)  # Deformable DETR's main.py shares arguments with DETR's that its model does not have
-    return Told(told.kind, {option: value for option, value in told.options.items() if option in known})
+            inferred.options[option] = arguments[option]
+    # Deformable DETR's main.py has DETR's arguments, too, some of which its model does not take
+    allowed = accepted(inferred.kind)
+    return Told(inferred.kind, {option: value for option, value in inferred.options.items() if option in allowed})
 
 
 def accepted(kind: Any) -> dict[str, Any]:

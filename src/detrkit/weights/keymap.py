@@ -134,16 +134,19 @@ def official_names(model: nn.Module) -> list[Rule]:
     """
     rules = next((RULES[kind] for kind in RULES if isinstance(model, kind)), None)
     if rules is None:
-        known = ", ".join(kind.__name__ for kind in RULES)
-        raise TypeError(f"{type(model).__name__} has no official names: expected one of {known}")
-    own = list(model.state_dict())
+        supported = ", ".join(kind.__name__ for kind in RULES)
+        raise TypeError(f"{type(model).__name__} has no official names: expected one of {supported}")
+    state_names = list(model.state_dict())
     table = list(rules(model))
     if (predictor := getattr(model, "segmentation", None)) is not None:
         table = [(ours, f"detr.{theirs}") for ours, theirs in table] + list(segmentation_rules(predictor))
     names = [
-        (theirs + _renamed(name[len(ours) :]), name) for ours, theirs in table for name in own if name.startswith(ours)
+        (theirs + _renamed(name[len(ours) :]), name)
+        for ours, theirs in table
+        for name in state_names
+        if name.startswith(ours)
     ]
-    uncovered = sorted(set(own) - {ours for _, ours in names})
+    uncovered = sorted(set(state_names) - {ours for _, ours in names})
     if uncovered:
         raise KeyError(f"no rule gives the official name of {', '.join(uncovered)}")
     return names

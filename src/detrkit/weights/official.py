@@ -124,20 +124,20 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         TypeError: a model without official names.
     """
     names = official_names(model)
-    given = bare_state_dict(state_dict)
+    entries = bare_state_dict(state_dict)
     state = model.state_dict()
-    own = {theirs: state[ours] for theirs, ours in names}
-    for name in [n for n in given if n.endswith(COUNTER) and n not in own]:
-        del given[name]
-    for name, tensor in own.items():
+    expected = {theirs: state[ours] for theirs, ours in names}
+    for name in [n for n in entries if n.endswith(COUNTER) and n not in expected]:
+        del entries[name]
+    for name, tensor in expected.items():
         if name.endswith(COUNTER):
-            given.setdefault(name, tensor)
-    check_fit(own, given, model)
+            entries.setdefault(name, tensor)
+    check_fit(expected, entries, model)
     translated: dict[str, Tensor] = {}
     for theirs, ours in names:
-        if ours in translated and not torch.equal(translated[ours], given[theirs]):
+        if ours in translated and not torch.equal(translated[ours], entries[theirs]):
             raise WeightsError(f"{theirs} differs from another entry that is the same parameter in this model: {ours}")
-        translated[ours] = given[theirs]
+        translated[ours] = entries[theirs]
     model.load_state_dict(translated)
 
 

@@ -146,10 +146,10 @@ class _Arrays(pickle.Unpickler):
     """Unpickler of NumPy arrays in plain containers; other names are refused, not looked up."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
-        if known is None:
+        allowed = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
+        if allowed is None:
             raise pickle.UnpicklingError(f"{module}.{name}")
-        return known
+        return allowed
 
 
 def _bytes_of(text: str, encoding: str) -> bytes:
