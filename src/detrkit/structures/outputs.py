@@ -169,7 +169,7 @@ class Outputs:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the model predicts masks."""
+        """True if the model predicts masks."""
         return self.masks is not None or self.deferred_masks is not None
 
     def masks_of(self, queries: Sequence[Tensor]) -> list[Tensor]:

@@ -66,7 +66,7 @@ class Told:
 
     @property
     def needs_dilation(self) -> bool:
-        """Whether the weights may be of a DC5 model or of a plain one: both have the same tensors."""
+        """True if dilation is unknown: a DC5 model and a plain one have the same tensors."""
         return "dilation" in accepted(self.kind) and "dilation" not in self.options
 
 
