@@ -24,6 +24,7 @@ from detrkit.comparison.inputs import dataset_input, made_input, picture_input
 from detrkit.comparison.stages import TOLERANCES, is_stage, order_of, tolerance_of
 from detrkit.data import open_dataset
 from detrkit.detector import Detector
+from detrkit.layers.linear import Linear
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import save_model, save_official
@@ -195,9 +196,13 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dataset_side(shapes):
     """A model with masks that knows the dataset's classes."""
+    model, spec = seeded_model("detr-r50", 0, **SMALL, enc_layers=2, masks=True)
     classes = open_dataset(shapes, split="val").classes
-    model, spec = seeded_model("detr-r50", 0, **SMALL | {"num_classes": len(classes)}, enc_layers=2, masks=True)
-    return DetrkitSide("masks", model, replace(spec, classes=classes, size=96, max_size=128))
+    torch.manual_seed(0)
+    model.num_classes = len(classes)
+    model.class_head = Linear(model.class_head.in_features, len(classes) + 1)
+    spec = replace(spec, num_classes=len(classes), classes=classes, size=96, max_size=128)
+    return DetrkitSide("masks", model.eval(), spec)
 
 
 def test_losses(dataset_side, shapes, tmp_path):
