@@ -94,7 +94,7 @@ def test_padding_does_not_leak(name, dilation, norm):
         for i, image in enumerate(images):
             for (feature, padding), (alone, _) in zip(together, backbone(Batch.from_images([image])), strict=True):
                 h, w = alone.shape[-2:]
-                limit = 1e-5 * float(alone.abs().max())
+                limit = 2e-5 * float(alone.abs().max())  # 1.1e-5 with AVX-512 on Intel: other tiles, another order
                 assert float((feature[i, :, :h, :w] - alone[0]).abs().max()) <= limit
                 assert not padding[i, :h, :w].any() and padding[i, h:].all() and padding[i, :, w:].all()
                 assert not feature[i, :, h:].any() and not feature[i, :, :, w:].any()

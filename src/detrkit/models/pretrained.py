@@ -52,7 +52,7 @@ class Published:
         evaluation: settings behind the metrics.
         source: of the published metrics.
         published: metrics in [0, 1] by name, see FIGURES.
-        reproduced: likewise, as measured with the official code by the report that this project starts from.
+        reproduced: likewise, as others measured it with the official code and files.
         speed: as published.
         approximate: whether the published metrics are rounded.
         note: further remarks.

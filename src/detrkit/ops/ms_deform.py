@@ -92,7 +92,8 @@ def _backend(value: Tensor) -> Backend:
     name = _chosen[0]
     device = value.device.type
     if name == "auto":
-        supported = value.dtype in _DTYPES and not torch.compiler.is_exporting()
+        # The flag itself: while torch 2.11 compiles, `torch.compiler.is_exporting()` says True, too.
+        supported = value.dtype in _DTYPES and not torch.compiler._is_exporting_flag
         if supported and device == "cuda" and _has_triton():
             return "triton"
         return "cpu" if supported and device == "cpu" else "reference"
