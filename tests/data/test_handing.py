@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -32,6 +34,12 @@ def batches_of(dataset, **options):
 def send(loader, number) -> None:
     """Sends a signal to a loading process."""
     os.kill(loader._loader._iterator._workers[0].pid, number)
+
+
+def ended(processes) -> None:
+    for process in processes:
+        process.join(5)
+    assert not any(process.is_alive() for process in processes)
 
 
 @pytest.mark.parametrize("free", [None, 2**19])
@@ -106,12 +114,29 @@ def test_stopped_loading_processes_are_said_and_given_up(dataset, monkeypatch, c
     next(batches)
     loader.timeout, loader.while_waiting = 1, waited.append
     send(loader, signal.SIGSTOP)
+    started = active_children()
     time.sleep(0.2)
     with pytest.raises(DetrkitError, match=r"have given nothing for \d+ s: .*--workers 0"):
         list(batches)  # what was ready is given first
     assert capsys.readouterr().err.count("waiting for the processes that load images, at most 1 s") == 1
     assert waited == sorted(waited) and waited[-1] >= 1
+    ended(started)  # given up is killed
+
+
+def test_a_stopped_loading_process_does_not_outlast_its_iterator(dataset, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    loader = batches_of(dataset, workers=1)
+    batches = iter(loader)
+    next(batches)
+    send(loader, signal.SIGSTOP)
+    workers = active_children()
+    assert workers
+    batches.close()
+    loader._loader._iterator = None
+    del batches
+    gc.collect()  # torch asks it to end, which it does not hear
     end_workers()
+    ended(workers)
 
 
 def test_failures_of_loading_processes_are_known_from_faults_in_them():

@@ -77,8 +77,8 @@ class Eval:
     limit: Count | None = None
     """Evaluate only this many images, the first ones."""
     timeout: Count | None = None
-    """Under torchrun or Slurm: seconds that a process waits for another one before it gives up; by default 300 for all
-    to join, 1800 later."""
+    """Seconds that a process waits for another one, one that loads images too, before it gives up; by default 300 for
+    all to come under torchrun or Slurm, 1800 later."""
     per_class: bool = True
     """Also print the table of classes."""
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
-from detrkit.data._workers import begin_worker, end_with_program
+from detrkit.data._workers import begin_worker, end_with_program, give_up
 from detrkit.data.dataset import Dataset
 from detrkit.data.handing import SHARED_FROM_BYTES, Collate, Packed, shared_from, usable_workers
 from detrkit.data.samplers import EvalSampler, Item, TrainSampler, derived_seed
@@ -169,6 +169,7 @@ class Loader:
             seconds = time.monotonic() - began
             self.while_waiting(seconds)
             if seconds >= self.timeout:
+                give_up(batches)
                 raise DetrkitError(
                     f"{self.dataset.path}: the processes that load images have given nothing for {seconds:.0f} s: is "
                     "the disk or network still there? --workers 0 loads without them"
