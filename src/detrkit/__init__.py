@@ -7,6 +7,7 @@ nothing and a command that needs no model never loads one.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _PACKAGES:
         value = importlib.import_module(f"detrkit.{name}")
+    elif (present := _moved.present_name(f"detrkit.{name}")) is not None:  # set once it was imported anywhere, earlier
+        warnings.warn(f"detrkit.{name} is now {present}", DeprecationWarning, stacklevel=2)
+        value = importlib.import_module(present)
     else:
         raise AttributeError(f"module 'detrkit' has no attribute {name!r}")
     globals()[name] = value  # the next access is an ordinary attribute lookup

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import detrkit
 from detrkit.structures.classes import ClassList
 from detrkit.utils.moved import MOVED, present_name
 
@@ -20,6 +21,15 @@ def test_a_module_is_the_same_under_its_earlier_name(before):
         module = importlib.import_module(f"detrkit.{before}")
     assert module is importlib.import_module(f"detrkit.{MOVED[before]}")
     assert module.__name__ == module.__spec__.name == f"detrkit.{MOVED[before]}"
+
+
+def test_an_earlier_name_is_an_attribute_without_an_import_of_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "detrkit.results", raising=False)
+    monkeypatch.delitem(vars(detrkit), "results", raising=False)
+    with pytest.warns(DeprecationWarning, match=r"detrkit.results is now detrkit.structures.results"):
+        assert detrkit.results.Detections is detrkit.Detections
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        detrkit.nothing  # noqa: B018
 
 
 def test_modules_inside_a_package_that_moved():
