@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.abc import MetaPathFinder
 
 import pytest
 from PIL import Image
 
+from detrkit.__main__ import main as program
 from detrkit.cli import _parse, main
 from detrkit.cli.models import Models
 
@@ -227,3 +230,17 @@ def test_a_working_directory_that_is_gone(capsys, monkeypatch, tmp_path):
     assert main(["models"]) == 2
     said = "the working directory cannot be entered (No such file or directory): cd to another one"
     assert capsys.readouterr().err == f"detrkit: error: {said}\n"
+
+
+def test_ctrl_c_while_the_command_line_is_imported(monkeypatch, capsys):
+    """Python's own traceback would be sixty lines of tyro and pydantic."""
+
+    class Interrupted(MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name == "detrkit.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "detrkit.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert program() == 130
+    assert capsys.readouterr().err == "detrkit: stopped by SIGINT\n"
