@@ -1,4 +1,4 @@
-"""The program: `detrkit`, and `python -m detrkit` as torchrun starts it (`torchrun --nproc-per-node 8 -m detrkit ...`)."""
+"""The program: `detrkit`, and `python -m detrkit` as torchrun starts it (`torchrun --nproc-per-node 8 -m detrkit`)."""
 
 import sys
 
