@@ -36,6 +36,8 @@ DETR.forward = signal_at
 statuses.append(main([*words, out]))
 with open(f"{out}.rank{rank}", "w") as file:
     print(*statuses, len(passes), file=file)
+sys.stdout.flush()
+os._exit(0)  # as the program ends: gloo's threads now and then abort a process that tidies up (pytorch/pytorch#190489)
 """
 
 
