@@ -6,8 +6,8 @@ are sampled), so that an image's outputs do not depend on the batch it is in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -141,30 +141,10 @@ class DeformableEncoder(nn.ModuleList):
     """A stack of deformable encoder layers. It is a list of them, which is how their parameters are named.
 
     Args:
-        num_layers: number of layers.
-        width, heads, dim_feedforward, levels, points, dropout: as of `DeformableEncoderLayer`.
+        modules: the layers, `DeformableEncoderLayer`.
     """
 
     checkpointing = False  # see `set_checkpointing`
-
-    def __init__(
-        self,
-        num_layers: int,
-        width: int,
-        heads: int,
-        dim_feedforward: int,
-        *,
-        levels: int,
-        points: int,
-        dropout: float,
-    ) -> None:
-        super().__init__(
-            DeformableEncoderLayer(width, heads, dim_feedforward, levels=levels, points=points, dropout=dropout)
-            for _ in range(num_layers)
-        )
-
-    def __iter__(self) -> Iterator[DeformableEncoderLayer]:
-        return cast(Iterator[DeformableEncoderLayer], super().__iter__())
 
     def forward(
         self,
@@ -268,30 +248,10 @@ class DeformableDecoder(nn.ModuleList):
     """A stack of deformable decoder layers. It is a list of them, which is how their parameters are named.
 
     Args:
-        num_layers: number of layers.
-        width, heads, dim_feedforward, levels, points, dropout: as of `DeformableDecoderLayer`.
+        modules: the layers, `DeformableDecoderLayer`.
     """
 
     checkpointing = False  # see `set_checkpointing`
-
-    def __init__(
-        self,
-        num_layers: int,
-        width: int,
-        heads: int,
-        dim_feedforward: int,
-        *,
-        levels: int,
-        points: int,
-        dropout: float,
-    ) -> None:
-        super().__init__(
-            DeformableDecoderLayer(width, heads, dim_feedforward, levels=levels, points=points, dropout=dropout)
-            for _ in range(num_layers)
-        )
-
-    def __iter__(self) -> Iterator[DeformableDecoderLayer]:
-        return cast(Iterator[DeformableDecoderLayer], super().__iter__())
 
     def forward(
         self,

@@ -14,7 +14,13 @@ from detrkit.backbones import build_backbone
 from detrkit.backbones.resnet import Norm, Padding
 from detrkit.layers import MLP, GroupNorm, position_encoding
 from detrkit.layers.deformable import MSDeformAttention
-from detrkit.layers.deformable_transformer import DeformableDecoder, DeformableEncoder, cell_centers
+from detrkit.layers.deformable_transformer import (
+    DeformableDecoder,
+    DeformableDecoderLayer,
+    DeformableEncoder,
+    DeformableEncoderLayer,
+    cell_centers,
+)
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.base import DetectionModel
@@ -137,8 +143,14 @@ class DeformableDETR(DetectionModel):
         self.level_embed = nn.Parameter(torch.randn(num_feature_levels, hidden_dim))
 
         sizes: dict[str, Any] = {"levels": num_feature_levels, "dropout": dropout}
-        self.encoder = DeformableEncoder(enc_layers, hidden_dim, nheads, dim_feedforward, points=enc_n_points, **sizes)
-        self.decoder = DeformableDecoder(dec_layers, hidden_dim, nheads, dim_feedforward, points=dec_n_points, **sizes)
+        self.encoder = DeformableEncoder(
+            DeformableEncoderLayer(hidden_dim, nheads, dim_feedforward, points=enc_n_points, **sizes)
+            for _ in range(enc_layers)
+        )
+        self.decoder = DeformableDecoder(
+            DeformableDecoderLayer(hidden_dim, nheads, dim_feedforward, points=dec_n_points, **sizes)
+            for _ in range(dec_layers)
+        )
         if two_stage:
             self.proposal_memory = Linear(hidden_dim, hidden_dim)
             self.proposal_memory_norm = nn.LayerNorm(hidden_dim)
