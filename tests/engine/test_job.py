@@ -76,8 +76,6 @@ def test_the_first_cause_is_the_only_one_that_is_said(pair, ends, capsys):
             jobs_[0].fail(RuntimeError("[pair.cc:545] Connection closed by peer"), ["a traceback"], 1)
         assert ends == [2, 2]
     assert capsys.readouterr().err == "the cause\n"
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
