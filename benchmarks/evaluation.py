@@ -25,9 +25,9 @@ from detrkit.evaluation import GroundTruth, ResultTable, evaluate_detections
 from detrkit.evaluation.result_table import IouType
 from side_by_side import Report, add_options, by_turns
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluation"))
-from coco_sets import random_set
-from oracle import run_pycocotools, twelve
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.coco_sets import random_set
+from helpers.oracle import run_pycocotools, twelve
 
 SIDE = 640  # pixels of the generated images
 

@@ -32,8 +32,8 @@ from detrkit.evaluation import PanopticEvaluator, PanopticMetrics, PanopticTruth
 from detrkit.structures.results import PanopticResult
 from side_by_side import Report, add_options, by_turns, checkout, peak_memory
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluation"))
-from panoptic_sets import perturbed, random_categories
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.panoptic_sets import perturbed, random_categories
 
 Map = tuple[np.ndarray, list[dict[str, Any]]]  # (H, W) ids and segments_info
 WIDTH, HEIGHT = 640, 480

@@ -1,4 +1,4 @@
-"""Shared by all tests; its place puts `tests/` on the path, so that `import goldens` finds the reference numbers."""
+"""Shared by all tests. `tests/` is on the path: `import goldens` finds the reference numbers, `helpers` the rest."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from detrkit.utils.image_files import image_bytes
 from detrkit.visualize import save_figure, training_curves
 from detrkit.visualize.preview import preview
 from detrkit.weights.checkpoint import ModelSpec, save_huggingface, save_model, save_official
-from disk import full_disk
+from helpers.disk import full_disk
 
 # wide and deep enough for Hugging Face's DETR, which normalizes in 32 groups
 OPTIONS = {"backbone": "resnet18", "hidden_dim": 128, "dim_feedforward": 32, "enc_layers": 1, "dec_layers": 1}

@@ -21,7 +21,7 @@ from detrkit.detector import Detector
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
-from disk import full_disk
+from helpers.disk import full_disk
 
 OPTIONS = {
     "backbone": "resnet10",

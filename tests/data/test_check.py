@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import coco, picture, write_coco
 
 from detrkit.data.tools.check import Report, check
 from detrkit.data.tools.convert import convert
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import coco, picture, write_coco
 
 
 def found(report: Report) -> set[tuple[str, str, str]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import coco, picture, write_coco
 from PIL import Image
 
 from detrkit.data.dataset import open_dataset
@@ -16,6 +15,7 @@ from detrkit.data.readers import coco as reader
 from detrkit.data.readers.common import corners_of, finite, size_fault, whole
 from detrkit.data.tools.check import check
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import coco, picture, write_coco
 
 BIG = 10**400  # no float holds it
 POLYGON = [[1, 1, 9, 1, 9, 9]]

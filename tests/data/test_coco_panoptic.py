@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import coco, panoptic_json, panoptic_map, picture, segments_info, write_coco, write_panoptic
 
 from detrkit.data.dataset import Dataset, open_dataset
 from detrkit.data.panoptic import write_id_map
 from detrkit.data.tools.check import check
 from detrkit.data.tools.convert import convert
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import coco, panoptic_json, panoptic_map, picture, segments_info, write_coco, write_panoptic
 
 MAPS = {9: panoptic_map(seed=0), 4: panoptic_map(seed=1, height=20, width=30), 6: panoptic_map(seed=2)}
 

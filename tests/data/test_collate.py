@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from data_helpers import generator, make_sample
 
 from detrkit.data.collate import PixelBatch, collate
 from detrkit.data.transforms import Normalisation, normalise, to_target
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import generator, make_sample
 
 SIZES = [(5, 9), (8, 4), (8, 9)]
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import picture
-from odd_dataset import NAMES, oriented, write_odd
 from PIL import Image, ImageOps
 
 from detrkit.data.dataset import Dataset, open_dataset
@@ -20,6 +18,8 @@ from detrkit.data.readers import READERS
 from detrkit.data.tools.convert import convert
 from detrkit.data.tools.targets import upright_boxes
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import picture
+from helpers.odd_dataset import NAMES, oriented, write_odd
 
 LAYOUTS = ("coco", "voc", "yolo", "parquet")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import coco, picture, write_coco
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +22,8 @@ from detrkit.data.tools.placing import ImagePlacer
 from detrkit.data.tools.targets import TARGETS
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import checked_name
-from disk import full_disk
+from helpers.datasets import coco, picture, write_coco
+from helpers.disk import full_disk
 
 LAYOUTS = ("coco", "voc", "yolo", "parquet")
 

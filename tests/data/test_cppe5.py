@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import tyro
-from cppe5_helpers import NAMES, write_tar
 
 from detrkit.cli.data import DataCommand
 from detrkit.config import load_config
@@ -20,7 +19,8 @@ from detrkit.engine.setup import open_splits
 from detrkit.utils import download as downloading
 from detrkit.utils.download import md5
 from detrkit.utils.errors import DetrkitError
-from file_server import Server, serving
+from helpers.cppe5 import NAMES, write_tar
+from helpers.file_server import Server, serving
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
-from odd_dataset import write_odd
 from PIL import Image
 
 from detrkit.cli.data import DataCommand
@@ -14,6 +13,7 @@ from detrkit.data.tools.shapes import write_shapes
 from detrkit.data.transforms import train_transform
 from detrkit.utils.errors import DetrkitError
 from detrkit.visualize.preview import preview
+from helpers.odd_dataset import write_odd
 
 
 def run(*arguments: str | Path) -> int:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import coco, picture, write_coco
 
 from detrkit.data.dataset import Dataset, open_dataset
 from detrkit.data.tools.convert import convert
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import coco, picture, write_coco
 
 
 @pytest.fixture

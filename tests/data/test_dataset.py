@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import coco, picture, write_coco
 from PIL import Image
 from torchvision import tv_tensors
 
 from detrkit.data.dataset import open_dataset
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import coco, picture, write_coco
 
 CATEGORIES = {7: "dog", 3: "cat"}
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_helpers import picture
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from detrkit.data.images import decode, image_size, stored_size
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import picture
 
 
 def save_oriented(file: Path, orientation: int, *, lossless: bool = True) -> np.ndarray:

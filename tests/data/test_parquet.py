@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cppe5_helpers import NAMES, SCHEMA, picture, replica, write_parquet, write_tar
 
 from detrkit.data import eval_transform, make_loader, open_dataset, sources
 from detrkit.data.dataset import Dataset
@@ -25,6 +24,7 @@ from detrkit.data.tools.check import check
 from detrkit.data.tools.convert import convert
 from detrkit.data.tools.cppe5 import _unpack
 from detrkit.utils.errors import DetrkitError
+from helpers.cppe5 import NAMES, SCHEMA, picture, replica, write_parquet, write_tar
 
 
 @pytest.fixture(autouse=True)

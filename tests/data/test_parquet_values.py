@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cppe5_helpers import picture
 
 from detrkit.data.dataset import open_dataset
 from detrkit.data.tools.check import check
 from detrkit.utils.errors import DetrkitError
+from helpers.cppe5 import picture
 
 FEATURES = {"objects": {"category": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

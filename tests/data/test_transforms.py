@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from data_helpers import generator, make_sample, picture
 from PIL import Image
 from torchvision import tv_tensors
 
@@ -26,6 +25,7 @@ from detrkit.data.transforms import (
     train_transform,
 )
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import generator, make_sample, picture
 
 # (height, width, size, max_size) -> (height, width), worked out by hand from the published rule.
 RULE = [

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from data_helpers import picture
 
 from detrkit.data.dataset import open_dataset
 from detrkit.data.tools.check import check
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import picture
 
 BOX = "<bndbox><xmin>5</xmin><ymin>6</ymin><xmax>20</xmax><ymax>16</ymax></bndbox>"
 

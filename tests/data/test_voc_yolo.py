@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data_helpers import picture
 from PIL import Image
 
 from detrkit.data.dataset import open_dataset
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import picture
 
 OBJECT = (
     "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{0}</xmin><ymin>{1}</ymin>"

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from data_helpers import picture
 
 from detrkit.data.dataset import open_dataset
 from detrkit.data.tools.check import check
 from detrkit.utils.errors import DetrkitError
+from helpers.datasets import picture
 
 # 30x40 pixels: cx cy w h of [16, 10.5, 24, 19.5]
 BOX = "0.5 0.5 0.2 0.3"

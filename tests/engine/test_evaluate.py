@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import MODEL
 
 import detrkit
 from detrkit.data import Dataset
@@ -23,6 +22,7 @@ from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec, save_model
+from helpers.tiny import MODEL
 
 OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny import tiny_config
 
 import detrkit
 from detrkit.data.tools.shapes import write_shapes
+from helpers.tiny import tiny_config
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 

@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import MODEL, tiny_config
 
 from detrkit.config import ModelConfig
 from detrkit.convert import to_official
@@ -16,6 +15,7 @@ from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
+from helpers.tiny import MODEL, tiny_config
 
 OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
 

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import MODEL, losses, tiny_config
 
 import goldens
 from detrkit.engine import train
 from detrkit.models.criterion import build_criterion
 from detrkit.structures.outputs import Outputs
+from helpers.tiny import MODEL, losses, tiny_config
 
 pytestmark = pytest.mark.gpu
 

@@ -11,7 +11,6 @@ import time
 
 import pytest
 import torch.distributed as dist
-from tiny import tiny_config
 
 import detrkit.engine.launching as launching
 from detrkit.engine import job as jobs
@@ -19,6 +18,7 @@ from detrkit.engine.agreement import check_agreement
 from detrkit.engine.job import Job, Place, peer_gone
 from detrkit.utils.errors import DetrkitError, PeerError
 from detrkit.utils.signals import SignalWatch
+from helpers.tiny import tiny_config
 
 
 class Ended(Exception):

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import MODEL, losses, tiny_config
 
 import detrkit
 from detrkit.config import ModelConfig
@@ -25,6 +24,7 @@ from detrkit.engine.trainer import Trainer
 from detrkit.structures.results import Detections, PanopticResult
 from detrkit.utils.errors import DetrkitError, Interrupted
 from detrkit.weights.checkpoint import ModelSpec, load_model
+from helpers.tiny import MODEL, losses, tiny_config
 
 PANOPTIC = dataclasses.replace(MODEL, masks=True)
 TWO_STAGE = ModelConfig(

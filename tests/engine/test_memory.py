@@ -9,12 +9,12 @@ import sys
 
 import pytest
 import torch
-from tiny import tiny_config
 
 from detrkit.engine import train, trainer
 from detrkit.engine.memory import free_unused, peak_mib, reset_peak
 from detrkit.engine.trainer import Trainer
 from detrkit.utils.errors import Interrupted
+from helpers.tiny import tiny_config
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import losses, tiny_config
 
 from detrkit.data import Dataset
 from detrkit.data.sample import Record
@@ -16,6 +15,7 @@ from detrkit.engine.objects import check_objects, count_objects
 from detrkit.engine.setup import open_splits
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
+from helpers.tiny import losses, tiny_config
 
 
 def dataset(labels: list[list[int]], names: list[str], *, crowd: bool = False, **counts) -> Dataset:

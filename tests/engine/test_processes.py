@@ -10,13 +10,13 @@ import sys
 
 import pytest
 import torch
-from tiny import MODEL, losses, tiny_config
 
 from detrkit.cli import main
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine import train
 from detrkit.models.criterion import Normalizers, build_criterion
 from detrkit.structures.outputs import Outputs, Target
+from helpers.tiny import MODEL, losses, tiny_config
 
 
 def _run(config, folder, processes: int) -> None:

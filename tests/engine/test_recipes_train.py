@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import losses
 
 from detrkit.config import load_config, recipes
 from detrkit.data.panoptic import write_id_map
 from detrkit.engine import train
+from helpers.tiny import losses
 
 SIDE = 64
 SMALL = {

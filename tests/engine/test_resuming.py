@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import losses, tiny_config
 
 from detrkit.data import Dataset, open_dataset
 from detrkit.engine import train
@@ -25,6 +24,7 @@ from detrkit.study import load_study, run_study
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.launch import restarted_by
 from detrkit.utils.lock import FolderLock
+from helpers.tiny import losses, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from detrkit.engine.logs import CsvLog, TensorBoardLog
 from detrkit.utils.errors import DetrkitError, WriteError
-from disk import full_disk
+from helpers.disk import full_disk
 
 
 def write(path, steps):

@@ -13,7 +13,6 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import MODEL, losses, tiny_config
 
 import detrkit.engine.training as training
 from detrkit.engine import train
@@ -21,6 +20,7 @@ from detrkit.engine.trainer import Trainer
 from detrkit.models.detr import DETR
 from detrkit.utils.errors import DetrkitError, Interrupted
 from detrkit.utils.signals import SignalWatch, Stopped
+from helpers.tiny import MODEL, losses, tiny_config
 
 VOLATILE = {"seconds", "images_per_second", "peak_memory_mib", "val/seconds"}
 

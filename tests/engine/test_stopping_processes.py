@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import torch
-from tiny import losses, tiny_config
 
 from detrkit.utils.lock import FolderLock
+from helpers.tiny import losses, tiny_config
 
 # one rank after the other writes "status, forward passes of the evaluation" into a file of its own
 _SCRIPT = """

@@ -9,13 +9,13 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import MODEL, losses, tiny_config
 
 from detrkit.engine import train
 from detrkit.engine.trainer import Trainer
 from detrkit.models.detr import DETR
 from detrkit.utils.errors import DetrkitError, Interrupted
 from detrkit.weights.checkpoint import load_model
+from helpers.tiny import MODEL, losses, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning_fabric import Fabric
-from tiny import MODEL
 
 from detrkit.config import OptimConfig
 from detrkit.engine.optim import build_optimizer
@@ -16,6 +15,7 @@ from detrkit.models.matcher import NonFiniteError
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
 from detrkit.weights.build import build_model
+from helpers.tiny import MODEL
 
 
 def parts(seed):

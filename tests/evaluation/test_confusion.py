@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from coco_sets import random_set
 
 from detrkit.evaluation import confusion_matrix
 from detrkit.utils.errors import DetrkitError
+from helpers.coco_sets import random_set
 
 A, B = 1, 2
 HERE, THERE = [0, 0, 10, 10], [50, 50, 10, 10]

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coco_sets import random_set
-from oracle import per_class, run_pycocotools, twelve
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from scipy import ndimage
@@ -24,6 +22,8 @@ from detrkit.evaluation.metrics import NAMES, PER_CLASS
 from detrkit.structures.classes import ClassList
 from detrkit.structures.results import Detections
 from detrkit.utils.errors import DetrkitError
+from helpers.coco_sets import random_set
+from helpers.oracle import per_class, run_pycocotools, twelve
 
 DATA = Path(os.environ.get("DETRKIT_DATA", ""))
 needs_data = pytest.mark.skipif("DETRKIT_DATA" not in os.environ, reason="set DETRKIT_DATA to the folder of real data")

@@ -8,13 +8,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from coco_sets import random_set
-from oracle import run_pycocotools, twelve
 
 from detrkit.evaluation import DetectionEvaluator, evaluate_detections
 from detrkit.structures.classes import ClassList
 from detrkit.structures.results import Detections
 from detrkit.utils.errors import DetrkitError
+from helpers.coco_sets import random_set
+from helpers.oracle import run_pycocotools, twelve
 
 
 def as_detections(truth, results):

@@ -13,8 +13,6 @@ import hotcoco.panoptic
 import numpy as np
 import pytest
 import torch
-from panoptic_oracle import count_image, panoptic_quality
-from panoptic_sets import perturbed, random_set
 from PIL import Image
 
 from detrkit.data.panoptic import read_id_map
@@ -24,6 +22,8 @@ from detrkit.evaluation.panoptic_metrics import NAMES
 from detrkit.structures.classes import ClassList
 from detrkit.structures.results import PanopticResult, Segment
 from detrkit.utils.errors import DetrkitError
+from helpers.panoptic_oracle import count_image, panoptic_quality
+from helpers.panoptic_sets import perturbed, random_set
 
 DATA = Path(os.environ.get("DETRKIT_DATA", ""))
 needs_data = pytest.mark.skipif("DETRKIT_DATA" not in os.environ, reason="set DETRKIT_DATA to the folder of real data")

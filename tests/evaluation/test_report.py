@@ -8,14 +8,14 @@ import re
 from dataclasses import replace
 
 import pytest
-from coco_sets import random_set
-from panoptic_sets import random_set as random_panoptic
 from PIL import Image
 
 from detrkit.evaluation import PanopticEvaluator, confusion_matrix, evaluate_detections, write_report
 from detrkit.evaluation.report import _panoptic_classes
 from detrkit.structures.results import PanopticResult
 from detrkit.utils.errors import DetrkitError
+from helpers.coco_sets import random_set
+from helpers.panoptic_sets import random_set as random_panoptic
 
 ROWS = [{"epoch": e, "train/loss": 9 - e, "val/AP": e / 10, "lr": 1e-4} for e in range(4)]
 

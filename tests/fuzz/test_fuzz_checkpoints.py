@@ -22,10 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from changes import ODD_NUMBERS, change_bytes, change_disk, change_value, odd_values, places
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from limits import bounds, one_line
 from safetensors.torch import save, save_file
 
 from detrkit.config import OptimConfig
@@ -39,6 +37,8 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_huggingface
 from detrkit.weights.files import METADATA_KEY, STATE_FORMAT
+from helpers.changes import ODD_NUMBERS, change_bytes, change_disk, change_value, odd_values, places
+from helpers.limits import bounds, one_line
 
 OPTIONS = {"backbone": "resnet10", "backbone_width": 8, "backbone_norm": "batch", "hidden_dim": 32, "nheads": 4}
 OPTIONS |= {"dim_feedforward": 16, "enc_layers": 1, "dec_layers": 1, "num_queries": 5}

@@ -10,10 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from changes import change_disk, changed_files
-from corpus import CORPUS, Files, write
 from hypothesis import HealthCheck, given, settings
-from limits import EXAMPLES, bounds, one_line
 
 from detrkit.config import load_config
 from detrkit.data import open_dataset
@@ -21,6 +18,9 @@ from detrkit.data.readers import READERS, find_layout
 from detrkit.data.tools.check import check
 from detrkit.study.config import load_study
 from detrkit.utils.errors import DetrkitError
+from helpers.changes import change_disk, changed_files
+from helpers.corpus import CORPUS, Files, write
+from helpers.limits import EXAMPLES, bounds, one_line
 
 
 def read_all(root: Path) -> None:

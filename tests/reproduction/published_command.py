@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import pytest  # noqa: E402
-from layout import publish  # noqa: E402
+import pytest
 
-from detrkit.cli import main  # noqa: E402
-from detrkit.models.pretrained import PUBLISHED  # noqa: E402
+from detrkit.cli import main
+from detrkit.models.pretrained import PUBLISHED
+from helpers.layout import publish
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

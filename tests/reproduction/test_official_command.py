@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from layout import publish, write_checkpoint
 from PIL import Image
 
 from detrkit.cli import _parse
@@ -21,7 +20,8 @@ from detrkit.convert import to_official
 from detrkit.models.pretrained import PUBLISHED
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.build import build_model
-from file_server import serving
+from helpers.file_server import serving
+from helpers.layout import publish, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 BASE = "https://dl.fbaipublicfiles.com/detr/"

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from layout import coco_2017, instances_of_panoptic, needs_data, panoptic_2017, publish, write_checkpoint
 from PIL import Image
 
 import detrkit
@@ -26,7 +25,8 @@ from detrkit.reproduction.journal import Journal
 from detrkit.reproduction.running import chosen_rows, weights_file
 from detrkit.reproduction.tables import settings_that_differ
 from detrkit.utils.errors import DetrkitError
-from file_server import serving
+from helpers.file_server import serving
+from helpers.layout import coco_2017, instances_of_panoptic, needs_data, panoptic_2017, publish, write_checkpoint
 
 HERE = Path(__file__).parent
 MODELS = ("detr-r50", "detr-r50-panoptic")

@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from tiny_study import TINY, tiny_study
 
 from detrkit.config import recipes
 from detrkit.study import load_study, studies
@@ -15,6 +14,7 @@ from detrkit.study.config import check_same
 from detrkit.study.running import _check_models
 from detrkit.utils.errors import DetrkitError
 from detrkit.visualize.colors import LINE_COLORS
+from helpers.tiny_study import TINY, tiny_study
 
 # CPPE-5 as published: mAP, mAP50, mAP75, small, medium, large, Coverall, Mask, Gloves, Face_Shield, Goggles
 PUBLISHED = {

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageColor
-from tiny_study import tiny_study
 
 import detrkit.study.report
 import detrkit.study.running as running
@@ -26,6 +25,7 @@ from detrkit.engine.trainer import Trainer
 from detrkit.models.detr import DETR
 from detrkit.study import load_study, run_study, studies
 from detrkit.utils.errors import DetrkitError, Interrupted
+from helpers.tiny_study import tiny_study
 
 # differ from run to run of the same numbers
 _OF_THE_MACHINE = ("seconds", "memory", "machine")

@@ -8,12 +8,12 @@ import re
 
 import pytest
 from rich.console import Console
-from tiny_study import tiny_study
 
 from detrkit.study import load_study
 from detrkit.study.config import Published
 from detrkit.study.results import MemberResult
 from detrkit.study.tables import Table, _beside, print_tables, study_tables, table_csv
+from helpers.tiny_study import tiny_study
 
 FIGURES = {"mAP": 0.25, "mAP50": 0.5, "mAP75": 0.2, "small": 0.0996, "medium": 0.3, "large": -1.0}
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from detrkit.utils.atomic import atomic_file, locked_temporary, write_atomic, write_errors
 from detrkit.utils.errors import DetrkitError
-from disk import full_disk
+from helpers.disk import full_disk
 
 
 def test_replaces_and_leaves_nothing_else(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from detrkit.utils import download as module
 from detrkit.utils.download import DownloadError, download, home, md5
 from detrkit.utils.errors import DetrkitError
-from file_server import serving
+from helpers.file_server import serving
 
 CONTENT = bytes(range(256)) * 2000  # 512 000 bytes
 PREFIX = hashlib.sha256(CONTENT).hexdigest()[:8]

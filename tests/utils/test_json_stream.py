@@ -8,7 +8,7 @@ import pytest
 
 from detrkit.utils.errors import WriteError
 from detrkit.utils.json_stream import JsonStream
-from disk import full_disk
+from helpers.disk import full_disk
 
 ENTRIES = {
     "a": [],

@@ -14,7 +14,7 @@ import pytest
 
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.lock import NAME, FolderLock
-from disk import full_disk
+from helpers.disk import full_disk
 
 _HOLD = (
     "import sys; from detrkit.utils.lock import FolderLock\nwith FolderLock(sys.argv[1]): print('held', flush=True); "

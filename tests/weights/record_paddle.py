@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent))
 # the goldens' own module needs detrkit, the formula needs nothing
 sys.modules["goldens"] = types.ModuleType("goldens")
 sys.modules["goldens"].__path__ = [str(HERE.parent / "goldens")]
 
-from paddle_fill import fill  # noqa: E402
-
 from goldens import filler  # noqa: E402
+from helpers.paddle_fill import fill  # noqa: E402
 
 MODELS = {"detr_r50": (False, 50), "detr_r101": (False, 101), "deformable_detr_r50": (True, 50)}
 

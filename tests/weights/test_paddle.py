@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -18,11 +17,9 @@ from detrkit.cli.convert import Convert
 from detrkit.structures.coco_classes import COCO_NAMES
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import load_model
+from helpers.paddle_fill import fill
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from paddle_fill import fill  # noqa: E402
-
 RECORDED = HERE / "paddle"
 MODELS = {"detr_r50": "detr-r50", "detr_r101": "detr-r101", "deformable_detr_r50": "deformable-detr-r50"}
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from corpus import Files
 from hypothesis import strategies as st
+
+from helpers.corpus import Files
 
 # What files really hold where a number, a name or a list belongs, and what only an enemy writes.
 ODD_TEXTS = [

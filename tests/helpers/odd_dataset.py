@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_helpers import picture
 from PIL import Image
+
+from helpers.datasets import picture
 
 NAMES = {3: "a & b", 7: "traffic light", 9: "käse"}
 

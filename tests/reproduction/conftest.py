@@ -1,8 +1,0 @@
-"""The modules beside the tests, and the repository's root with reproduce.py and hubconf.py."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
