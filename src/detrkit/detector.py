@@ -208,7 +208,7 @@ class Detector:
         options: dict[str, Any] = {
             "image_sizes": batch.sizes,
             "threshold": threshold,
-            "scores": architecture(self.spec.name).scores,
+            "scores": architecture(self.spec.name).activation,
             "classes": self.classes,
         }
         if self.panoptic:
@@ -278,7 +278,7 @@ def is_panoptic(model: nn.Module, classes: ClassList | None) -> bool:
 
 def segments_above(spec: ModelSpec) -> float:
     """Return the score threshold of segments: 0.85 as published; 0.4 for focal loss, which lowers scores."""
-    return 0.85 if architecture(spec.name).scores == "softmax" else 0.4
+    return 0.85 if architecture(spec.name).activation == "softmax" else 0.4
 
 
 def default_device() -> torch.device:

@@ -24,7 +24,7 @@ def test_published_rows(name):
     known = architecture(name)
     assert (known.weights, known.published["AP"]) == PUBLISHED[name]
     assert known.sha256_prefix == PUBLISHED[name][0][-12:-4]
-    assert known.num_classes == (250 if "panoptic" in name else 91) and known.scores == "softmax"
+    assert known.num_classes == (250 if "panoptic" in name else 91) and known.activation == "softmax"
     assert known.options.get("masks", False) == ("panoptic" in name) == ("PQ" in known.published)
     assert known.options.get("dilation", False) == ("dc5" in name)
     assert known.max_size == (None if name == "detr-demo" else 1333)

@@ -20,7 +20,7 @@ from detrkit.weights.checkpoint import ModelSpec
 
 def shown_above(spec: ModelSpec) -> float:
     """Return the score above which detections are shown and counted: 0.5, or 0.3 after focal loss (lower scores)."""
-    return 0.5 if architecture(spec.name).scores == "softmax" else 0.3
+    return 0.5 if architecture(spec.name).activation == "softmax" else 0.3
 
 
 def spread(length: int, count: int) -> list[int]:

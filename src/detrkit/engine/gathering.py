@@ -141,7 +141,7 @@ class Evaluation:
     ) -> None:
         self.truth = truth
         self.duplicates = duplicates
-        self.scores = architecture(spec.name).scores
+        self.scores = architecture(spec.name).activation
         self.top_k = max(100, max_dets)
         self.threshold = segments_above(spec) if threshold is None else threshold
         kind: Literal["bbox", "segm"] = "segm" if truth.masks else "bbox"

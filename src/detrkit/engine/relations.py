@@ -54,7 +54,7 @@ def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
     if model.name == "":
         refuse("model.name", reason="name one of `detrkit models`")
     arch = architecture(model.name or "detr-r50")
-    wrong = sorted(set(config.loss.overrides()) - set(SETTINGS[arch.scores]))
+    wrong = sorted(set(config.loss.overrides()) - set(SETTINGS[arch.activation]))
     if wrong:
         refuse(f"loss.{wrong[0]}", reason=f"{arch.name} has no such part of its loss")
     try:

@@ -244,7 +244,7 @@ def make_model(
         raise DetrkitError(str(error)) from error
     if source is None:
         return model, spec, None
-    softmax = architecture(name).scores == "softmax"
+    softmax = architecture(name).activation == "softmax"
     report = init_from(model, spec.classes, source.weights.state, source.spec, background=softmax)
     report.unused += source.weights.left_over
     started = "init_from"

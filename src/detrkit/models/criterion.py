@@ -360,7 +360,7 @@ def build_criterion(name: str, *, num_classes: int | None = None, **overrides: f
     from detrkit.models.registry import architecture
 
     arch = architecture(name)
-    settings = SETTINGS[arch.scores]
+    settings = SETTINGS[arch.activation]
     unknown = sorted(set(overrides) - set(settings))
     if unknown:
         raise TypeError(f"{name} has no loss setting {', '.join(unknown)}: choose from {', '.join(settings)}")
@@ -374,7 +374,7 @@ def build_criterion(name: str, *, num_classes: int | None = None, **overrides: f
         "loss_dice": settings["dice_loss_coef"],
     }
     costs = {f"cost_{part}": settings[f"set_cost_{part}"] for part in ("class", "bbox", "giou")}
-    if arch.scores == "softmax":
+    if arch.activation == "softmax":
         matcher = HungarianMatcher(**costs)
         return SetCriterion(num_classes=classes, matcher=matcher, weights=weights, eos_coef=settings["eos_coef"])
     return FocalCriterion(

@@ -30,7 +30,7 @@ class Architecture:
         name: as `build_model` takes it.
         build: the model's class; takes official argument names as keywords.
         options: the arguments that make this variant.
-        scores: how logits become scores: "softmax" over classes and no-object, or "sigmoid" per class.
+        activation: how logits become scores: "softmax" over classes and no-object, or "sigmoid" per class.
         num_classes: of the published weights.
         max_size: longest side in pixels of an image at prediction, whose short side is 800; None: no limit.
     """
@@ -38,7 +38,7 @@ class Architecture:
     name: str
     build: Callable[..., nn.Module]
     options: Mapping[str, Any] = field(default_factory=dict)
-    scores: Literal["softmax", "sigmoid"] = "softmax"
+    activation: Literal["softmax", "sigmoid"] = "softmax"
     num_classes: int = 91
     max_size: int | None = 1333
 
@@ -90,20 +90,20 @@ _ARCHITECTURES = (
     Architecture("detr-r50-panoptic", DETR, {"masks": True}, num_classes=250),
     Architecture("detr-r50-dc5-panoptic", DETR, {"dilation": True, "masks": True}, num_classes=250),
     Architecture("detr-r101-panoptic", DETR, {"backbone": "resnet101", "masks": True}, num_classes=250),
-    Architecture("deformable-detr-r50-single-scale", DeformableDETR, {"num_feature_levels": 1}, scores="sigmoid"),
+    Architecture("deformable-detr-r50-single-scale", DeformableDETR, {"num_feature_levels": 1}, activation="sigmoid"),
     Architecture(
         "deformable-detr-r50-single-scale-dc5",
         DeformableDETR,
         {"num_feature_levels": 1, "dilation": True},
-        scores="sigmoid",
+        activation="sigmoid",
     ),
-    Architecture("deformable-detr-r50", DeformableDETR, scores="sigmoid"),
-    Architecture("deformable-detr-r50-refine", DeformableDETR, {"with_box_refine": True}, scores="sigmoid"),
+    Architecture("deformable-detr-r50", DeformableDETR, activation="sigmoid"),
+    Architecture("deformable-detr-r50-refine", DeformableDETR, {"with_box_refine": True}, activation="sigmoid"),
     Architecture(
         "deformable-detr-r50-two-stage",
         DeformableDETR,
         {"with_box_refine": True, "two_stage": True},
-        scores="sigmoid",
+        activation="sigmoid",
     ),
     # the notebook resizes to 800 without a maximum
     Architecture("detr-demo", DETRdemo, max_size=None),

@@ -329,7 +329,7 @@ def _threshold(detector: Detector, file: Path) -> float:
     """Return a score that `FOUND` queries of an image exceed: the time of masks depends on their number."""
     batch = Batch.from_images([detector._prepared(as_rgb(file))]).to(detector.device)
     logits = detector.model(batch, defer_masks=True).logits[0].float()  # (Q, C)
-    softmax = architecture(detector.spec.name).scores == "softmax"
+    softmax = architecture(detector.spec.name).activation == "softmax"
     scores = logits.softmax(-1)[:, :-1] if softmax else logits.sigmoid()
     best = scores.amax(-1).sort(descending=True).values  # (Q,)
     return float(best[min(FOUND, len(best) - 1)])

@@ -41,7 +41,7 @@ def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: i
         device=device,
     )
     rows, masks, segments = [], [], []
-    scores = architecture(spec.name).scores
+    scores = architecture(spec.name).activation
     for index, (batch, _) in enumerate(loader):
         sample = subset[index]
         outputs = model(batch.to(device), defer_masks=True)

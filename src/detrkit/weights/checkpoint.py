@@ -219,7 +219,7 @@ def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any], dilat
     arch = architecture(inferred.name)
     if "nheads" not in inferred.options:
         log.warning("%s does not say nheads: taken as %d, as published", file.path, accepted(inferred.kind)["nheads"])
-    classes = classes_told(state, softmax=arch.scores == "softmax")
+    classes = classes_told(state, softmax=arch.activation == "softmax")
     return ModelSpec(
         arch.name,
         inferred.overrides,
