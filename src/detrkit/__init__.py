@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from detrkit import convert as convert
     from detrkit import ops as ops
     from detrkit.data import open_dataset as open_dataset
+    from detrkit.data.readers import register_reader as register_reader
     from detrkit.detector import Detector as Detector
     from detrkit.detector import load as load
     from detrkit.engine import evaluate as evaluate
@@ -54,6 +55,7 @@ _HOMES = {
     "list_models": "detrkit.models.registry",
     "load": "detrkit.detector",
     "open_dataset": "detrkit.data",
+    "register_reader": "detrkit.data.readers",
     "reproduce": "detrkit.reproduction",
     "train": "detrkit.engine",
 }
@@ -78,6 +80,7 @@ __all__ = [
     "load",
     "open_dataset",
     "ops",
+    "register_reader",
     "reproduce",
     "train",
 ]

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from detrkit.utils.documents import decoded, parse_yaml, read_text
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.layouts import Layout
 from detrkit.utils.ranges import (
     BatchSize,
     Count,
@@ -113,7 +114,7 @@ class DataConfig:
     """The split to train on."""
     val_data: str | None = None
     """Another dataset to evaluate on; by default the same one."""
-    layout: Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"] | None = None
+    layout: Layout | None = None
     """The kind of files to read; by default it is recognized. From a folder with COCO instances and COCO panoptic files
     a model with masks reads the panoptic ones, other models the instances."""
     val_split: str | None = "val"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from detrkit.data.dataset import open_dataset
-from detrkit.data.readers import coco as reader
+from detrkit.data.readers import READERS
 from detrkit.data.readers.common import corners_of, finite, size_fault, whole
 from detrkit.data.tools.check import check
 from detrkit.utils.errors import DetrkitError
@@ -129,7 +129,7 @@ def test_two_files_of_one_folder_are_two_splits(tmp_path: Path) -> None:
     for name in ("old_train.json", "new_train.json"):
         file.with_name(name).write_text(file.read_text())
     file.unlink()
-    assert reader.splits(tmp_path) == ["new_train", "old_train"]
+    assert READERS["coco"].splits(tmp_path) == ["new_train", "old_train"]
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_archive_is_no_dataset_to_open(archive: Path, tmp_path: Path) -> None:
     with pytest.raises(DetrkitError, match=r"dataset\.tar\.gz is an archive: unpack it .*detrkit data download"):
         open_dataset(archive)
     download_cppe5(tmp_path / "unpacked" / "dataset", archive=archive)
-    with pytest.raises(DetrkitError, match=r"unpacked: no layout recognised, but .*unpacked/dataset has one"):
+    with pytest.raises(DetrkitError, match=r"unpacked: no layout recognized, but .*unpacked/dataset has one"):
         open_dataset(tmp_path / "unpacked")
 
 

@@ -221,9 +221,11 @@ def test_nothing_recognised(tmp_path: Path, pets: Path) -> None:
     with pytest.raises(DetrkitError, match="no such file or folder"):
         open_dataset(tmp_path / "nowhere")
     (tmp_path / "bare").mkdir()
-    with pytest.raises(DetrkitError, match=r"no layout recognised; expected COCO .* VOC .* YOLO"):
+    with pytest.raises(DetrkitError, match=r"no layout recognized; expected COCO .* VOC .* YOLO"):
         open_dataset(tmp_path / "bare")
     with pytest.raises(DetrkitError, match="does not have the layout voc"):
         open_dataset(pets, layout="voc")
-    with pytest.raises(DetrkitError, match="layout 'kitti' is not known"):
+    with pytest.raises(
+        DetrkitError, match="unknown layout 'kitti': choose one of coco, coco-panoptic, voc, yolo, parquet"
+    ):
         open_dataset(pets, layout="kitti")  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from detrkit.utils.console import table_console
+from detrkit.utils.layouts import Layout
 from detrkit.utils.names import full_path
 from detrkit.utils.ranges import (
     CountOrNone,
@@ -36,7 +37,6 @@ from detrkit.utils.visible import one_line
 if TYPE_CHECKING:
     from detrkit.data.tools.check import Report
 
-Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 

@@ -10,6 +10,7 @@ import tyro
 
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.layouts import Layout
 from detrkit.utils.names import checked_name, expanded_path
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers
 
@@ -46,7 +47,7 @@ class Eval:
     name; those of results by their ids."""
     split: str | None = "val"
     """The split to evaluate on."""
-    layout: Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"] | None = None
+    layout: Layout | None = None
     """The kind of files to read; by default it is recognized. From a folder with COCO instances and COCO panoptic files
     a model with masks is evaluated on the panoptic ones."""
     iou_type: Literal["bbox", "segm"] | None = None

@@ -1,4 +1,4 @@
-"""`open_dataset`: a folder of any known layout as a sequence of Samples."""
+"""`open_dataset`: a folder of any layout as a sequence of Samples."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from torchvision import tv_tensors
 from detrkit.data.images import decode, misfit
 from detrkit.data.panoptic import VOID, read_id_map
 from detrkit.data.readers import READERS, find_layout, match_split
+from detrkit.data.readers.coco_panoptic import CocoPanopticReader
 from detrkit.data.sample import Record, Sample
 from detrkit.data.segmentations import object_masks, panoptic_file
 from detrkit.structures.classes import ClassList
 from detrkit.structures.results import encode_masks
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.layouts import Layout
 from detrkit.utils.names import full_path
 
 
@@ -35,7 +37,7 @@ class Dataset:
         name: of the dataset (its folder).
         split: as the dataset names it.
         path: the folder or file that was opened.
-        layout: "coco", "coco-panoptic", "voc", "yolo" or "parquet".
+        layout: name of the format, such as "coco".
         with_masks: whether samples have masks.
         dropped: number of boxes that were left out for having no area.
         clamped: number of boxes that were cut at the border of their image.
@@ -300,7 +302,7 @@ def open_dataset(
     path: str | Path,
     *,
     split: str | None = None,
-    layout: Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"] | None = None,
+    layout: Layout | None = None,
     masks: bool = False,
     ids: Literal["contiguous", "official"] = "contiguous",
     unusable: Literal["error", "skip"] = "error",
@@ -312,10 +314,10 @@ def open_dataset(
     objects stay, as negatives.
 
     Args:
-        path: the dataset's folder, or a COCO json, data.yaml or parquet file.
+        path: the dataset's folder, or a COCO json, data.yaml, parquet or CSV file.
         split: such as "train"; also finds train2017. May be left out where there is only one.
-        layout: which reader to use; by default the one that recognizes the files. A folder with both instances and
-            panoptic annotations is "coco-panoptic" with `masks`, else "coco".
+        layout: name of the reader to use; by default the one that recognizes the files. A folder with both instances
+            and panoptic annotations is "coco-panoptic" with `masks`, else "coco".
         masks: whether samples have masks (COCO, COCO panoptic, or YOLO polygons).
         ids: "contiguous": labels 0, 1, ... in the order of the category ids; "official": labels are the category ids
             themselves, as in the published models.
@@ -336,8 +338,11 @@ def open_dataset(
     layout_name = find_layout(path, layout, masks=masks)
     reader = READERS[layout_name]
     chosen = match_split(split, reader.splits(path), path)
-    more = {"more_images": more_images} if layout_name == "coco-panoptic" else {}
-    classes, records, findings = reader.read(path, chosen, masks=masks, **more)
+    if isinstance(reader, CocoPanopticReader):
+        reading = reader.read(path, chosen, masks=masks, more_images=more_images)
+    else:
+        reading = reader.read(path, chosen, masks=masks)
+    classes, records, findings = reading
     listed = len(records)
     if unusable == "skip":
         with ThreadPoolExecutor(8) as pool:  # headers, often on a network disk

@@ -7,7 +7,7 @@ import warnings
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,11 +24,10 @@ from detrkit.evaluation import Metrics, report_folder, write_report
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.structures.coco_classes import COCO_91, COCO_250
 from detrkit.utils.console import console, track
+from detrkit.utils.layouts import Layout
 from detrkit.utils.memory import check_batch
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers, check_arguments
 from detrkit.weights.checkpoint import ModelSpec, load_any
-
-Layout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
 
 
 def eval_loader(dataset: Dataset, spec: ModelSpec, *, batch_size: int, workers: int | None, **process: Any) -> Loader:

@@ -7,18 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from detrkit.data import Dataset
+from detrkit.data.readers import READERS, Reader
 from detrkit.utils.errors import DetrkitError
 
 FEW_CLASSES = 8  # up to this number a line names every class; beyond it, the rarest and the most frequent
 _EXTREMES = 3
-# why readable files of a layout may hold no object
-_CAUSES = {
-    "coco": "the annotations' image_id is that of none of the images",
-    "coco-panoptic": "the annotations' image_id is that of none of the images",
-    "voc": "the xml files have no <object>",
-    "yolo": "no label file (.txt) belongs to any image: they are looked for in labels/ beside images/",
-    "parquet": "the column of objects is empty",
-}
 
 
 @dataclass(frozen=True)
@@ -134,7 +127,8 @@ def check_objects(dataset: Dataset) -> ObjectCounts:
     elif counts.dropped:
         cause = f"all {counts.dropped} boxes are without area and were left out"
     else:
-        cause = f"perhaps {_CAUSES.get(dataset.layout, 'the files hold none')}"
+        reader = READERS.get(dataset.layout)
+        cause = f"perhaps {Reader.no_objects_cause if reader is None else reader.no_objects_cause}"
     raise DetrkitError(
         f"{dataset.path}: none of the {counts.images} images of {dataset.split} has an object to learn: {cause}; "
         "`detrkit data check` says more"

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from detrkit.data.readers.base import Reader, Reading, register_reader
 from detrkit.data.readers.coco_lists import Listed, distinct_categories, load_json, read_categories, read_images
 from detrkit.data.readers.coco_places import dataset_root, image_files
 from detrkit.data.readers.common import Findings, Objects, corners_of, finite, is_int, is_one_of, make_record
-from detrkit.data.sample import Record
 from detrkit.data.segmentations import segmentation_fault
 from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import shown
@@ -30,11 +30,39 @@ _NO_SEGMENTATION = "has no segmentation: give it one, or open the dataset withou
 _OTHER_TASKS = ("panoptic_", "captions_", "person_keypoints_", "stuff_")
 
 
-def recognise(path: Path) -> bool:
-    """Tell whether `path` is a COCO json file or a folder of the COCO or Roboflow layout."""
-    if path.is_file():
-        return path.suffix == ".json"
-    return path.is_dir() and bool(_annotation_files(path))
+@register_reader
+class CocoReader(Reader):
+    """Reader of COCO instances."""
+
+    name = "coco"
+    expects = "COCO (annotations/instances_*.json, _annotations.coco.json or a json file)"
+    no_objects_cause = "the annotations' image_id is that of none of the images"
+
+    def recognize(self, path: Path) -> bool:
+        """Tell whether `path` is a COCO json file or a folder of the COCO or Roboflow layout."""
+        if path.is_file():
+            return path.suffix == ".json"
+        return path.is_dir() and bool(_annotation_files(path))
+
+    def splits(self, path: Path) -> list[str]:
+        """Return the names of the splits.
+
+        Raises:
+            DetrkitError: a file name that gives no name of a split.
+        """
+        if path.is_file():
+            return [checked_name(_split_of(path, dataset_root(path)), f"{path}: the split")]
+        return list(_files(path))
+
+    def read(self, path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None) -> Reading:
+        """Read one split, as `Reader.read`.
+
+        Raises:
+            DetrkitError: a file that is no COCO instances json, no image folder, or (strict findings) any error in it.
+        """
+        findings = findings if findings is not None else Findings()
+        with no_garbage_collection():
+            return _read(path if path.is_file() else _files(path)[split], split, masks, findings)
 
 
 def _annotation_files(path: Path) -> list[Path]:
@@ -75,44 +103,6 @@ def _split_of(file: Path, root: Path) -> str:
     return max((name for name in folders if stem.endswith(name)), key=len, default=stem)
 
 
-def splits(path: Path) -> list[str]:
-    """Return the names of the splits.
-
-    Raises:
-        DetrkitError: a file name that gives no name of a split.
-    """
-    if path.is_file():
-        return [checked_name(_split_of(path, dataset_root(path)), f"{path}: the split")]
-    return list(_files(path))
-
-
-def annotation_file(path: Path, split: str) -> Path:
-    """Return the json file of a split."""
-    return path if path.is_file() else _files(path)[split]
-
-
-def read(
-    path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
-) -> tuple[ClassList, list[Record], Findings]:
-    """Read one split.
-
-    Args:
-        path: the dataset's folder or a json file.
-        split: one of `splits(path)`.
-        masks: keep the segmentations (they take several times the memory of the boxes); None: those that there are.
-        findings: where faults go; by default the first error raises.
-
-    Returns:
-        The classes, one record per image and the findings.
-
-    Raises:
-        DetrkitError: a file that is no COCO instances json, no image folder, or (strict findings) any error in it.
-    """
-    findings = findings if findings is not None else Findings()
-    with no_garbage_collection():
-        return _read(annotation_file(path, split), split, masks, findings)
-
-
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
     """Switch garbage collection off.
@@ -128,8 +118,8 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read(file: Path, split: str, masks: bool | None, findings: Findings) -> tuple[ClassList, list[Record], Findings]:
-    """Read one json file, as `read` does."""
+def _read(file: Path, split: str, masks: bool | None, findings: Findings) -> Reading:
+    """Read one json file, as `CocoReader.read` does."""
     data = load_json(file)
     annotations = data.get("annotations", [])  # image_info_test-dev2017.json has none
     if annotations and isinstance(annotations[0], dict) and "segments_info" in annotations[0]:
@@ -150,7 +140,7 @@ def _read(file: Path, split: str, masks: bool | None, findings: Findings) -> tup
         size = image["height"], image["width"]
         objects = per_image.get(image_id, Objects())
         records.append(make_record(image_id, files[image_id], size, objects, file, findings))
-    return classes, records, findings
+    return Reading(classes, records, findings)
 
 
 def _objects(

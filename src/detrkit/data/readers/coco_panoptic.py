@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.data.panoptic import LARGEST_ID
+from detrkit.data.readers.base import Reader, Reading, register_reader
 from detrkit.data.readers.class_names import check_class_names
-from detrkit.data.readers.coco import no_garbage_collection
+from detrkit.data.readers.coco import CocoReader, no_garbage_collection
 from detrkit.data.readers.coco_lists import Listed, load_json, read_categories, read_images
 from detrkit.data.readers.coco_places import Place, dataset_root, image_files
 from detrkit.data.readers.common import Findings, Objects, corners_of, finite, is_int, is_one_of, make_record
-from detrkit.data.sample import Record
 from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import shown
 from detrkit.utils.errors import DetrkitError
@@ -32,11 +32,75 @@ from detrkit.utils.names import checked_name
 _PREFIX = "panoptic_"
 
 
-def recognise(path: Path) -> bool:
-    """Tell whether `path` is a json file or a folder with panoptic_*.json, in it or in its annotations/."""
-    if path.is_file():
-        return path.suffix == ".json"
-    return path.is_dir() and bool(_annotation_files(path))
+@register_reader
+class CocoPanopticReader(Reader):
+    """Reader of COCO panoptic."""
+
+    name = "coco-panoptic"
+    expects = "COCO panoptic (annotations/panoptic_*.json and their PNGs)"
+    no_objects_cause = CocoReader.no_objects_cause
+
+    def recognize(self, path: Path) -> bool:
+        """Tell whether `path` is a json file or a folder with panoptic_*.json, in it or in its annotations/."""
+        if path.is_file():
+            return path.suffix == ".json"
+        return path.is_dir() and bool(_annotation_files(path))
+
+    def splits(self, path: Path) -> list[str]:
+        """Return the names of the splits.
+
+        Raises:
+            DetrkitError: a file name that gives no name of a split.
+        """
+        return [_split_of(path)] if path.is_file() else list(_files(path))
+
+    def read(
+        self,
+        path: Path,
+        split: str,
+        *,
+        masks: bool | None = False,
+        findings: Findings | None = None,
+        more_images: Sequence[Path] = (),
+    ) -> Reading:
+        """Read one split, as `Reader.read`.
+
+        The records name the PNGs whatever `masks` is; no PNG is read yet. The images are also looked for in the folders
+        `more_images`, after the usual ones.
+
+        Raises:
+            DetrkitError: a file that is no COCO panoptic json, no folder of images or PNGs, or (strict findings) any
+                error in it.
+        """
+        findings = findings if findings is not None else Findings()
+        file = path if path.is_file() else _files(path)[split]
+        with no_garbage_collection():
+            data = load_json(file)
+            _refuse_instances(data, file)
+            categories = read_categories(data["categories"], file, findings)
+            check_class_names(((f"category {i}", name) for i, name in sorted(categories.items())), file, findings)
+            classes = ClassList.contiguous(categories, _things(data["categories"], categories, file, findings))
+            images = read_images(data["images"], file, findings)
+            annotations = _annotations(data.get("annotations", []), images, file, findings)
+            pngs = _png_folder(file, [a["file_name"] for a in annotations.values()])
+            names = {i: images.entries[i]["file_name"] for i in annotations}
+            files = image_files(file, split, names, findings, [*_more_folders(file, split, pngs.folder), *more_images])
+            records = []
+            count = 0
+            for image_id in sorted(files):
+                image, annotation = images.entries[image_id], annotations[image_id]
+                png = pngs.file(annotation["file_name"])
+                if png is None:
+                    reason = f"file_name {shown(annotation['file_name'])} (of the PNG) leads out of {pngs.root}"
+                    findings.add("error", file, f"image {image_id}", reason)
+                    continue
+                objects = _objects(annotation["segments_info"], classes.label_of, image_id, count, file, findings)
+                count += len(annotation["segments_info"])
+                size = image["height"], image["width"]
+                # nested segments may have the same box: no duplicates are looked for
+                record = make_record(image_id, files[image_id], size, objects, file, findings, duplicates=False)
+                records.append(replace(record, panoptic_file=png))
+        return Reading(classes, records, findings)
 
 
 def _annotation_files(path: Path) -> list[Path]:
@@ -53,64 +117,6 @@ def _files(path: Path) -> dict[str, Path]:
 
 def _split_of(file: Path) -> str:
     return checked_name(file.stem.removeprefix(_PREFIX), f"{file}: the split")
-
-
-def splits(path: Path) -> list[str]:
-    """Return the names of the splits."""
-    return [_split_of(path)] if path.is_file() else list(_files(path))
-
-
-def annotation_file(path: Path, split: str) -> Path:
-    """Return the json file of a split."""
-    return path if path.is_file() else _files(path)[split]
-
-
-def read(
-    path: Path,
-    split: str,
-    *,
-    masks: bool | None = False,
-    findings: Findings | None = None,
-    more_images: Sequence[Path] = (),
-) -> tuple[ClassList, list[Record], Findings]:
-    """Read one split; see `detrkit.data.readers.coco.read` for arguments and returns.
-
-    The records name the PNGs whatever `masks` is; no PNG is read yet. The images are also looked for in the folders
-    `more_images`, after the usual ones.
-
-    Raises:
-        DetrkitError: a file that is no COCO panoptic json, no folder of images or PNGs, or (strict findings) any error
-            in it.
-    """
-    findings = findings if findings is not None else Findings()
-    file = annotation_file(path, split)
-    with no_garbage_collection():
-        data = load_json(file)
-        _refuse_instances(data, file)
-        categories = read_categories(data["categories"], file, findings)
-        check_class_names(((f"category {i}", name) for i, name in sorted(categories.items())), file, findings)
-        classes = ClassList.contiguous(categories, _things(data["categories"], categories, file, findings))
-        images = read_images(data["images"], file, findings)
-        annotations = _annotations(data.get("annotations", []), images, file, findings)
-        pngs = _png_folder(file, [a["file_name"] for a in annotations.values()])
-        names = {i: images.entries[i]["file_name"] for i in annotations}
-        files = image_files(file, split, names, findings, [*_more_folders(file, split, pngs.folder), *more_images])
-        records = []
-        count = 0
-        for image_id in sorted(files):
-            image, annotation = images.entries[image_id], annotations[image_id]
-            png = pngs.file(annotation["file_name"])
-            if png is None:
-                reason = f"file_name {shown(annotation['file_name'])} (of the PNG) leads out of {pngs.root}"
-                findings.add("error", file, f"image {image_id}", reason)
-                continue
-            objects = _objects(annotation["segments_info"], classes.label_of, image_id, count, file, findings)
-            count += len(annotation["segments_info"])
-            size = image["height"], image["width"]
-            # nested segments may have the same box: no duplicates are looked for
-            record = make_record(image_id, files[image_id], size, objects, file, findings, duplicates=False)
-            records.append(replace(record, panoptic_file=png))
-    return classes, records, findings
 
 
 def _refuse_instances(data: dict[str, Any], file: Path) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,8 @@ from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.utils.documents import shown
 from detrkit.utils.errors import DetrkitError
+
+T = TypeVar("T")
 
 Severity = Literal["error", "warning", "info"]
 # Files round coordinates (COCO to 0.01 pixel, YOLO to 6 digits): less than this outside the image is no fault.
@@ -140,23 +142,23 @@ def is_int(value: Any) -> TypeGuard[int]:
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-def is_one_of(value: Any, known: Container[Any]) -> bool:
-    """Tell whether a value from a file is one of the keys `known`; a list or an object is none, nor is True for 1."""
+def is_one_of(value: Any, keys: Container[T]) -> TypeGuard[T]:
+    """Tell whether a value from a file is one of some keys; a list or an object is none, nor is True for 1."""
     try:
-        return value in known and type(value) is not bool
+        return value in keys and type(value) is not bool
     except TypeError:  # not hashable; checking that first takes 5 times as long
         return False
 
 
 def size_fault(height: Any, width: Any) -> str | None:
     """Say why no image can have the height and width that a file gives, or return None."""
-    sides = whole(height), whole(width)
-    if sides[0] is None or sides[1] is None or min(sides) <= 0:  # type: ignore[type-var]
+    h, w = whole(height), whole(width)
+    if h is None or w is None or min(h, w) <= 0:
         return f"height {shown(height)} and width {shown(width)} must be positive whole numbers (pixels)"
     # Pillow refuses to decode more than twice this number
     most = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else MOST_PIXELS
-    if sides[0] * sides[1] > most:
-        return f"{sides[1]}x{sides[0]} pixels (width x height) are more than an image may have ({most}): correct them"
+    if h * w > most:
+        return f"{w}x{h} pixels (width x height) are more than an image may have ({most}): correct them"
     return None
 
 
@@ -232,6 +234,11 @@ def make_record(
         else np.zeros((0, 4)),
         segment_ids=np.array(objects.segment_ids, np.int64)[keep] if objects.segment_ids else np.zeros(0, np.int64),
     )
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Join the first names of a list for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _text(box: np.ndarray) -> str:

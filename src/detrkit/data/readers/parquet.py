@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from detrkit.data.readers.base import Reader, Reading, register_reader
 from detrkit.data.readers.class_names import check_class_names
 from detrkit.data.readers.common import Findings, Objects, corners_of, is_int, make_record, size_or_error
 from detrkit.data.readers.parquet_names import card_names, metadata_names
-from detrkit.data.sample import Record
 from detrkit.data.sources import IMAGE_COLUMN, ParquetImage, open_parquet, parquet_errors
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
@@ -38,11 +38,56 @@ _VALUES, _VALUES_PER_BYTE = 1_000_000, 16
 _PLACES = ("*.parquet", "data/*.parquet", "*/*.parquet", "*/*/*.parquet")
 
 
-def recognise(path: Path) -> bool:
-    """Tell whether `path` is a parquet file or a folder with some."""
-    if path.is_file():
-        return path.suffix == ".parquet"
-    return path.is_dir() and any(next(not_hidden(path, place), None) for place in _PLACES)
+@register_reader
+class ParquetReader(Reader):
+    """Reader of the Hugging Face Hub's parquet files."""
+
+    name = "parquet"
+    expects = "parquet (data/train-*.parquet)"
+    no_objects_cause = "the column of objects is empty"
+
+    def recognize(self, path: Path) -> bool:
+        """Tell whether `path` is a parquet file or a folder with some."""
+        if path.is_file():
+            return path.suffix == ".parquet"
+        return path.is_dir() and any(next(not_hidden(path, place), None) for place in _PLACES)
+
+    def splits(self, path: Path) -> list[str]:
+        """Return the names of the splits.
+
+        Raises:
+            DetrkitError: as in `_files`, or a file name gives no name of a split.
+        """
+        return sorted(checked_name(split, f"{path}: name of a split") for split in _files(path))
+
+    def read(self, path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None) -> Reading:
+        """Read one split, as `Reader.read`.
+
+        Raises:
+            DetrkitError: masks were requested, pyarrow, columns or class names are missing, or (strict findings) any
+                error in the rows.
+        """
+        if masks:
+            raise DetrkitError(f"{path}: parquet has no masks of its objects; open it without masks")
+        findings = findings if findings is not None else Findings()
+        files = _files(path)
+        classes = _read_classes(path, files, split, findings)
+        label_of = {name: label for label, name in enumerate(classes.names)}
+        rows = [row for file in files[split] for row in _rows(file, findings)]
+        image_ids = _unique([row["image_id"] for row in rows])
+        annotation_ids = iter(_unique([value for row in rows for value in row["objects"]["id"]]))
+        with ThreadPoolExecutor(8) as pool:
+            sizes = list(pool.map(_size, rows))
+        records = []
+        for image_id, row, size in zip(image_ids, rows, sizes, strict=True):
+            image = row["image"]
+            row["objects"]["id"] = [next(annotation_ids) for _ in row["objects"]["id"]]
+            if isinstance(size, DetrkitError):
+                findings.add("error", image, "", str(size).removeprefix(f"{image}: "))
+                continue
+            objects = _objects(row["objects"], image, label_of, findings)
+            records.append(make_record(image_id, image, size, objects, image.file, findings))
+        return Reading(classes, sorted(records, key=lambda record: record.image_id), findings)
 
 
 def _files(path: Path) -> dict[str, list[Path]]:
@@ -72,47 +117,6 @@ def _split_of(file: Path) -> str:
     if shard:
         return shard["split"]
     return file.parent.name if file.stem.isdecimal() else file.stem
-
-
-def splits(path: Path) -> list[str]:
-    """Return the names of the splits.
-
-    Raises:
-        DetrkitError: as in `_files`, or a file name gives no name of a split.
-    """
-    return sorted(checked_name(split, f"{path}: name of a split") for split in _files(path))
-
-
-def read(
-    path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
-) -> tuple[ClassList, list[Record], Findings]:
-    """Read one split; see `detrkit.data.readers.coco.read` for arguments and returns.
-
-    Raises:
-        DetrkitError: masks were requested, pyarrow, columns or class names are missing, or (strict findings) any error
-            in the rows.
-    """
-    if masks:
-        raise DetrkitError(f"{path}: parquet has no masks of its objects; open it without masks")
-    findings = findings if findings is not None else Findings()
-    files = _files(path)
-    classes = _read_classes(path, files, split, findings)
-    label_of = {name: label for label, name in enumerate(classes.names)}
-    rows = [row for file in files[split] for row in _rows(file, findings)]
-    image_ids = _unique([row["image_id"] for row in rows])
-    annotation_ids = iter(_unique([value for row in rows for value in row["objects"]["id"]]))
-    with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(_size, rows))
-    records = []
-    for image_id, row, size in zip(image_ids, rows, sizes, strict=True):
-        image = row["image"]
-        row["objects"]["id"] = [next(annotation_ids) for _ in row["objects"]["id"]]
-        if isinstance(size, DetrkitError):
-            findings.add("error", image, "", str(size).removeprefix(f"{image}: "))
-            continue
-        objects = _objects(row["objects"], image, label_of, findings)
-        records.append(make_record(image_id, image, size, objects, image.file, findings))
-    return classes, sorted(records, key=lambda record: record.image_id), findings
 
 
 def _rows(file: Path, findings: Findings) -> list[dict[str, Any]]:

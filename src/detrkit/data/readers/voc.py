@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from detrkit.data.images import SUFFIXES, image_size
+from detrkit.data.readers.base import Reader, Reading, register_reader
 from detrkit.data.readers.class_names import check_class_names, read_class_file
-from detrkit.data.readers.common import Findings, Objects, make_record
+from detrkit.data.readers.common import Findings, Objects, first_names, make_record
 from detrkit.data.sample import Record
 from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import parse_xml, read_bytes, read_text
 from detrkit.utils.errors import DetrkitError
-from detrkit.utils.names import checked_name, relative_path
+from detrkit.utils.names import checked_name, not_hidden, relative_path
 
 _CLASS_FILES = ("classes.txt", "labels.txt")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -55,9 +56,75 @@ class _Annotation(NamedTuple):
     objects: list[_Object]
 
 
-def recognise(path: Path) -> bool:
-    """Tell whether `path` is a folder with Annotations/*.xml."""
-    return path.is_dir() and any(True for _ in _files(path / "Annotations", ".xml"))
+@register_reader
+class VocReader(Reader):
+    """Reader of Pascal VOC."""
+
+    name = "voc"
+    expects = "Pascal VOC (Annotations/*.xml and JPEGImages/)"
+    no_objects_cause = "the xml files have no <object>"
+
+    def recognize(self, path: Path) -> bool:
+        """Tell whether `path` is a folder with Annotations/*.xml."""
+        return path.is_dir() and any(True for _ in _files(path / "Annotations", ".xml"))
+
+    def splits(self, path: Path) -> list[str]:
+        """Return the lists in ImageSets/Main that name images only (VOC also has lists per class, "aeroplane_train").
+
+        Raises:
+            DetrkitError: a list whose name cannot be used.
+        """
+        names = []
+        for name, file in sorted(_files(path / "ImageSets" / "Main", ".txt")):
+            try:
+                first = read_text(Path(file)).strip().split("\n", 1)[0].strip()
+            except DetrkitError:
+                first = ""  # reported when the split is read
+            # "2008_000008 -1" is of a list per class, unless an image has that name ("scan 1").
+            if not first.endswith((" -1", " 0", " 1", "\t-1", "\t0", "\t1")) or _is_file(path, first):
+                names.append(checked_name(name.removesuffix(".txt"), f"{path / 'ImageSets' / 'Main'}: name of a list"))
+        return names or ["all"]
+
+    def read(self, path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None) -> Reading:
+        """Read one split, as `Reader.read`.
+
+        Raises:
+            DetrkitError: masks were requested (VOC has none per object), there is no class, or (strict findings) any
+                error in the files.
+        """
+        if masks:
+            raise DetrkitError(f"{path}: Pascal VOC has no masks of its objects; open it without masks")
+        findings = findings if findings is not None else Findings()
+        folder = path / "Annotations"
+        images = _images(path, findings)
+        stems = _stems(path, split, findings)
+        classes, annotations = _read_annotations(path, [stem for _, stem in stems], findings)
+        label_of = {name: label for label, name in enumerate(classes.names)}
+        records: list[Record] = []
+        next_id = 1
+        for position, stem in stems:
+            xml = folder / f"{stem}.xml"
+            annotation = annotations.get(stem)
+            file = images.get(stem.rpartition("/")[2])
+            if file is None:
+                findings.add("error", xml, f"image {stem}", f"no such image in {_image_folder(path)}")
+                continue
+            if annotation is None:  # reported already
+                continue
+            objects = _objects(annotation.objects, xml, label_of, next_id, findings)
+            next_id += len(annotation.objects)
+            size = _size(annotation.size, xml, file, findings)
+            if size is not None:
+                records.append(make_record(position, file, size, objects, xml, findings))
+        return Reading(classes, records, findings)
+
+    def find_unused(self, path: Path, images: Sequence[Path], findings: Findings) -> None:
+        """Note annotation files that are in no split."""
+        stems = {file.stem for file in images}
+        extra = sorted(xml.name for xml in not_hidden(path / "Annotations", "*.xml") if xml.stem not in stems)
+        if extra:
+            reason = f"{len(extra)} annotation files are in no split: {first_names(extra)}"
+            findings.add("info", path / "Annotations", "", reason)
 
 
 def _files(folder: Path, *suffixes: str) -> Iterator[tuple[str, str]]:
@@ -74,66 +141,12 @@ def _files(folder: Path, *suffixes: str) -> Iterator[tuple[str, str]]:
         return
 
 
-def splits(path: Path) -> list[str]:
-    """Return the lists in ImageSets/Main that name images only (VOC also has lists per class, "aeroplane_train").
-
-    Raises:
-        DetrkitError: a list whose name cannot be used.
-    """
-    names = []
-    for name, file in sorted(_files(path / "ImageSets" / "Main", ".txt")):
-        try:
-            first = read_text(Path(file)).strip().split("\n", 1)[0].strip()
-        except DetrkitError:
-            first = ""  # reported when the split is read
-        # "2008_000008 -1" is of a list per class, unless an image has that name ("scan 1").
-        if not first.endswith((" -1", " 0", " 1", "\t-1", "\t0", "\t1")) or _is_file(path, first):
-            names.append(checked_name(name.removesuffix(".txt"), f"{path / 'ImageSets' / 'Main'}: name of a list"))
-    return names or ["all"]
-
-
 def _is_file(path: Path, stem: str) -> bool:
     """Tell whether an image of this name is annotated."""
     try:
         return (path / "Annotations" / f"{stem}.xml").is_file()
     except OSError:  # too long for a name
         return False
-
-
-def read(
-    path: Path, split: str, *, masks: bool | None = False, findings: Findings | None = None
-) -> tuple[ClassList, list[Record], Findings]:
-    """Read one split; see `detrkit.data.readers.coco.read` for arguments and returns.
-
-    Raises:
-        DetrkitError: masks were requested (VOC has none per object), there is no class, or (strict findings) any error
-            in the files.
-    """
-    if masks:
-        raise DetrkitError(f"{path}: Pascal VOC has no masks of its objects; open it without masks")
-    findings = findings if findings is not None else Findings()
-    folder = path / "Annotations"
-    images = _images(path, findings)
-    stems = _stems(path, split, findings)
-    classes, annotations = _read_annotations(path, [stem for _, stem in stems], findings)
-    label_of = {name: label for label, name in enumerate(classes.names)}
-    records: list[Record] = []
-    next_id = 1
-    for position, stem in stems:
-        xml = folder / f"{stem}.xml"
-        annotation = annotations.get(stem)
-        file = images.get(stem.rpartition("/")[2])
-        if file is None:
-            findings.add("error", xml, f"image {stem}", f"no such image in {_image_folder(path)}")
-            continue
-        if annotation is None:  # reported already
-            continue
-        objects = _objects(annotation.objects, xml, label_of, next_id, findings)
-        next_id += len(annotation.objects)
-        size = _size(annotation.size, xml, file, findings)
-        if size is not None:
-            records.append(make_record(position, file, size, objects, xml, findings))
-    return classes, records, findings
 
 
 def _image_folder(path: Path) -> Path:

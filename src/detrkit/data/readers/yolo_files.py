@@ -292,11 +292,6 @@ class Labels:
         return self.of(image) or Path(self.places(image.parent)[0], image.stem + ".txt")
 
 
-def label_file(image: Path) -> Path:
-    """Return where the labels of an image are, or would be; for many images, use one `Labels`."""
-    return Labels().expected(image)
-
-
 def where_labels_are(root: Path, images: Sequence[Path]) -> str:
     """Name, for a message, the folder below `root` with the most text files that are called as the images are."""
     stems = {image.stem for image in images}

@@ -11,14 +11,16 @@ import numpy as np
 from detrkit.data.dataset import nothing_left
 from detrkit.data.images import is_picture
 from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
-from detrkit.data.readers.yolo_files import Labels
+from detrkit.data.readers.base import Reader
+from detrkit.data.readers.common import first_names
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.data.tools.check_images import check_images
 from detrkit.data.tools.check_panoptic import check_panoptic
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
-from detrkit.utils.names import full_path, not_hidden
+from detrkit.utils.layouts import Layout
+from detrkit.utils.names import full_path
 
 # COCO's limits between small, medium and large objects, square pixels.
 SMALL_AREA, LARGE_AREA = 32**2, 96**2
@@ -78,13 +80,13 @@ class Report:
 
     Attributes:
         path: what was checked.
-        layout: "coco", "coco-panoptic", "voc", "yolo" or "parquet".
+        layout: name of its format, such as "coco".
         splits: a summary of each split that could be read.
         faults: what is wrong, each thing once.
     """
 
     path: Path
-    layout: str
+    layout: Layout
     splits: list[SplitSummary] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
@@ -98,7 +100,7 @@ class Report:
         return not self.of("error")
 
 
-def check(path: str | Path, split: str | None = None, *, decode: bool = False, layout: str | None = None) -> Report:
+def check(path: str | Path, split: str | None = None, *, decode: bool = False, layout: Layout | None = None) -> Report:
     """Look for every fault in a dataset's files.
 
     Errors, at which opening ends: missing or unreadable images, sizes that differ from the annotations, boxes that are
@@ -151,9 +153,7 @@ def check(path: str | Path, split: str | None = None, *, decode: bool = False, l
     _check_overlap(files, path, findings)
     _check_classes(classes_of, path, findings)
     if split is None and path.is_dir() and files:
-        _check_unused(
-            path, chosen_layout, [f for listed in files.values() for f in listed if isinstance(f, Path)], findings
-        )
+        _check_unused(path, reader, [f for listed in files.values() for f in listed if isinstance(f, Path)], findings)
     if layout is None and find_layout(path, masks=True) != chosen_layout:
         reason = "panoptic annotations are here too: check them with --layout coco-panoptic"
         findings.add("info", path, "", reason)
@@ -215,17 +215,12 @@ def _note_infos(summary: SplitSummary, records: list[Record], path: Path, findin
         findings.add("error", path, where, reason)
     if summary.empty:
         names = [r.file.name for r in records if r.crowd.all()]
-        findings.add("info", path, where, f"{summary.empty} images without objects: {_some(names)}")
+        findings.add("info", path, where, f"{summary.empty} images without objects: {first_names(names)}")
     if summary.crowd:
         findings.add("info", path, where, f"{summary.crowd} crowd regions: left out of training, ignored in evaluation")
     absent = [c.name for c in summary.classes if not c.objects]
     if absent:
-        findings.add("info", path, where, f"{len(absent)} classes without objects: {_some(absent)}")
-
-
-def _some(names: list[str]) -> str:
-    """Join the first names of a list for a message."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        findings.add("info", path, where, f"{len(absent)} classes without objects: {first_names(absent)}")
 
 
 def _check_overlap(files: dict[str, list[ImageSource]], path: Path, findings: Findings) -> None:
@@ -234,7 +229,7 @@ def _check_overlap(files: dict[str, list[ImageSource]], path: Path, findings: Fi
         for other in (n for n in files if n.startswith(("val", "test"))):
             common = sorted({f.name for f in set(files[train]) & set(files[other])})
             if common:
-                reason = f"{len(common)} images are also in {other}: {_some(common)}"
+                reason = f"{len(common)} images are also in {other}: {first_names(common)}"
                 findings.add("warning", path, f"split {train}", reason)
 
 
@@ -247,7 +242,7 @@ def _check_classes(classes: dict[str, ClassList], path: Path, findings: Findings
     for split, other in classes.items():
         extra = sorted(set(other.names) - set(ids.values()))
         if extra:
-            reason = f"has classes that {train} has not: {_some(extra)}: training with both refuses them"
+            reason = f"has classes that {train} has not: {first_names(extra)}: training with both refuses them"
             findings.add("error", path, f"split {split}", reason)
         for category_id, name in zip(other.ids, other.names, strict=True):
             train_name = ids.get(category_id, name)
@@ -256,26 +251,14 @@ def _check_classes(classes: dict[str, ClassList], path: Path, findings: Findings
                 findings.add("warning", path, f"split {split}", reason)
 
 
-def _check_unused(path: Path, layout: str, files: list[Path], findings: Findings) -> None:
+def _check_unused(path: Path, reader: Reader, files: list[Path], findings: Findings) -> None:
     """Note annotation files without image, and images that no annotation file lists."""
     used = set(files)
-    if layout == "yolo":
-        finder = Labels()
-        labels = {finder.expected(f) for f in files}
-        for folder in sorted({f.parent for f in labels}):
-            for extra in sorted(set(not_hidden(folder, "*.txt")) - labels):
-                if extra.name not in ("classes.txt", "labels.txt"):
-                    findings.add("warning", extra, "", "label file without image: left out")
-    if layout == "voc":
-        stems = {f.stem for f in files}
-        extra_xml = sorted(x.name for x in not_hidden(path / "Annotations", "*.xml") if x.stem not in stems)
-        if extra_xml:
-            reason = f"{len(extra_xml)} annotation files are in no split: {_some(extra_xml)}"
-            findings.add("info", path / "Annotations", "", reason)
+    reader.find_unused(path, files, findings)
     for folder in sorted({f.parent for f in files}):
         unused = sorted(f.name for f in _images_in(folder) if f not in used)
         if unused:
-            findings.add("info", folder, "", f"{len(unused)} images are in no split: {_some(unused)}")
+            findings.add("info", folder, "", f"{len(unused)} images are in no split: {first_names(unused)}")
 
 
 def _images_in(folder: Path) -> Iterator[Path]:

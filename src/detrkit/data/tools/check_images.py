@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from detrkit.data.images import deep_scale, misfit, read_header, read_rgb
 from detrkit.data.readers import Fault, Findings
+from detrkit.data.readers.common import first_names
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.utils.errors import DetrkitError
@@ -48,8 +49,9 @@ def check_images(records: Sequence[Record], path: Path, split: str, findings: Fi
     turned = [record.file.name for record, one in zip(records, examined, strict=True) if one.turned]
     if turned:
         reason = (
-            f"{len(turned)} images have an EXIF orientation that their size does not show ({_some(turned)}): turned "
-            "upright, and their boxes taken for those of the upright image; look at them with `detrkit data preview`"
+            f"{len(turned)} images have an EXIF orientation that their size does not show ({first_names(turned)}): "
+            "turned upright, and their boxes taken for those of the upright image; look at them with "
+            "`detrkit data preview`"
         )
         findings.add("info", path, f"split {split}", reason)
 
@@ -63,13 +65,8 @@ def _note_scales(
         if one.scale is not None:
             of_scale.setdefault(one.scale, []).append(record.file.name)
     for scale, names in sorted(of_scale.items()):
-        reason = f"{len(names)} images of more than 8 bits are scaled from 0..{scale} to 0..255: {_some(names)}"
+        reason = f"{len(names)} images of more than 8 bits are scaled from 0..{scale} to 0..255: {first_names(names)}"
         findings.add("info", path, f"split {split}", reason)
-
-
-def _some(names: Sequence[str]) -> str:
-    """Join the first names of a list for a message."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _examine(record: Record, decode: bool) -> _Examined:
@@ -90,7 +87,7 @@ def _examine(record: Record, decode: bool) -> _Examined:
     if header.upright != size:
         reason = "annotated as stored, not as its EXIF orientation turns it: read as stored"
         return _Examined(Fault("warning", record.file, where, reason))
-    if scale is not None and max(high for _, high in rgb.getextrema()) < _NEARLY_BLACK:
+    if scale is not None and max(int(high) for _, high in rgb.getextrema()) < _NEARLY_BLACK:  # type: ignore[misc] # RGB
         reason = f"is nearly black: no value above {_NEARLY_BLACK} of 255, scaled from 0..{scale}; save it with 8 bits"
         return _Examined(Fault("warning", record.file, where, reason))
     return _Examined(None, header.orientation != 1 and header.stored == size, scale)

@@ -24,9 +24,10 @@ from detrkit.data.tools.targets import TARGETS, Target, WrittenImage
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import check_replaceable, new_directory
+from detrkit.utils.layouts import Layout
 from detrkit.utils.names import checked_name, full_path
 
-Layout = Literal["coco", "voc", "yolo", "parquet"]
+TargetLayout = Literal["coco", "voc", "yolo", "parquet"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def convert(
     source: str | Path,
     destination: str | Path,
     *,
-    to: Layout,
+    to: TargetLayout,
     split: str | None = None,
     images: Transfer = "copy",
     force: bool = False,
-    layout: str | None = None,
+    layout: Layout | None = None,
     things_only: bool = False,
 ) -> list[ConvertedSplit]:
     """Write `source` at `destination` in the layout `to`; it appears when it is complete and its reader agrees.
@@ -74,7 +75,7 @@ def convert(
     get _2, _3, ... at their end, also where only the case differs.
 
     Args:
-        source: a dataset of any known layout.
+        source: a dataset of any layout that has a reader.
         destination: the folder to make.
         to: its layout.
         split: the one to convert; by default all.
@@ -134,7 +135,7 @@ def convert(
 
 
 def _read(
-    source: Path, split: str | None, layout: str | None, *, masks: bool, things_only: bool
+    source: Path, split: str | None, layout: Layout | None, *, masks: bool, things_only: bool
 ) -> tuple[dict[str, Dataset], dict[str, Findings]]:
     """Read the chosen splits by name, and what was found in them.
 

@@ -1,0 +1,9 @@
+"""`Layout`: names of dataset formats in settings, in one place."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+BuiltinLayout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
+# Readers of other packages have other names, which only the registry (`detrkit.data.readers.READERS`) can check.
+Layout = BuiltinLayout | str
