@@ -19,7 +19,7 @@ import detrkit
 from detrkit.config import ModelConfig
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine import evaluate, train
-from detrkit.engine.figures import deciding
+from detrkit.engine.metrics import selection_metric
 from detrkit.engine.trainer import Trainer
 from detrkit.structures.results import Detections, PanopticResult
 from detrkit.utils.errors import DetrkitError, Interrupted
@@ -94,7 +94,7 @@ def test_masks_do_not_depend_on_the_batch(things_and_stuff, tmp_path, monkeypatc
         same = [a["segmentation"] == b["segmentation"] for a, b in zip(first, second, strict=True)]
         assert np.mean(same) > 0.9  # a pixel where a mask is all but undecided may differ
     else:
-        assert one.masks is None and deciding(one) == ("PQ", one.panoptic.PQ)
+        assert one.masks is None and selection_metric(one) == ("PQ", one.panoptic.PQ)
         first, second = (json.loads((tmp_path / s / "panoptic.json").read_text())["annotations"] for s in "14")
         segments = [len(a["segments_info"]) for a in first]
         assert max(segments) > 2 and [len(a["segments_info"]) for a in second] == segments

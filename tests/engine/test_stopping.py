@@ -144,7 +144,7 @@ def test_states_of_earlier_versions_load(whole, tmp_path, monkeypatch):
 
 def test_an_overfitted_run_is_not_trained_on_when_its_report_is_written_again(shapes, tmp_path, monkeypatch):
     config = tiny_config(shapes, tmp_path / "run", optim={"epochs": 3}, run={"overfit": 2})
-    monkeypatch.setattr("detrkit.engine.trainer.OVERFITTED", -0.5)  # enough after one epoch, whatever it is
+    monkeypatch.setattr("detrkit.engine.trainer.OVERFIT_DONE", -0.5)  # enough after one epoch, whatever it is
     with monkeypatch.context() as patch:
         signal_in(patch, training, "example_sheet", signal.SIGTERM)
         with pytest.raises(Interrupted):

@@ -86,7 +86,7 @@ class Eval:
     def run(self) -> int:
         """Evaluate and print tables and paths."""
         from detrkit.cli.results import evaluate_results, results_file
-        from detrkit.engine.figures import heading
+        from detrkit.engine.metrics import part_name
         from detrkit.evaluation import PanopticMetrics
 
         folder = None if self.out is None else expanded_path(self.out)
@@ -108,7 +108,7 @@ class Eval:
         else:
             measured = self._evaluate_model(folder)
         for part in measured:
-            console.print(f"{heading(part)}:\n{part.table()}")
+            console.print(f"{part_name(part)}:\n{part.table()}")
             if self.per_class:
                 console.print(part.table(per_class=True))
         console.print(f"report:  {folder / 'report.md'}")
@@ -121,7 +121,7 @@ class Eval:
     def _evaluate_model(self, folder: Path) -> list[Metrics | PanopticMetrics]:
         """Run the model over the dataset; write report and results into `folder`."""
         from detrkit.engine import evaluate
-        from detrkit.engine.figures import parts
+        from detrkit.engine.metrics import evaluated_parts
 
         if self.iou_type == "segm":
             raise DetrkitError("--iou-type segm: of a model, boxes and masks are evaluated together; leave it out")
@@ -144,4 +144,4 @@ class Eval:
             timeout=self.timeout,
             quiet=False,
         )
-        return parts(metrics)
+        return evaluated_parts(metrics)

@@ -49,7 +49,7 @@ class Train:
 
     def run(self) -> int:
         """Train; return 0 when the run ended, 1 when --overfit could not learn."""
-        from detrkit.engine.figures import heading, in_words, learned, parts
+        from detrkit.engine.metrics import evaluated_parts, format_metrics, overfit_metric, part_name
         from detrkit.engine.relations import check_config
         from detrkit.engine.training import train
 
@@ -61,14 +61,14 @@ class Train:
         if result.metrics is None:
             console.print(f"weights: {result.best}")
             return 0
-        for part in parts(result.metrics):
-            console.print(f"{heading(part)}:\n{part.table()}")
+        for part in evaluated_parts(result.metrics):
+            console.print(f"{part_name(part)}:\n{part.table()}")
         if result.test_metrics is not None:
-            console.print(f"test: {in_words(result.test_metrics)}")
+            console.print(f"test: {format_metrics(result.test_metrics)}")
         console.print(f"report:  {result.report}\nweights: {result.best}")
         if result.can_learn is not None:
             verdict = "the pipeline can learn" if result.can_learn else "the pipeline did NOT learn them: train longer?"
-            name, value = learned(result.metrics)
+            name, value = overfit_metric(result.metrics)
             console.print(f"overfit: {name} {value * 100:.1f} on {result.overfitted} images: {verdict}")
             return 0 if result.can_learn else 1
         return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from detrkit.engine.figures import heading, parts
+from detrkit.engine.metrics import evaluated_parts, part_name
 from detrkit.engine.processes import leave_processes
 from detrkit.models.pretrained import PUBLISHED, Published
 from detrkit.models.registry import ARCHITECTURES, architecture
@@ -133,8 +133,8 @@ def evaluate(given: argparse.Namespace) -> None:
         workers=given.num_workers,
         quiet=False,
     )
-    for part in parts(result.metrics):
-        console.print(f"{heading(part)}:\n{part.table()}")
+    for part in evaluated_parts(result.metrics):
+        console.print(f"{part_name(part)}:\n{part.table()}")
     console.print(figure_table([result]))
     for difference in result.differences:
         console.print(str(difference))

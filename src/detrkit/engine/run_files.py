@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from detrkit.engine.steps import DETECTOR
+from detrkit.engine.phases import DETECTOR
 from detrkit.utils.atomic import is_temporary
 from detrkit.utils.errors import WriteError
 from detrkit.utils.lock import NAME as LOCK

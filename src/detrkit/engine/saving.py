@@ -91,7 +91,8 @@ def _check_moments(saved: dict[str, Any], optimizer: Optimizer) -> None:
         WeightsError: a moment of another shape than its parameter, values that are not finite, or a setting of another
             type than that of this optimizer.
     """
-    names, moments = {}, {}
+    names: dict[int, Tensor] = {}
+    moments = {}
     for group, current in zip(saved["param_groups"], optimizer.param_groups, strict=False):
         names |= dict(zip(group["params"], current["params"], strict=False))
         for key, value in group.items():

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, with_config
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs it below Python 3.12, and brings it
 
@@ -76,24 +76,21 @@ class _Data(TypedDict):
     val: NotRequired[_Parts | None]
 
 
+@with_config(_TENSORS)
 class _Group(TypedDict):
-    __pydantic_config__ = _TENSORS
-
     params: list[Counted]
     base_lr: Amount
 
 
+@with_config(_TENSORS)
 class _Optimizer(TypedDict):
-    __pydantic_config__ = _TENSORS
-
     state: dict[Counted, dict[str, Tensor]]
     param_groups: list[_Group]
 
 
+@with_config(_TENSORS)
 class _Generators(TypedDict):
     """States of the random generators of one process; the generators check their states themselves."""
-
-    __pydantic_config__ = _TENSORS
 
     torch: Tensor
     python: tuple[int, tuple[Counted, ...], float | None]
@@ -103,10 +100,9 @@ class _Generators(TypedDict):
     cuda: NotRequired[Tensor]
 
 
+@with_config(_TENSORS)
 class TrainingState(TypedDict):
     """Content of last.pt; that of earlier versions has no data."""
-
-    __pydantic_config__ = _TENSORS
 
     format: Literal["detrkit-training-state"]
     spec: Any  # `ModelSpec` checks it

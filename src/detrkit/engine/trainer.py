@@ -19,16 +19,16 @@ from detrkit.data import make_loader, train_transform
 from detrkit.data.loader import Loader
 from detrkit.data.samplers import derived_seed
 from detrkit.engine.evaluating import eval_loader
-from detrkit.engine.figures import deciding, known, learned, row_of, shown
 from detrkit.engine.fingerprint import Fingerprint
 from detrkit.engine.gathering import Evaluation, Truth, collect
 from detrkit.engine.logs import CsvLog, TensorBoardLog
 from detrkit.engine.memory import peak_mib, reset_peak
+from detrkit.engine.metrics import checkpoint_metrics, format_row, overfit_metric, selection_metric, to_row
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
 from detrkit.engine.processes import StopSignals
-from detrkit.engine.saving import Progress, restore, training_state
+from detrkit.engine.saving import restore, training_state
 from detrkit.engine.setup import Splits
-from detrkit.engine.state import save_state
+from detrkit.engine.state import Progress, save_state
 from detrkit.engine.update import Update
 from detrkit.evaluation import Metrics
 from detrkit.layers import set_checkpointing
@@ -42,7 +42,7 @@ from detrkit.utils.signals import Stopped
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
 
 LOADING_GRACE_SECONDS = 5  # to wait for a batch after a signal
-OVERFITTED = 0.95  # AP50 or PQ on the few images at which training ends early
+OVERFIT_DONE = 0.95  # AP50 or PQ on the few images at which training ends early
 
 
 class Trainer:
@@ -142,7 +142,7 @@ class Trainer:
     def _enough(self) -> bool:
         """Return whether to end before the last epoch."""
         run, progress = self.config.run, self.progress
-        if run.overfit and progress.learned >= OVERFITTED:
+        if run.overfit and progress.learned >= OVERFIT_DONE:
             name = progress.figure if progress.figure == "PQ" else f"{progress.figure}50"
             self._say(f"{name} {progress.learned * 100:.1f} on {len(self.splits.learned)} images: enough")
             return True
@@ -218,16 +218,16 @@ class Trainer:
             self.stop.during = "in an evaluation"
             began = time.perf_counter()
             metrics = self.evaluation("val").compute()
-            row |= row_of(metrics)
+            row |= to_row(metrics)
             row["val/seconds"] = time.perf_counter() - began
             self.stop.during = ""
         improved = undefined = False
         if metrics is not None:
-            progress.figure, value = deciding(metrics)
+            progress.figure, value = selection_metric(metrics)
             undefined = not value >= 0  # the split has no objects: not counted for patience
             improved = progress.best < value
             progress.stale += not undefined
-            progress.learned = learned(metrics)[1] if config.run.overfit else -1.0
+            progress.learned = overfit_metric(metrics)[1] if config.run.overfit else -1.0
         if improved:
             progress.best, progress.best_epoch, progress.stale = value, progress.epoch + 1, 0
         if self.main:
@@ -339,7 +339,7 @@ class Trainer:
         self._say(f"resumed {self.folder / 'last.pt'} {place}")
 
     def _save_best(self, metrics: Metrics | None, epoch: int) -> None:
-        figures = {} if metrics is None else known(metrics)
+        figures = {} if metrics is None else checkpoint_metrics(metrics)
         training = {**self.spec.training, "epoch": epoch, "metrics": figures}
         save_model(self.folder / "best.safetensors", self.current, replace(self.spec, training=training))
 
@@ -366,5 +366,5 @@ class Trainer:
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, improved: bool) -> str:
-    line = f"epoch {row['epoch']}/{epochs}  loss {row.get('train/loss', math.nan):.3f}{shown(row)}"
+    line = f"epoch {row['epoch']}/{epochs}  loss {row.get('train/loss', math.nan):.3f}{format_row(row)}"
     return line + f"{'  best' if improved else ''}  {row['images_per_second']:.1f} images/s  {row['seconds']:.0f} s"

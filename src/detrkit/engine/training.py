@@ -16,12 +16,13 @@ from detrkit.config import TrainConfig
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
 from detrkit.engine.examples import example_sheet, shown_above
-from detrkit.engine.figures import deciding, in_words, learned
 from detrkit.engine.fine_tune import InitReport
 from detrkit.engine.fingerprint import fingerprint
 from detrkit.engine.gathering import Evaluation
 from detrkit.engine.logs import CsvLog
+from detrkit.engine.metrics import format_metrics, overfit_metric, selection_metric
 from detrkit.engine.objects import count_objects
+from detrkit.engine.phases import detector_phase, mask_phase
 from detrkit.engine.processes import BEFORE_FIRST_STEP, StopSignals
 from detrkit.engine.relations import check_config
 from detrkit.engine.resuming import begin, check_same_data
@@ -34,7 +35,6 @@ from detrkit.engine.setup import (
     open_splits,
     predicts_masks,
 )
-from detrkit.engine.steps import detector_step, mask_step
 from detrkit.engine.trainer import Trainer
 from detrkit.evaluation import Metrics, write_report
 from detrkit.utils.atomic import write_atomic
@@ -43,7 +43,7 @@ from detrkit.utils.errors import Interrupted, how_to_go_on
 from detrkit.utils.signals import Stopped
 from detrkit.weights.checkpoint import ModelSpec, load_model
 
-LEARNED = 0.9  # AP50 or PQ on the few images of --overfit
+OVERFIT_OK = 0.9  # AP50 or PQ on the few images of --overfit
 FEW_STEPS = 2000
 
 
@@ -118,13 +118,13 @@ def _run_in_two_steps(
         place: as in `Beginning`.
         state: of one of the two phases, or None.
     """
-    first, second = detector_step(config), mask_step(config)
+    first, second = detector_phase(config), mask_phase(config)
     if place != ".":
-        console.print("step 1 of 2: the detector")
+        console.print("phase 1 of 2: the detector")
         detector = _run(first, fabric, stop, state, whole=config)
         if detector.can_learn is False:
             return detector
-        console.print("step 2 of 2: the masks")
+        console.print("phase 2 of 2: the masks")
         stop.during, state = BEFORE_FIRST_STEP, None
     return _run(second, fabric, stop, state, whole=config)
 
@@ -276,7 +276,7 @@ def _finish(
     if config.run.freeze_detector is not None:
         settings["frozen detector"] = Path(config.run.freeze_detector).name
     if "test" in metrics and splits.test is not None:
-        settings[f"test: split {splits.test.split}, {len(splits.test)} images"] = in_words(metrics["test"])
+        settings[f"test: split {splits.test.split}, {len(splits.test)} images"] = format_metrics(metrics["test"])
     report = write_report(
         folder,
         metrics=metrics["val"],
@@ -291,11 +291,11 @@ def _finish(
     )
     if not config.run.overfit:
         return RunResult(folder, metrics["val"], metrics.get("test"), best, report)
-    can_learn = learned(metrics["val"])[1] >= LEARNED
+    can_learn = overfit_metric(metrics["val"])[1] >= OVERFIT_OK
     return RunResult(folder, metrics["val"], None, best, report, can_learn, overfitted=len(splits.val))
 
 
 def _reason(metrics: Metrics) -> str:
     """Explain why the best epoch is the best."""
-    name, value = deciding(metrics)
+    name, value = selection_metric(metrics)
     return f"by its {name}" if value >= 0 else f"the last evaluated: {name} is n/a"

@@ -38,6 +38,8 @@ MOVED = {
     "data.preview": "visualize.preview",
     "data.shapes": "data.tools.shapes",
     "download": "utils.download",
+    "engine.figures": "engine.metrics",
+    "engine.steps": "engine.phases",
     "errors": "utils.errors",
     "models.batch": "structures.batch",
     "models.outputs": "structures.outputs",

@@ -16,7 +16,7 @@ _LINE = {"val/PQ": "PQ", "val/PQ_things": "things", "val/PQ_stuff": "stuff", "va
 _LINE |= {"val/AP": "AP", "val/AP50": "AP50"}
 
 
-def deciding(metrics: Metrics) -> tuple[str, float]:
+def selection_metric(metrics: Metrics) -> tuple[str, float]:
     """Return name and value in [0, 1] of the metric that selects the best epoch: PQ, else mask AP, else box AP."""
     if metrics.panoptic is not None:
         return "PQ", metrics.panoptic.PQ
@@ -25,7 +25,7 @@ def deciding(metrics: Metrics) -> tuple[str, float]:
     return "AP", metrics.AP
 
 
-def learned(metrics: Metrics) -> tuple[str, float]:
+def overfit_metric(metrics: Metrics) -> tuple[str, float]:
     """Return name and value in [0, 1] of the metric that `--overfit` monitors: PQ, else mask AP50, else box AP50."""
     if metrics.panoptic is not None:
         return "PQ", metrics.panoptic.PQ
@@ -34,7 +34,7 @@ def learned(metrics: Metrics) -> tuple[str, float]:
     return "AP50", metrics.AP50
 
 
-def known(metrics: Metrics) -> dict[str, float]:
+def checkpoint_metrics(metrics: Metrics) -> dict[str, float]:
     """Return the metrics that a checkpoint stores, in [0, 1]."""
     figures = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
     if metrics.masks is not None:
@@ -44,27 +44,29 @@ def known(metrics: Metrics) -> dict[str, float]:
     return figures
 
 
-def row_of(metrics: Metrics) -> dict[str, float]:
+def to_row(metrics: Metrics) -> dict[str, float]:
     """Return the metrics of a row of epochs.csv, in [0, 1]; -1 where a metric is undefined."""
-    return {f"val/{name}": value for name, value in ({n: metrics[n] for n in _BOXES} | known(metrics)).items()}
+    return {
+        f"val/{name}": value for name, value in ({n: metrics[n] for n in _BOXES} | checkpoint_metrics(metrics)).items()
+    }
 
 
-def shown(values: Mapping[str, Any]) -> str:
+def format_row(values: Mapping[str, Any]) -> str:
     """Format the metrics of a row for the epoch's line on the terminal, in percent."""
     return "".join(f"  {name} {percent(values[key])}" for key, name in _LINE.items() if key in values)
 
 
-def in_words(metrics: Metrics) -> str:
+def format_metrics(metrics: Metrics) -> str:
     """Format the metrics of a split in one line, in percent."""
-    return shown(row_of(metrics)).strip().replace("  ", ", ")
+    return format_row(to_row(metrics)).strip().replace("  ", ", ")
 
 
-def parts(metrics: Metrics) -> list[Metrics | PanopticMetrics]:
+def evaluated_parts(metrics: Metrics) -> list[Metrics | PanopticMetrics]:
     """Return the evaluated parts, each with its own tables: segments, boxes, masks."""
     return [part for part in (metrics.panoptic, metrics, metrics.masks) if part is not None]
 
 
-def heading(part: Metrics | PanopticMetrics) -> str:
+def part_name(part: Metrics | PanopticMetrics) -> str:
     """Return what the metrics are of: segments, boxes or masks."""
     if isinstance(part, PanopticMetrics):
         return "segments"

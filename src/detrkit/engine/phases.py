@@ -11,7 +11,7 @@ from detrkit.utils.names import full_path
 DETECTOR = "detector"  # the first phase's folder in that of the run
 
 
-def detector_step(config: TrainConfig) -> TrainConfig:
+def detector_phase(config: TrainConfig) -> TrainConfig:
     """Make the config of the first phase: the detector alone, on the boxes of the same objects.
 
     On panoptic data these are the boxes of things and stuff.
@@ -29,7 +29,7 @@ def detector_step(config: TrainConfig) -> TrainConfig:
     )
 
 
-def mask_step(config: TrainConfig) -> TrainConfig:
+def mask_phase(config: TrainConfig) -> TrainConfig:
     """Make the config of the second phase: masks for the best detector of the first phase, which is frozen."""
     optim = config.optim
     drop = optim.mask_lr_drop or max(1, round(optim.lr_drop * optim.mask_epochs / optim.epochs))
