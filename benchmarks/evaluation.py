@@ -21,7 +21,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from detrkit.evaluation import GroundTruth, ResultTable, evaluate_detections
+from detrkit.evaluation import DetectionGroundTruth, ResultTable, evaluate_detections
 from detrkit.evaluation.result_table import IouType
 from side_by_side import Report, add_options, by_turns
 
@@ -83,7 +83,7 @@ def main() -> None:
             results = [{k: v for k, v in entry.items() if k != "bbox"} for entry in results]
         truth, results = json.loads(json.dumps([truth, results]))
         theirs, expected = pycocotools(truth, results, kind)  # once: it takes a minute
-        loaded = GroundTruth.load(truth)
+        loaded = DetectionGroundTruth.load(truth)
         table = ResultTable.load(results, loaded, iou_type=kind)
         contenders = {
             "dicts": partial(evaluate_detections, truth, results, iou_type=kind),

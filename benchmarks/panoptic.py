@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from detrkit.data.panoptic import write_id_map
-from detrkit.evaluation import PanopticEvaluator, PanopticMetrics, PanopticTruth, evaluate_panoptic
+from detrkit.evaluation import PanopticEvaluator, PanopticGroundTruth, PanopticMetrics, evaluate_panoptic
 from detrkit.structures.results import PanopticResult
 from side_by_side import Report, add_options, by_turns, checkout, peak_memory
 
@@ -165,7 +165,7 @@ def matching(api: ModuleType, data: PanopticSet) -> Any:
         api.Image, api.rgb2id = kept
 
 
-def in_memory(data: PanopticSet, truth: PanopticTruth, results: dict[int, PanopticResult]) -> PanopticMetrics:
+def in_memory(data: PanopticSet, truth: PanopticGroundTruth, results: dict[int, PanopticResult]) -> PanopticMetrics:
     """Ours, an image after the other, as `detrkit eval` adds them."""
     evaluator = PanopticEvaluator(truth)
     for image in data.found_maps:
@@ -204,8 +204,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         data = PanopticSet(Path(temporary), args.images, args.distinct, args.seed)
         files = data.folder / "truth.json", None, data.folder / "found.json"
-        truth = PanopticTruth.load(data.truth, data.folder / "truth")
-        loaded = PanopticTruth.load(data.truth, data.truth_maps.__getitem__)
+        truth = PanopticGroundTruth.load(data.truth, data.folder / "truth")
+        loaded = PanopticGroundTruth.load(data.truth, data.truth_maps.__getitem__)
         kinds = {
             k: PanopticResult.from_coco(data.found_maps[k], a["segments_info"], truth.classes)
             for k, a in enumerate(data.found["annotations"][: args.distinct], 1)

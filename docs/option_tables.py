@@ -89,7 +89,7 @@ def model_table() -> str:
     for a in ARCHITECTURES.values():
         options = ", ".join(f"{k}={v}" for k, v in a.options.items()) or "-"
         figures = [f"{100 * a.published[m]:.1f}" if m in a.published else "-" for m in ("AP", "AP50", "AP_segm", "PQ")]
-        rows.append([f"`{a.name}`", options, a.scores, *figures, f"`{a.weights}`" if a.weights else "-"])
+        rows.append([f"`{a.name}`", options, a.activation, *figures, f"`{a.weights}`" if a.weights else "-"])
     return table(["name", "differs in", "scores", "AP", "AP50", "mask AP", "PQ", "published weights"], rows)
 
 

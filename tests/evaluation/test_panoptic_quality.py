@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from detrkit.data.panoptic import read_id_map
-from detrkit.evaluation import PanopticEvaluator, PanopticTruth, evaluate_panoptic, write_panoptic
+from detrkit.evaluation import PanopticEvaluator, PanopticGroundTruth, evaluate_panoptic, write_panoptic
 from detrkit.evaluation.panoptic_matching import shared_pixels
 from detrkit.evaluation.panoptic_metrics import NAMES
 from detrkit.structures.classes import ClassList
@@ -48,7 +48,7 @@ def compare(metrics, truth, maps, predictions):
 
 def evaluator_of(truth, maps, predictions, **options):
     evaluator = PanopticEvaluator(truth, maps.__getitem__, **options)
-    classes = evaluator.truth.classes
+    classes = evaluator.ground_truth.classes
     for image_id, (ids, info) in predictions.items():
         evaluator.add(image_id, PanopticResult.from_coco(ids, info, classes))
     return evaluator
@@ -160,7 +160,7 @@ def test_perturbed_coco(seed, tmp_path):
         maps[annotation["image_id"]] = ids
         predictions[annotation["image_id"]] = perturbed(rng, (ids, annotation["segments_info"]), truth["categories"])
     # through files, PNG for PNG, with the folder of the truth found where COCO's archives put it
-    classes = PanopticTruth.load(file).classes
+    classes = PanopticGroundTruth.load(file).classes
     results = [
         (a["file_name"], PanopticResult.from_coco(*predictions[a["image_id"]], classes, image_id=a["image_id"]))
         for a in truth["annotations"]
@@ -177,7 +177,7 @@ def test_perturbed_coco(seed, tmp_path):
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_ground_truth_against_itself(split):
     file = DATA / f"panoptic_sample/annotations/panoptic_{split}.json"
-    truth = PanopticTruth.load(file)
+    truth = PanopticGroundTruth.load(file)
     evaluator = PanopticEvaluator(truth)
     for annotation in json.loads(file.read_text())["annotations"]:
         # crowd, predicted as one object, counts nowhere
@@ -205,7 +205,7 @@ def two_segments(found, info=None, *, truth=None, crowd=0, categories=((1, 1), (
     }
     evaluator = PanopticEvaluator(content, lambda _: truth)
     info = info or [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 2}]
-    evaluator.add(1, PanopticResult.from_coco(np.array(found), info, evaluator.truth.classes))
+    evaluator.add(1, PanopticResult.from_coco(np.array(found), info, evaluator.ground_truth.classes))
     return evaluator.compute()
 
 
@@ -289,7 +289,7 @@ def test_unused_ids_are_void():
     evaluator = PanopticEvaluator(truth, maps.__getitem__)
     plain = PanopticEvaluator(truth, maps.__getitem__)
     ignoring = PanopticEvaluator(truth, maps.__getitem__, unknown_categories="ignore")
-    known = evaluator.truth.classes
+    known = evaluator.ground_truth.classes
     for image_id, (ids, info) in predictions.items():
         kept = [s for s in info if s["id"] != 1]
         plain.add(image_id, PanopticResult.from_coco(np.where(ids == 1, 0, ids), kept, known))
@@ -323,7 +323,7 @@ def test_bad_results_are_named(image_id, ids, segments, message):
         "categories": [{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}],
     }
     evaluator = PanopticEvaluator(content, lambda _: np.full((2, 10), 5))
-    result = PanopticResult(torch.tensor(ids, dtype=torch.int32), segments, evaluator.truth.classes)
+    result = PanopticResult(torch.tensor(ids, dtype=torch.int32), segments, evaluator.ground_truth.classes)
     with pytest.raises(DetrkitError, match=message):
         evaluator.add(image_id, result)
     assert len(evaluator) == 0

@@ -76,7 +76,7 @@ def panoptic_numbers(seed, images):
     truth, maps, predictions = random_panoptic(seed, images)
     evaluator = PanopticEvaluator(truth, maps.__getitem__)
     for image_id, found in predictions.items():
-        evaluator.add(image_id, PanopticResult.from_coco(*found, evaluator.truth.classes))
+        evaluator.add(image_id, PanopticResult.from_coco(*found, evaluator.ground_truth.classes))
     return evaluator.compute()
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from detrkit.cli import main
 from detrkit.cli.predict import _print as print_found
 from detrkit.data.tools.shapes import write_shapes
-from detrkit.evaluation import GroundTruth, confusion_matrix, evaluate_detections, write_report
+from detrkit.evaluation import DetectionGroundTruth, confusion_matrix, evaluate_detections, write_report
 from detrkit.study.config import Member, StudyConfig
 from detrkit.study.results import MemberResult
 from detrkit.study.tables import print_tables, study_tables, table_csv
@@ -91,7 +91,7 @@ def test_report(tmp_path):
         for k in range(1, len(names) + 1)
     ]
     categories = [{"id": k, "name": name} for k, name in enumerate(names, 1)]
-    truth = GroundTruth.load({"images": images, "annotations": objects, "categories": categories})
+    truth = DetectionGroundTruth.load({"images": images, "annotations": objects, "categories": categories})
     found = [{"image_id": 1, "category_id": k % len(names) + 1, "bbox": box, "score": 0.9} for k in range(len(names))]
     metrics = evaluate_detections(truth, found)
     report = write_report(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from detrkit.data import Dataset
-    from detrkit.evaluation import GroundTruth, Metrics, PanopticMetrics
+    from detrkit.evaluation import DetectionGroundTruth, Metrics, PanopticMetrics
     from detrkit.evaluation.result_table import IouType
 
 _EXAMPLES = 8  # images on the sheet of a report
@@ -61,15 +61,15 @@ def evaluate_results(
         raise DetrkitError(
             f"{results}: no results: expected COCO's list of detections, or panoptic annotations with segments_info"
         )
-    truth = data.name if data.is_file() else f"{data.name} {split or ''}".strip()
-    settings: dict[str, Any] = {"results": results.name, "ground truth": truth}
+    ground_truth = data.name if data.is_file() else f"{data.name} {split or ''}".strip()
+    settings: dict[str, Any] = {"results": results.name, "ground truth": ground_truth}
     if isinstance(content, list):
         settings["max detections"] = max_dets
         report = _detections(results, content, data, split, max_dets, iou_type)
     else:
         report = _panoptic(results, data, split)
     with report_folder(out):
-        write_report(out, title=f"{results.stem} on {truth}", settings=settings, **report)
+        write_report(out, title=f"{results.stem} on {ground_truth}", settings=settings, **report)
     return [report[kind] for kind in ("panoptic", "metrics", "masks") if report.get(kind) is not None]
 
 
@@ -87,14 +87,17 @@ def _detections(
     from detrkit.evaluation.result_table import has_masks
     from detrkit.evaluation.unknown_classes import UnknownClasses
 
-    boxes = any(isinstance(e, dict) and e.get("bbox") for e in entries) or not has_masks(entries)
-    kinds: list[IouType] = [iou_type] if iou_type else [*(["bbox"] * boxes), *(["segm"] * has_masks(entries))]
-    truth = _truth(data, split, masks="segm" in kinds)
-    if kinds == ["bbox", "segm"] and truth.segmentations is None and len(truth):
-        console.print(f"{results}: the masks are not evaluated: {truth.source} has none for each object")
+    kinds: list[IouType] = [iou_type] if iou_type else ["bbox", "segm"]
+    if iou_type is None and not has_masks(entries):
         kinds = ["bbox"]
-    metrics, *masks = [evaluate_detections(truth, results, max_dets=max_dets, iou_type=kind) for kind in kinds]
-    missing = UnknownClasses.of(truth, {e["category_id"] for e in entries}, ())
+    elif iou_type is None and not any(isinstance(e, dict) and e.get("bbox") for e in entries):
+        kinds = ["segm"]
+    ground_truth = _ground_truth(data, split, masks="segm" in kinds)
+    if kinds == ["bbox", "segm"] and ground_truth.segmentations is None and len(ground_truth):
+        console.print(f"{results}: the masks are not evaluated: {ground_truth.source} has none for each object")
+        kinds = ["bbox"]
+    metrics, *masks = [evaluate_detections(ground_truth, results, max_dets=max_dets, iou_type=kind) for kind in kinds]
+    missing = UnknownClasses.of(ground_truth, {e["category_id"] for e in entries}, ())
     notes = [missing.without_results()] if missing and entries else []
     for note in notes:
         console.print(f"warning: {note}")
@@ -102,21 +105,21 @@ def _detections(
         "metrics": metrics,
         "masks": masks[0] if masks else None,
         "notes": notes,
-        "confusion": confusion_matrix(truth, results) if "bbox" in kinds else None,
+        "confusion": confusion_matrix(ground_truth, results) if "bbox" in kinds else None,
     }
 
 
-def _truth(data: Path, split: str | None, *, masks: bool) -> GroundTruth:
+def _ground_truth(data: Path, split: str | None, *, masks: bool) -> DetectionGroundTruth:
     """Load the ground truth of a dataset, or of the json of its annotations; with masks if it has them.
 
     Raises:
         DetrkitError: a malformed file or an unknown split.
     """
     from detrkit.data import open_dataset
-    from detrkit.evaluation import GroundTruth
+    from detrkit.evaluation import DetectionGroundTruth
 
     if data.is_file():
-        return GroundTruth.load(data)
+        return DetectionGroundTruth.load(data)
     try:
         dataset = open_dataset(data, split=split, masks=masks)
     except DetrkitError:
@@ -125,17 +128,21 @@ def _truth(data: Path, split: str | None, *, masks: bool) -> GroundTruth:
         dataset = open_dataset(data, split=split)  # whose annotations have boxes alone, or whose layout has no masks
     for note in dataset.evaluation_notes:
         console.print(note, markup=False)
-    return GroundTruth.load(dataset.things().ground_truth())
+    return DetectionGroundTruth.load(dataset.things().ground_truth())
 
 
 def _panoptic(results: Path, data: Path, split: str | None) -> dict[str, Any]:
     """Compute panoptic quality, and examples if there are images, as arguments of `write_report`."""
     from detrkit.data import open_dataset
-    from detrkit.evaluation import PanopticTruth, evaluate_panoptic
+    from detrkit.evaluation import PanopticGroundTruth, evaluate_panoptic
 
     dataset = None if data.is_file() else open_dataset(data, split=split, layout="coco-panoptic")
-    truth = PanopticTruth.load(data) if dataset is None else PanopticTruth.load(*dataset.panoptic_ground_truth())
-    metrics = evaluate_panoptic(truth, None, results)
+    ground_truth = (
+        PanopticGroundTruth.load(data)
+        if dataset is None
+        else PanopticGroundTruth.load(*dataset.panoptic_ground_truth())
+    )
+    metrics = evaluate_panoptic(ground_truth, None, results)
     sheet = None if dataset is None else _panoptic_examples(results, dataset)
     return {"metrics": None, "panoptic": metrics, "sheet": sheet}
 
@@ -144,20 +151,20 @@ def _panoptic_examples(results: Path, dataset: Dataset) -> Image.Image:
     """Draw images spread over the dataset, with ground truth and prediction."""
     from PIL import Image
 
-    from detrkit.evaluation import PanopticTruth, read_panoptic
+    from detrkit.evaluation import PanopticGroundTruth, read_panoptic
     from detrkit.structures.results import PanopticResult
     from detrkit.visualize import SheetRow, comparison_sheet
 
     content, id_map = dataset.panoptic_ground_truth()
-    truth = PanopticTruth.load(content, id_map)
+    ground_truth = PanopticGroundTruth.load(content, id_map)
     count = min(_EXAMPLES, len(dataset))
     indices = [round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)]
     chosen = [dataset.records[i] for i in indices]
-    predictions = read_panoptic(results, truth.classes, [record.image_id for record in chosen])
+    predictions = read_panoptic(results, ground_truth.classes, [record.image_id for record in chosen])
     rows = []
     for index, record, prediction in zip(indices, chosen, predictions, strict=True):
         image = Image.fromarray(dataset.image(index).permute(1, 2, 0).numpy())
         info = content["annotations"][index]["segments_info"]
-        annotated = PanopticResult.from_coco(id_map(record.image_id), info, truth.classes)
+        annotated = PanopticResult.from_coco(id_map(record.image_id), info, ground_truth.classes)
         rows.append(SheetRow(image, annotated, prediction, record.file.name))
     return comparison_sheet(rows)

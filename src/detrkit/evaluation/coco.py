@@ -10,9 +10,9 @@ import hotcoco
 import numpy as np
 
 from detrkit.evaluation.curves import PrecisionRecall
-from detrkit.evaluation.ground_truth import ClassNames, GroundTruth
+from detrkit.evaluation.ground_truth import ClassNames, DetectionGroundTruth
 from detrkit.evaluation.metrics import Metrics
-from detrkit.evaluation.result_table import IouType, ResultTable, Unknown
+from detrkit.evaluation.result_table import IouType, OnUnknown, ResultTable
 from detrkit.utils.errors import DetrkitError
 
 # Positions in the evaluator's arrays: IoU 0.5:0.05:0.95; all, small, medium, large objects.
@@ -21,25 +21,25 @@ _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
 
 
 def evaluate_detections(
-    ground_truth: GroundTruth | str | Path | Mapping[str, Any],
+    ground_truth: DetectionGroundTruth | str | Path | Mapping[str, Any],
     results: ResultTable | str | Path | Sequence[Mapping[str, Any]],
     *,
     max_dets: int | Sequence[int] = 100,
     iou_type: IouType = "bbox",
     class_names: ClassNames | None = None,
     image_ids: Iterable[int | str] | None = None,
-    unknown_categories: Unknown = "error",
+    unknown_categories: OnUnknown = "error",
 ) -> Metrics:
     """Compute the COCO metrics of detection results, equal to pycocotools'.
 
     Args:
-        ground_truth: a COCO instances file, its content, or a `GroundTruth`.
+        ground_truth: a COCO instances file, its content, or a `DetectionGroundTruth`.
         results: a COCO results file or its entries: image_id, category_id, bbox (xywh pixels), score. An empty list
             means that the model detected nothing.
         max_dets: the largest number of detections per image and class that count, best first: N for (1, 10, N), or
             all three. AP is computed at the last one. (pycocotools' summary knows 100 only and prints -1 for others.)
         iou_type: "bbox", or "segm" for results with segmentation (RLE).
-        class_names: other names than the file's, see `GroundTruth.renamed`.
+        class_names: other names than the file's, see `DetectionGroundTruth.renamed`.
         image_ids: only these images; by default all of the ground truth's.
         unknown_categories: "ignore" leaves out detections of categories that the ground truth does not have.
 
@@ -48,17 +48,17 @@ def evaluate_detections(
     """
     if iou_type not in ("bbox", "segm"):
         raise DetrkitError(f"iou_type is {iou_type!r}; choose bbox or segm")
-    triple = _triple(max_dets)
-    truth = GroundTruth.load(ground_truth).renamed(class_names)
-    table = ResultTable.load(results, truth, iou_type=iou_type, unknown_categories=unknown_categories)
+    limits = _three_limits(max_dets)
+    ground_truth = DetectionGroundTruth.load(ground_truth).renamed(class_names)
+    table = ResultTable.load(results, ground_truth, iou_type=iou_type, unknown_categories=unknown_categories)
     if image_ids is not None:
-        truth, table = restrict(truth, table, image_ids)
-    if not truth.image_ids or not truth.category_ids:
-        raise DetrkitError(f"{truth.source}: no images or no categories; there is nothing to evaluate")
-    return _metrics(truth, table, triple, iou_type)
+        ground_truth, table = restrict(ground_truth, table, image_ids)
+    if not ground_truth.image_ids or not ground_truth.category_ids:
+        raise DetrkitError(f"{ground_truth.source}: no images or no categories; there is nothing to evaluate")
+    return _metrics(ground_truth, table, limits, iou_type)
 
 
-def _triple(max_dets: int | Sequence[int]) -> tuple[int, int, int]:
+def _three_limits(max_dets: int | Sequence[int]) -> tuple[int, int, int]:
     """Return (1, 10, N) for N, or the three numbers themselves.
 
     Raises:
@@ -72,10 +72,12 @@ def _triple(max_dets: int | Sequence[int]) -> tuple[int, int, int]:
     return int(values[0]), int(values[1]), int(values[2])
 
 
-def restrict(truth: GroundTruth, table: ResultTable, image_ids: Iterable[int | str]) -> tuple[GroundTruth, ResultTable]:
+def restrict(
+    ground_truth: DetectionGroundTruth, table: ResultTable, image_ids: Iterable[int | str]
+) -> tuple[DetectionGroundTruth, ResultTable]:
     """Restrict ground truth and results to some of the images."""
-    part = truth.only(image_ids)
-    new_position = np.array([part.image_position.get(i, -1) for i in truth.image_ids], np.int64)
+    part = ground_truth.only(image_ids)
+    new_position = np.array([part.image_position.get(i, -1) for i in ground_truth.image_ids], np.int64)
     image = new_position[table.image]
     keep = image >= 0
     segments = table.segmentations
@@ -89,10 +91,12 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else -1.0
 
 
-def _metrics(truth: GroundTruth, table: ResultTable, max_dets: tuple[int, int, int], iou_type: IouType) -> Metrics:
+def _metrics(
+    ground_truth: DetectionGroundTruth, table: ResultTable, max_dets: tuple[int, int, int], iou_type: IouType
+) -> Metrics:
     """Run hotcoco without its summary, so that nothing is printed and AP is taken at the last of max_dets."""
     segmentation = iou_type == "segm"
-    gt = truth.to_hotcoco(segmentation=segmentation)
+    gt = ground_truth.to_hotcoco(segmentation=segmentation)
     evaluation = hotcoco.COCOeval(gt, table.to_hotcoco(gt, segmentation=segmentation), iou_type)
     params = evaluation.params
     params.max_dets = list(max_dets)
@@ -110,6 +114,7 @@ def _metrics(truth: GroundTruth, table: ResultTable, max_dets: tuple[int, int, i
         return _mean(recall[:, k, area, dets])
 
     def aps(k: slice | int) -> dict[str, float]:
+        """Return AP, AP50 and AP75, and the AP of small, medium and large objects, of class k or of all."""
         return {
             "AP": ap(k),
             "AP50": ap(k, iou=_IOU50),
@@ -120,23 +125,29 @@ def _metrics(truth: GroundTruth, table: ResultTable, max_dets: tuple[int, int, i
         }
 
     every = slice(None)
-    objects = np.bincount(truth.category[~truth.crowd], minlength=len(truth.names))
+    objects = np.bincount(ground_truth.category[~ground_truth.crowd], minlength=len(ground_truth.names))
+    overall = aps(every)
     return Metrics(
-        **aps(every),
+        AP=overall["AP"],
+        AP50=overall["AP50"],
+        AP75=overall["AP75"],
+        APs=overall["APs"],
+        APm=overall["APm"],
+        APl=overall["APl"],
         AR1=ar(every, dets=0),
         AR10=ar(every, dets=1),
         AR100=ar(every),
         ARs=ar(every, area=_SMALL),
         ARm=ar(every, area=_MEDIUM),
         ARl=ar(every, area=_LARGE),
-        per_class={n: {**aps(k), "AR": ar(k), "objects": int(objects[k])} for k, n in enumerate(truth.names)},
+        per_class={n: {**aps(k), "AR": ar(k), "objects": int(objects[k])} for k, n in enumerate(ground_truth.names)},
         max_dets=max_dets,
         iou_type=iou_type,
-        images=len(truth.image_ids),
+        images=len(ground_truth.image_ids),
         objects=int(objects.sum()),
         detections=len(table),
         curves=PrecisionRecall(
-            names=truth.names,
+            names=ground_truth.names,
             recall=np.array(params.rec_thrs),
             iou_thresholds=np.array(params.iou_thrs),
             precision=precision[:, :, :, _ALL, -1].copy(),

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from detrkit.evaluation.coco import restrict
-from detrkit.evaluation.ground_truth import ClassNames, GroundTruth
-from detrkit.evaluation.result_table import ResultTable, Unknown
+from detrkit.evaluation.ground_truth import ClassNames, DetectionGroundTruth
+from detrkit.evaluation.result_table import OnUnknown, ResultTable
 from detrkit.utils.errors import DetrkitError
 
 
@@ -49,14 +49,14 @@ class Confusion:
 
 
 def confusion_matrix(
-    ground_truth: GroundTruth | str | Path | Mapping[str, Any],
+    ground_truth: DetectionGroundTruth | str | Path | Mapping[str, Any],
     results: ResultTable | str | Path | Sequence[Mapping[str, Any]],
     *,
     iou: float = 0.5,
     score: float = 0.5,
     class_names: ClassNames | None = None,
     image_ids: Iterable[int | str] | None = None,
-    unknown_categories: Unknown = "error",
+    unknown_categories: OnUnknown = "error",
 ) -> Confusion:
     """Match boxes across classes and count the pairs.
 
@@ -66,11 +66,11 @@ def confusion_matrix(
     IoU: a confusion. The remaining detections are false positives, the remaining objects false negatives.
 
     Args:
-        ground_truth: COCO instances file, its content, or a `GroundTruth`.
+        ground_truth: COCO instances file, its content, or a `DetectionGroundTruth`.
         results: COCO results file or its entries, with boxes.
         iou: smallest IoU of a match, in (0, 1].
         score: only detections with a greater score count, in [0, 1].
-        class_names: other names than the file's, see `GroundTruth.renamed`.
+        class_names: other names than the file's, see `DetectionGroundTruth.renamed`.
         image_ids: only these images; by default all of the ground truth's.
         unknown_categories: "ignore" leaves out detections of categories that the ground truth does not have.
 
@@ -79,26 +79,26 @@ def confusion_matrix(
     """
     if not 0 < iou <= 1 or not 0 <= score <= 1:
         raise DetrkitError(f"iou {iou} or score {score} out of range; give 0 < iou <= 1 and 0 <= score <= 1")
-    truth = GroundTruth.load(ground_truth).renamed(class_names)
-    table = ResultTable.load(results, truth, unknown_categories=unknown_categories)
+    ground_truth = DetectionGroundTruth.load(ground_truth).renamed(class_names)
+    table = ResultTable.load(results, ground_truth, unknown_categories=unknown_categories)
     if image_ids is not None:
-        truth, table = restrict(truth, table, image_ids)
-    background = len(truth.names)
+        ground_truth, table = restrict(ground_truth, table, image_ids)
+    background = len(ground_truth.names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
 
     confident = np.flatnonzero(table.scores > score)
     confident = confident[np.argsort(-table.scores[confident], kind="stable")]
-    detections_of_image = _groups(table.image[confident], len(truth.image_ids))
-    objects_of_image = _groups(truth.image, len(truth.image_ids))
+    detections_of_image = _groups(table.image[confident], len(ground_truth.image_ids))
+    objects_of_image = _groups(ground_truth.image, len(ground_truth.image_ids))
     for positions, objects in zip(detections_of_image, objects_of_image, strict=True):
         detections = confident[positions]
-        crowd = objects[truth.crowd[objects]]
-        objects = objects[~truth.crowd[objects]]
-        predicted, true = table.category[detections], truth.category[objects]
-        overlap = _overlap(table.boxes[detections], truth.boxes[objects])  # (D, G)
+        crowd = objects[ground_truth.crowd[objects]]
+        objects = objects[~ground_truth.crowd[objects]]
+        predicted, true = table.category[detections], ground_truth.category[objects]
+        overlap = _overlap(table.boxes[detections], ground_truth.boxes[objects])  # (D, G)
         same = predicted[:, None] == true[None]
-        in_crowd = _overlap(table.boxes[detections], truth.boxes[crowd], crowd=True)  # (D, C)
-        ignored = ((in_crowd >= iou) & (predicted[:, None] == truth.category[crowd][None])).any(1)
+        in_crowd = _overlap(table.boxes[detections], ground_truth.boxes[crowd], crowd=True)  # (D, C)
+        ignored = ((in_crowd >= iou) & (predicted[:, None] == ground_truth.category[crowd][None])).any(1)
 
         free = np.ones(len(objects), bool)
         match = np.full(len(detections), -1)
@@ -112,7 +112,7 @@ def confusion_matrix(
         np.add.at(matrix, (true[match[matched]], predicted[matched]), 1)
         np.add.at(matrix, (background, predicted[~matched & ~ignored]), 1)
         np.add.at(matrix, (true[free], background), 1)
-    return Confusion(truth.names, matrix, iou, score)
+    return Confusion(ground_truth.names, matrix, iou, score)
 
 
 def _groups(values: np.ndarray, count: int) -> list[np.ndarray]:

@@ -12,9 +12,9 @@ import torch
 
 from detrkit.evaluation.coco import evaluate_detections
 from detrkit.evaluation.confusion import Confusion, confusion_matrix
-from detrkit.evaluation.ground_truth import ClassNames, GroundTruth
+from detrkit.evaluation.ground_truth import ClassNames, DetectionGroundTruth
 from detrkit.evaluation.metrics import Metrics
-from detrkit.evaluation.result_table import IouType, ResultTable, Unknown
+from detrkit.evaluation.result_table import IouType, OnUnknown, ResultTable
 from detrkit.structures.results import Detections, encode_masks
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
@@ -49,27 +49,27 @@ class DetectionEvaluator:
         metrics = evaluator.compute()
 
     Args:
-        ground_truth: COCO instances file, its content, or a `GroundTruth`; read once.
+        ground_truth: COCO instances file, its content, or a `DetectionGroundTruth`; read once.
         max_dets: see `evaluate_detections`.
         iou_type: "bbox", or "segm" for detections with masks; their boxes can be evaluated, too: see `compute`.
-        class_names: other names than the file's, see `GroundTruth.renamed`.
+        class_names: other names than the file's, see `DetectionGroundTruth.renamed`.
         unknown_categories: what to do with detections of a category that the ground truth does not have: an "error",
             or "ignore" them. The unused ids of the published models (`ClassList.unused`) are always left out.
     """
 
     def __init__(
         self,
-        ground_truth: GroundTruth | str | Path | Mapping[str, Any],
+        ground_truth: DetectionGroundTruth | str | Path | Mapping[str, Any],
         *,
         max_dets: int | Sequence[int] = 100,
         iou_type: IouType = "bbox",
         class_names: ClassNames | None = None,
-        unknown_categories: Unknown = "error",
+        unknown_categories: OnUnknown = "error",
     ) -> None:
-        self.truth = GroundTruth.load(ground_truth).renamed(class_names)
+        self.ground_truth = DetectionGroundTruth.load(ground_truth).renamed(class_names)
         self.max_dets = max_dets
         self.iou_type: IouType = iou_type
-        self.unknown_categories: Unknown = unknown_categories
+        self.unknown_categories: OnUnknown = unknown_categories
         self._images: dict[int | str, ImageResults] = {}
 
     def __len__(self) -> int:
@@ -87,9 +87,10 @@ class DetectionEvaluator:
             DetrkitError: no or an unknown image id, an unknown category, NaN; the message names the image.
         """
         for one in [detections] if isinstance(detections, Detections) else detections:
-            if one.image_id not in self.truth.image_position:
+            if one.image_id not in self.ground_truth.image_position:
                 raise DetrkitError(
-                    f"{self.truth.source}: no image {one.image_id!r}; set Detections.image_id to the dataset's id"
+                    f"{self.ground_truth.source}: no image {one.image_id!r}; set Detections.image_id to the dataset's "
+                    "id"
                 )
             if one.image_id not in self._images:
                 self._images[one.image_id] = self._image_results(one)
@@ -104,14 +105,14 @@ class DetectionEvaluator:
         else:
             ids = [detections.classes.ids[label] for label in labels]
             unused = [detections.classes.is_unused(label) for label in labels.tolist()]
-        position = self.truth.category_position
+        position = self.ground_truth.category_position
         category = np.array([position.get(i, -1) for i in ids], np.int64)
         keep = category >= 0
         for i in np.flatnonzero(~keep):
             if not unused[i] and self.unknown_categories == "error":
                 raise DetrkitError(
-                    f"{where}: category id {ids[i]} is not in {self.truth.source}; check that the model's classes are "
-                    'the dataset\'s, or pass unknown_categories="ignore"'
+                    f"{where}: category id {ids[i]} is not in {self.ground_truth.source}; check that the model's "
+                    'classes are the dataset\'s, or pass unknown_categories="ignore"'
                 )
         boxes = detections.boxes.detach().double().cpu().numpy().reshape(-1, 4)
         boxes = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
@@ -148,29 +149,31 @@ class DetectionEvaluator:
         if not isinstance(other, Mapping):
             other = self._split(other)
         for image_id, results in other.items():
-            if image_id not in self.truth.image_position:
-                raise DetrkitError(f"{self.truth.source}: no image {image_id!r}; merge results of the same dataset")
+            if image_id not in self.ground_truth.image_position:
+                raise DetrkitError(
+                    f"{self.ground_truth.source}: no image {image_id!r}; merge results of the same dataset"
+                )
             self._images.setdefault(image_id, results)
         return self
 
     def _split(self, entries: Sequence[Mapping[str, Any]]) -> dict[int | str, ImageResults]:
         """Group COCO result entries by image."""
         table = ResultTable.load(
-            entries, self.truth, iou_type=self.iou_type, unknown_categories=self.unknown_categories
+            entries, self.ground_truth, iou_type=self.iou_type, unknown_categories=self.unknown_categories
         )
         by_image: dict[int | str, ImageResults] = {}
         order = np.argsort(table.image, kind="stable")
         positions, starts = np.unique(table.image[order], return_index=True)
         for position, rows in zip(positions, np.split(order, starts[1:]), strict=False):
             segments = None if table.segmentations is None else [table.segmentations[i] for i in rows]
-            by_image[self.truth.image_ids[position]] = ImageResults(
+            by_image[self.ground_truth.image_ids[position]] = ImageResults(
                 table.category[rows], table.boxes[rows], table.scores[rows], segments
             )
         return by_image
 
     def table(self) -> ResultTable:
         """Return all results as columns, ordered by image id, whatever the order in which images were added."""
-        present = [(i, self._images[k]) for i, k in enumerate(self.truth.image_ids) if k in self._images]
+        present = [(i, self._images[k]) for i, k in enumerate(self.ground_truth.image_ids) if k in self._images]
         if not present:
             empty = np.zeros(0, np.int64)
             return ResultTable(empty, empty, np.zeros((0, 4)), np.zeros(0), [] if self.iou_type == "segm" else None)
@@ -187,8 +190,8 @@ class DetectionEvaluator:
         table = self.table()
         rows: list[dict[str, Any]] = [
             {
-                "image_id": self.truth.image_ids[image],
-                "category_id": self.truth.category_ids[category],
+                "image_id": self.ground_truth.image_ids[image],
+                "category_id": self.ground_truth.category_ids[category],
                 "bbox": box,
                 "score": score,
             }
@@ -215,7 +218,7 @@ class DetectionEvaluator:
             DetrkitError: there is no image to evaluate, or there are no masks.
         """
         return evaluate_detections(
-            self.truth,
+            self.ground_truth,
             self.table(),
             max_dets=self.max_dets,
             iou_type=iou_type or self.iou_type,
@@ -224,4 +227,4 @@ class DetectionEvaluator:
 
     def confusion(self, *, iou: float = 0.5, score: float = 0.5) -> Confusion:
         """Compute the confusion matrix over the images that were added; see `confusion_matrix`."""
-        return confusion_matrix(self.truth, self.table(), iou=iou, score=score, image_ids=list(self._images))
+        return confusion_matrix(self.ground_truth, self.table(), iou=iou, score=score, image_ids=list(self._images))

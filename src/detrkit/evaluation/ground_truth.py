@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hotcoco
 import numpy as np
@@ -33,10 +33,31 @@ def identity_order(value: int | str) -> tuple[bool, int | str]:
     return isinstance(value, str), value
 
 
+class EntryColumns(NamedTuple):
+    """Annotations or results as columns.
+
+    Attributes:
+        image: (N,) int64 position of each entry's image.
+        category: (N,) int64 position of its category.
+        boxes: (N, 4) float64 xywh pixels; zeros if they were not read.
+    """
+
+    image: np.ndarray
+    category: np.ndarray
+    boxes: np.ndarray
+
+
 def entry_columns(
     annotations: Sequence[Any], source: str, images: Mapping[Any, int], categories: Mapping[Any, int], *, boxes: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Check annotations or results; return image positions (N,), category positions (N,), xywh boxes (N, 4).
+) -> EntryColumns:
+    """Check annotations or results, and convert them to columns.
+
+    Args:
+        annotations: the entries, with image_id, category_id and bbox.
+        source: the file, for messages.
+        images: image id -> position.
+        categories: category id -> position.
+        boxes: read the boxes, too.
 
     Raises:
         DetrkitError: an entry lacks a field, holds a wrong one, or names an unknown image or category.
@@ -45,7 +66,7 @@ def entry_columns(
         image = np.array([images[a["image_id"]] for a in annotations], np.int64)
         category = np.array([categories[a["category_id"]] for a in annotations], np.int64)
         if not boxes:
-            return image, category, np.zeros((len(annotations), 4))
+            return EntryColumns(image, category, np.zeros((len(annotations), 4)))
         sides = [a["bbox"] for a in annotations]
         if set(map(type, sides)) <= {list, tuple} and set(map(len, sides)) <= {4}:
             flat = np.fromiter(chain.from_iterable(sides), np.float64, 4 * len(sides))  # half the time of an array
@@ -53,7 +74,7 @@ def entry_columns(
             flat = np.array(sides, np.float64)
         box = flat.reshape(len(sides), 4)
         if np.isfinite(box).all() and (box[:, 2:] >= 0).all():
-            return image, category, box
+            return EntryColumns(image, category, box)
     except (KeyError, TypeError, ValueError, OverflowError):
         pass
     for i, entry in enumerate(annotations):
@@ -96,14 +117,14 @@ def _check_entry(
             raise DetrkitError(f"{where}: bbox {shown(box)} has a negative size; write [x, y, width, height] in pixels")
 
 
-def _id_range(known: Mapping[Any, int]) -> str:
+def _id_range(ids: Mapping[Any, int]) -> str:
     """Describe the range of ids for a message: it shows whether a program counts classes from 0."""
-    numbers = [k for k in known if isinstance(k, int)]
+    numbers = [k for k in ids if isinstance(k, int)]
     return f", whose {len(numbers)} ids are {min(numbers)} to {max(numbers)}" if numbers else ""
 
 
 @dataclass(frozen=True)
-class GroundTruth:
+class DetectionGroundTruth:
     """Annotated objects as columns; images and categories are numbered by their position.
 
     The evaluator works on positions, so ids of any kind do no harm: text ids, gaps, and the annotation id 0 that
@@ -149,13 +170,13 @@ class GroundTruth:
         return {value: i for i, value in enumerate(self.category_ids)}
 
     @classmethod
-    def load(cls, source: GroundTruth | str | Path | Mapping[str, Any]) -> GroundTruth:
-        """Read a COCO instances file or its content; return a GroundTruth as it is.
+    def load(cls, source: DetectionGroundTruth | str | Path | Mapping[str, Any]) -> DetectionGroundTruth:
+        """Read a COCO instances file or its content; return a DetectionGroundTruth as it is.
 
         Raises:
             DetrkitError: with the file, the field and the fix.
         """
-        if isinstance(source, GroundTruth):
+        if isinstance(source, DetectionGroundTruth):
             return source
         name = "ground truth" if isinstance(source, Mapping) else str(source)
         content = source if isinstance(source, Mapping) else read_json(source)
@@ -196,7 +217,7 @@ class GroundTruth:
             segmentations=segmentations if all(segmentations) else None,
         )
 
-    def renamed(self, class_names: ClassNames | None) -> GroundTruth:
+    def renamed(self, class_names: ClassNames | None) -> DetectionGroundTruth:
         """Replace the category names: by a ClassList, id -> name, or a list in the order of the ids.
 
         Raises:
@@ -215,7 +236,7 @@ class GroundTruth:
         current_names = dict(zip(self.category_ids, self.names, strict=True))
         return replace(self, names=unique_names({k: class_names.get(k, name) for k, name in current_names.items()}))
 
-    def only(self, image_ids: Iterable[int | str]) -> GroundTruth:
+    def only(self, image_ids: Iterable[int | str]) -> DetectionGroundTruth:
         """Select some of the images.
 
         Raises:
@@ -293,6 +314,9 @@ def by_id(entries: Sequence[Any], where: str) -> dict[Any, Mapping[str, Any]]:
             raise DetrkitError(f"{where}: id {entry['id']!r} is there twice; ids must be unique")
         indexed[entry["id"]] = entry
     return dict(sorted(indexed.items(), key=lambda item: identity_order(item[0])))
+
+
+GroundTruth = DetectionGroundTruth  # its name in earlier versions
 
 
 def unique_names(names: Mapping[int, str]) -> tuple[str, ...]:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from detrkit.evaluation.panoptic_ground_truth import VOID, IdMaps, PanopticGroundTruth
 from detrkit.evaluation.panoptic_matching import ImageMatches, score_image
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
-from detrkit.evaluation.panoptic_truth import VOID, IdMaps, PanopticTruth
-from detrkit.evaluation.result_table import Unknown
+from detrkit.evaluation.result_table import OnUnknown
 from detrkit.structures.results import PanopticResult, Segment
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
@@ -37,8 +37,8 @@ class PanopticEvaluator:
         metrics = evaluator.compute()
 
     Args:
-        ground_truth: COCO panoptic file, its content, or a `PanopticTruth`; read once.
-        maps: folder of its PNGs, or a function that gives the (H, W) ids of an image, see `PanopticTruth.load`.
+        ground_truth: COCO panoptic file, its content, or a `PanopticGroundTruth`; read once.
+        maps: folder of its PNGs, or a function that gives the (H, W) ids of an image, see `PanopticGroundTruth.load`.
         out: the json of the results, for `save`; PNGs are written when images are added, into the folder of its name.
         unknown_categories: what to do with segments of a category that the ground truth does not have: an "error", or
             "ignore" them, as if they were void. Unused labels (`ClassList.unused`) are always void.
@@ -46,15 +46,15 @@ class PanopticEvaluator:
 
     def __init__(
         self,
-        ground_truth: PanopticTruth | str | Path | Mapping[str, Any],
+        ground_truth: PanopticGroundTruth | str | Path | Mapping[str, Any],
         maps: str | Path | IdMaps | None = None,
         *,
         out: str | Path | None = None,
-        unknown_categories: Unknown = "error",
+        unknown_categories: OnUnknown = "error",
     ) -> None:
-        self.truth = PanopticTruth.load(ground_truth, maps)
+        self.ground_truth = PanopticGroundTruth.load(ground_truth, maps)
         self.out = None if out is None else Path(out)
-        self.unknown_categories: Unknown = unknown_categories
+        self.unknown_categories: OnUnknown = unknown_categories
         self._images: dict[int | str, ImageMatches] = {}
 
     def __len__(self) -> int:
@@ -73,21 +73,21 @@ class PanopticEvaluator:
             DetrkitError: an unknown image or category, another size, ids in the map that belong to no segment, or
                 segments without a pixel; the message names the image.
         """
-        index = self.truth.image_position.get(image_id)
+        index = self.ground_truth.image_position.get(image_id)
         if index is None:
-            raise DetrkitError(f"{self.truth.source}: no image {image_id!r}; give the dataset's id")
+            raise DetrkitError(f"{self.ground_truth.source}: no image {image_id!r}; give the dataset's id")
         if image_id in self._images:
             return
-        result = self._known(result)
-        matches = score_image(self.truth, image_id, result.id_map.cpu().numpy(), result.segments_info())
+        result = self._void_ignored(result)
+        matches = score_image(self.ground_truth, image_id, result.id_map.cpu().numpy(), result.segments_info())
         if self.out is not None:
-            file = self.out.with_suffix("") / self.truth.files[index]
+            file = self.out.with_suffix("") / self.ground_truth.files[index]
             write_atomic(file, image_bytes(result.to_coco()[0]), durable=False)
         self._images[image_id] = matches
 
-    def _known(self, result: PanopticResult) -> PanopticResult:
+    def _void_ignored(self, result: PanopticResult) -> PanopticResult:
         """Replace segments of ignored categories by void."""
-        classes, category_ids = result.classes, self.truth.category_position
+        classes, category_ids = result.classes, self.ground_truth.category_position
 
         def ignored(segment: Segment) -> bool:
             if classes is not None and classes.is_unused(segment.label):
@@ -114,8 +114,10 @@ class PanopticEvaluator:
             DetrkitError: an unknown image.
         """
         for image_id, matches in (other.state() if isinstance(other, PanopticEvaluator) else other).items():
-            if image_id not in self.truth.image_position:
-                raise DetrkitError(f"{self.truth.source}: no image {image_id!r}; merge results of the same dataset")
+            if image_id not in self.ground_truth.image_position:
+                raise DetrkitError(
+                    f"{self.ground_truth.source}: no image {image_id!r}; merge results of the same dataset"
+                )
             self._images.setdefault(image_id, matches)
         return self
 
@@ -129,7 +131,7 @@ class PanopticEvaluator:
             raise ValueError("results are not kept: make the evaluator with out=")
         annotations = [
             {"image_id": image_id, "file_name": file, "segments_info": self._images[image_id].segments_info}
-            for image_id, file in zip(self.truth.image_ids, self.truth.files, strict=True)
+            for image_id, file in zip(self.ground_truth.image_ids, self.ground_truth.files, strict=True)
             if image_id in self._images
         ]
         return write_atomic(self.out, json.dumps({"annotations": annotations}) + "\n")
@@ -140,20 +142,20 @@ class PanopticEvaluator:
         Raises:
             DetrkitError: an image has not been added, or there are no images.
         """
-        truth = self.truth
+        ground_truth = self.ground_truth
         if not only_added or not self._images:
-            truth.check_complete(self._images)
-        images = [self._images[i] for i in truth.image_ids if i in self._images]
+            ground_truth.check_complete(self._images)
+        images = [self._images[i] for i in ground_truth.image_ids if i in self._images]
 
         def count(columns: list[np.ndarray], weights: np.ndarray | None = None) -> np.ndarray:
-            return np.bincount(np.concatenate(columns), weights, len(truth.names))
+            return np.bincount(np.concatenate(columns), weights, len(ground_truth.names))
 
         return PanopticMetrics.from_counts(
-            truth.names,
-            truth.things,
+            ground_truth.names,
+            ground_truth.things,
             iou=count([i.matched for i in images], np.concatenate([i.iou for i in images])),
             matched=count([i.matched for i in images]),
-            invented=count([i.invented for i in images]),
-            missed=count([i.missed for i in images]),
+            false_positives=count([i.false_positives for i in images]),
+            false_negatives=count([i.false_negatives for i in images]),
             images=len(images),
         )

@@ -13,9 +13,16 @@ import numpy as np
 
 from detrkit.evaluation.ground_truth import read_json
 from detrkit.evaluation.panoptic import PanopticEvaluator
+from detrkit.evaluation.panoptic_ground_truth import (
+    IdMaps,
+    PanopticGroundTruth,
+    PngFolder,
+    Segments,
+    image_entries,
+    png_folder,
+)
 from detrkit.evaluation.panoptic_matching import ImageMatches, score_image
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
-from detrkit.evaluation.panoptic_truth import IdMaps, PanopticTruth, PngFolder, Segments, image_entries, png_folder
 from detrkit.structures.classes import ClassList
 from detrkit.structures.results import PanopticResult
 from detrkit.utils.atomic import write_atomic
@@ -28,7 +35,7 @@ _CHECKED = 20
 
 
 def evaluate_panoptic(
-    ground_truth: PanopticTruth | str | Path | Mapping[str, Any],
+    ground_truth: PanopticGroundTruth | str | Path | Mapping[str, Any],
     ground_truth_folder: str | Path | IdMaps | None,
     results: str | Path,
     results_folder: str | Path | None = None,
@@ -36,7 +43,7 @@ def evaluate_panoptic(
     """Compute the panoptic quality of results in COCO's format, equal to panopticapi's.
 
     Args:
-        ground_truth: a COCO panoptic file, its content, or a `PanopticTruth`.
+        ground_truth: a COCO panoptic file, its content, or a `PanopticGroundTruth`.
         ground_truth_folder: of its PNGs, or a function that gives the (H, W) ids of an image; None looks where COCO's
             archives put them.
         results: the json of the results: `annotations` with image_id, file_name and segments_info (id, category_id).
@@ -48,32 +55,38 @@ def evaluate_panoptic(
             PNGs, only the first 20 are checked for such ids; in others they count as in panopticapi: as neither a
             segment nor void.
     """
-    truth = PanopticTruth.load(ground_truth, ground_truth_folder)
+    annotated = PanopticGroundTruth.load(ground_truth, ground_truth_folder)
     entries, id_map = _result_files(results, results_folder)
-    unknown = [i for i in entries if i not in truth.image_position]
+    unknown = [i for i in entries if i not in annotated.image_position]
     if unknown:
-        raise DetrkitError(f"{results}: image {unknown[0]!r} is not in {truth.source}; evaluate on the same dataset")
-    truth.check_complete(entries)
+        raise DetrkitError(
+            f"{results}: image {unknown[0]!r} is not in {annotated.source}; evaluate on the same dataset"
+        )
+    annotated.check_complete(entries)
 
     def score(image_id: int | str) -> ImageMatches:
         try:
-            return score_image(truth, image_id, id_map(image_id), list(entries[image_id]["segments_info"]))
+            return score_image(annotated, image_id, id_map(image_id), list(entries[image_id]["segments_info"]))
         except DetrkitError as error:
             raise DetrkitError(f"{results}: {error}") from error
 
     ids = list(entries)
     with ThreadPoolExecutor() as pool:  # reading PNGs and sorting release Python's lock
         matches = list(pool.map(score, ids[:_CHECKED]))
-        if len(ids) > _CHECKED and isinstance(truth.id_map, PngFolder):
-            metrics = _by_hotcoco(truth, truth.id_map.folder, entries, id_map.folder, str(results))
+        if len(ids) > _CHECKED and isinstance(annotated.id_map, PngFolder):
+            metrics = _by_hotcoco(annotated, annotated.id_map.folder, entries, id_map.folder, str(results))
             if metrics is not None:
                 return metrics
         matches += pool.map(score, ids[_CHECKED:])
-    return PanopticEvaluator(truth).merge(dict(zip(ids, matches, strict=True))).compute()
+    return PanopticEvaluator(annotated).merge(dict(zip(ids, matches, strict=True))).compute()
 
 
 def _by_hotcoco(
-    truth: PanopticTruth, truth_folder: Path, entries: Mapping[Any, Mapping[str, Any]], folder: Path, name: str
+    ground_truth: PanopticGroundTruth,
+    ground_truth_folder: Path,
+    entries: Mapping[Any, Mapping[str, Any]],
+    folder: Path,
+    name: str,
 ) -> PanopticMetrics | None:
     """Compute the metrics from files with hotcoco, whose PNG decoder takes a third of Pillow's time.
 
@@ -91,34 +104,38 @@ def _by_hotcoco(
 
     # Ids are positions, as everywhere in the evaluation: hotcoco takes only numbers from 0 on. Areas are left out;
     # hotcoco counts pixels then, as `score_image` does.
-    kinds = enumerate(zip(truth.names, truth.things, strict=True))
+    kinds = enumerate(zip(ground_truth.names, ground_truth.things, strict=True))
     expected = {
         "images": [],
-        "annotations": [annotation(i, *row) for i, row in enumerate(zip(truth.files, truth.segments, strict=True))],
+        "annotations": [
+            annotation(i, *row) for i, row in enumerate(zip(ground_truth.files, ground_truth.segments, strict=True))
+        ],
         "categories": [{"id": k, "name": class_name, "isthing": int(thing)} for k, (class_name, thing) in kinds],
     }
     predicted = []
     for image_id, entry in entries.items():
         where = f"{name}: image {image_id!r}: prediction"
-        segments = Segments.from_info(entry["segments_info"], truth.category_position, where)
-        predicted.append(annotation(truth.image_position[image_id], entry["file_name"], segments))
+        segments = Segments.from_info(entry["segments_info"], ground_truth.category_position, where)
+        predicted.append(annotation(ground_truth.image_position[image_id], entry["file_name"], segments))
     try:
         evaluation = hotcoco.panoptic.PanopticEval(
-            expected, {"annotations": predicted}, gt_folder=truth_folder, pred_folder=folder
+            expected, {"annotations": predicted}, gt_folder=ground_truth_folder, pred_folder=folder
         )
         evaluation.evaluate()
     except (ValueError, OSError):
         return None
     classes = evaluation.results()["per_class"]
-    counts = {key: np.array([classes[k][key] for k in range(len(truth.names))]) for key in ("iou", "tp", "fp", "fn")}
+    counts = {
+        key: np.array([classes[k][key] for k in range(len(ground_truth.names))]) for key in ("iou", "tp", "fp", "fn")
+    }
     return PanopticMetrics.from_counts(
-        truth.names,
-        truth.things,
+        ground_truth.names,
+        ground_truth.things,
         iou=counts["iou"],
         matched=counts["tp"],
-        invented=counts["fp"],
-        missed=counts["fn"],
-        images=len(truth.image_ids),
+        false_positives=counts["fp"],
+        false_negatives=counts["fn"],
+        images=len(ground_truth.image_ids),
     )
 
 

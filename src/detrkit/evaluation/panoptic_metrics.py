@@ -59,8 +59,8 @@ class PanopticMetrics(Mapping[str, Any]):
         *,
         iou: np.ndarray,
         matched: np.ndarray,
-        invented: np.ndarray,
-        missed: np.ndarray,
+        false_positives: np.ndarray,
+        false_negatives: np.ndarray,
         images: int,
     ) -> PanopticMetrics:
         """Compute the metrics from sums over images, one row per class.
@@ -70,11 +70,11 @@ class PanopticMetrics(Mapping[str, Any]):
             things: (K,) whether each is a thing.
             iou: (K,) sum of the matched segments' IoU.
             matched: (K,) true positives.
-            invented: (K,) false positives.
-            missed: (K,) false negatives.
+            false_positives: (K,) false positives.
+            false_negatives: (K,) false negatives.
             images: number of images.
         """
-        counted = matched + invented / 2 + missed / 2
+        counted = matched + false_positives / 2 + false_negatives / 2
         present = counted > 0
         divisor = np.maximum(counted, 0.5)  # a class that is present counts at least a half
         rows = np.where(present, [iou / divisor, iou / np.maximum(matched, 1), matched / divisor], -1.0)  # PQ, SQ, RQ
@@ -88,10 +88,10 @@ class PanopticMetrics(Mapping[str, Any]):
             name: {
                 **dict(zip(("PQ", "SQ", "RQ"), rows[:, k].tolist(), strict=True)),
                 "thing": things[k],
-                "segments": int(matched[k] + missed[k]),
+                "segments": int(matched[k] + false_negatives[k]),
                 "TP": int(matched[k]),
-                "FP": int(invented[k]),
-                "FN": int(missed[k]),
+                "FP": int(false_positives[k]),
+                "FN": int(false_negatives[k]),
             }
             for k, name in enumerate(names)
         }

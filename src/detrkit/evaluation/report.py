@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,56 +91,90 @@ def write_report(
         DetrkitError: the folder cannot be written.
         ValueError: neither `metrics` nor `panoptic` is given.
     """
-    from detrkit.visualize.curves import confusion_heatmap, png_bytes, precision_recall_curves, training_curves
-
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise DetrkitError(f"{folder} is a file; give a folder for the report")
-    parts = [f"# {markdown(_plain(title))}"]
-    record: dict[str, Any] = {"title": title, "settings": {k: _json_value(v) for k, v in settings.items()}}
-    if notes:
-        parts += [f"**Note:** {markdown(note)}" for note in notes]
-        record["notes"] = list(notes)
-    kinds = [m for m in (metrics, masks) if m is not None]
-    if panoptic is not None:
-        parts += [_panoptic_summary(panoptic), panoptic.table(), _PANOPTIC_FOOTNOTE]
-        record["panoptic"] = panoptic.to_json()
-    elif not kinds:
+    if metrics is None and masks is None and panoptic is None:
         raise ValueError("a report needs metrics or panoptic metrics")
-    parts += [text for kind in kinds for text in (_summary(kind), kind.table())]
-    if kinds:
-        parts.append(_footnote(kinds[0]))
-    record |= metrics.to_json() if metrics is not None else {}
-    record |= {"masks": masks.to_json()} if masks is not None else {}
-
-    def picture(name: str, content: bytes, heading: str, text: str) -> None:
-        write_atomic(folder / name, content)
-        parts.extend([f"## {heading}", f"![{heading}]({name})", text])
-
+    page = _Page(folder, [f"# {markdown(_plain(title))}"])
+    page.record |= {"title": title, "settings": {k: _json_value(v) for k, v in settings.items()}}
+    if notes:
+        page.parts += [f"**Note:** {markdown(note)}" for note in notes]
+        page.record["notes"] = list(notes)
+    _add_metrics(page, metrics, masks, panoptic)
     if sheet is not None:
         void = "" if panoptic is None else " Pixels of no segment (void) are hatched."
-        picture("examples.png", image_bytes(sheet.convert("RGB")), "Examples", f"Small images are enlarged.{void}")
+        page.image("examples.png", image_bytes(sheet.convert("RGB")), "Examples", f"Small images are enlarged.{void}")
+    _add_classes(page, metrics, masks, panoptic)
+    if pr is None and metrics is not None:
+        pr = metrics.curves
+    _add_plots(page, pr, confusion, curves)
+    _add_settings(page, settings, timing or {})
+    write_atomic(folder / _METRICS, json.dumps(page.record, indent=2) + "\n")
+    page.parts.append("The same numbers for programs: [metrics.json](metrics.json).")
+    return write_atomic(folder / "report.md", "\n\n".join(p for p in page.parts if p) + "\n")
+
+
+@dataclass
+class _Page:
+    """The report while it is written.
+
+    Attributes:
+        folder: of the report.
+        parts: paragraphs of report.md.
+        record: content of metrics.json.
+    """
+
+    folder: Path
+    parts: list[str]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def image(self, name: str, content: bytes, heading: str, text: str) -> None:
+        """Write an image file, and add a section with it and a text."""
+        write_atomic(self.folder / name, content)
+        self.parts.extend([f"## {heading}", f"![{heading}]({name})", text])
+
+
+def _add_metrics(page: _Page, metrics: Metrics | None, masks: Metrics | None, panoptic: PanopticMetrics | None) -> None:
+    """Add the tables of the overall metrics, panoptic ones first."""
     if panoptic is not None:
-        parts += ["## Classes: segments", _panoptic_classes(panoptic)]
+        page.parts += [_panoptic_summary(panoptic), panoptic.table(), _PANOPTIC_FOOTNOTE]
+        page.record["panoptic"] = panoptic.to_json()
+    kinds = [m for m in (metrics, masks) if m is not None]
+    page.parts += [text for kind in kinds for text in (_summary(kind), kind.table())]
+    if kinds:
+        page.parts.append(_footnote(kinds[0]))
     if metrics is not None:
-        parts += ["## Classes", _classes(metrics)]
-        pr = pr if pr is not None else metrics.curves
+        page.record |= metrics.to_json()
     if masks is not None:
-        parts += ["## Classes: masks", _classes(masks)]
+        page.record["masks"] = masks.to_json()
+
+
+def _add_classes(page: _Page, metrics: Metrics | None, masks: Metrics | None, panoptic: PanopticMetrics | None) -> None:
+    """Add the tables of the metrics per class."""
+    if panoptic is not None:
+        page.parts += ["## Classes: segments", _panoptic_classes(panoptic)]
+    if metrics is not None:
+        page.parts += ["## Classes", _classes(metrics)]
+    if masks is not None:
+        page.parts += ["## Classes: masks", _classes(masks)]
+
+
+def _add_plots(
+    page: _Page,
+    pr: PrecisionRecall | None,
+    confusion: Confusion | None,
+    curves: Sequence[Mapping[str, Any]] | None,
+) -> None:
+    """Add the plots: precision and recall, confusion, training."""
+    from detrkit.visualize.curves import confusion_heatmap, png_bytes, precision_recall_curves, training_curves
+
     if pr is not None:
         text = "Left: the mean over the classes with objects. Right: single classes. The area below a curve is its AP."
-        picture("precision_recall.png", png_bytes(precision_recall_curves(pr)), "Precision and recall", text)
+        page.image("precision_recall.png", png_bytes(precision_recall_curves(pr)), "Precision and recall", text)
     if confusion is not None:
-        text = (
-            f"Counts of objects matched at IoU {confusion.iou:g} with detections above a score of "
-            f"{confusion.score:g}. The column *missed* holds objects without a detection, the row *background* "
-            "detections without an object."
-        )
-        mistakes = [[t, p, str(n)] for t, p, n in confusion.top()]
-        if mistakes:
-            text += "\n\nMost frequent mistakes:\n\n" + markdown_table(["true", "taken for", "count"], mistakes)
-        picture("confusion.png", png_bytes(confusion_heatmap(confusion)), "Confusion", text)
-        record["confusion"] = {
+        page.image("confusion.png", png_bytes(confusion_heatmap(confusion)), "Confusion", _confusion_text(confusion))
+        page.record["confusion"] = {
             "names": [*confusion.names, "background"],
             "matrix": confusion.matrix.tolist(),
             "iou": confusion.iou,
@@ -147,16 +182,30 @@ def write_report(
         }
     if curves:
         text = "Where single steps are logged, the line is their running mean."
-        picture("training.png", png_bytes(training_curves(curves)), "Training", text)
-    for heading, values in (("Settings", settings), ("Timing", timing or {})):
+        page.image("training.png", png_bytes(training_curves(curves)), "Training", text)
+
+
+def _confusion_text(confusion: Confusion) -> str:
+    """Explain the confusion matrix, and list the most frequent mistakes."""
+    text = (
+        f"Counts of objects matched at IoU {confusion.iou:g} with detections above a score of "
+        f"{confusion.score:g}. The column *missed* holds objects without a detection, the row *background* "
+        "detections without an object."
+    )
+    mistakes = [[true, predicted, str(count)] for true, predicted, count in confusion.top()]
+    if mistakes:
+        text += "\n\nMost frequent mistakes:\n\n" + markdown_table(["true", "taken for", "count"], mistakes)
+    return text
+
+
+def _add_settings(page: _Page, settings: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+    """Add the tables of settings and times."""
+    for heading, values in (("Settings", settings), ("Timing", timing)):
         if values:
             rows = [[_plain(k), _value(v)] for k, v in values.items()]
-            parts.extend([f"## {heading}", markdown_table(["", ""], rows)])
+            page.parts.extend([f"## {heading}", markdown_table(["", ""], rows)])
     if timing:
-        record["timing"] = {k: _json_value(v) for k, v in timing.items()}
-    write_atomic(folder / _METRICS, json.dumps(record, indent=2) + "\n")
-    parts.append("The same numbers for programs: [metrics.json](metrics.json).")
-    return write_atomic(folder / "report.md", "\n\n".join(p for p in parts if p) + "\n")
+        page.record["timing"] = {k: _json_value(v) for k, v in timing.items()}
 
 
 def _plain(text: object) -> str:
@@ -206,7 +255,7 @@ def _panoptic_classes(metrics: PanopticMetrics, count: int = 10) -> str:
     """Format the table of all classes, after that of the worst if there are more classes than `count`."""
     text = (
         "TP: matched, FP: predicted and not matched, FN: annotated and not matched. A low SQ comes from rough "
-        "outlines, a low RQ from segments missed, invented, cut up, joined or of the wrong class."
+        "outlines, a low RQ from segments that are missing, spurious, split, merged or of the wrong class."
     )
     parts = [text, metrics.table(per_class=True)]
     worst = metrics.worst(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -11,11 +12,11 @@ from typing import Any, Literal
 import hotcoco
 import numpy as np
 
-from detrkit.evaluation.ground_truth import GroundTruth, entry_columns, read_json
+from detrkit.evaluation.ground_truth import DetectionGroundTruth, entry_columns, read_json
 from detrkit.utils.errors import DetrkitError
 
 IouType = Literal["bbox", "segm"]
-Unknown = Literal["error", "ignore"]
+OnUnknown = Literal["error", "ignore"]
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,17 @@ class ResultTable:
     def load(
         cls,
         source: ResultTable | str | Path | Sequence[Mapping[str, Any]],
-        truth: GroundTruth,
+        ground_truth: DetectionGroundTruth,
         *,
         iou_type: IouType = "bbox",
-        unknown_categories: Unknown = "error",
+        unknown_categories: OnUnknown = "error",
     ) -> ResultTable:
         """Read a COCO results file or its entries.
 
         Args:
             source: the file, or the list of entries with image_id, category_id, score and bbox (xywh pixels) or
                 segmentation (RLE, or polygons as in ground truth; an empty one is a mask without a pixel).
-            truth: ground truth that the ids refer to.
+            ground_truth: ground truth that the ids refer to.
             iou_type: "bbox" needs boxes, "segm" segmentations.
             unknown_categories: "ignore" leaves out detections of categories that the ground truth does not have, as
                 pycocotools does silently.
@@ -68,21 +69,21 @@ class ResultTable:
         if not isinstance(entries, (list, tuple)):
             raise DetrkitError(f"{name}: expected a list of results, found {type(entries).__name__}; see COCO's format")
         if unknown_categories == "ignore":
-            category_ids = truth.category_position
+            category_ids = ground_truth.category_position
             entries = [e for e in entries if not isinstance(e, Mapping) or e.get("category_id", None) in category_ids]
         with_boxes = iou_type == "bbox" or all(isinstance(e, Mapping) and "bbox" in e for e in entries)
         image, category, boxes = entry_columns(
-            entries, name, truth.image_position, truth.category_position, boxes=with_boxes
+            entries, name, ground_truth.image_position, ground_truth.category_position, boxes=with_boxes
         )
         scores = _scores(entries, name)
         if iou_type == "bbox":
             return cls(image, category, boxes, scores)
-        segmentations = _rles(entries, [truth.sizes[position] for position in image.tolist()], name)
+        segmentations = _rles(entries, [ground_truth.sizes[position] for position in image.tolist()], name)
         if not with_boxes:
             boxes = np.asarray(hotcoco.mask.to_bbox(segmentations), np.float64).reshape(-1, 4)
         return cls(image, category, boxes, scores, segmentations)
 
-    def to_hotcoco(self, truth: hotcoco.COCO, *, segmentation: bool) -> hotcoco.COCO:
+    def to_hotcoco(self, ground_truth: hotcoco.COCO, *, segmentation: bool) -> hotcoco.COCO:
         """Convert to hotcoco's results.
 
         Raises:
@@ -90,12 +91,12 @@ class ResultTable:
         """
         rows = np.column_stack([self.image, self.boxes, self.scores, self.category])
         if not segmentation:
-            return truth.load_res(rows)
+            return ground_truth.load_res(rows)
         if self.segmentations is None and len(self):
             raise DetrkitError("results without segmentation: evaluate the boxes (--iou-type bbox)")
         # as columns: a dict for each of 100,000 masks took four times as long
         segmentations = self.segmentations or []
-        results = truth.load_res(rows, segmentation=segmentations)
+        results = ground_truth.load_res(rows, segmentation=segmentations)
         # small, medium and large are decided by the mask's area; COCO's code would take the box's area if it has a box
         results.update_anns(
             ids=np.arange(1, len(self) + 1), area=np.asarray(hotcoco.mask.area(segmentations), np.float64)
@@ -121,6 +122,14 @@ def _scores(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return scores
 
 
+def _is_finite(value: object) -> bool:
+    """Return whether a value is a finite number."""
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
 def has_masks(entries: Sequence[Any]) -> bool:
     """Return whether any result has a segmentation; tools write null or [] if there is none."""
     return any(isinstance(e, Mapping) and e.get("segmentation") for e in entries)
@@ -143,7 +152,7 @@ def _rles(entries: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int]]
                     "give [height, width]"
                 )
         elif not value or isinstance(value, list):
-            values[i] = _drawn(value or [], size, f"{name}: entry {i}")
+            values[i] = _rasterized(value or [], size, f"{name}: entry {i}")
         else:
             raise DetrkitError(
                 f"{name}: entry {i}: segmentation is neither an RLE (an object with size [height, width] and counts) "
@@ -162,7 +171,7 @@ def _rles(entries: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int]]
     return values
 
 
-def _drawn(polygons: list[Any], size: tuple[int, int], where: str) -> Any:
+def _rasterized(polygons: list[Any], size: tuple[int, int], where: str) -> Any:
     """Convert polygons [x0, y0, x1, y1, ...] in pixels to one RLE.
 
     Raises:
@@ -171,7 +180,7 @@ def _drawn(polygons: list[Any], size: tuple[int, int], where: str) -> Any:
     if size == (0, 0):
         raise DetrkitError(f"{where}: the ground truth has no size of the image to draw the mask in; give RLE")
     points = [p for p in polygons if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0]
-    numbers = all(isinstance(v, Real) and np.isfinite(v) for p in points for v in p)
+    numbers = all(_is_finite(v) for p in points for v in p)
     if len(points) != len(polygons) or not numbers:
         raise DetrkitError(f"{where}: segmentation is no list of polygons [x0, y0, x1, y1, x2, y2, ...] in pixels")
     if not points:

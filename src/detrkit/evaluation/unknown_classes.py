@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrkit.evaluation.ground_truth import GroundTruth
+from detrkit.evaluation.ground_truth import DetectionGroundTruth
 from detrkit.utils.similar import nearest_names
 from detrkit.utils.visible import one_line
 
-_SHOWN = 5  # largest number of names in a message
+_MAX_NAMES = 5  # in a message
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,18 @@ class UnknownClasses:
     classes: int
 
     @classmethod
-    def of(cls, truth: GroundTruth, predicted: Collection[int], candidates: Collection[str]) -> UnknownClasses:
+    def of(
+        cls, ground_truth: DetectionGroundTruth, predicted: Collection[int], candidates: Collection[str]
+    ) -> UnknownClasses:
         """Find the classes of a ground truth that a model cannot predict.
 
         Args:
-            truth: the ground truth.
+            ground_truth: the ground truth.
             predicted: ids of the categories that the model predicts.
             candidates: names of the model's other classes.
         """
-        counts = np.bincount(truth.category[~truth.crowd], minlength=len(truth.names))
-        rows = list(zip(truth.category_ids, truth.names, counts.tolist(), strict=True))
+        counts = np.bincount(ground_truth.category[~ground_truth.crowd], minlength=len(ground_truth.names))
+        rows = list(zip(ground_truth.category_ids, ground_truth.names, counts.tolist(), strict=True))
         unknown = {name: count for key, name, count in rows if count and key not in predicted}
         return cls(
             names=tuple(unknown),
@@ -81,5 +83,5 @@ class UnknownClasses:
 
 def some(names: Sequence[str]) -> str:
     """List the first five names and the number of the others in one line."""
-    rest = len(names) - _SHOWN
-    return one_line(", ".join(names[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - _MAX_NAMES
+    return one_line(", ".join(names[:_MAX_NAMES])) + (f" and {rest} more" if rest > 0 else "")

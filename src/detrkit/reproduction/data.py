@@ -9,7 +9,7 @@ from torch import nn
 
 from detrkit.data import Dataset, open_dataset
 from detrkit.engine.gathering import Truth, dataset_labels
-from detrkit.evaluation import GroundTruth, PanopticTruth
+from detrkit.evaluation import DetectionGroundTruth, PanopticGroundTruth
 from detrkit.models.pretrained import EvaluationSettings
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import ModelSpec
@@ -92,6 +92,6 @@ class EvaluationData:
         """
         if not self.images.panoptic:
             return Truth.of(self.images, spec, model)
-        segments = PanopticTruth.load(*self.images.panoptic_ground_truth())
-        objects = GroundTruth.load(self.objects.ground_truth())
+        segments = PanopticGroundTruth.load(*self.images.panoptic_ground_truth())
+        objects = DetectionGroundTruth.load(self.objects.ground_truth())
         return Truth(dataset_labels(spec, self.images), objects, segments, masks=True)

@@ -16,7 +16,13 @@ from detrkit.utils.atomic import append, write_atomic
 from detrkit.utils.errors import DetrkitError
 
 FOLDER, SETTINGS = "journal", "settings.json"
-_MATCHES = {"matched": np.int64, "iou": np.float64, "invented": np.int64, "missed": np.int64}
+# fields of `ImageMatches` -> key in the files and type of the numbers
+_MATCHES = {
+    "matched": ("matched", np.int64),
+    "iou": ("iou", np.float64),
+    "false_positives": ("invented", np.int64),
+    "false_negatives": ("missed", np.int64),
+}
 
 
 class Journal:
@@ -106,8 +112,9 @@ class Journal:
 
 def _plain(row: ImageResults | ImageMatches) -> dict[str, Any]:
     """Convert the fields to JSON values."""
-    fields = row._asdict().items()
-    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields}
+    keys = {name: key for name, (key, _) in _MATCHES.items()}
+    fields = ((keys.get(name, name), value) for name, value in row._asdict().items())
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in fields}
 
 
 def _results(plain: Mapping[str, Any]) -> ImageResults:
@@ -120,5 +127,5 @@ def _results(plain: Mapping[str, Any]) -> ImageResults:
 
 
 def _matches(plain: Mapping[str, Any]) -> ImageMatches:
-    arrays = {name: np.array(plain[name], kind) for name, kind in _MATCHES.items()}
+    arrays = {name: np.array(plain[key], kind) for name, (key, kind) in _MATCHES.items()}
     return ImageMatches(**arrays, segments_info=plain["segments_info"])

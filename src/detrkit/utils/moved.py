@@ -41,6 +41,7 @@ MOVED = {
     "engine.figures": "engine.metrics",
     "engine.steps": "engine.phases",
     "errors": "utils.errors",
+    "evaluation.panoptic_truth": "evaluation.panoptic_ground_truth",
     "models.batch": "structures.batch",
     "models.outputs": "structures.outputs",
     "published": "models.pretrained",

@@ -60,7 +60,7 @@ class Segments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PanopticTruth:
+class PanopticGroundTruth:
     """Annotated segments of a dataset. Images and categories are numbered by their position.
 
     Attributes:
@@ -98,13 +98,13 @@ class PanopticTruth:
         """Names, ids and things; a label is a position."""
         return ClassList(self.names, self.category_ids, self.things, frozenset())
 
-    def check_complete(self, found: Container[Any]) -> None:
-        """Check that there are images and that `found` has every one.
+    def check_complete(self, image_ids: Container[Any]) -> None:
+        """Check that there are images and that all of them are in `image_ids`.
 
         Raises:
-            DetrkitError: an image is not in `found`, or the ground truth has no images.
+            DetrkitError: an image has no result, or the ground truth has no images.
         """
-        missing = [image_id for image_id in self.image_ids if image_id not in found]
+        missing = [image_id for image_id in self.image_ids if image_id not in image_ids]
         if missing:
             raise DetrkitError(
                 f"no result for {len(missing)} of {len(self.image_ids)} images of {self.source}, such as "
@@ -115,9 +115,9 @@ class PanopticTruth:
 
     @classmethod
     def load(
-        cls, source: PanopticTruth | str | Path | Mapping[str, Any], maps: str | Path | IdMaps | None = None
-    ) -> PanopticTruth:
-        """Read a COCO panoptic file or its content; return a PanopticTruth as it is.
+        cls, source: PanopticGroundTruth | str | Path | Mapping[str, Any], maps: str | Path | IdMaps | None = None
+    ) -> PanopticGroundTruth:
+        """Read a COCO panoptic file or its content; return a PanopticGroundTruth as it is.
 
         Args:
             source: the file, its content, or ground truth loaded before.
@@ -127,7 +127,7 @@ class PanopticTruth:
         Raises:
             DetrkitError: with the file, the entry and the fix.
         """
-        if isinstance(source, PanopticTruth):
+        if isinstance(source, PanopticGroundTruth):
             return source
         name = "panoptic ground truth" if isinstance(source, Mapping) else str(source)
         content = source if isinstance(source, Mapping) else read_json(source)
@@ -158,6 +158,9 @@ class PanopticTruth:
             segments=tuple(segments.values()),
             id_map=maps if callable(maps) else PngFolder(Path(maps), files),
         )
+
+
+PanopticTruth = PanopticGroundTruth  # its name in earlier versions
 
 
 def image_entries(content: Any, name: str) -> dict[Any, Mapping[str, Any]]:
