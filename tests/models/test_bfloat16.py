@@ -20,10 +20,10 @@ MODELS = {
 @pytest.mark.parametrize("kernels", ["oneDNN", "own"])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_gradients_are_those_of_float32_to_bfloat16(name, kernels, monkeypatch):
-    if kernels == "oneDNN" and not dense.bf16_kernels():
+    if kernels == "oneDNN" and not dense.has_bf16_kernels():
         pytest.skip("oneDNN has no bfloat16 kernels for this processor")
     if kernels == "own":
-        monkeypatch.setattr(dense, "bf16_kernels", lambda: False)
+        monkeypatch.setattr(dense, "has_bf16_kernels", lambda: False)
     torch.manual_seed(0)
     model = build_model(name, **SMALL, **MODELS[name], num_queries=9, num_classes=4, dropout=0.0).eval()
     images = [goldens.image("bf16", 96, 128), goldens.image("bf16 too", 70, 90)]

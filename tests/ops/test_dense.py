@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detrkit.layers.linear import Linear
 from detrkit.ops import dense
-from detrkit.ops.dense import MANY_ROWS, convolve, in_one_pass, linear, pack
+from detrkit.ops.dense import CONV_LINEAR_MIN_ROWS, can_fuse, convolve, linear, pack
 
-x86 = pytest.mark.skipif(not in_one_pass(torch.zeros(1)), reason="needs oneDNN on an x86 processor")
+x86 = pytest.mark.skipif(not can_fuse(torch.zeros(1)), reason="needs oneDNN on an x86 processor")
 
 
 def noise(*shape, dtype=torch.float32):
@@ -24,7 +24,7 @@ def noise(*shape, dtype=torch.float32):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     "shape",
-    [(0, 32), (3, 32), (2, 50, 32), (MANY_ROWS, 32), (2, 3, MANY_ROWS, 32)],
+    [(0, 32), (3, 32), (2, 50, 32), (CONV_LINEAR_MIN_ROWS, 32), (2, 3, CONV_LINEAR_MIN_ROWS, 32)],
     ids=lambda s: f"{len(s)}d{s[-2]}",
 )
 def test_linear(shape, bias, relu):
@@ -36,7 +36,7 @@ def test_linear(shape, bias, relu):
     torch.testing.assert_close(got.double(), want, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [40, MANY_ROWS])
+@pytest.mark.parametrize("rows", [40, CONV_LINEAR_MIN_ROWS])
 def test_linear_of_a_view(rows):
     x, weight = noise(32, rows, 2)[:, :, 0].t(), noise(64, 32)[::2]
     torch.testing.assert_close(linear(x, weight), F.linear(x, weight), atol=2e-5, rtol=1e-5)
@@ -88,30 +88,30 @@ def test_gradients_are_those_of_torch():
 def test_when_it_is_used(monkeypatch):
     x, weight = noise(50, 32), noise(48, 32)
     learning = weight.clone().requires_grad_()
-    assert in_one_pass(x, weight, None)
-    assert not in_one_pass(x, learning)
+    assert can_fuse(x, weight, None)
+    assert not can_fuse(x, learning)
     with torch.no_grad():
-        assert in_one_pass(x, learning)
-    assert not in_one_pass(x.double(), weight.double())
-    assert not in_one_pass(x, weight.bfloat16())
-    assert not in_one_pass(x.to("meta"), weight)
+        assert can_fuse(x, learning)
+    assert not can_fuse(x.double(), weight.double())
+    assert not can_fuse(x, weight.bfloat16())
+    assert not can_fuse(x.to("meta"), weight)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not in_one_pass(x, weight)
+        assert not can_fuse(x, weight)
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not in_one_pass(x, weight)
+        assert not can_fuse(x, weight)
     monkeypatch.setattr(dense, "_ON_X86", False)
-    assert not in_one_pass(x, weight)
+    assert not can_fuse(x, weight)
 
 
 def test_bfloat16_without_kernels_for_it(monkeypatch):
     """As on a processor without AVX-512, where oneDNN's operators fail: PyTorch's own operators compute."""
-    monkeypatch.setattr(dense, "bf16_kernels", lambda: False)
-    x, weight, bias = (noise(*shape, dtype=torch.bfloat16) for shape in ((MANY_ROWS, 32), (48, 32), (48,)))
-    assert not in_one_pass(x, weight, bias)
+    monkeypatch.setattr(dense, "has_bf16_kernels", lambda: False)
+    x, weight, bias = (noise(*shape, dtype=torch.bfloat16) for shape in ((CONV_LINEAR_MIN_ROWS, 32), (48, 32), (48,)))
+    assert not can_fuse(x, weight, bias)
     for name in ("_linear_pointwise", "_convolution_pointwise", "_convolution_pointwise_"):
         monkeypatch.setattr(torch.ops.mkldnn, name, None)
     want = F.linear(x.double(), weight.double(), bias.double())
-    for rows in (20, MANY_ROWS):
+    for rows in (20, CONV_LINEAR_MIN_ROWS):
         torch.testing.assert_close(linear(x[:rows], weight, bias).double(), want[:rows], atol=0.05, rtol=0.01)
     picture, kernel = noise(2, 24, 9, 7, dtype=torch.bfloat16), noise(40, 24, 3, 3, dtype=torch.bfloat16)
     want = F.conv2d(picture.double(), kernel.double(), padding=1).relu()
@@ -125,7 +125,7 @@ def test_this_processor_says_what_it_has():
     if not flags.exists() or "flags" not in flags.read_text():
         pytest.skip("no list of the processor's flags")
     words = set(flags.read_text().split())
-    assert dense.bf16_kernels() == bool({"avx512bw", "avx512vl", "avx512dq"} <= words or "avx_ne_convert" in words)
+    assert dense.has_bf16_kernels() == bool({"avx512bw", "avx512vl", "avx512dq"} <= words or "avx_ne_convert" in words)
 
 
 def test_graphs_and_counters_see_the_operators_of_torch():

@@ -92,7 +92,7 @@ def test_equals_reference(operator, shapes, seed):
 
 def test_chunks_do_not_show(operator, monkeypatch):
     """Parts that end in the middle of an image; as many points as in an encoder, and as few as in a decoder."""
-    monkeypatch.setattr(ms_deform_cpu, "_GRAIN", 20)
+    monkeypatch.setattr(ms_deform_cpu, "_ELEMENTS_PER_THREAD", 20)
     ms_deform_cpu._cached_pyramid.cache_clear()
     shapes = [(6, 5), (3, 3)]
     for q in (2, 70):
@@ -240,9 +240,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"value has 5 positions, the levels \[\(2, 2\)\] have 4"):
         ms_deform_attn(value, [(2, 2)], locations, weights)
     for wrong in (locations[:1], locations[:, :, :2], locations[:, :, :, :1], locations[..., :1]):
-        with pytest.raises(ValueError, match=r"locations are .*ask for \(2, Q, 3, 2, P, 2\)"):
+        with pytest.raises(ValueError, match=r"locations are .*need \(2, Q, 3, 2, P, 2\)"):
             ms_deform_attn(value, shapes, wrong, weights)
-    with pytest.raises(ValueError, match="ask for one a point"):
+    with pytest.raises(ValueError, match="need one for each point"):
         ms_deform_attn(value, shapes, locations, weights[..., :1])
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.layers.norms import FrozenBatchNorm2d
-from detrkit.ops.dense import in_one_pass, pack
+from detrkit.ops.dense import can_fuse, pack
 
 
 @dataclass
@@ -58,9 +58,9 @@ def fold(convolution: nn.Conv2d, norm: FrozenBatchNorm2d, x: Tensor) -> tuple[Te
             cached = _KEPT[convolution] = _Folded(sources, *_folded(weight, norm))
         if x.shape != cached.shape:
             cached.shape, cached.packed = x.shape, None
-        elif cached.packed is None and in_one_pass(x, cached.weight):
+        elif cached.packed is None and can_fuse(x, cached.weight):
             cached.packed = pack(cached.weight, convolution, x.shape)
-    if cached.packed is not None and in_one_pass(x, cached.weight):
+    if cached.packed is not None and can_fuse(x, cached.weight):
         return cached.packed, cached.bias
     return cached.weight, cached.bias
 

@@ -17,32 +17,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-# From MANY_ROWS rows on, a linear map is computed as a 1 x 1 convolution of an image one pixel high: the linear
-# operator does not reorder the weights for its best kernel. 22,223 rows of 256 -> 1024 channels take 31 to 41 ms as
-# linear, 28 ms as convolution; 100 rows: 0.34 and 0.38 ms. Below ONEDNN_MIN_ROWS rows or outputs MKL is faster.
-MANY_ROWS, ONEDNN_MIN_ROWS = 1000, 16
+# Rows from which a linear map is computed as a 1 x 1 convolution of an image one pixel high: the linear operator does
+# not reorder the weights for its best kernel. 22,223 rows of 256 -> 1024 channels take 31 to 41 ms as linear, 28 ms as
+# convolution; 100 rows: 0.34 and 0.38 ms.
+CONV_LINEAR_MIN_ROWS = 1000
+ONEDNN_MIN_ROWS = 16  # rows or outputs below which MKL is faster
 
 _ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
-_PLAIN = (Tensor, nn.Parameter)  # tensor subclasses expect to see every operator
+_PLAIN_TENSORS = (Tensor, nn.Parameter)  # tensor subclasses expect to see every operator
 
 
-def in_one_pass(x: Tensor, *weights: Tensor | None) -> bool:
-    """Return whether oneDNN's fused "pointwise" operators, which have no gradient, can compute with these tensors.
+def can_fuse(x: Tensor, *weights: Tensor | None) -> bool:
+    """Return whether oneDNN's fused "pointwise" operators can compute with these tensors; they have no gradient.
 
     Args:
         x: the input.
         weights: the other operands; None is skipped.
     """
-    return not learns(x, *weights) and onednn_takes(x, *weights)
+    return not requires_grad(x, *weights) and onednn_supports(x, *weights)
 
 
-def learns(*tensors: Tensor | None) -> bool:
-    """Return whether a gradient is required of any tensor."""
+def requires_grad(*tensors: Tensor | None) -> bool:
+    """Return whether autograd records an operation of these tensors; None is skipped."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 @cache
-def bf16_kernels() -> bool:
+def has_bf16_kernels() -> bool:
     """Return whether oneDNN has bfloat16 kernels for this CPU, which needs AVX-512 or avx_ne_convert.
 
     Without them its operators fail. PyTorch's own operators check the same, and then use other bfloat16 kernels.
@@ -53,7 +54,7 @@ def bf16_kernels() -> bool:
         return False
 
 
-def onednn_takes(x: Tensor, *weights: Tensor | None) -> bool:
+def onednn_supports(x: Tensor, *weights: Tensor | None) -> bool:
     """Return whether oneDNN can compute with these tensors: on an x86 CPU, outside of graphs that are recorded."""
     # exporting, compiling, tracing and FLOP counting need PyTorch's own operators
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() or _get_current_dispatch_mode() is not None:
@@ -62,8 +63,8 @@ def onednn_takes(x: Tensor, *weights: Tensor | None) -> bool:
     return bool(
         _ON_X86
         and x.device.type == "cpu"
-        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and bf16_kernels()))
-        and all(type(t) in _PLAIN and t.dtype == x.dtype for t in tensors)
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and has_bf16_kernels()))
+        and all(type(t) in _PLAIN_TENSORS and t.dtype == x.dtype for t in tensors)
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
@@ -82,16 +83,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     Returns:
         (..., O).
     """
-    # sizes are checked last: in a graph that is recorded they may be symbols
-    if not onednn_takes(x, weight, bias) or min(rows := x.shape[:-1].numel(), len(weight)) < ONEDNN_MIN_ROWS:
+    # sizes are checked last: while a graph is recorded they may be symbols
+    if not onednn_supports(x, weight, bias) or min(rows := x.shape[:-1].numel(), len(weight)) < ONEDNN_MIN_ROWS:
         y = F.linear(x, weight, bias)
         return F.relu(y) if relu else y
     after = "relu" if relu else "none"
-    if learns(x, weight, bias):
+    if requires_grad(x, weight, bias):
         # oneDNN also computes a convolution's gradients: 512 rows, 256 -> 2048 channels, forward + backward 4 ms; MKL 8
         y = F.conv2d(_as_image(x), weight[:, :, None, None], bias)
         return _as_rows(y.relu_() if relu else y, x)
-    if rows < MANY_ROWS:
+    if rows < CONV_LINEAR_MIN_ROWS:
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, after, [], "")
     geometry = ([0, 0], [1, 1], [1, 1], 1)
     y = torch.ops.mkldnn._convolution_pointwise(_as_image(x), weight[:, :, None, None], bias, *geometry, after, [], "")
@@ -136,7 +137,7 @@ def convolve(
 
     Args:
         x: (B, I, H, W).
-        weight: (O, I, h, w), or what `pack` made of it.
+        weight: (O, I, h, w), or the result of `pack` for it.
         bias: (O,) or None.
         stride: vertical and horizontal.
         padding: pixels of zeros above and below, and left and right.
@@ -147,7 +148,7 @@ def convolve(
     Returns:
         (B, O, H', W').
     """
-    if not in_one_pass(x, weight, bias, residual):
+    if not can_fuse(x, weight, bias, residual):
         y = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
         y = y if residual is None else y.add_(residual)  # in place: a convolution's gradient does not need its output
         return y.relu_() if relu else y

@@ -1,6 +1,6 @@
 """Multi-scale deformable attention (Deformable DETR, Eq. 3): weighted bilinear samples from a pyramid of maps.
 
-One function, three ways to compute it, none of which needs a compiler when detrkit is installed:
+One function with three backends, none of which needs a compiler when detrkit is installed:
 
 - "reference": `grid_sample`; any device, any transform; used by exports;
 - "cpu": `ms_deform_cpu`, ten times as fast on a CPU (benchmarks/ms_deform.py);
@@ -22,7 +22,7 @@ from detrkit.ops import ms_deform_cpu
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_chosen: list[Backend] = ["auto"]
+_selected: list[Backend] = ["auto"]
 
 
 def ms_deform_attn(
@@ -55,9 +55,11 @@ def ms_deform_attn(
     q, points = locations.shape[1], locations.shape[4]
     if locations.shape != (b, q, h, len(sizes), points, 2):
         expected = f"({b}, Q, {h}, {len(sizes)}, P, 2)"
-        raise ValueError(f"locations are {tuple(locations.shape)}; value and levels ask for {expected}")
+        raise ValueError(f"locations are {tuple(locations.shape)}; value and levels need {expected}")
     if weights.shape != locations.shape[:-1]:
-        raise ValueError(f"weights are {tuple(weights.shape)}, locations {tuple(locations.shape)} ask for one a point")
+        raise ValueError(
+            f"weights are {tuple(weights.shape)}, locations {tuple(locations.shape)} need one for each point"
+        )
     if _backend(value) == "reference":
         return reference(value, spatial_shapes, locations, weights)
     flat = [side for shape in spatial_shapes for side in shape]
@@ -79,17 +81,17 @@ def ms_deform_backend(name: Backend) -> Iterator[None]:
     """
     if name not in ("auto", "reference", "cpu", "triton"):
         raise ValueError(f'backend "{name}": choose "auto", "reference", "cpu" or "triton"')
-    before = _chosen[0]
-    _chosen[0] = name
+    before = _selected[0]
+    _selected[0] = name
     try:
         yield
     finally:
-        _chosen[0] = before
+        _selected[0] = before
 
 
 def _backend(value: Tensor) -> Backend:
-    """Return the implementation that will be used for a value tensor."""
-    name = _chosen[0]
+    """Return the backend that computes with this value tensor."""
+    name = _selected[0]
     device = value.device.type
     if name == "auto":
         # The flag itself: while torch 2.11 compiles, `torch.compiler.is_exporting()` says True, too.

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention on a CPU, from operators that PyTorch brings compiled.
+"""Multi-scale deformable attention on a CPU, built from PyTorch's own operators.
 
 The output of a query and head is a weighted sum of rows of a table: four corners of each of its L * P points, a row
 being the D channels of one pixel and head. That is what `embedding_bag` computes, with vector instructions and
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # PyTorch gives a thread at least this many elements of an elementwise operation; more would not fit into the caches.
-_GRAIN = 32768
+_ELEMENTS_PER_THREAD = 32768
 
 
 def forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class _Pyramid:
         self, shapes: Sequence[tuple[int, int]], heads: int, k: int, *, dtype: torch.dtype, threads: int
     ) -> None:
         self.heads = heads
-        self.rows = max(1, _GRAIN * threads // (k * heads)) * heads
+        self.rows = max(1, _ELEMENTS_PER_THREAD * threads // (k * heads)) * heads
         self.points = k // len(shapes)
         self.levels = list(shapes)
         self.rows_per_image = sum(h * w for h, w in shapes) * heads
@@ -285,7 +285,7 @@ def _row_products(ends: Tensor, index: Tensor, grads: Tensor, table: Tensor) -> 
         table: (rows, D).
     """
     per_row = len(index) // len(grads)
-    if per_row > len(table):  # more than there are; a sparse matrix cannot have more entries than positions
+    if per_row > len(table):  # a sparse matrix cannot have more entries than positions
         return (grads @ table.t()).gather(1, index.view(-1, per_row).long())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
