@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from detrkit.detector import load as load
     from detrkit.engine import evaluate as evaluate
     from detrkit.engine import train as train
+    from detrkit.engine.loggers import register_logger as register_logger
     from detrkit.evaluation import evaluate_detections as evaluate_detections
     from detrkit.evaluation import evaluate_panoptic as evaluate_panoptic
     from detrkit.models.criterion import build_criterion as build_criterion
@@ -55,6 +56,7 @@ _HOMES = {
     "list_models": "detrkit.models.registry",
     "load": "detrkit.detector",
     "open_dataset": "detrkit.data",
+    "register_logger": "detrkit.engine.loggers",
     "register_reader": "detrkit.data.readers",
     "reproduce": "detrkit.reproduction",
     "train": "detrkit.engine",
@@ -80,6 +82,7 @@ __all__ = [
     "load",
     "open_dataset",
     "ops",
+    "register_logger",
     "register_reader",
     "reproduce",
     "train",

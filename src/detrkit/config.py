@@ -264,6 +264,8 @@ class RunConfig:
     """Steps between saves of last.pt within an epoch; it is also saved after every epoch."""
     tensorboard: bool = True
     """Also log for TensorBoard."""
+    loggers: tuple[str, ...] = ()
+    """Further loggers, by the names under which other packages register them (docs/extending.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

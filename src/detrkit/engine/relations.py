@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from detrkit.config import TrainConfig
+from detrkit.engine.loggers import check_loggers
 from detrkit.models.criterion import SETTINGS, build_criterion
 from detrkit.models.registry import architecture
 from detrkit.models.settings import check_parameters
@@ -26,6 +27,7 @@ def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
         SettingError: an impossible value or combination; names the field or both fields, and what would be right.
     """
     check_values(config, said=said)
+    check_loggers(config.run.loggers)
 
     def refuse(*fields: str, reason: str) -> None:
         paths = [tuple(field.split(".")) for field in fields]

@@ -21,7 +21,8 @@ from detrkit.data.samplers import derived_seed
 from detrkit.engine.evaluating import eval_loader
 from detrkit.engine.fingerprint import Fingerprint
 from detrkit.engine.gathering import Evaluation, Truth, collect
-from detrkit.engine.logs import CsvLog, TensorBoardLog
+from detrkit.engine.loggers import RunLogs
+from detrkit.engine.logs import CsvLog
 from detrkit.engine.memory import peak_mib, reset_peak
 from detrkit.engine.metrics import checkpoint_metrics, format_row, overfit_metric, selection_metric, to_row
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
@@ -131,13 +132,20 @@ class Trainer:
             Stopped: a signal asked to stop; the state is saved.
             DetrkitError: a loss is not finite.
         """
-        on = self.main and self.config.run.tensorboard
-        board = TensorBoardLog(self.folder / "tensorboard", on=on, purge_step=self.progress.step + 1)
-        with self.stop.waiting():
-            while self.progress.epoch < self.config.optim.epochs and not self._enough():
-                self._train_epoch(board)
-                self._end_epoch(board)
-                self.stop.check()
+        logs = RunLogs(self.config, self.folder, next_step=self.progress.step + 1, on=self.main)
+        status = "failed"
+        try:
+            with self.stop.waiting():
+                while self.progress.epoch < self.config.optim.epochs and not self._enough():
+                    self._train_epoch(logs)
+                    self._end_epoch(logs)
+                    self.stop.check()
+            status = "success"
+        except Stopped:
+            status = "interrupted"
+            raise
+        finally:
+            logs.finish(status)
 
     def _enough(self) -> bool:
         """Return whether to end before the last epoch."""
@@ -151,7 +159,7 @@ class Trainer:
             return True
         return False
 
-    def _train_epoch(self, board: TensorBoardLog) -> None:
+    def _train_epoch(self, logs: RunLogs) -> None:
         """Run the remaining steps of an epoch."""
         progress, accumulate = self.progress, self.config.optim.accumulate
         if progress.batch >= self.steps_per_epoch:
@@ -173,7 +181,7 @@ class Trainer:
                 progress.batch += 1
                 progress.step += 1
                 self.stop.during = ""
-                self._log_step(values, board)
+                self._log_step(values, logs)
                 bar.advance(f"loss {values['loss']:.3f}")
                 every = self.config.run.save_every
                 if self.stop.number or (every and progress.step % every == 0):
@@ -196,7 +204,7 @@ class Trainer:
         values["lr"] = config.lr * factor
         return values
 
-    def _end_epoch(self, board: TensorBoardLog) -> None:
+    def _end_epoch(self, logs: RunLogs) -> None:
         """Save, evaluate, save the best checkpoint, log, save."""
         progress, config = self.progress, self.config
         sums = progress.sums or {}
@@ -234,7 +242,7 @@ class Trainer:
             if improved or self.splits.val is None or (undefined and progress.best_epoch < 0):
                 self._save_best(metrics, progress.epoch + 1)
             self.epochs_log.add(row)
-            board.add(row, progress.epoch + 1)
+            logs.add_epoch(row, progress.epoch + 1, progress.step)
         self._say(_epoch_line(row, config.optim.epochs, improved))
         progress.epoch += 1
         progress.batch, progress.sums, progress.seconds, progress.memory = 0, None, 0.0, 0.0
@@ -354,11 +362,11 @@ class Trainer:
             "`detrkit data check`"
         )
 
-    def _log_step(self, values: dict[str, float], board: TensorBoardLog) -> None:
+    def _log_step(self, values: dict[str, float], logs: RunLogs) -> None:
         step = self.progress.step
         if self.main and (step % self.config.run.log_every == 0 or step == 1):
             self.steps_log.add({"step": step, "epoch": self.progress.epoch + 1, **values})
-            board.add({f"step/{k}": v for k, v in values.items() if not k[-1].isdigit()}, step)
+            logs.add_step(values, step)
 
     def _say(self, text: str) -> None:
         if self.main:

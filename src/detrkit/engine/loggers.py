@@ -1,0 +1,118 @@
+"""Loggers of other packages: what a run logs goes to them, too (`run.loggers`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers import Logger
+
+from detrkit.config import TrainConfig
+from detrkit.engine.logs import TensorBoardLog
+from detrkit.utils.console import console
+from detrkit.utils.registry import Registry
+from detrkit.utils.visible import first_line
+
+LoggerFactory = Callable[[TrainConfig, Path], Logger]
+LOGGERS: Registry[LoggerFactory] = Registry("logger")
+
+
+def register_logger(name: str, *, replace: bool = False) -> Callable[[LoggerFactory], LoggerFactory]:
+    """Register a logger, as a decorator: `detrkit train --loggers NAME` then uses it.
+
+    What is decorated is a class or function that takes the run's `TrainConfig` and its folder (a `pathlib.Path`) and
+    returns a Lightning Fabric logger (https://lightning.ai/docs/fabric/stable/guide/loggers.html), of which those of
+    Lightning (Weights & Biases, MLflow, Comet, ...) are some. It is called in the main process alone.
+
+    Args:
+        name: for `run.loggers`.
+        replace: replace a logger of that name.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(factory: LoggerFactory) -> LoggerFactory:
+        LOGGERS.add(name, factory, replace=replace)
+        return factory
+
+    return register
+
+
+class RunLogs:
+    """Logs of a run beside its CSV files: TensorBoard, and the loggers that the config names.
+
+    A logger that fails never ends a run: its error is printed once, and the run goes on without it.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        next_step: the step with which the run begins or goes on.
+        on: whether to log; only the main process does.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path, *, next_step: int, on: bool) -> None:
+        self.board = TensorBoardLog(folder / "tensorboard", on=on and config.run.tensorboard, purge_step=next_step)
+        self.loggers: dict[str, Logger] = {}
+        for name in config.run.loggers if on else ():
+            try:
+                self.loggers[name] = LOGGERS.find(name)(config, folder)
+                self.loggers[name].log_hyperparams(_flat(config))
+            except Exception as error:  # whatever other people's code raises
+                self._give_up(name, error)
+
+    def add_step(self, values: Mapping[str, float], step: int) -> None:
+        """Log the loss terms, learning rate and gradient norm of a training step, as "step/loss"."""
+        row = {f"step/{name}": value for name, value in values.items() if not name[-1].isdigit()}
+        self.board.add(row, step)
+        self._log(row, step)
+
+    def add_epoch(self, row: Mapping[str, Any], epoch: int, step: int) -> None:
+        """Log a row of epochs.csv: TensorBoard by the number of the epoch, the others by that of its last step."""
+        self.board.add(dict(row), epoch)
+        self._log(row, step)
+
+    def finish(self, status: str) -> None:
+        """End the loggers.
+
+        Args:
+            status: "success", "interrupted" or "failed".
+        """
+        self._each(lambda logger: logger.finalize(status))
+
+    def _log(self, row: Mapping[str, Any], step: int) -> None:
+        numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+        self._each(lambda logger: logger.log_metrics(numbers, step))
+
+    def _each(self, call: Callable[[Logger], None]) -> None:
+        for name, logger in list(self.loggers.items()):
+            try:
+                call(logger)
+            except Exception as error:  # whatever other people's code raises
+                self._give_up(name, error)
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        self.loggers.pop(name, None)
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        console.print(f"warning: logger {name} failed ({reason}); the run goes on without it", markup=False)
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Check that there are loggers of these names.
+
+    Raises:
+        SettingError: there is none; the message lists those there are.
+    """
+    for name in names:
+        LOGGERS.find(name)
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings by dotted names, as loggers compare runs: {"optim.lr": 0.0001, ...}."""
+    return {
+        f"{section}.{name}": value
+        for section, values in dataclasses.asdict(config).items()
+        for name, value in values.items()
+    }
