@@ -15,8 +15,8 @@ def set_checkpointing(model: nn.Module, on: bool = True) -> None:
 
     Only the inputs of the backbone's stages and of the transformer's layers are stored. The rest is computed again in
     backward, with the same dropout: losses and gradients are the same to the bit, where the operators themselves are.
-    On a CPU, freed memory is returned to the system, too (see `detrkit.ops.malloc`), unless another model of the process
-    retains it.
+    On a CPU, freed memory is returned to the system, too (see `detrkit.ops.malloc`), unless another model of the
+    process retains it.
 
     Args:
         model: any model of detrkit.
