@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import detrkit.config
 from detrkit.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
-from detrkit.models.criterion import SETTINGS
-from detrkit.models.registry import ARCHITECTURES
+from detrkit.models.criterion import loss_settings
+from detrkit.models.registry import ARCHITECTURES, architecture
 
 HERE = Path(__file__).parent
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "loss": LossConfig, "run": RunConfig}
@@ -77,8 +77,9 @@ def section_table(section: str) -> str:
 def loss_table() -> str:
     """The options of the losses with the published value of either family."""
     rows = []
+    settings = [loss_settings(architecture(name)) for name in ("detr-r50", "deformable-detr-r50")]
     for f in dataclasses.fields(LossConfig):
-        published = [default(SETTINGS[kind].get(f.name)) or "-" for kind in ("softmax", "sigmoid")]
+        published = [default(values.get(f.name)) or "-" for values in settings]
         rows.append([f"`{f.name}`", option("loss", f.name, float), *published])
     return table(["YAML", "option", "DETR", "Deformable DETR"], rows)
 

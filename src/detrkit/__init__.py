@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from detrkit.engine.loggers import register_logger as register_logger
     from detrkit.evaluation import evaluate_detections as evaluate_detections
     from detrkit.evaluation import evaluate_panoptic as evaluate_panoptic
+    from detrkit.models.base import DetectionModel as DetectionModel
     from detrkit.models.criterion import build_criterion as build_criterion
     from detrkit.models.registry import list_models as list_models
+    from detrkit.models.registry import register_model as register_model
     from detrkit.reproduction import reproduce as reproduce
     from detrkit.structures.batch import Batch as Batch
     from detrkit.structures.outputs import Outputs as Outputs
@@ -42,6 +44,7 @@ _moved.install()
 # public name -> the module that defines it
 _HOMES = {
     "Batch": "detrkit.structures.batch",
+    "DetectionModel": "detrkit.models.base",
     "Detections": "detrkit.structures.results",
     "Detector": "detrkit.detector",
     "DetrkitError": "detrkit.utils.errors",
@@ -57,6 +60,7 @@ _HOMES = {
     "load": "detrkit.detector",
     "open_dataset": "detrkit.data",
     "register_logger": "detrkit.engine.loggers",
+    "register_model": "detrkit.models.registry",
     "register_reader": "detrkit.data.readers",
     "reproduce": "detrkit.reproduction",
     "train": "detrkit.engine",
@@ -65,6 +69,7 @@ _PACKAGES = ("convert", "ops")
 
 __all__ = [
     "Batch",
+    "DetectionModel",
     "Detections",
     "Detector",
     "DetrkitError",
@@ -83,6 +88,7 @@ __all__ = [
     "open_dataset",
     "ops",
     "register_logger",
+    "register_model",
     "register_reader",
     "reproduce",
     "train",

@@ -84,8 +84,8 @@ class Detector:
 
     @property
     def threshold(self) -> float:
-        """Default score threshold of `predict`: 0.5; for panoptic models see `segments_above`."""
-        return segments_above(self.spec) if self.panoptic else 0.5
+        """Default score threshold of `predict`: 0.5 unless the model says another; see also `segments_above`."""
+        return segments_above(self.spec) if self.panoptic else architecture(self.spec.name).thresholds.predict
 
     def to(self, device: torch.device | str) -> Detector:
         """Move the model, and return the detector itself."""
@@ -277,8 +277,8 @@ def is_panoptic(model: nn.Module, classes: ClassList | None) -> bool:
 
 
 def segments_above(spec: ModelSpec) -> float:
-    """Return the score threshold of segments: 0.85 as published; 0.4 for focal loss, which lowers scores."""
-    return 0.85 if architecture(spec.name).activation == "softmax" else 0.4
+    """Return the score threshold of a model's segments: 0.85 as published; 0.4 for focal loss, which lowers scores."""
+    return architecture(spec.name).thresholds.segment
 
 
 def default_device() -> torch.device:

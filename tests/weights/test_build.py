@@ -42,13 +42,11 @@ def published(monkeypatch, tmp_path):
         torch.save({"model": to_official(model)}, file)
         prefix = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
         file = file.rename(tmp_path / f"{name}-{prefix}.pth")
-        known = dict(registry.ARCHITECTURES)
-        known[name] = replace(known[name], options={**options, **known[name].options})
-        row = replace(
-            known[name].row, file=file.name, url=f"https://dl.fbaipublicfiles.com/detr/{file.name}", sha256=prefix
-        )
+        known = registry.architecture(name)
+        row = replace(known.row, file=file.name, url=f"https://dl.fbaipublicfiles.com/detr/{file.name}", sha256=prefix)
         monkeypatch.setitem(PUBLISHED, name, row)
-        monkeypatch.setattr(registry, "ARCHITECTURES", known)
+        arch = replace(known, options={**options, **known.options})
+        monkeypatch.setitem(registry.ARCHITECTURES._entries, name, arch)
         return file
 
     return publish

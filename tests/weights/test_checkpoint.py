@@ -16,13 +16,14 @@ from torch import nn
 
 from detrkit.convert import to_official
 from detrkit.models import registry
+from detrkit.models.settings import constructor_defaults
 from detrkit.structures.classes import ClassList
 from detrkit.structures.coco_classes import COCO_91, COCO_250
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec, load_model, published_spec, save_model, save_official
 from detrkit.weights.files import STATE_FORMAT
-from detrkit.weights.infer import accepted, tell
+from detrkit.weights.infer import infer_model
 
 TINY = {"backbone": "resnet18", "hidden_dim": 32, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
 SPEC = ModelSpec(
@@ -195,13 +196,13 @@ def test_every_published_model_is_told_from_its_tensors():
     for name, known in registry.ARCHITECTURES.items():
         with torch.device("meta"):
             state = to_official(build_model(name))
-        told = tell(state)
-        assert told.needs_dilation == (name != "detr-demo")
-        if told.needs_dilation:
-            told.options["dilation"] = known.options.get("dilation", False)
-        assert told.name == name
-        defaults = accepted(known.build) | dict(known.options)
-        assert all(defaults[option] == value for option, value in told.options.items()), name
+        inferred = infer_model(state)
+        assert inferred.needs_dilation == (name != "detr-demo")
+        if inferred.needs_dilation:
+            inferred.options["dilation"] = known.options.get("dilation", False)
+        assert inferred.name == name
+        defaults = dict(constructor_defaults(known.build)) | dict(known.options)
+        assert all(defaults[option] == value for option, value in inferred.options.items()), name
 
 
 @pytest.mark.parametrize("dilation", [False, True])

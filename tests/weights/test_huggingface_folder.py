@@ -17,13 +17,13 @@ import goldens
 from detrkit.convert import load_huggingface
 from detrkit.detector import load
 from detrkit.models.registry import architecture
+from detrkit.models.settings import constructor_defaults
 from detrkit.structures.batch import Batch
 from detrkit.structures.classes import ClassList
 from detrkit.structures.coco_classes import COCO_91, COCO_250
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_huggingface
-from detrkit.weights.infer import accepted
 
 CLASSES = ClassList(("cat", "dog", "sky"), (17, 18, 40), (True, True, False))
 SMALL = {"hidden_dim": 128, "dim_feedforward": 64, "enc_layers": 2, "dec_layers": 3, "num_queries": 12}
@@ -61,7 +61,7 @@ def written(folder, name, options, backbone=None, seed=0, classes=CLASSES):
 def whole(spec):
     """All options of a model, also those that have their defaults."""
     known = architecture(spec.name)
-    return {**accepted(known.build), **known.options, **spec.options}
+    return {**constructor_defaults(known.build), **known.options, **spec.options}
 
 
 def same(a, b):

@@ -21,7 +21,8 @@ from detrkit.engine.fingerprint import fingerprint_of
 from detrkit.engine.gathering import Evaluation, Truth, collect, without_masks
 from detrkit.engine.processes import StopSignals, join_processes
 from detrkit.evaluation import Metrics, report_folder, write_report
-from detrkit.models.deformable_detr import DeformableDETR
+from detrkit.models.base import DetectionModel
+from detrkit.models.registry import architecture_of
 from detrkit.structures.coco_classes import COCO_91, COCO_250
 from detrkit.utils.console import console, track
 from detrkit.utils.layouts import Layout
@@ -46,7 +47,7 @@ def eval_loader(dataset: Dataset, spec: ModelSpec, *, batch_size: int, workers: 
 
 
 def evaluate(
-    model: str | Path | Detector | nn.Module | tuple[nn.Module, ModelSpec],
+    model: str | Path | Detector | DetectionModel | tuple[DetectionModel, ModelSpec],
     data: str | Path | Dataset,
     *,
     split: str | None = "val",
@@ -198,16 +199,16 @@ def evaluate(
 
 
 def _resolved(
-    model: str | Path | Detector | nn.Module | tuple[nn.Module, ModelSpec],
-) -> tuple[nn.Module, ModelSpec, str]:
+    model: str | Path | Detector | DetectionModel | tuple[DetectionModel, ModelSpec],
+) -> tuple[DetectionModel, ModelSpec, str]:
     """Return the model that `model` stands for, its spec and a name for the report."""
     if isinstance(model, tuple):
         return *model, model[1].name
     if isinstance(model, Detector):
         return model.model, model.spec, model.spec.name
     if isinstance(model, nn.Module):
-        name = "deformable-detr-r50" if isinstance(model, DeformableDETR) else "detr-r50"
-        count = int(model.num_classes)  # type: ignore[arg-type]
-        classes = next((c for c in (COCO_91, COCO_250) if len(c) == count), None)
-        return model, ModelSpec(name, num_classes=count, classes=classes), type(model).__name__
+        arch = architecture_of(model)
+        name = "detr-r50" if arch is None else arch.name  # a module of nobody's: its logits are taken for DETR's
+        classes = next((c for c in (COCO_91, COCO_250) if len(c) == model.num_classes), None)
+        return model, ModelSpec(name, num_classes=model.num_classes, classes=classes), type(model).__name__
     return *load_any(model), str(model)

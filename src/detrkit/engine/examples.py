@@ -19,8 +19,8 @@ from detrkit.weights.checkpoint import ModelSpec
 
 
 def shown_above(spec: ModelSpec) -> float:
-    """Return the score above which detections are shown and counted: 0.5, or 0.3 after focal loss (lower scores)."""
-    return 0.5 if architecture(spec.name).activation == "softmax" else 0.3
+    """Return the score above which detections of a model are drawn and counted."""
+    return architecture(spec.name).thresholds.show
 
 
 def spread(length: int, count: int) -> list[int]:

@@ -6,7 +6,7 @@ import os
 
 from detrkit.config import TrainConfig
 from detrkit.engine.loggers import check_loggers
-from detrkit.models.criterion import SETTINGS, build_criterion
+from detrkit.models.criterion import build_criterion, loss_settings
 from detrkit.models.registry import architecture
 from detrkit.models.settings import check_parameters
 from detrkit.utils.errors import SettingError
@@ -56,7 +56,7 @@ def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
     if model.name == "":
         refuse("model.name", reason="name one of `detrkit models`")
     arch = architecture(model.name or "detr-r50")
-    wrong = sorted(set(config.loss.overrides()) - set(SETTINGS[arch.activation]))
+    wrong = sorted(set(config.loss.overrides()) - set(loss_settings(arch)))
     if wrong:
         refuse(f"loss.{wrong[0]}", reason=f"{arch.name} has no such part of its loss")
     try:

@@ -96,7 +96,7 @@ class Update:
             moved = [t.to(fabric.device) for t in targets]
             more = i + 1 < len(parts)
             with fabric.no_backward_sync(self.model, enabled=fabric.world_size > 1 and more):
-                losses = self.criterion(self.model(batch), moved, normalizers=counts)
+                losses = self.criterion(self.model(batch, moved), moved, normalizers=counts)
                 total = self.criterion.total(losses)
                 fabric.backward(total)
             for name, value in {"loss": total, **losses}.items():

@@ -29,6 +29,10 @@ class DetectionModel(nn.Module):
     segmentation: MaskPredictor | None
     detector_frozen = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.segmentation = None
+
     def forward(
         self,
         images: Sequence[Tensor] | Batch,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -13,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from detrkit.models.matcher import FocalMatcher, HungarianMatcher, Matches
+from detrkit.models.registry import Activation, Architecture, architecture
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.structures.outputs import Outputs, Target
 from detrkit.utils.errors import DetrkitError
@@ -330,15 +332,65 @@ def _cardinality_error(logits: Tensor, targets: Sequence[Target]) -> Tensor:
     return (count - count.new_tensor([len(t) for t in targets])).abs().mean(1)
 
 
-_COMMON = {
-    **{"set_cost_bbox": 5.0, "set_cost_giou": 2.0, "bbox_loss_coef": 5.0, "giou_loss_coef": 2.0},
-    **{"mask_loss_coef": 1.0, "dice_loss_coef": 1.0},
+def softmax_criterion(
+    *,
+    num_classes: int,
+    set_cost_class: float = 1.0,
+    set_cost_bbox: float = 5.0,
+    set_cost_giou: float = 2.0,
+    cls_loss_coef: float = 1.0,
+    eos_coef: float = 0.1,
+    bbox_loss_coef: float = 5.0,
+    giou_loss_coef: float = 2.0,
+    mask_loss_coef: float = 1.0,
+    dice_loss_coef: float = 1.0,
+) -> SetCriterion:
+    """Build the losses of DETR; the defaults are the published values."""
+    weights = _weights(cls_loss_coef, bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef)
+    matcher = HungarianMatcher(cost_class=set_cost_class, cost_bbox=set_cost_bbox, cost_giou=set_cost_giou)
+    return SetCriterion(num_classes=num_classes, matcher=matcher, weights=weights, eos_coef=eos_coef)
+
+
+def sigmoid_criterion(
+    *,
+    num_classes: int,
+    set_cost_class: float = 2.0,
+    set_cost_bbox: float = 5.0,
+    set_cost_giou: float = 2.0,
+    cls_loss_coef: float = 2.0,
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+    bbox_loss_coef: float = 5.0,
+    giou_loss_coef: float = 2.0,
+    mask_loss_coef: float = 1.0,
+    dice_loss_coef: float = 1.0,
+) -> FocalCriterion:
+    """Build the losses of Deformable DETR; the defaults are the published values.
+
+    The focal ones change the loss alone: as in the official code, the matching cost keeps alpha 0.25 and gamma 2.
+    """
+    weights = _weights(cls_loss_coef, bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef)
+    matcher = FocalMatcher(cost_class=set_cost_class, cost_bbox=set_cost_bbox, cost_giou=set_cost_giou)
+    return FocalCriterion(
+        num_classes=num_classes, matcher=matcher, weights=weights, alpha=focal_alpha, gamma=focal_gamma
+    )
+
+
+def _weights(cls: float, bbox: float, giou: float, mask: float, dice: float) -> dict[str, float]:
+    return {"loss_ce": cls, "loss_bbox": bbox, "loss_giou": giou, "loss_mask": mask, "loss_dice": dice}
+
+
+# the losses of a model that is registered without its own, by the activation of its logits
+CRITERIA: Mapping[Activation, Callable[..., SetCriterion]] = {
+    "softmax": softmax_criterion,
+    "sigmoid": sigmoid_criterion,
 }
-# published settings by the activation of a model's logits
-SETTINGS: dict[str, dict[str, float]] = {
-    "softmax": {"set_cost_class": 1.0, "cls_loss_coef": 1.0, "eos_coef": 0.1, **_COMMON},
-    "sigmoid": {"set_cost_class": 2.0, "cls_loss_coef": 2.0, "focal_alpha": 0.25, "focal_gamma": 2.0, **_COMMON},
-}
+
+
+def loss_settings(arch: Architecture) -> dict[str, float]:
+    """Return the settings of a model's losses with their published values: what `build_criterion` can override."""
+    parameters = inspect.signature(arch.criterion or CRITERIA[arch.activation]).parameters
+    return {name: p.default for name, p in parameters.items() if name != "num_classes"}
 
 
 def build_criterion(name: str, *, num_classes: int | None = None, **overrides: float) -> SetCriterion:
@@ -351,36 +403,17 @@ def build_criterion(name: str, *, num_classes: int | None = None, **overrides: f
             deformable 2, 5, 2), cls_loss_coef, bbox_loss_coef, giou_loss_coef (1, 5, 2; deformable 2, 5, 2),
             mask_loss_coef and dice_loss_coef (1, 1), eos_coef (DETR: 0.1), focal_alpha and focal_gamma (deformable:
             0.25, 2). The focal ones change the loss alone: as in the official code, the matching cost keeps alpha 0.25
-            and gamma 2.
+            and gamma 2. A model registered with its own criterion has the settings of that.
 
     Raises:
         ValueError: an unknown model.
         TypeError: an override the model's loss does not have.
     """
-    from detrkit.models.registry import architecture
-
     arch = architecture(name)
-    settings = SETTINGS[arch.activation]
+    settings = loss_settings(arch)
     unknown = sorted(set(overrides) - set(settings))
     if unknown:
-        raise TypeError(f"{name} has no loss setting {', '.join(unknown)}: choose from {', '.join(settings)}")
-    settings = settings | overrides
-    classes = arch.num_classes if num_classes is None else num_classes
-    weights = {
-        "loss_ce": settings["cls_loss_coef"],
-        "loss_bbox": settings["bbox_loss_coef"],
-        "loss_giou": settings["giou_loss_coef"],
-        "loss_mask": settings["mask_loss_coef"],
-        "loss_dice": settings["dice_loss_coef"],
-    }
-    costs = {f"cost_{part}": settings[f"set_cost_{part}"] for part in ("class", "bbox", "giou")}
-    if arch.activation == "softmax":
-        matcher = HungarianMatcher(**costs)
-        return SetCriterion(num_classes=classes, matcher=matcher, weights=weights, eos_coef=settings["eos_coef"])
-    return FocalCriterion(
-        num_classes=classes,
-        matcher=FocalMatcher(**costs),
-        weights=weights,
-        alpha=settings["focal_alpha"],
-        gamma=settings["focal_gamma"],
-    )
+        choices = f"choose from {', '.join(settings)}" if settings else "it has none"
+        raise TypeError(f"{name} has no loss setting {', '.join(unknown)}: {choices}")
+    build = arch.criterion or CRITERIA[arch.activation]
+    return build(num_classes=arch.num_classes if num_classes is None else num_classes, **overrides)

@@ -24,7 +24,9 @@ from detrkit.layers.deformable_transformer import (
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.base import DetectionModel
+from detrkit.models.official_names import DEFORMABLE_NAMES
 from detrkit.models.panoptic import MaskPredictor
+from detrkit.models.registry import register_model
 from detrkit.ops.dense import convolve_as
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Capture, Outputs, Target, numbered
@@ -56,6 +58,17 @@ class Proposals(NamedTuple):
     reference_points: Tensor
 
 
+@register_model(
+    {
+        "deformable-detr-r50-single-scale": {"num_feature_levels": 1},
+        "deformable-detr-r50-single-scale-dc5": {"num_feature_levels": 1, "dilation": True},
+        "deformable-detr-r50": {},
+        "deformable-detr-r50-refine": {"with_box_refine": True},
+        "deformable-detr-r50-two-stage": {"with_box_refine": True, "two_stage": True},
+    },
+    activation="sigmoid",
+    official=DEFORMABLE_NAMES,
+)
 class DeformableDETR(DetectionModel):
     """Multi-scale features, deformable encoder and decoder, a class and a box per query.
 

@@ -17,12 +17,16 @@ from detrkit.layers import Decoder, Encoder
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.base import DetectionModel
+from detrkit.models.official_names import DEMO_NAMES
+from detrkit.models.registry import register_model
 from detrkit.ops.dense import convolve_as
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Capture, Outputs, Target
 from detrkit.utils.errors import ImageSizeError
 
 
+# the notebook resizes to 800 without a maximum
+@register_model("detr-demo", activation="softmax", max_size=None, official=DEMO_NAMES)
 class DETRdemo(DetectionModel):
     """Model of the DETR notebook.
 

@@ -14,12 +14,27 @@ from detrkit.layers import MLP, Decoder, Encoder, position_encoding
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.base import DetectionModel
+from detrkit.models.official_names import DETR_NAMES
 from detrkit.models.panoptic import MaskPredictor
+from detrkit.models.registry import register_model
 from detrkit.ops.dense import convolve_as
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Capture, Outputs, Target
 
 
+@register_model(
+    {
+        "detr-r50": {},
+        "detr-r50-dc5": {"dilation": True},
+        "detr-r101": {"backbone": "resnet101"},
+        "detr-r101-dc5": {"backbone": "resnet101", "dilation": True},
+        "detr-r50-panoptic": {"masks": True, "num_classes": 250},
+        "detr-r50-dc5-panoptic": {"dilation": True, "masks": True, "num_classes": 250},
+        "detr-r101-panoptic": {"backbone": "resnet101", "masks": True, "num_classes": 250},
+    },
+    activation="softmax",
+    official=DETR_NAMES,
+)
 class DETR(DetectionModel):
     """Backbone, transformer encoder-decoder, and a class and a box for each of N object queries (Sec. 3.2, Fig. 2).
 

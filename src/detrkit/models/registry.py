@@ -1,48 +1,84 @@
-"""Model registry: how each name is built, trained and post-processed, and its published weights file."""
+"""`register_model`: names of models, with what the toolkit has to know of each; stands beside the model's class."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from detrkit.backbones.resnet import Padding
-from detrkit.models.deformable_detr import DeformableDETR
-from detrkit.models.demo import DETRdemo
-from detrkit.models.detr import DETR
+from detrkit.models.base import DetectionModel
+from detrkit.models.official_names import OfficialNames
 from detrkit.models.pretrained import PUBLISHED, Published
-from detrkit.models.settings import check_options, check_parameters
+from detrkit.models.settings import check_options, check_parameters, constructor_defaults
 from detrkit.utils.errors import SettingError
 from detrkit.utils.ranges import shortened
+from detrkit.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from detrkit.models.criterion import SetCriterion
+
+M = TypeVar("M", bound=type[DetectionModel])
+Activation = Literal["softmax", "sigmoid"]
 
 MAX_CLASSES = 1_000_000  # far above any class list; a head of this size still fits into memory
+_NAME = re.compile(r"[\w.-]+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Scores above which a result counts, where the caller gives none.
+
+    Attributes:
+        predict: detections of `Detector.predict`.
+        show: detections that a report draws and counts in its confusion matrix.
+        segment: queries that become segments of a panoptic result.
+    """
+
+    predict: float = 0.5
+    show: float = 0.5
+    segment: float = 0.85
+
+
+# by the activation of the logits: focal loss lowers scores
+THRESHOLDS: Mapping[Activation, Thresholds] = {
+    "softmax": Thresholds(),
+    "sigmoid": Thresholds(show=0.3, segment=0.4),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A named model.
+    """A named model: see `register_model`.
 
     Attributes:
         name: as `build_model` takes it.
-        build: the model's class; takes official argument names as keywords.
+        build: the model's class.
         options: the arguments that make this variant.
         activation: how logits become scores: "softmax" over classes and no-object, or "sigmoid" per class.
         num_classes: of the published weights.
         max_size: longest side in pixels of an image at prediction, whose short side is 800; None: no limit.
+        thresholds: scores above which a result counts.
+        criterion: builds the losses; None: those of the activation (`detrkit.models.criterion.CRITERIA`).
+        official: names of the tensors in the original code, or None.
     """
 
     name: str
-    build: Callable[..., nn.Module]
+    build: type[DetectionModel]
     options: Mapping[str, Any] = field(default_factory=dict)
-    activation: Literal["softmax", "sigmoid"] = "softmax"
+    activation: Activation
     num_classes: int = 91
     max_size: int | None = 1333
+    thresholds: Thresholds = THRESHOLDS["softmax"]
+    criterion: Callable[..., SetCriterion] | None = None
+    official: OfficialNames | None = None
 
-    def model(self, *, num_classes: int, padding: Padding, options: Mapping[str, Any]) -> nn.Module:
+    def model(self, *, num_classes: int, padding: Padding, options: Mapping[str, Any]) -> DetectionModel:
         """Build a model with random weights.
 
         Args:
@@ -51,100 +87,200 @@ class Architecture:
             options: all that differ from the defaults of the class, checked (`build_options`).
 
         Raises:
-            SettingError: a number of classes that no model has, or a model larger than this machine's memory.
+            SettingError: a number of classes that no model has, a padding that the model does not have, or a model
+                larger than this machine's memory.
         """
         if num_classes < 1:
             raise SettingError(f"num_classes is {num_classes}: a model needs at least one class")
         if num_classes > MAX_CLASSES:
             raise SettingError(f"num_classes is {num_classes}: must be at most {MAX_CLASSES:,}")
+        arguments = {"num_classes": num_classes, **options}
+        if self.takes("padding"):
+            arguments["padding"] = padding
+        elif padding != "exact":
+            raise SettingError(f"padding is {padding!r}: {self.name} has one kind of padding, leave it out")
         if torch.get_default_device().type != "meta":  # on the meta device, which takes no memory
-            check_parameters(self.build, {**options, "num_classes": num_classes})
-        return self.build(num_classes=num_classes, padding=padding, **options)
+            check_parameters(self.build, arguments)
+        return self.build(**arguments)
+
+    def takes(self, option: str) -> bool:
+        """Return whether the model's class takes an argument of this name."""
+        return option in constructor_defaults(self.build)
 
     @property
-    def row(self) -> Published:
-        """Published row of the model: the file, the metrics, and how they were measured."""
-        return PUBLISHED[self.name]
+    def row(self) -> Published | None:
+        """Published row of the model: the file, the metrics, and how they were measured; None where there is none."""
+        return PUBLISHED.get(self.name)
 
     @property
     def weights(self) -> str | None:
         """Name of the published file; None where it has no address to download it from."""
-        return None if self.row.url is None else self.row.file
+        return None if self.row is None or self.row.url is None else self.row.file
 
     @property
     def sha256_prefix(self) -> str | None:
         """First hex digits of the SHA-256 of the published file; None where none was published."""
-        return self.row.sha256
+        return None if self.row is None else self.row.sha256
 
     @property
     def published(self) -> Mapping[str, float]:
         """Published metrics on COCO val2017 in [0, 1], by name."""
-        return self.row.published
+        return {} if self.row is None else self.row.published
 
 
-_ARCHITECTURES = (
-    Architecture("detr-r50", DETR),
-    Architecture("detr-r50-dc5", DETR, {"dilation": True}),
-    Architecture("detr-r101", DETR, {"backbone": "resnet101"}),
-    Architecture("detr-r101-dc5", DETR, {"backbone": "resnet101", "dilation": True}),
-    Architecture("detr-r50-panoptic", DETR, {"masks": True}, num_classes=250),
-    Architecture("detr-r50-dc5-panoptic", DETR, {"dilation": True, "masks": True}, num_classes=250),
-    Architecture("detr-r101-panoptic", DETR, {"backbone": "resnet101", "masks": True}, num_classes=250),
-    Architecture("deformable-detr-r50-single-scale", DeformableDETR, {"num_feature_levels": 1}, activation="sigmoid"),
-    Architecture(
-        "deformable-detr-r50-single-scale-dc5",
-        DeformableDETR,
-        {"num_feature_levels": 1, "dilation": True},
-        activation="sigmoid",
-    ),
-    Architecture("deformable-detr-r50", DeformableDETR, activation="sigmoid"),
-    Architecture("deformable-detr-r50-refine", DeformableDETR, {"with_box_refine": True}, activation="sigmoid"),
-    Architecture(
-        "deformable-detr-r50-two-stage",
-        DeformableDETR,
-        {"with_box_refine": True, "two_stage": True},
-        activation="sigmoid",
-    ),
-    # the notebook resizes to 800 without a maximum
-    Architecture("detr-demo", DETRdemo, max_size=None),
-)
-ARCHITECTURES: Mapping[str, Architecture] = {a.name: a for a in _ARCHITECTURES}
+ARCHITECTURES: Registry[Architecture] = Registry("model")
+
+
+def register_model(
+    names: str | Mapping[str, Mapping[str, Any]],
+    *,
+    activation: Activation,
+    num_classes: int = 91,
+    max_size: int | None = 1333,
+    criterion: Callable[..., SetCriterion] | None = None,
+    thresholds: Thresholds | None = None,
+    official: OfficialNames | None = None,
+    replace: bool = False,
+) -> Callable[[M], M]:
+    """Register a model's class under a name, or under the names of its variants.
+
+    `build_model`, training, evaluation and checkpoints know the model by these names then::
+
+        @detrkit.register_model("my-detr", activation="sigmoid")
+        class MyDETR(detrkit.DetectionModel):
+            def __init__(self, *, num_classes: int = 91, my_option: int = 3) -> None: ...
+
+    Args:
+        names: the name; or of each variant the name and the arguments of the class that make it. Among them may be
+            `num_classes`, of the variant's published weights.
+        activation: how logits become scores: "softmax" over classes and no-object (the last column), or "sigmoid" per
+            class.
+        num_classes: labels by default.
+        max_size: longest side in pixels of an image at prediction, whose short side is 800; None: no limit.
+        criterion: a function or class that builds the losses. It takes `num_classes` and settings by keyword, each with
+            its published value as default; by default the losses of DETR for "softmax", of Deformable DETR for
+            "sigmoid".
+        thresholds: scores above which a result counts; by default those of the activation.
+        official: names of the tensors in the original code; without them the weights are saved and loaded under
+            detrkit's names alone.
+        replace: replace models of the same names, as when a notebook's cell runs again.
+
+    Returns:
+        A decorator of the class, which must be a `DetectionModel` that takes all arguments by keyword: `num_classes`,
+        and options with defaults.
+
+    Raises:
+        ValueError: an activation, a name or a number that no model has, or a name that is taken.
+        TypeError: a class that is no `DetectionModel` or takes other arguments.
+    """
+    if activation not in get_args(Activation):
+        raise ValueError(f"activation is {activation!r}: choose one of {', '.join(get_args(Activation))}")
+    variants: Mapping[str, Mapping[str, Any]] = {names: {}} if isinstance(names, str) else names
+
+    def register(build: M) -> M:
+        _check_class(build)
+        architectures = [
+            Architecture(
+                name=name,
+                build=build,
+                options={option: value for option, value in arguments.items() if option != "num_classes"},
+                activation=activation,
+                num_classes=arguments.get("num_classes", num_classes),
+                max_size=max_size,
+                thresholds=thresholds or THRESHOLDS[activation],
+                criterion=criterion,
+                official=official,
+            )
+            for name, arguments in variants.items()
+        ]
+        for arch in architectures:
+            _check_variant(arch)
+            if not replace:
+                ARCHITECTURES.check_free(arch.name)
+        for arch in architectures:
+            ARCHITECTURES.add(arch.name, arch, replace=replace)
+        return build
+
+    return register
+
+
+def _check_class(build: Any) -> None:
+    """Check that a class can be built and used as every model.
+
+    Raises:
+        TypeError: it is no `DetectionModel`, or an argument is missing, positional or without default.
+    """
+    if not (isinstance(build, type) and issubclass(build, DetectionModel)):
+        raise TypeError(f"{getattr(build, '__name__', build)}: a model is a subclass of detrkit.DetectionModel")
+    defaults = constructor_defaults(build)
+    if "num_classes" not in defaults:
+        raise TypeError(f"{build.__name__}: a model takes num_classes, the number of labels, by keyword")
+    without = [n for n, default in defaults.items() if default is inspect.Parameter.empty and n != "num_classes"]
+    if without:
+        raise TypeError(f"{build.__name__}: the argument {without[0]} has no default: give every option one")
+
+
+def _check_variant(arch: Architecture) -> None:
+    """Check the name and the options of a variant.
+
+    Raises:
+        ValueError: a name that cannot be typed, or a number of classes or of pixels that no model has.
+        TypeError: an option that the class does not take.
+    """
+    if not _NAME.fullmatch(arch.name):
+        raise ValueError(f"{arch.name!r} is no name of a model: use letters, digits, '.', '_' and '-'")
+    if not 1 <= arch.num_classes <= MAX_CLASSES:
+        raise ValueError(f"{arch.name}: num_classes is {arch.num_classes}: must be from 1 to {MAX_CLASSES:,}")
+    if arch.max_size is not None and arch.max_size < 1:
+        raise ValueError(f"{arch.name}: max_size is {arch.max_size}: must be at least 1 pixel, or None for no limit")
+    build_options(arch, {})
 
 
 def architecture(name: str) -> Architecture:
     """Return the architecture of that name.
 
     Raises:
-        SettingError: an unknown name; the message lists the known ones.
+        SettingError: an unknown name; the message lists the names.
     """
-    if name not in ARCHITECTURES:
-        raise SettingError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
+    return ARCHITECTURES.find(name)
 
 
-def build_options(known: Architecture, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def architecture_of(model: nn.Module | type[nn.Module]) -> Architecture | None:
+    """Return the architecture of a model's class: the variant with the fewest options; None for other modules.
+
+    A class that is not registered itself counts as the nearest of its base classes that is.
+    """
+    kind = model if isinstance(model, type) else type(model)
+    for base in kind.__mro__:
+        variants = [arch for arch in ARCHITECTURES.registered() if arch.build is base]
+        if variants:
+            return min(variants, key=lambda arch: len(arch.options))
+    return None
+
+
+def build_options(arch: Architecture, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the variant's own arguments of the model's class with overrides.
 
     Raises:
         TypeError: an argument the class does not take; the message lists those it does.
         ValueError: an argument out of range, or arguments that do not go together.
     """
-    accepted = [p for p in inspect.signature(known.build).parameters if p not in ("num_classes", "padding")]
-    wrong = sorted(set(overrides) - set(accepted))
+    accepted = [option for option in constructor_defaults(arch.build) if option not in ("num_classes", "padding")]
+    options = {**arch.options, **overrides}
+    wrong = sorted(set(options) - set(accepted))
     if wrong:
         raise TypeError(
-            f"{known.name} takes no argument {', '.join(map(shortened, wrong[:5]))}: choose from {', '.join(accepted)}"
+            f"{arch.name} takes no argument {', '.join(map(shortened, wrong[:5]))}: choose from {', '.join(accepted)}"
         )
-    options = {**known.options, **overrides}
-    check_options(known.build, options)
+    check_options(arch.build, options)
     return options
 
 
 def published_file(sha256: str) -> Architecture | None:
     """Return the architecture whose published weights have this SHA-256 (hex), or None."""
-    for arch in ARCHITECTURES.values():
-        if arch.sha256_prefix is not None and sha256.startswith(arch.sha256_prefix):
-            return arch
+    for name, row in PUBLISHED.items():
+        if row.sha256 is not None and sha256.startswith(row.sha256):
+            return ARCHITECTURES[name]
     return None
 
 

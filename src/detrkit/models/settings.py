@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -24,8 +24,31 @@ _TYPES: tuple[tuple[Any, str], ...] = (
 SHALLOW = ("resnet10", "resnet18", "resnet34")  # made of basic blocks, which torchvision does not dilate
 
 
-def check_options(build: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
-    """Check that a model can be built with these options.
+def constructor_defaults(build: type[nn.Module]) -> Mapping[str, Any]:
+    """Return the keyword arguments of a model's class and their defaults (`inspect.Parameter.empty` for none).
+
+    `**options` in a constructor stands for the arguments of the base class.
+    """
+    defaults: dict[str, Any] = {}
+    for kind in build.__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        parameters = list(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
+        by_keyword = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        defaults = {p.name: p.default for p in by_keyword} | defaults
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return defaults
+
+
+def full_options(build: type[nn.Module], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a model's class: the options, and the defaults of the others."""
+    empty = inspect.Parameter.empty
+    return {n: default for n, default in constructor_defaults(build).items() if default is not empty} | dict(options)
+
+
+def check_options(build: type[nn.Module], options: Mapping[str, Any]) -> None:
+    """Check that a model can be built with these options; arguments that its class does not take are not looked at.
 
     Args:
         build: the model's class.
@@ -36,33 +59,33 @@ def check_options(build: Callable[..., nn.Module], options: Mapping[str, Any]) -
     """
     _check_types(build, options)
     check_arguments(ModelConfig, options)
-    parameters = inspect.signature(build).parameters
-    full = {p.name: p.default for p in parameters.values() if p.default is not p.empty} | dict(options)
+    full = full_options(build, options)
 
     def refuse(*names: str, reason: str) -> None:
         said = " and ".join(f"{name}={full[name]!r}" for name in names)
         raise SettingError(f"{said}: {reason}")
 
-    width, heads = full["hidden_dim"], full["nheads"]
-    if width % heads:
-        refuse("hidden_dim", "nheads", reason=f"the heads share the width evenly: {_near(width, heads)}")
-    deformable = "num_feature_levels" in parameters
-    # Deformable DETR's is always sine, the demo's always learned
-    encoding = full.get("position_embedding") or ("sine" if deformable else "learned")
-    divisor = 2 if encoding == "learned" else 4
-    if width % divisor:
-        reason = f"a {encoding} position encoding needs a width that {divisor} divides: {_near(width, divisor)}"
-        refuse("hidden_dim", reason=reason)
-    if deformable and not _groups_divide(width):
-        refuse("hidden_dim", reason=f"its group norm needs a width that 32 divides: {_near(width, GROUPS)}")
-    stem = full.get("backbone_width", 64)
-    doubled = 4 if full["backbone"] in SHALLOW else 6  # from the stem to the last stage's output
-    if full["backbone_norm"] == "group" and not all(_groups_divide(stem * 2**i) for i in range(doubled)):
+    width, heads = full.get("hidden_dim"), full.get("nheads")
+    deformable = "num_feature_levels" in full
+    if width is not None:
+        if heads is not None and width % heads:
+            refuse("hidden_dim", "nheads", reason=f"the heads share the width evenly: {_near(width, heads)}")
+        # the demo's is always learned
+        encoding = full.get("position_embedding") or ("learned" if "position_entries" in full else None)
+        divisor = {"learned": 2, "sine": 4}.get(encoding or "", 1)
+        if width % divisor:
+            reason = f"a {encoding} position encoding needs a width that {divisor} divides: {_near(width, divisor)}"
+            refuse("hidden_dim", reason=reason)
+        if deformable and not _groups_divide(width):
+            refuse("hidden_dim", reason=f"its group norm needs a width that 32 divides: {_near(width, GROUPS)}")
+    stem, backbone = full.get("backbone_width", 64), full.get("backbone")
+    doubled = 4 if backbone in SHALLOW else 6  # from the stem to the last stage's output
+    if full.get("backbone_norm") == "group" and not all(_groups_divide(stem * 2**i) for i in range(doubled)):
         reason = f"the group norm of the backbone needs a width that 32 divides, or 4, 8, 16: {_near(stem, GROUPS)}"
         refuse("backbone_width", "backbone_norm", reason=reason)
-    if full.get("dilation") and full["backbone"] in SHALLOW:
+    if full.get("dilation") and backbone in SHALLOW:
         refuse("dilation", "backbone", reason="torchvision dilates resnet50 and deeper alone: leave out dilation")
-    if deformable:
+    if deformable and "backbone_stages" in full:
         stages = full["backbone_stages"]
         if not stages or list(stages) != sorted(set(stages)):
             refuse("backbone_stages", reason="give each stage once, in ascending order, such as 3 4 5")
@@ -71,21 +94,21 @@ def check_options(build: Callable[..., nn.Module], options: Mapping[str, Any]) -
             refuse("backbone_stages", "num_feature_levels", reason=reason)
 
 
-def _check_types(build: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
-    """Check that every option has the type of its default, which every option of a model has.
+def _check_types(build: type[nn.Module], options: Mapping[str, Any]) -> None:
+    """Check that every option has the type of its default.
 
     Raises:
         SettingError: names the option; `check_arguments` checks the ranges of numbers.
     """
-    parameters = inspect.signature(build).parameters
+    defaults = constructor_defaults(build)
     for name, value in options.items():
-        default = parameters[name].default if name in parameters else None
+        default = defaults.get(name)
         kinds, words = next(((kinds, words) for kinds, words in _TYPES if isinstance(default, kinds)), (object, ""))
         if words and not isinstance(value, kinds):
             raise SettingError(f"{as_field((name,), value)}: must be {words}")
 
 
-def check_parameters(build: Callable[..., nn.Module], options: Mapping[str, Any], *, training: bool = False) -> None:
+def check_parameters(build: type[nn.Module], options: Mapping[str, Any], *, training: bool = False) -> None:
     """Check that the weights of a model fit into this machine's memory.
 
     Args:
@@ -96,8 +119,7 @@ def check_parameters(build: Callable[..., nn.Module], options: Mapping[str, Any]
     Raises:
         SettingError: states how much they would take.
     """
-    parameters = inspect.signature(build).parameters
-    full = {p.name: p.default for p in parameters.values() if p.default is not p.empty} | dict(options)
+    full = full_options(build, options)
     count = least_parameters(full)
     names = ("hidden_dim", "dim_feedforward", "enc_layers", "dec_layers", "num_queries", "backbone_width")
     given = ", ".join(f"{name}={full[name]}" for name in names if name in options)
@@ -106,12 +128,13 @@ def check_parameters(build: Callable[..., nn.Module], options: Mapping[str, Any]
 
 
 def least_parameters(options: Mapping[str, Any]) -> int:
-    """Return a lower bound on a model's number of parameters: the matrices that every kind of it has."""
-    width, hidden = options["hidden_dim"], options["dim_feedforward"]
+    """Return a lower bound on a model's number of parameters: of the matrices whose sizes its options are."""
+    width, hidden = options.get("hidden_dim", 0), options.get("dim_feedforward", 0)
     layer = 2 * width * width + 2 * width * hidden  # two of an attention's four matrices, and the feed-forward network
-    layers = options["enc_layers"] * layer + options["dec_layers"] * (layer + 4 * width * width)
-    stem = options.get("backbone_width", 64)
-    rows = options["num_queries"] + options.get("num_classes", 0)
+    encoder, decoder = options.get("enc_layers", 0), options.get("dec_layers", 0)
+    layers = encoder * layer + decoder * (layer + 4 * width * width)
+    stem = options.get("backbone_width", 64 if "backbone" in options else 0)
+    rows = options.get("num_queries", 0) + options.get("num_classes", 0)
     return layers + rows * width + 200 * stem * stem  # stage 4 of resnet10: 216
 
 

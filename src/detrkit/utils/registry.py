@@ -47,9 +47,22 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if not name or name != name.strip():
             raise ValueError(f"{name!r} is no name of a {self.kind}: give one without spaces around it")
-        if name in self._entries and not replace:
-            raise ValueError(f"there is a {self.kind} {name!r} already: choose another name, or give replace=True")
+        if not replace:
+            self.check_free(name)
         self._entries[name] = entry
+
+    def check_free(self, name: str) -> None:
+        """Check that no entry has this name.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self._entries:
+            raise ValueError(f"there is a {self.kind} {name!r} already: choose another name, or give replace=True")
+
+    def registered(self) -> list[T]:
+        """Return the entries registered so far; no other package is imported."""
+        return list(self._entries.values())
 
     def find(self, name: str) -> T:
         """Return the entry of that name.
@@ -59,9 +72,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if name not in self:
             similar = nearest_names([name], self._entries).get(name)
-            hint = f" ({similar}?)" if similar else ""
+            hint = f"; did you mean {similar}?" if similar else ""
             names = ", ".join(self._entries)
-            raise SettingError(f"unknown {self.kind} {shortened(name)!r}{hint}: choose one of {names}")
+            raise SettingError(f"unknown {self.kind} {shortened(name)!r}: choose one of {names}{hint}")
         return self._entries[name]
 
     def __getitem__(self, name: str) -> T:

@@ -17,7 +17,7 @@ from detrkit.utils.download import download
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.files import WeightsFile, find_weights, read_tensors, read_weights
 from detrkit.weights.huggingface import from_huggingface
-from detrkit.weights.infer import tell
+from detrkit.weights.infer import infer_model
 from detrkit.weights.keymap import official_names
 from detrkit.weights.official import (
     COUNTER,
@@ -88,8 +88,9 @@ def published_weights(name: str) -> Path:
     Raises:
         DetrkitError: none were published, or they cannot be obtained.
     """
-    arch = architecture(name)
-    row = arch.row
+    row = architecture(name).row
+    if row is None:
+        raise DetrkitError(f"{name}: no published weights: give the path of a file")
     if row.url is None or row.sha256 is None:
         raise DetrkitError(
             f"{name}: its published weights have no address to download them from; get the file from {row.page} and "
@@ -110,7 +111,7 @@ def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
     if file.published is not None:
         return file.published, dict(architecture(file.published).options)
     if file.arguments is not None:
-        inferred = tell(bare_state_dict(file.state), file.arguments)
+        inferred = infer_model(bare_state_dict(file.state), file.arguments)
         if inferred is not None:
             return inferred.name, {name: inferred.options[name] for name in inferred.options if name in file.arguments}
     return None, {}

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detrkit.models.registry import ARCHITECTURES, architecture, build_options
+from detrkit.models.settings import constructor_defaults
 from detrkit.models.spec import ModelSpec
 from detrkit.structures.coco_classes import COCO_91, COCO_250
 from detrkit.utils.atomic import atomic_file, new_file_mode
@@ -23,7 +24,7 @@ from detrkit.weights.build import check_declared, check_weights, load_weights, p
 from detrkit.weights.files import METADATA_KEY, WeightsFile, read_weights
 from detrkit.weights.huggingface import BackboneNames, to_huggingface
 from detrkit.weights.huggingface_config import CONFIG, PREPROCESSOR, WEIGHTS, config_of, preprocessor_of
-from detrkit.weights.infer import accepted, classes_told, tell
+from detrkit.weights.infer import infer_model, infer_num_classes
 from detrkit.weights.official import plain_names, to_official
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def save_huggingface(
     """
     path = Path(path)
     arch = architecture(spec.name)
-    options = {**accepted(arch.build), **build_options(arch, spec.build_options)}
+    options = {**constructor_defaults(arch.build), **build_options(arch, spec.build_options)}
     names: BackboneNames = backbone or ("timm" if options.get("dilation") else "resnet")
     try:
         state = to_huggingface(model, backbone=names)
@@ -191,7 +192,7 @@ def _spec_of(file: WeightsFile, name: str | None, asked: dict[str, Any], dilatio
     else:
         return _spec_told(file, name, asked, dilation)
     arch = architecture(spec.name)
-    _check_asked(file, {**accepted(arch.build), **build_options(arch, spec.build_options)}, asked)
+    _check_asked(file, {**constructor_defaults(arch.build), **build_options(arch, spec.build_options)}, asked)
     return spec
 
 
@@ -202,7 +203,7 @@ def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any], dilat
         DetrkitError: they are not enough, or contradict each other.
     """
     state = file.state
-    inferred = tell(state, file.arguments)
+    inferred = infer_model(state, file.arguments)
     if inferred is None:
         raise DetrkitError(f"{file.path}: the tensors are of none of the models {', '.join(ARCHITECTURES)}")
     _check_asked(file, inferred.options, asked)
@@ -218,8 +219,12 @@ def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any], dilat
         raise DetrkitError(f"{file.path}: weights of {inferred.name}, not of {name} (dilation and backbone say so)")
     arch = architecture(inferred.name)
     if "nheads" not in inferred.options:
-        log.warning("%s does not say nheads: taken as %d, as published", file.path, accepted(inferred.kind)["nheads"])
-    classes = classes_told(state, softmax=arch.activation == "softmax")
+        log.warning(
+            "%s does not say nheads: taken as %d, as published",
+            file.path,
+            constructor_defaults(inferred.build)["nheads"],
+        )
+    classes = infer_num_classes(state, softmax=arch.activation == "softmax")
     return ModelSpec(
         arch.name,
         inferred.overrides,

@@ -25,7 +25,7 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import expanded_path, relative_path
 from detrkit.weights.huggingface_config import WEIGHTS as HUGGINGFACE_FILES
 from detrkit.weights.huggingface_config import spec_of_folder
-from detrkit.weights.infer import OFFICIAL_ARGUMENTS, tell
+from detrkit.weights.infer import OFFICIAL_ARGUMENTS, infer_model
 from detrkit.weights.official import WeightsError, bare_state_dict, named_weights, plain_names
 from detrkit.weights.paddle import PUBLISHED, SETTINGS, load_paddle
 from detrkit.weights.pickles import load_pickle
@@ -258,7 +258,7 @@ def _read_safetensors(path: Path) -> WeightsFile:
         return WeightsFile(path, "detrkit", state, spec=_own_spec(path, metadata[METADATA_KEY]))
     if path.with_name("config.json").is_file():
         return _read_huggingface(path, state)
-    if tell(state) is not None:
+    if infer_model(state) is not None:
         return WeightsFile(path, "official", state)
     raise DetrkitError(
         f"{path}: not written by detrkit: its header has no entry {METADATA_KEY!r}, and its tensors have no official "

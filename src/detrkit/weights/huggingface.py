@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.detr import DETR
+from detrkit.models.official_names import Rule
 from detrkit.utils.errors import DetrkitError
-from detrkit.weights.keymap import Rule, official_names
+from detrkit.weights.keymap import official_names
 from detrkit.weights.official import COUNTER, bare_state_dict, load_official, to_official
 
 # two prefixes (official, Hugging Face), and the parts that are renamed after them; the longest that fits counts

@@ -15,8 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.models.base import DetectionModel
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.detr import DETR
+from detrkit.models.official_names import UNDILATED
+from detrkit.models.settings import constructor_defaults
 from detrkit.models.spec import MAX_SIDE, ModelSpec
 from detrkit.structures.coco_classes import COCO_91, COCO_250
 from detrkit.utils.documents import parse_json, read_bytes, shown
@@ -24,13 +27,13 @@ from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.utils.schema import validated_as
 from detrkit.weights.huggingface import BackboneNames
 from detrkit.weights.huggingface_schema import Config, Edges, Preprocessor
-from detrkit.weights.infer import UNDILATED, Told, accepted
+from detrkit.weights.infer import InferredModel
 
 log = logging.getLogger(__name__)
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
-KINDS: dict[str, type[nn.Module]] = {"detr": DETR, "deformable_detr": DeformableDETR}
+KINDS: dict[str, type[DetectionModel]] = {"detr": DETR, "deformable_detr": DeformableDETR}
 # (transformers', detrkit's) fields of the same meaning; those of one kind alone follow
 _SIZES = (
     ("d_model", "hidden_dim"),
@@ -92,7 +95,7 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> ModelSpec:
     for field, only in _ONLY:
         if config.get(field, only) != only:
             raise DetrkitError(f"{path}: {field} is {shown(config[field])}: detrkit has {only!r}")
-    defaults = accepted(kind)  # a field that is not there has the same default in transformers
+    defaults = constructor_defaults(kind)  # a field that is not there has the same default in transformers
     for *fields, option in _TWINS:
         one, two = (config.get(field, defaults[option]) for field in fields)
         if one != two:
@@ -107,7 +110,7 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> ModelSpec:
     options["position_embedding"] = positions
     options |= _backbone_options(path, config, kind, options)
     classes = _class_count(folder, config, kind, state)
-    inferred = Told(kind, options)
+    inferred = InferredModel(kind, options)
     plain = {
         "version": 1,
         "name": inferred.name,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from detrkit.models.official_names import blocks, depth
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import shortened
 from detrkit.weights.keymap import official_names
@@ -18,17 +18,6 @@ COUNTER = "num_batches_tracked"  # counter of an ordinary batch norm: frozen nor
 CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight", "class_embed.0.weight")
 # parts of names that identify Deformable DETR's variants
 VARIANTS = (("transformer.decoder.bbox_embed.", "with_box_refine"), ("transformer.enc_output.", "two_stage"))
-# (blocks in layer1, blocks in layer3, whether they are bottlenecks)
-DEPTHS = {
-    (1, 1, False): "resnet10",
-    (2, 2, False): "resnet18",
-    (3, 6, False): "resnet34",
-    (3, 6, True): "resnet50",
-    (3, 23, True): "resnet101",
-    (3, 36, True): "resnet152",
-}
-
-
 # Keys under which programs save weights; of several the first is taken: the weights as trained, not averaged.
 WEIGHTS_KEYS = ("model", "state_dict", "net", "module", "params", "ema", "model_ema")
 _KEYS_DEPTH = 3
@@ -220,17 +209,6 @@ def _some(items: Sequence[str], most: int = 6) -> str:
     """Return the first few of a long list."""
     more = f", and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(shortened(item, 200) for item in items[:most]) + more
-
-
-def blocks(names: Mapping[str, Tensor], pattern: str) -> int:
-    """Count the numbered blocks of a state dict: 1 + the largest number that `pattern` finds."""
-    return 1 + max((int(m[1]) for n in names if (m := re.search(pattern, n))), default=-1)
-
-
-def depth(names: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the ResNet in a state dict, recognized by its numbers of blocks."""
-    first, third = (blocks(names, rf"backbone\.(?:\d+\.body\.)?layer{n}\.(\d+)\.") for n in (1, 3))
-    return DEPTHS.get((first, third, any(".layer1.0.conv3." in n for n in names)))
 
 
 def _hints(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

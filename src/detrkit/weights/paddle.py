@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detrkit.models.official_names import Rule
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.visible import first_line
-from detrkit.weights.keymap import Rule
 from detrkit.weights.official import WeightsError
 
 NAME_TABLE = "StructuredToParameterName@@"  # Paddle's own entry beside the arrays

@@ -42,7 +42,7 @@ def test_a_taken_name_is_refused_unless_it_is_replaced(things):
 
 def test_an_unknown_name_lists_the_names_and_the_similar_one(things):
     things.add("three", 3)
-    with pytest.raises(SettingError, match=r"^unknown thing 'Three_' \(three\?\): choose one of one, three$"):
+    with pytest.raises(SettingError, match=r"^unknown thing 'Three_': choose one of one, three; did you mean three\?$"):
         things.find("Three_")
     with pytest.raises(KeyError):
         things["four"]
