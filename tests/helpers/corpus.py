@@ -160,11 +160,38 @@ def parquet() -> Files:
     return files
 
 
+def csv() -> Files:
+    """TensorFlow's columns, with those of the area and the split, and the numbers of the classes."""
+    files: Files = {f"images/{name}": data for name, data in PICTURES.items()}
+    rows = "filename,width,height,class,xmin,ymin,xmax,ymax,area,split\n"
+    rows += 'a.png,12,9,cat,1,2,5.5,7,20.5,train\na.png,12,9,"R&D, dog",0,0,4e0,3,,train\n'
+    rows += "b.png,8,16,cat,0,0,8,16,128,train\na.png,12,9,cat,1,2,6,8,,val\nb.png,8,16,,,,,,,val\n"
+    files["boxes.csv"] = rows.encode()
+    return {**files, "classes.csv": b'cat,0\n"R&D, dog",1\n'}
+
+
+def csv_relative() -> Files:
+    """Open Images: ids of images without suffix, coordinates relative to the image, a table for each split."""
+    header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf\n"
+    rows = "a,xclick,/m/01,1,0.1,0.5,0.2,0.75,0,0\na,xclick,/m/02,1,0,1,0,1,-1,-1\nb,xclick,/m/02,1,0,1,0,0.5,0,1\n"
+    tables = {f"{split}-annotations-bbox.csv": (header + rows).encode() for split in ("train", "val")}
+    return {f"images/{name}": data for name, data in PICTURES.items()} | tables
+
+
 def settings() -> Files:
     return {"recipe.yaml": RECIPE.encode(), "study.yaml": STUDY.encode()}
 
 
-CORPUS = {"coco": coco, "panoptic": panoptic, "voc": voc, "yolo": yolo, "parquet": parquet, "settings": settings}
+CORPUS = {
+    "coco": coco,
+    "panoptic": panoptic,
+    "voc": voc,
+    "yolo": yolo,
+    "parquet": parquet,
+    "csv": csv,
+    "csv-relative": csv_relative,
+    "settings": settings,
+}
 
 
 def write(root: Path, files: Files) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import os
 import re
 import stat
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 import yaml
 
@@ -37,11 +40,12 @@ _WIDER_ENCODING = {"gb2312": "gb18030", "gbk": "gb18030", "ascii": "utf-8"}
 _NO_DOCUMENT = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined")
 
 
-def read_bytes(file: Path) -> bytes:
-    """Read the content of a regular file.
+@contextmanager
+def _open_regular(file: Path) -> Iterator[BinaryIO]:
+    """Open a regular file.
 
     Raises:
-        DetrkitError: missing, unreadable, or a folder, a pipe or a device.
+        DetrkitError: missing, unreadable (also while it is read), or a folder, a pipe or a device.
     """
     try:
         # Opened before it is checked, so that it cannot be exchanged in between; a pipe does not make this wait.
@@ -50,11 +54,40 @@ def read_bytes(file: Path) -> bytes:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise DetrkitError(f"{file}: not a regular file")
             with open(descriptor, "rb", closefd=False) as stream:
-                return stream.read()
+                yield stream
         finally:
             os.close(descriptor)
+    except UnicodeError:  # a ValueError, which `open_text` explains
+        raise
     except (OSError, ValueError) as error:
         raise DetrkitError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def read_bytes(file: Path) -> bytes:
+    """Read the content of a regular file.
+
+    Raises:
+        DetrkitError: missing, unreadable, or a folder, a pipe or a device.
+    """
+    with _open_regular(file) as stream:
+        return stream.read()
+
+
+@contextmanager
+def open_text(file: Path) -> Iterator[TextIO]:
+    """Open a text file that is too large to be read at once; encodings as in `read_text`, line ends as they stand.
+
+    Raises:
+        DetrkitError: missing, unreadable, or (while it is read) in another encoding.
+    """
+    try:
+        with _open_regular(file) as stream:
+            utf16 = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            stream.seek(0)
+            with io.TextIOWrapper(stream, "utf-16" if utf16 else "utf-8-sig", newline="") as text:
+                yield text
+    except UnicodeDecodeError as error:
+        raise DetrkitError(f"{file}: not UTF-8 text; save it as UTF-8") from error
 
 
 def require_regular(file: Path) -> None:

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-BuiltinLayout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet"]
+BuiltinLayout = Literal["coco", "coco-panoptic", "voc", "yolo", "parquet", "csv"]
 # Readers of other packages have other names, which only the registry (`detrkit.data.readers.READERS`) can check.
 Layout = BuiltinLayout | str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 # imported in the order in which the formats are tried
-from detrkit.data.readers import coco, coco_panoptic, voc, yolo, parquet  # isort: skip
+from detrkit.data.readers import coco, coco_panoptic, voc, yolo, parquet, csv_boxes  # isort: skip
 from detrkit.data.readers.base import READERS, Reader, Reading, register_reader
 from detrkit.data.readers.common import Fault, Findings, match_split
 from detrkit.utils.errors import DetrkitError
@@ -22,6 +22,7 @@ __all__ = [
     "Reading",
     "coco",
     "coco_panoptic",
+    "csv_boxes",
     "find_layout",
     "match_split",
     "parquet",
