@@ -109,7 +109,8 @@ class DataConfig:
     __pydantic_config__ = _STRICT
 
     path: tyro.conf.Suppress[str] = ""
-    """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml; the layout is recognized."""
+    """The dataset: a folder of COCO, Pascal VOC, YOLO, parquet or CSV, or a COCO json, data.yaml or CSV; the layout is
+    recognized."""
     train_split: str | None = "train"
     """The split to train on."""
     val_data: str | None = None

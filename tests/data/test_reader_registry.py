@@ -80,7 +80,7 @@ def test_registered_format_is_a_layout_of_the_command_line(notes: Path, capsys: 
     assert main(["data", "check", str(notes), "--layout", "notes"]) == 0
     assert f"{notes} (notes): 0 errors, 1 warnings, 1 infos" in capsys.readouterr().out
     assert main(["data", "check", str(notes), "--layout", "note"]) == 2
-    expected = f"unknown layout 'note' (notes?): choose one of {', '.join(READERS)}"
+    expected = f"unknown layout 'note': choose one of {', '.join(READERS)}; did you mean notes?"
     assert expected in capsys.readouterr().err
 
 

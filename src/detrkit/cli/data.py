@@ -49,7 +49,7 @@ class DataCheck:
     """
 
     path: Positional[Path]
-    """The dataset's folder, COCO json, data.yaml or parquet file; the layout is recognized."""
+    """The dataset's folder, COCO json, data.yaml, parquet or CSV file; the layout is recognized."""
     split: str | None = None
     """The split to check, such as train. By default all of them."""
     layout: Layout | None = None

@@ -43,8 +43,8 @@ class Eval:
     """A checkpoint, a run's folder, or a model name for its published weights. Or results: COCO's results json, or the
     json of panoptic results, whose PNGs are in the folder of its name."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
-    """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml. Classes are matched by
-    name; those of results by their ids."""
+    """The dataset: a folder of COCO, Pascal VOC, YOLO, parquet or CSV, or a COCO json, data.yaml or CSV. Classes are
+    matched by name; those of results by their ids."""
     split: str | None = "val"
     """The split to evaluate on."""
     layout: Layout | None = None

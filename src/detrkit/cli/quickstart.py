@@ -42,6 +42,6 @@ class Quickstart:
         run, shapes, val = (shlex.quote(str(place)) for place in (result.folder, data, data / "val2017"))
         console.print(f"  detrkit predict {run} {val} --threshold 0.3", soft_wrap=True)
         console.print(f"  detrkit train {shapes} --recipe quickstart --epochs 40 --out runs/longer", soft_wrap=True)
-        console.print("  detrkit data check YOUR_DATA         (COCO, Pascal VOC, YOLO or parquet)")
+        console.print("  detrkit data check YOUR_DATA         (COCO, Pascal VOC, YOLO, parquet or CSV)")
         console.print("  detrkit train YOUR_DATA --recipe small --overfit 8")
         return 0

@@ -39,7 +39,8 @@ class Train:
     """
 
     dataset: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = None
-    """The dataset: a COCO, Pascal VOC, YOLO or parquet folder, a COCO json or a data.yaml; the layout is recognized."""
+    """The dataset: a folder of COCO, Pascal VOC, YOLO, parquet or CSV, or a COCO json, data.yaml or CSV; the layout is
+    recognized."""
     recipe: str | None = None
     """A YAML file with settings, or the name of one that comes with detrkit: small, finetune, detr-150, detr-500,
     panoptic-coco, cppe5, quickstart, shapes-panoptic."""

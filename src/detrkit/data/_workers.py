@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from torch.utils.data._utils import signal_handling
+
 from detrkit.utils.parent import end_with_parent
 from detrkit.utils.signals import leave_signals_to_parent
 
-try:
-    from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type: ignore[attr-defined]
-except ImportError:  # private to torch: without it, torch may say at the program's end that a worker was killed
-    _remove_worker_pids = None  # type: ignore[assignment]
+# private to torch: without it, torch may say at the program's end that a worker was killed
+_remove_worker_pids: Callable[[int], None] | None = getattr(signal_handling, "_remove_worker_pids", None)
 
 _iterators: weakref.WeakSet[Any] = weakref.WeakSet()
 _workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()  # outlive an iterator that is freed while one is stopped
