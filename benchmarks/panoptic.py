@@ -29,7 +29,7 @@ from PIL import Image
 
 from detrkit.data.panoptic import write_id_map
 from detrkit.evaluation import PanopticEvaluator, PanopticGroundTruth, PanopticMetrics, evaluate_panoptic
-from detrkit.structures.results import PanopticResult
+from detrkit.structures.panoptic import PanopticResult
 from side_by_side import Report, add_options, by_turns, checkout, peak_memory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

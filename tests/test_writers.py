@@ -17,7 +17,8 @@ from detrkit.engine.state import save_state
 from detrkit.evaluation import evaluate_detections, write_panoptic, write_report
 from detrkit.evaluation.evaluator import DetectionEvaluator
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import Detections, PanopticResult, Segment
+from detrkit.structures.detections import Detections
+from detrkit.structures.panoptic import PanopticResult, Segment
 from detrkit.utils.errors import DetrkitError, WriteError
 from detrkit.utils.image_files import image_bytes
 from detrkit.visualize import save_figure, training_curves

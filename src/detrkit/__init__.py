@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from detrkit.models.registry import register_model as register_model
     from detrkit.reproduction import reproduce as reproduce
     from detrkit.structures.batch import Batch as Batch
+    from detrkit.structures.detections import Detections as Detections
     from detrkit.structures.outputs import Outputs as Outputs
     from detrkit.structures.outputs import Target as Target
-    from detrkit.structures.results import Detections as Detections
-    from detrkit.structures.results import PanopticResult as PanopticResult
+    from detrkit.structures.panoptic import PanopticResult as PanopticResult
     from detrkit.utils.errors import DetrkitError as DetrkitError
     from detrkit.weights.build import build_model as build_model
 
@@ -45,11 +45,11 @@ _moved.install()
 _HOMES = {
     "Batch": "detrkit.structures.batch",
     "DetectionModel": "detrkit.models.base",
-    "Detections": "detrkit.structures.results",
+    "Detections": "detrkit.structures.detections",
     "Detector": "detrkit.detector",
     "DetrkitError": "detrkit.utils.errors",
     "Outputs": "detrkit.structures.outputs",
-    "PanopticResult": "detrkit.structures.results",
+    "PanopticResult": "detrkit.structures.panoptic",
     "Target": "detrkit.structures.outputs",
     "build_criterion": "detrkit.models.criterion",
     "build_model": "detrkit.weights.build",

@@ -20,7 +20,7 @@ from scipy import ndimage
 from detrkit.evaluation import DetectionEvaluator, evaluate_detections
 from detrkit.evaluation.metrics import NAMES, PER_CLASS
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import Detections
+from detrkit.structures.detections import Detections
 from detrkit.utils.errors import DetrkitError
 from helpers.coco_sets import random_set
 from helpers.oracle import per_class, run_pycocotools, twelve

@@ -11,7 +11,7 @@ import torch
 
 from detrkit.evaluation import DetectionEvaluator, evaluate_detections
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import Detections
+from detrkit.structures.detections import Detections
 from detrkit.utils.errors import DetrkitError
 from helpers.coco_sets import random_set
 from helpers.oracle import run_pycocotools, twelve

@@ -20,7 +20,7 @@ from detrkit.evaluation import PanopticEvaluator, PanopticGroundTruth, evaluate_
 from detrkit.evaluation.panoptic_matching import shared_pixels
 from detrkit.evaluation.panoptic_metrics import NAMES
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import PanopticResult, Segment
+from detrkit.structures.panoptic import PanopticResult, Segment
 from detrkit.utils.errors import DetrkitError
 from helpers.panoptic_oracle import count_image, panoptic_quality
 from helpers.panoptic_sets import perturbed, random_set

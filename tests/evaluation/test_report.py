@@ -12,7 +12,7 @@ from PIL import Image
 
 from detrkit.evaluation import PanopticEvaluator, confusion_matrix, evaluate_detections, write_report
 from detrkit.evaluation.report import _panoptic_classes
-from detrkit.structures.results import PanopticResult
+from detrkit.structures.panoptic import PanopticResult
 from detrkit.utils.errors import DetrkitError
 from helpers.coco_sets import random_set
 from helpers.panoptic_sets import random_set as random_panoptic

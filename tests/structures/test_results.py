@@ -13,7 +13,9 @@ from pycocotools import mask as coco_mask
 
 from detrkit.data.images import as_rgb
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import Detections, PanopticResult, Segment, encode_masks
+from detrkit.structures.detections import Detections
+from detrkit.structures.panoptic import PanopticResult, Segment
+from detrkit.structures.rle import encode_masks
 from detrkit.utils.errors import DetrkitError
 
 CLASSES = ClassList(("cat", "dog", "sky"), (3, 7, 119), (True, True, False))
@@ -57,6 +59,24 @@ def test_detections_with_masks_as_coco_and_supervision():
     np.testing.assert_array_equal(other.area, [15, 8])  # of the masks
     found.masks = None
     assert "segmentation" not in found.to_coco()[0]
+
+
+def test_plain_json_of_results():
+    masks = torch.zeros(1, 6, 8, dtype=torch.bool)
+    masks[0, 1:4, 2:7] = True
+    found = Detections(
+        torch.tensor([[2.0, 1.004, 7.126, 4]]), torch.tensor([0.12345]), torch.tensor([1]), masks, classes=CLASSES
+    )
+    (entry,) = json.loads(json.dumps(found.to_json()))
+    assert coco_mask.area(entry.pop("segmentation")) == 15
+    assert entry == {"label": 1, "name": "dog", "score": 0.1235, "box": [2.0, 1.0, 7.13, 4.0]}
+    found.masks = None
+    assert "segmentation" not in found.to_json()[0]
+    assert json.loads(json.dumps(result().to_json())) == [
+        {"id": 1, "label": 1, "name": "dog", "score": 0.75, "area": 3, "kind": "thing"},
+        {"id": 9, "label": 1, "name": "dog", "score": 0.5, "area": 2, "kind": "thing"},
+        {"id": 70000, "label": 2, "name": "sky", "score": 0.9, "area": 2, "kind": "stuff"},
+    ]
 
 
 def test_panoptic_masks_and_names():

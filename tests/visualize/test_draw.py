@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import Detections
+from detrkit.structures.detections import Detections
 from detrkit.visualize import color_of, draw_boxes, draw_detections, draw_masks, instance_color, palette
 from detrkit.visualize.colors import PALETTE_SIZE, contrast, text_color
 from detrkit.visualize.draw import automatic_scale

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import PanopticResult, Segment
+from detrkit.structures.panoptic import PanopticResult, Segment
 from detrkit.visualize import (
     SheetRow,
     as_detections,

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from detrkit.detector import Detector
-    from detrkit.structures.results import Detections, PanopticResult
+    from detrkit.structures.detections import Detections
+    from detrkit.structures.panoptic import PanopticResult
 
 _LEFT_OUT_NAMED = 3
 _WAITING_BYTES = 2**27  # of images that wait for the model, and of those that wait to be drawn
@@ -183,9 +184,9 @@ class Predict:
         """
         from PIL.Image import fromarray
 
-        from detrkit.structures.results import PanopticResult
+        from detrkit.structures.panoptic import PanopticResult
 
-        rows: Any = entries(result)
+        rows: Any = result.to_json()
         entry = rows
         if self.pictures:
             results.picture(file, result.draw())
@@ -212,7 +213,7 @@ def _read(files: Sequence[Path]) -> Iterator[tuple[Path, Image | DetrkitError]]:
 def _bytes(item: tuple[Path, Image | Detections | PanopticResult | DetrkitError]) -> int:
     """Estimate the memory of an image, or of its predictions, in bytes."""
     value = item[1]
-    image = getattr(value, "image", value)
+    image: Any = getattr(value, "image", value)
     masks = getattr(value, "masks", None) if hasattr(value, "boxes") else None  # those of segments are made on demand
     return (4 * image.width * image.height if hasattr(image, "width") else 0) + (0 if masks is None else masks.numel())
 
@@ -254,34 +255,6 @@ def _found(
 
 def _too_large(file: Path) -> DetrkitError:
     return DetrkitError(f"{file}: too large for the memory of this machine: try a smaller --size")
-
-
-def entries(found: Detections | PanopticResult) -> list[dict[str, Any]]:
-    """Return the detections or segments of one image as plain values."""
-    from detrkit.structures.results import PanopticResult, encode_masks
-
-    if isinstance(found, PanopticResult):
-        return [
-            {
-                "id": segment.id,
-                "label": segment.label,
-                "name": name,
-                "score": round(segment.score, 4),
-                "area": segment.area,
-                "kind": "thing" if segment.thing else "stuff",
-            }
-            for segment, name in zip(found.segments, found.names, strict=True)
-        ]
-    rows: list[dict[str, Any]] = [
-        {"label": label, "name": name, "score": round(score, 4), "box": [round(v, 2) for v in box]}
-        for label, name, score, box in zip(
-            found.labels.tolist(), found.names, found.scores.tolist(), found.boxes.tolist(), strict=True
-        )
-    ]
-    if found.masks is not None:
-        for row, rle in zip(rows, encode_masks(found.masks), strict=True):
-            row["segmentation"] = rle
-    return rows
 
 
 def _say(console: Console, text: str, *, error: bool = False) -> None:

@@ -152,7 +152,7 @@ def _panoptic_examples(results: Path, dataset: Dataset) -> Image.Image:
     from PIL import Image
 
     from detrkit.evaluation import PanopticGroundTruth, read_panoptic
-    from detrkit.structures.results import PanopticResult
+    from detrkit.structures.panoptic import PanopticResult
     from detrkit.visualize import SheetRow, comparison_sheet
 
     content, id_map = dataset.panoptic_ground_truth()

@@ -22,7 +22,7 @@ from detrkit.data.readers.coco_panoptic import CocoPanopticReader
 from detrkit.data.sample import Record, Sample
 from detrkit.data.segmentations import object_masks, panoptic_file
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import encode_masks
+from detrkit.structures.rle import encode_masks
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.names import full_path

@@ -15,7 +15,8 @@ from detrkit.evaluation.confusion import Confusion, confusion_matrix
 from detrkit.evaluation.ground_truth import ClassNames, DetectionGroundTruth
 from detrkit.evaluation.metrics import Metrics
 from detrkit.evaluation.result_table import IouType, OnUnknown, ResultTable
-from detrkit.structures.results import Detections, encode_masks
+from detrkit.structures.detections import Detections
+from detrkit.structures.rle import encode_masks
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 

@@ -18,7 +18,7 @@ from detrkit.evaluation.panoptic_ground_truth import VOID, IdMaps, PanopticGroun
 from detrkit.evaluation.panoptic_matching import ImageMatches, score_image
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.evaluation.result_table import OnUnknown
-from detrkit.structures.results import PanopticResult, Segment
+from detrkit.structures.panoptic import PanopticResult, Segment
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes

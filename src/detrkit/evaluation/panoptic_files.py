@@ -24,7 +24,7 @@ from detrkit.evaluation.panoptic_ground_truth import (
 from detrkit.evaluation.panoptic_matching import ImageMatches, score_image
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import PanopticResult
+from detrkit.structures.panoptic import PanopticResult
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from detrkit.data.images import Picture, as_rgb
-from detrkit.structures.results import Detections
+from detrkit.structures.detections import Detections
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
 from detrkit.visualize.tags import Tag, paint_tag, place_tag

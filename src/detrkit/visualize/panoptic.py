@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from detrkit.data.images import Picture, as_rgb
-from detrkit.structures.results import PanopticResult
+from detrkit.structures.panoptic import PanopticResult
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
 from detrkit.visualize.draw import enlarged

@@ -14,7 +14,7 @@ from detrkit.data.sample import Sample
 from detrkit.data.samplers import derived_seed
 from detrkit.data.transforms import Transform
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import PanopticResult, Segment
+from detrkit.structures.panoptic import PanopticResult, Segment
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes

@@ -10,14 +10,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import Detections, PanopticResult
+from detrkit.structures.detections import Detections
+from detrkit.structures.panoptic import PanopticResult, Prediction
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color
 from detrkit.visualize.draw import as_boxes, draw_detections
 from detrkit.visualize.panoptic import draw_panoptic
 from detrkit.visualize.tags import font_for, shortened
-
-Found = Detections | PanopticResult
 
 _PAPER, _INK, _QUIET, _MAT = (255, 255, 255), (28, 28, 30), (105, 105, 112), (238, 238, 241)
 
@@ -34,8 +33,8 @@ class SheetRow:
     """
 
     image: Image.Image
-    truth: Found | None = None
-    prediction: Found | None = None
+    truth: Prediction | None = None
+    prediction: Prediction | None = None
     caption: str = ""
 
 
@@ -69,7 +68,7 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return tile
 
 
-def _drawn(image: Image.Image, found: Found, width: int, height: int, *, scores: bool) -> Image.Image:
+def _drawn(image: Image.Image, found: Prediction, width: int, height: int, *, scores: bool) -> Image.Image:
     """Draw objects at the final size of the tile, so that lines and letters are alike on every tile."""
     factor = min(width / image.width, height / image.height)
     line, letters = max(2, round(width / 200)), max(12, round(width / 32))
@@ -167,7 +166,7 @@ def comparison_sheet(
 
 def models_sheet(
     rows: Sequence[SheetRow],
-    found: Mapping[str, Sequence[Found]],
+    found: Mapping[str, Sequence[Prediction]],
     colors: Sequence[Color],
     *,
     tile: tuple[int, int] | None = None,
@@ -225,7 +224,7 @@ def _common_tile(rows: Sequence[SheetRow], width: int) -> tuple[int, int]:
 
 
 def _tiles(
-    rows: Sequence[SheetRow], found: Sequence[Sequence[Found | None]], tile: tuple[int, int]
+    rows: Sequence[SheetRow], found: Sequence[Sequence[Prediction | None]], tile: tuple[int, int]
 ) -> tuple[list[Image.Image], int, list[str]]:
     """Return the tiles row by row, their number per row, and the line below each: a caption or a count of objects."""
     tiles: list[Image.Image] = []

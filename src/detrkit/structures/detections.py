@@ -1,0 +1,184 @@
+"""`Detections`: the detected objects of one image, with masks or without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detrkit.structures.classes import ClassList
+from detrkit.structures.rle import encode_masks
+from detrkit.utils.errors import DetrkitError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from detrkit.data.images import Picture
+
+
+@dataclass
+class Detections:
+    """The objects found in one image, in descending order of score unless said otherwise.
+
+    Attributes:
+        boxes: (N, 4) float xyxy pixels of the original image.
+        scores: (N,) float in [0, 1].
+        labels: (N,) int64 into `classes`.
+        masks: (N, H, W) bool at the size of the original image, or None.
+        classes: names and dataset ids of the labels, or None when unknown.
+        image_id: the dataset's id of the image, or None.
+        image: the input image, kept by `Detector.predict` so that `draw()` needs nothing else.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+    classes: ClassList | None = None
+    image_id: int | str | None = None
+    image: Image.Image | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """Class name of every detection ("class 7" where no class list is known)."""
+        labels = self.labels.tolist()
+        if self.classes is None:
+            return [f"class {label}" for label in labels]
+        return [self.classes.names[label] for label in labels]
+
+    def select(self, keep: Tensor) -> Detections:
+        """Return the detections at `keep`: (N,) bool or a tensor of indices."""
+        masks = None if self.masks is None else self.masks[keep]
+        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
+
+    def above(self, threshold: float) -> Detections:
+        """Return the detections whose score is greater than `threshold`."""
+        return self.select(self.scores > threshold)
+
+    def to(self, device: torch.device | str) -> Detections:
+        """Return a copy with all tensors on `device`."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return replace(
+            self,
+            boxes=self.boxes.to(device),
+            scores=self.scores.to(device),
+            labels=self.labels.to(device),
+            masks=masks,
+        )
+
+    def draw(self, image: Picture | None = None, *, threshold: float = 0.0) -> Image.Image:
+        """Return a copy of the image with boxes, masks if there are any, names and scores.
+
+        Args:
+            image: of the original size, whatever `Detector.predict` takes; by default the one that was predicted on.
+            threshold: only detections with a greater score are drawn.
+
+        Raises:
+            DetrkitError: a file is missing, not an image or damaged.
+            ValueError: no image is known and none was given, it is none, or it is of another size than the one
+                predicted on.
+        """
+        from detrkit.visualize import draw_detections
+
+        size = None if self.masks is None else (self.masks.shape[2], self.masks.shape[1])
+        return draw_detections(image_to_draw_on(image, self.image, size), self.above(threshold))
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """Return COCO result entries: image_id, category_id (dataset's own), bbox xywh pixels, score; plain JSON.
+
+        With masks, each has its segmentation too (RLE at the size of the image).
+
+        Raises:
+            ValueError: the image id is not known (results without it cannot be evaluated).
+        """
+        if self.image_id is None:
+            raise ValueError("these detections have no image_id: set it to the dataset's id first")
+        xyxy = as_tensor(self.boxes).double().cpu()
+        xywh = torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], 1).tolist()
+        labels = self.labels.tolist()
+        ids = labels if self.classes is None else [plain(self.classes.ids[label]) for label in labels]
+        scores = as_tensor(self.scores).double().tolist()
+        entries: list[dict[str, Any]] = [
+            {"image_id": plain(self.image_id), "category_id": category, "bbox": box, "score": score}
+            for category, box, score in zip(ids, xywh, scores, strict=True)
+        ]
+        if self.masks is not None:
+            for entry, rle in zip(entries, encode_masks(self.masks), strict=True):
+                entry["segmentation"] = rle
+        return entries
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return plain JSON values: label, name, score, and box xyxy in pixels of the image.
+
+        Scores are rounded to 4 digits, boxes to 2. With masks each has its segmentation, too (COCO's RLE).
+        """
+        columns = (self.labels.tolist(), self.names, self.scores.tolist(), self.boxes.tolist())
+        entries: list[dict[str, Any]] = [
+            {"label": label, "name": name, "score": round(score, 4), "box": [round(value, 2) for value in box]}
+            for label, name, score, box in zip(*columns, strict=True)
+        ]
+        if self.masks is not None:
+            for entry, rle in zip(entries, encode_masks(self.masks), strict=True):
+                entry["segmentation"] = rle
+        return entries
+
+    def to_supervision(self) -> Any:
+        """Convert to `supervision.Detections` (extra `supervision`).
+
+        Raises:
+            DetrkitError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise DetrkitError("to_supervision needs supervision: pip install 'detrkit[supervision]'") from error
+
+        return supervision.Detections(
+            xyxy=self.boxes.float().cpu().numpy(),
+            confidence=self.scores.float().cpu().numpy(),
+            class_id=self.labels.cpu().numpy(),
+            mask=None if self.masks is None else self.masks.cpu().numpy(),
+            data={"class_name": np.array(self.names)},
+        )
+
+
+def plain(value: Any) -> Any:
+    """Convert a numpy scalar or a tensor of one number to Python's own, which JSON takes; return others unchanged."""
+    return value.item() if isinstance(value, (np.generic, Tensor)) else value
+
+
+def as_tensor(values: Any) -> Tensor:
+    """Return a tensor as it is, an array as one on the CPU, whatever the default device is."""
+    return values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+
+
+def image_to_draw_on(image: Picture | None, predicted: Image.Image | None, size: tuple[int, int] | None) -> Image.Image:
+    """Return the image that a result is drawn on, as 8-bit RGB.
+
+    Args:
+        image: given to `draw`.
+        predicted: the image predicted on, if it was kept.
+        size: (width, height) of its masks, if there are any.
+
+    Raises:
+        DetrkitError: a file is missing, not an image or damaged.
+        ValueError: there is no image, it is not an image, or of another size.
+    """
+    from detrkit.data.images import as_rgb
+
+    if image is None and predicted is None:
+        raise ValueError("this result holds no image: pass draw(image=...)")
+    rgb = as_rgb(predicted if image is None else image)
+    size = size if predicted is None else predicted.size
+    if image is not None and size is not None and rgb.size != size:
+        raise ValueError(
+            f"the image to draw on is {rgb.width} x {rgb.height} pixels, the one predicted on was "
+            f"{size[0]} x {size[1]} (width x height): draw on an image of that size"
+        )
+    return rgb
