@@ -39,9 +39,9 @@ from detrkit.config import OptimConfig, RunConfig, TrainConfig
 from detrkit.engine.optim import build_optimizer
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.setup import make_fabric
-from detrkit.engine.update import Update
+from detrkit.engine.train_step import TrainStep
 from detrkit.models.criterion import build_criterion
-from detrkit.profiling import Stopwatch, watched
+from detrkit.profiling import Timer, instrument
 from detrkit.profiling.parts import BACKBONE, DECODER, ENCODER, modules_of
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
@@ -136,26 +136,28 @@ def step(model: nn.Module, images: Batch, fabric: Fabric) -> Callable[[], object
         for n in counts
     ]
     wrapped, optimizer = fabric.setup(model.train(), build_optimizer(model, config))
-    update = Update(
+    train_step = TrainStep(
         fabric,
         wrapped,
         optimizer,
         build_criterion(name),
         queries=int(model.num_queries),  # type: ignore[arg-type]
         clip_max_norm=config.clip_max_norm,
-        spread=StopSignals(fabric.world_size).spread,
+        all_reduce_mean=StopSignals(fabric.world_size).all_reduce_mean,
     )
-    return lambda: update([(images, targets)])
+    return lambda: train_step([(images, targets)])
 
 
 def parts(model: nn.Module, turn: Callable[[], object]) -> dict[str, Cell]:
-    """Milliseconds of the model's large parts: medians of turns with the stopwatch."""
-    watches = [Stopwatch(torch.device("cpu")) for _ in range(FEWEST)]
-    for watch in watches:
-        with watched(watch, modules=modules_of(model)):
+    """Milliseconds of the model's large parts: medians of turns with the timer."""
+    timers = [Timer(torch.device("cpu")) for _ in range(FEWEST)]
+    for timer in timers:
+        with instrument(timer, modules_of(model)):
             turn()
     named = {"backbone": BACKBONE, "encoder": ENCODER, "decoder": DECODER}
-    return {f"{name}, ms": 1000 * statistics.median(w.seconds[part] for w in watches) for name, part in named.items()}
+    return {
+        f"{name}, ms": 1000 * statistics.median(timer.seconds[part] for timer in timers) for name, part in named.items()
+    }
 
 
 def resident() -> float:

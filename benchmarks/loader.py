@@ -27,7 +27,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from detrkit.data import Dataset, make_loader, normalise, open_dataset, to_target, train_transform
+from detrkit.data import Dataset, ImageProcessor, make_loader, open_dataset, to_target, train_transform
 from detrkit.data.panoptic import write_id_map
 from detrkit.data.samplers import GROUPED_STEPS, TrainSampler, derived_seed
 from original_code import importing
@@ -160,9 +160,9 @@ def check(original: Original, folder: Path, dataset: Dataset, count: int = 24) -
         record = dataset.records[k]
         draws = [torch.Generator().manual_seed(k) for _ in range(2)]
         image, target = original.augmented(*theirs[k], transform.draw(record.height, record.width, draws[0]))
-        sample = normalise(transform(dataset[k], draws[1]))
+        sample = transform(dataset[k], draws[1])
         ours = to_target(sample)
-        pixels = sample.image.as_subclass(torch.Tensor)
+        pixels = ImageProcessor().batch([sample.image.as_subclass(torch.Tensor)]).images[0]
         if pixels.shape != image.shape or float((pixels - image).abs().max()) > 2.01 * GREY_LEVEL:
             raise SystemExit(f"image {k}: pixels differ from the original's")
         if not torch.allclose(ours.boxes, target["boxes"], atol=1e-5) or len(ours) != len(target["labels"]):

@@ -72,7 +72,6 @@ def specs() -> dict[str, ModelSpec]:
 def threshold_of(detector: Detector, files: list[Path]) -> float:
     """The score above which there are `OBJECTS` in an image, in the middle of some images."""
     results = detector.predict(files, threshold=0.0)
-    assert isinstance(results, list)
     return statistics.median(float(found.scores[OBJECTS]) for found in results)
 
 

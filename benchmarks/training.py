@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from detrkit.config import OptimConfig
 from detrkit.engine.optim import build_optimizer
 from detrkit.engine.processes import StopSignals
-from detrkit.engine.update import Update
+from detrkit.engine.train_step import TrainStep
 from detrkit.layers import set_checkpointing
 from detrkit.models.criterion import build_criterion
 from detrkit.structures.batch import Batch
@@ -93,16 +93,16 @@ def our_step(model: nn.Module, args: Namespace, precision: str) -> Step:
     config = OptimConfig()
     optimizer = build_optimizer(model, config)
     wrapped, optimizer = fabric.setup(torch.compile(model) if args.compile else model, optimizer)
-    update = Update(
+    train_step = TrainStep(
         fabric,
         wrapped,
         optimizer,
         build_criterion(args.model).to(fabric.device),
         queries=int(model.num_queries),  # type: ignore[arg-type]
         clip_max_norm=config.clip_max_norm,
-        spread=StopSignals(world=1).spread,
+        all_reduce_mean=StopSignals(world=1).all_reduce_mean,
     )
-    return lambda part: update([part])
+    return lambda part: train_step([part])
 
 
 def their_samples(code: OriginalCode, batch: Batch) -> Any:

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 import detrkit
+from detrkit.data.images import as_rgb
 from detrkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from detrkit.detector import Detector, as_rgb
+from detrkit.detector import Detector
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import ModelSpec, save_model
@@ -212,6 +213,29 @@ def test_panoptic_results_are_ordinary_tensors():
     result = Detector(spec.build(), spec, device="cpu").predict(picture(7), threshold=0.0)
     result.id_map[0] = 0
     assert not result.id_map.is_inference() and result.masks.shape[1:] == (100, 130)
+
+
+def test_outputs_are_what_results_are_made_of(detector):
+    images = [picture(1), np.asarray(picture(2, 90, 140))]
+    made = detector.outputs(images)
+    assert made.target_sizes == [(100, 130), (140, 90)] and made.batch.sizes == [(96, 124), (149, 96)]
+    assert made.images[1].size == (90, 140) and made.outputs.logits.shape == (2, 9, 4)
+    found = replace(detector.postprocessor, threshold=0.2).detections(made.outputs, made.target_sizes)
+    for one, other in zip(found, detector.predict(images, threshold=0.2), strict=True):
+        order = one.scores.argsort(descending=True, stable=True)
+        assert torch.equal(one.select(order).boxes, other.boxes) and torch.equal(one.scores[order], other.scores)
+    captured = detector.outputs(images, capture=True).outputs
+    (attention,) = captured.capture.decoder_attention
+    assert attention.shape[:3] == (2, 8, 9) and torch.allclose(attention.sum(-1), torch.ones(()), atol=1e-5)
+    assert torch.allclose(captured.boxes, made.outputs.boxes, atol=1e-5) and made.outputs.capture is None
+    made.outputs.boxes.mul_(2)  # an ordinary tensor
+    assert not made.outputs.logits.is_inference() and not made.outputs.logits.requires_grad
+    with torch.inference_mode():
+        assert not detector.outputs(images[:1]).outputs.logits.is_inference()
+    with pytest.raises(ValueError, match=r"^a batch needs at least one image$"):
+        detector.outputs([])
+    with pytest.raises(ValueError, match=r"^image 1 as an array must be"):
+        detector.outputs([images[0], np.zeros((4, 4, 2), np.uint8)])
 
 
 def test_an_empty_crop_is_named(detector):

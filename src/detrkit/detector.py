@@ -7,30 +7,47 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import tv_tensors
 
 from detrkit.data.grouping import split_by_shape
-from detrkit.data.images import SUFFIXES, Picture, as_rgb, is_picture
-from detrkit.data.sample import Sample
-from detrkit.data.transforms import EvalTransform, normalise
-from detrkit.models.panoptic_postprocess import panoptic
-from detrkit.models.postprocess import postprocess
+from detrkit.data.image_processor import ImageProcessor
+from detrkit.data.images import SUFFIXES, Picture, is_picture
+from detrkit.data.sources import ParquetImage
+from detrkit.models.postprocess import PostProcessor
 from detrkit.models.registry import architecture
 from detrkit.structures.batch import Batch
 from detrkit.structures.classes import ClassList
-from detrkit.structures.results import Detections, PanopticResult
+from detrkit.structures.outputs import Outputs
+from detrkit.structures.panoptic import PanopticResult, Prediction
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.memory import CHANNELS, batch_pixels, check_batch, check_memory
 from detrkit.utils.ranges import BatchSize, Pixels, Share, check_arguments
+from detrkit.utils.timing import NORMALIZING, POSTPROCESSING, READING, RESIZING, NoTimer, PartTimer
 from detrkit.weights.checkpoint import ModelSpec, load_any
 
-Found = Detections | PanopticResult
+
+class ImageOutputs(NamedTuple):
+    """What a model computes for a batch of images, before any post-processing.
+
+    Attributes:
+        outputs: of the model, on its device.
+        batch: the images as the model got them: resized, normalized, padded.
+        images: B upright RGB images of the original size.
+    """
+
+    outputs: Outputs
+    batch: Batch
+    images: list[Image.Image]
+
+    @property
+    def target_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) in pixels of every original image."""
+        return _sizes(self.images)
 
 
 class Detector:
@@ -44,6 +61,7 @@ class Detector:
     Attributes:
         model: on `device`, in eval mode.
         spec: preprocessing of the input and meaning of the labels.
+        timer: enters a part at each stage of a prediction (`detrkit.utils.timing`); by default it measures nothing.
 
     Arithmetic uses the model's dtype and device: half, bfloat16 and double models predict, too. Results do not depend
     on the default dtype or device of torch, on autocast, or on grad or inference mode around a call.
@@ -52,6 +70,7 @@ class Detector:
     def __init__(self, model: nn.Module, spec: ModelSpec, *, device: torch.device | str | None = None) -> None:
         self.model = model.eval()
         self.spec = spec
+        self.timer: PartTimer = NoTimer()
         self.to(default_device() if device is None else device)
 
     @property
@@ -73,6 +92,16 @@ class Detector:
         return dtypes.pop() if dtypes else torch.float32
 
     @property
+    def processor(self) -> ImageProcessor:
+        """What makes a batch of images, with the size and the normalization of `spec`."""
+        return ImageProcessor.of(self.spec)
+
+    @property
+    def postprocessor(self) -> PostProcessor:
+        """What makes results of outputs, with the classes of `spec`; all queries, and segments above `threshold`."""
+        return replace(PostProcessor.of(self.spec), top_k=None)
+
+    @property
     def classes(self) -> ClassList | None:
         """Names and dataset ids of the labels, or None if the checkpoint does not hold them."""
         return self.spec.classes
@@ -84,8 +113,9 @@ class Detector:
 
     @property
     def threshold(self) -> float:
-        """Default score threshold of `predict`: 0.5 unless the model says another; see also `segments_above`."""
-        return segments_above(self.spec) if self.panoptic else architecture(self.spec.name).thresholds.predict
+        """Default score threshold of `predict`: as the model was registered, that of segments if it is panoptic."""
+        thresholds = architecture(self.spec.name).thresholds
+        return thresholds.segment if self.panoptic else thresholds.predict
 
     def to(self, device: torch.device | str) -> Detector:
         """Move the model, and return the detector itself."""
@@ -103,9 +133,28 @@ class Detector:
         limit = None if limit is None else max(size, round(limit * size / self.spec.size))
         return Detector(self.model, replace(self.spec, size=size, max_size=limit), device=self.device)
 
+    @overload
+    def predict(
+        self,
+        images: Image.Image | np.ndarray | Tensor | bytes | ParquetImage,
+        *,
+        threshold: Share | None = None,
+        batch_size: BatchSize = 8,
+    ) -> Prediction: ...
+
+    @overload  # of a folder a list; `Any` spares callers with one file a check (typeshed's convention)
+    def predict(
+        self, images: str | Path, *, threshold: Share | None = None, batch_size: BatchSize = 8
+    ) -> Prediction | Any: ...
+
+    @overload
+    def predict(
+        self, images: list[Any] | tuple[Any, ...], *, threshold: Share | None = None, batch_size: BatchSize = 8
+    ) -> list[Prediction]: ...
+
     def predict(
         self, images: Picture | Sequence[Picture], *, threshold: Share | None = None, batch_size: BatchSize = 8
-    ) -> Found | list[Found]:
+    ) -> Prediction | list[Prediction]:
         """Detect objects in one or more images, or with a panoptic model segments.
 
         Args:
@@ -136,12 +185,34 @@ class Detector:
 
     def stream(
         self, images: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 8
-    ) -> Iterator[Found]:
+    ) -> Iterator[Prediction]:
         """Yield the results of `predict` one by one, so that memory holds no more than a batch.
 
         Args and errors: as `predict`.
         """
         return self._stream(images, self._threshold(threshold, batch_size), batch_size)
+
+    def outputs(self, images: Sequence[Picture], *, capture: bool = False) -> ImageOutputs:
+        """Run the model on images as one batch, without post-processing: for attention, features and own results.
+
+        Args:
+            images: each as `predict` takes it.
+            capture: also keep attention and intermediate tensors, as `Outputs.capture`.
+
+        Returns:
+            Outputs in the model's dtype, whose masks are computed on request (`Outputs.masks_of`), with the batch and
+            the images. `detector.postprocessor` makes results of them. Their tensors are ordinary ones without
+            gradients.
+
+        Raises:
+            DetrkitError: a file is missing, not an image or damaged, or an image does not fit into memory.
+            ValueError: no images, or an array or tensor that is no image.
+        """
+        read = [self.processor.read(image, f"image {number}") for number, image in enumerate(images)]
+        self._check_memory(read)
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            batch = self._batch(read)
+            return ImageOutputs(self.model(batch, capture=capture, defer_masks=True), batch, read)
 
     def _threshold(self, threshold: float | None, batch_size: int) -> float:
         """Check the arguments, and return the threshold or the default one.
@@ -155,34 +226,51 @@ class Detector:
 
     def _stream(
         self, images: Iterable[Any], threshold: float, batch_size: int, *, single: bool = False
-    ) -> Iterator[Found]:
+    ) -> Iterator[Prediction]:
         """Yield results as `stream`; messages give a `single` image no number."""
-        source = (as_rgb(image, None if single else f"image {number}") for number, image in enumerate(images))
-        while pictures := list(islice(source, batch_size)):
-            for result, picture in zip(self._detect(pictures, threshold), pictures, strict=True):
-                yield replace(result, image=picture)
+        source = self._read(images, single=single)
+        while read := list(islice(source, batch_size)):
+            for result, image in zip(self._detect(read, threshold), read, strict=True):
+                yield replace(result, image=image)
 
-    def _detect(self, pictures: Sequence[Image.Image], threshold: float) -> list[Found]:
+    def _read(self, images: Iterable[Any], *, single: bool) -> Iterator[Image.Image]:
+        """Yield upright RGB images."""
+        processor = self.processor
+        for number, image in enumerate(images):
+            with self.timer.part(READING):
+                rgb = processor.read(image, None if single else f"image {number}")
+            yield rgb
+
+    def _detect(self, images: Sequence[Image.Image], threshold: float) -> list[Prediction]:
         """Predict one batch; the results are on the CPU."""
-        transform = EvalTransform(size=self.spec.size, max_size=self.spec.max_size)
-        sizes = [transform.draw(picture.height, picture.width).size for picture in pictures]
-        for picture, (height, width) in zip(pictures, sizes, strict=True):
-            resized = f"{picture.width} x {picture.height} pixels, resized to {width} x {height} (width x height)"
+        sizes = self._check_memory(images)
+        device = self.device
+        memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+        results: dict[int, Prediction] = {}
+        for group in split_by_shape(sizes, batch_pixels(memory)):
+            results.update(zip(group, self._ordinary([images[i] for i in group], threshold), strict=True))
+        return [results[i] for i in range(len(images))]
+
+    def _check_memory(self, images: Sequence[Image.Image]) -> list[tuple[int, int]]:
+        """Return the (height, width) in pixels of the network inputs.
+
+        Raises:
+            SettingError: an input does not fit into memory.
+        """
+        sizes = [self.processor.input_size(image.height, image.width) for image in images]
+        for image, (height, width) in zip(images, sizes, strict=True):
+            resized = f"{image.width} x {image.height} pixels, resized to {width} x {height} (width x height)"
             check_memory(
                 height * width * (4 * 3 + CHANNELS),
                 f"an image of {resized},",
                 fix="it is too long and narrow for a model without max_size",
             )
-        device = self.device
-        memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-        results: dict[int, Found] = {}
-        for group in split_by_shape(sizes, batch_pixels(memory)):
-            results.update(zip(group, self._ordinary([pictures[i] for i in group], threshold), strict=True))
-        return [results[i] for i in range(len(pictures))]
+        return sizes
 
-    def _ordinary(self, pictures: Sequence[Image.Image], threshold: float) -> list[Found]:
+    def _ordinary(self, images: Sequence[Image.Image], threshold: float) -> list[Prediction]:
         """Predict images that are padded to one size; the results are ordinary tensors on the CPU."""
-        results = self._inferred(pictures, threshold)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            results = self._results(self._batch(images), images, threshold)
         # Copies made outside inference mode are ordinary tensors; tensors of inference mode cannot be changed in place
         # or used in a loss. Sorting copies anyway.
         with torch.inference_mode(False):  # of the caller
@@ -193,45 +281,24 @@ class Detector:
                 for result in results
             ]
 
-    def _inferred(self, pictures: Sequence[Image.Image], threshold: float) -> Sequence[Found]:
-        """Predict one batch; the results are on the device."""
-        device, dtype = self.device, self.dtype
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            batch = Batch.from_images([self._prepared(picture) for picture in pictures]).to(device)
-            return self._results(replace(batch, images=batch.images.to(dtype)), pictures, threshold)
+    def _batch(self, images: Sequence[Image.Image]) -> Batch:
+        """Make the input of the model, in its dtype and on its device."""
+        device, dtype, processor = self.device, self.dtype, self.processor
+        with self.timer.part(RESIZING):
+            resized = [processor.prepare(image) for image in images]
+        with self.timer.part(NORMALIZING):
+            batch = processor.batch(resized, device=device)
+            return replace(batch, images=batch.images.to(dtype))
 
-    def _results(self, batch: Batch, pictures: Sequence[Image.Image], threshold: float) -> Sequence[Found]:
-        """Run the model on a batch; the results are in pixels of the images."""
+    def _results(self, batch: Batch, images: Sequence[Image.Image], threshold: float) -> Sequence[Prediction]:
+        """Run the model on a batch; the results are on its device, in pixels of the images."""
         # masks are computed only for queries above the threshold
         outputs = self.model(batch, defer_masks=True)
-        sizes = [(picture.height, picture.width) for picture in pictures]
-        options: dict[str, Any] = {
-            "image_sizes": batch.sizes,
-            "threshold": threshold,
-            "scores": architecture(self.spec.name).activation,
-            "classes": self.classes,
-        }
-        if self.panoptic:
-            return panoptic(outputs, sizes=sizes, **options)
-        # models with more than 100 queries may detect more than 100 objects
-        return postprocess(outputs, sizes, top_k=max(100, outputs.logits.shape[1]), **options)
-
-    def _prepared(self, picture: Image.Image) -> Tensor:
-        """Convert an image to (3, h, w) float, resized by the published rule and normalized."""
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (3, H, W)
-        size = (picture.height, picture.width)
-        boxes = torch.zeros(0, 4, dtype=torch.float32, device="cpu")
-        sample = Sample(
-            pixels.as_subclass(tv_tensors.Image),
-            tv_tensors.BoundingBoxes(boxes, device=boxes.device, format="XYXY", canvas_size=size),
-            torch.zeros(0, dtype=torch.int64, device="cpu"),
-            None,
-            image_id=0,
-            orig_size=size,
-        )
-        sample = EvalTransform(size=self.spec.size, max_size=self.spec.max_size)(sample)
-        normalized: Tensor = normalise(sample, self.spec.mean, self.spec.std).image.as_subclass(Tensor)
-        return normalized
+        postprocessor = replace(self.postprocessor, threshold=threshold, segment_threshold=threshold)
+        with self.timer.part(POSTPROCESSING):
+            if self.panoptic:
+                return postprocessor.panoptic(outputs, _sizes(images), batch.sizes)
+            return postprocessor.detections(outputs, _sizes(images), batch.sizes)
 
 
 def load(name_or_path: str | Path, *, name: str | None = None, device: torch.device | str | None = None) -> Detector:
@@ -276,9 +343,9 @@ def is_panoptic(model: nn.Module, classes: ClassList | None) -> bool:
     return has_masks(model) and things is not None and not all(things)
 
 
-def segments_above(spec: ModelSpec) -> float:
-    """Return the score threshold of a model's segments: 0.85 as published; 0.4 for focal loss, which lowers scores."""
-    return architecture(spec.name).thresholds.segment
+def _sizes(images: Sequence[Image.Image]) -> list[tuple[int, int]]:
+    """Return the (height, width) in pixels of every image."""
+    return [(image.height, image.width) for image in images]
 
 
 def default_device() -> torch.device:

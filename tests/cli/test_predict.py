@@ -243,7 +243,7 @@ def test_write_errors_keep_their_cause(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_done(weights, photos, tmp_path, monkeypatch, capsys, number):
-    from detrkit.structures.results import Detections
+    from detrkit.structures.detections import Detections
 
     draw, calls = Detections.draw, []
 
@@ -292,14 +292,14 @@ def test_names_are_no_markup(weights, photos, capsys):
 
 
 def test_a_picture_too_large_for_memory_does_not_cost_its_batch(weights, photos, tmp_path, monkeypatch, capsys):
-    predict = Detector._inferred
+    predict = Detector._ordinary
 
     def scarce(self, pictures, threshold):
         if any(picture.width > 90 for picture in pictures):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return predict(self, pictures, threshold)
 
-    monkeypatch.setattr(Detector, "_inferred", scarce)
+    monkeypatch.setattr(Detector, "_ordinary", scarce)
     photo(photos / "b.jpg", size=(99, 60))
     assert run(weights, photos, out=tmp_path / "out", batch_size=3) == 1
     assert "b.jpg: too large for the memory of this machine: try a smaller --size" in capsys.readouterr().err
@@ -344,7 +344,7 @@ def test_predictions_are_as_json_writes_them(weights, photos, tmp_path):
 
 
 def test_an_error_of_the_model_ends_it_with_what_is_done(weights, photos, tmp_path, monkeypatch):
-    inferred, calls = Detector._inferred, []
+    inferred, calls = Detector._ordinary, []
 
     def broken(self, *args):
         calls.append(args)
@@ -352,7 +352,7 @@ def test_an_error_of_the_model_ends_it_with_what_is_done(weights, photos, tmp_pa
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return inferred(self, *args)
 
-    monkeypatch.setattr(Detector, "_inferred", broken)
+    monkeypatch.setattr(Detector, "_ordinary", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         run(weights, photos, out=tmp_path / "out", batch_size=1)
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 2

@@ -239,8 +239,8 @@ def test_a_picture_is_prepared_as_for_prediction(dataset_side, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (70, 150, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     got = picture_input(tmp_path / "a.png", dataset_side.spec).pixels
-    want = Detector(dataset_side.model, dataset_side.spec, device="cpu")._prepared(Image.fromarray(pixels))
-    assert got.shape == (1, 3, 60, 128) and torch.equal(got[0], want)
+    want = Detector(dataset_side.model, dataset_side.spec, device="cpu").outputs([pixels]).batch.images
+    assert got.shape == (1, 3, 60, 128) and torch.equal(got, want)
     with pytest.raises(DetrkitError, match=r"missing\.png"):
         picture_input(tmp_path / "missing.png", dataset_side.spec)
 

@@ -4,11 +4,21 @@ import pytest
 import torch
 
 from detrkit.data.collate import PixelBatch, collate
-from detrkit.data.transforms import Normalisation, normalise, to_target
+from detrkit.data.sample import Sample
+from detrkit.data.transforms import Normalisation, to_target
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
 from detrkit.utils.errors import DetrkitError
 from helpers.datasets import generator, make_sample
+
+
+def normalised(sample: Sample, *statistics: tuple[float, ...]) -> torch.Tensor:
+    """The image of a sample as float32, normalised by itself."""
+    pixels = sample.image.as_subclass(torch.Tensor)
+    out = torch.empty(pixels.shape)
+    Normalisation(*statistics).write(pixels, out)
+    return out
+
 
 SIZES = [(5, 9), (8, 4), (8, 9)]
 
@@ -16,7 +26,7 @@ SIZES = [(5, 9), (8, 4), (8, 9)]
 @pytest.mark.parametrize("sizes", [SIZES, SIZES[:1], SIZES[:2]])
 def test_equals_normalising_each_image_and_padding_it(sizes: list[tuple[int, int]]) -> None:
     samples = [make_sample(h, w, [], seed=k) for k, (h, w) in enumerate(sizes)]
-    expected = Batch.from_images([normalise(s).image.as_subclass(torch.Tensor) for s in samples])
+    expected = Batch.from_images([normalised(s) for s in samples])
     pixels = PixelBatch.from_images([s.image.as_subclass(torch.Tensor) for s in samples])
     assert pixels.pixels.dtype == torch.uint8 and pixels.sizes == sizes
     for row, (h, w) in zip(pixels.pixels, sizes, strict=True):  # padding may hold anything
@@ -31,7 +41,7 @@ def test_another_mean_and_deviation() -> None:
     sample = make_sample(3, 4, [])
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     batch = PixelBatch.from_images([sample.image.as_subclass(torch.Tensor)]).normalised(Normalisation(mean, std))
-    assert torch.equal(batch.images[0], normalise(sample, mean, std).image.as_subclass(torch.Tensor))
+    assert torch.equal(batch.images[0], normalised(sample, mean, std))
 
 
 def test_normalised_where_the_normalisation_is() -> None:

@@ -17,7 +17,6 @@ from detrkit.data.transforms import (
     crop,
     eval_transform,
     hflip,
-    normalise,
     random_window,
     resize,
     resized_size,
@@ -315,17 +314,6 @@ def test_same_generator_same_sample_and_no_global_randomness() -> None:
     assert len(shapes) > 5
     with pytest.raises(ValueError, match="generator"):
         transform(sample)
-
-
-def test_normalise() -> None:
-    sample = make_sample(2, 2, [])
-    out = normalise(sample)
-    value = float(sample.image[1, 0, 1])
-    assert out.image.dtype == torch.float32 and out.image.is_contiguous()
-    assert float(out.image[1, 0, 1]) == pytest.approx((value / 255 - 0.456) / 0.224, abs=1e-6)
-    plain = normalise(sample, (0, 0, 0), (1, 1, 1))
-    assert torch.equal(plain.image, sample.image.float() / 255)
-    assert sample.image.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("seed", range(3))

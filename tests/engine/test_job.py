@@ -125,9 +125,9 @@ def test_who_never_comes_is_named_and_waited_for_within_bounds(rank, monkeypatch
 _SCRIPT = """
 import os, signal, sys
 from detrkit.cli import main
-from detrkit.engine.update import Update
+from detrkit.engine.train_step import TrainStep
 
-step, steps = Update.__call__, []
+step, steps = TrainStep.__call__, []
 
 def killed(self, parts):
     steps.append(1)
@@ -135,7 +135,7 @@ def killed(self, parts):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, parts)
 
-Update.__call__ = killed
+TrainStep.__call__ = killed
 sys.exit(main())
 """
 

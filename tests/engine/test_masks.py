@@ -21,7 +21,8 @@ from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine import evaluate, train
 from detrkit.engine.metrics import selection_metric
 from detrkit.engine.trainer import Trainer
-from detrkit.structures.results import Detections, PanopticResult
+from detrkit.structures.detections import Detections
+from detrkit.structures.panoptic import PanopticResult
 from detrkit.utils.errors import DetrkitError, Interrupted
 from detrkit.weights.checkpoint import ModelSpec, load_model
 from helpers.tiny import MODEL, losses, tiny_config

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import goldens
-from detrkit.models.panoptic_postprocess import panoptic
-from detrkit.models.postprocess import postprocess
+from detrkit.models.postprocess import panoptic, postprocess
 from detrkit.structures.outputs import Outputs
 
 PIXELS = 1e-4  # share of the pixels that may differ; the official float32 and float64 runs differ in none
@@ -18,7 +17,7 @@ PIXELS = 1e-4  # share of the pixels that may differ; the official float32 and f
 def test_published_postprocessing(family, scores):
     data = goldens.arrays(f"post_{family}_bbox.npz")
     outputs = Outputs(torch.from_numpy(data["in_pred_logits"]), torch.from_numpy(data["in_pred_boxes"]))
-    found = postprocess(outputs, [tuple(s) for s in data["target_sizes"].tolist()], scores=scores)
+    found = postprocess(outputs, [tuple(s) for s in data["target_sizes"].tolist()], activation=scores)
     for i, detections in enumerate(found):
         np.testing.assert_allclose(detections.scores.numpy(), data["scores"][i], rtol=0, atol=1e-6)
         assert detections.labels.tolist() == data["labels"][i].tolist()  # so the order is the same too
@@ -35,8 +34,8 @@ def _sizes(rows):
 
 def test_published_instance_masks():
     data = goldens.arrays("post_detr_segm.npz")
-    sizes, image_sizes = _sizes(data["orig_target_sizes"]), _sizes(data["max_target_sizes"])
-    found = postprocess(_outputs(data), sizes, image_sizes=image_sizes, official=True)
+    sizes, input_sizes = _sizes(data["orig_target_sizes"]), _sizes(data["max_target_sizes"])
+    found = postprocess(_outputs(data), sizes, input_sizes=input_sizes, official=True)
     for i, detections in enumerate(found):
         np.testing.assert_allclose(detections.scores.numpy(), data[f"img{i}_scores"], rtol=0, atol=1e-6)
         np.testing.assert_allclose(detections.boxes.numpy(), data[f"img{i}_boxes"], rtol=1e-6, atol=1e-4)
@@ -52,10 +51,10 @@ def test_published_instance_masks():
 def test_published_panoptic(file):
     data = goldens.arrays(file)
     outputs = _outputs(goldens.arrays("post_detr_panoptic.npz"))
-    image_sizes = _sizes(data["processed_sizes"])
-    sizes = _sizes(data["target_sizes"]) if "target_sizes" in data else image_sizes
+    input_sizes = _sizes(data["processed_sizes"])
+    sizes = _sizes(data["target_sizes"]) if "target_sizes" in data else input_sizes
     things = [category <= 90 for category in range(250)]
-    found = panoptic(outputs, image_sizes=image_sizes, sizes=sizes, things=things, official=True)
+    found = panoptic(outputs, input_sizes=input_sizes, target_sizes=sizes, things=things, official=True)
     assert len(found) == 3 and [len(result) for result in found] == [5, 0, 3]
     for i, result in enumerate(found):
         want = torch.from_numpy(data[f"img{i}_id_map"]).int()
@@ -72,5 +71,5 @@ def test_wrong_sizes_and_kinds():
     with pytest.raises(ValueError, match="1 image sizes for a batch of 2"):
         postprocess(outputs, [(1, 1)])
     with pytest.raises(ValueError, match="choose softmax or sigmoid"):
-        postprocess(outputs, [(1, 1)] * 2, scores="other")
-    assert len(postprocess(outputs, [(1, 1)] * 2, scores="sigmoid", top_k=100)[0]) == 15
+        postprocess(outputs, [(1, 1)] * 2, activation="other")
+    assert len(postprocess(outputs, [(1, 1)] * 2, activation="sigmoid", top_k=100)[0]) == 15

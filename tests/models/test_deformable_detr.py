@@ -89,7 +89,7 @@ def test_any_number_of_detections_is_kept(top_k):
     data = goldens.arrays("post_deformable_bbox.npz")
     outputs = Outputs(torch.from_numpy(data["in_pred_logits"]), torch.from_numpy(data["in_pred_boxes"]))
     sizes = [tuple(size) for size in data["target_sizes"].tolist()]
-    for i, found in enumerate(postprocess(outputs, sizes, scores="sigmoid", top_k=top_k)):
+    for i, found in enumerate(postprocess(outputs, sizes, activation="sigmoid", top_k=top_k)):
         logits = data["in_pred_logits"][i].astype(np.float64)
         order = np.argsort(-logits, axis=None, kind="stable")[:top_k]
         assert len(found) == len(order)

@@ -149,7 +149,7 @@ def test_input_is_prepared_alike(tmp_path):
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 1200, 3), dtype=np.uint8))
     theirs = processor(picture, return_tensors="pt")["pixel_values"]
-    ours = load(folder, device="cpu")._prepared(picture)
+    ours = load(folder, device="cpu").processor([picture]).images[0]
     assert theirs[0].shape == ours.shape == (3, 256, 640)  # the longest side counts
     assert float((theirs[0] - ours).abs().max()) < 0.02  # roundings of a resize: 1/255 is 0.0175 normalised
     spec = ModelSpec("detr-r50", TINY, num_classes=2, size=100, max_size=None)

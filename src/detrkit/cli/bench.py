@@ -21,21 +21,24 @@ from detrkit.utils.ranges import BatchSize, Count, InputSize
 if TYPE_CHECKING:
     from torch import nn
 
-    from detrkit.profiling import Measured, Setting
+    from detrkit.profiling import ProfileConfig, ProfileResult
     from detrkit.weights.checkpoint import ModelSpec
 
-EPOCH = 118_287  # images of COCO's train2017
-GENERATED = 8  # images, or as many as a batch has
-SHAPE = (427, 640)  # of generated images, in pixels, unless --size is given; 800 x 1199 as input of a published model
+COCO_TRAIN_IMAGES = 118_287  # of train2017
+GENERATED_IMAGES = 8  # or as many as a batch has
+GENERATED_SIZE = (
+    427,
+    640,
+)  # of generated images, in pixels, unless --size is given; 800 x 1199 as input of a published model
 
 
 @dataclass(frozen=True)
 class Bench:
     """Measure where the time of prediction or training goes on this machine. Nothing is downloaded.
 
-    Runs what `detrkit predict` or, with --train, `detrkit train` runs on a batch, with a stopwatch on its parts and
+    Runs what `detrkit predict` or, with --train, `detrkit train` runs on a batch, with a timer on its parts and
     without. Prints a table of the parts, images per second and peak memory. The time of a part is the median over the
-    repeats; rate and memory are measured without the stopwatch.
+    repeats; rate and memory are measured without the timer.
 
     Such as:
 
@@ -67,7 +70,7 @@ class Bench:
     images: Path | None = None
     """Folder of images; by default generated ones, as large as COCO's."""
     repeats: Count = 7
-    """Repeats with the stopwatch, and as many without."""
+    """Repeats with the timer, and as many without."""
     json: Path | None = None
     """Also write all figures to this file; it replaces an earlier one, no other file."""
 
@@ -75,30 +78,38 @@ class Bench:
         """Measure and print."""
         self._check()
         from detrkit.detector import as_device, image_files
-        from detrkit.profiling import Setting, machine, measure
+        from detrkit.profiling import ProfileConfig, machine, profile_model
 
         device = None if self.device is None else as_device(self.device)
         model, spec = self._model()
         with tempfile.TemporaryDirectory(prefix="detrkit-bench-") as folder:
             if self.images is None:
-                from detrkit.profiling.pictures import write_pictures
+                from detrkit.profiling.generated_images import write_images
 
-                files = write_pictures(Path(folder), max(GENERATED, self.batch), self.size or SHAPE)
+                files = write_images(Path(folder), max(GENERATED_IMAGES, self.batch), self.size or GENERATED_SIZE)
             else:
                 files = image_files(self.images)
-            setting = Setting(spec, files, self.batch, device, self.precision, self.repeats, self._random)
-            pictures = f"{len(files)} {'generated' if self.images is None else 'given'} pictures"
+            config = ProfileConfig(
+                spec=spec,
+                files=files,
+                batch_size=self.batch,
+                device=device,
+                precision=self.precision,
+                repeats=self.repeats,
+                random_weights=self._random,
+            )
+            images = f"{len(files)} {'generated' if self.images is None else 'given'} images"
             size = statistics.mean(file.stat().st_size for file in files) / 1000
-            measured = measure(model, setting, training=self.train)
-        where = machine(measured.device)
+            result = profile_model(model, config, training=self.train)
+        where = machine(result.device)
         weights = "random weights" if self._random else "its weights"
-        console.print(f"{spec.name}, {weights}; {pictures} of {size:.0f} kB on average")
+        console.print(f"{spec.name}, {weights}; {images} of {size:.0f} kB on average")
         console.print(", ".join(f"{name} {value}" for name, value in where.items()) + f", {self.precision}")
-        console.print(_table(measured))
-        for line in _lines(measured):
+        console.print(_table(result))
+        for line in _lines(result):
             console.print(line)
         if self.json is not None:
-            write_atomic(self.json, json.dumps(self._record(measured, setting, where), indent=1) + "\n")
+            write_atomic(self.json, json.dumps(self._record(result, config, where), indent=1) + "\n")
             console.print(f"figures: {self.json}")
         return 0
 
@@ -143,63 +154,63 @@ class Bench:
             spec = replace(spec, size=self.size[0], max_size=self.size[1])
         return model, spec
 
-    def _record(self, measured: Measured, setting: Setting, where: dict[str, str | int]) -> dict[str, Any]:
+    def _record(self, result: ProfileResult, config: ProfileConfig, where: dict[str, str | int]) -> dict[str, Any]:
         """Return all figures as plain values; seconds, MiB, pixels."""
         return {
-            "model": setting.spec.name,
+            "model": config.spec.name,
             "weights": "random" if self._random else "trained",
-            "work": measured.work,
+            "work": result.work,
             "machine": where,
             "precision": self.precision,
             "batch": self.batch,
-            "smallest input": measured.inputs[0],
-            "largest input": measured.inputs[1],
-            "turns": len(measured.whole),
-            "parts, s": measured.medians,
-            "parts together, s": measured.total,
-            "whole without the stopwatch, s": measured.median,
-            "images a second": measured.rate,
-            "images a second beside loading processes": measured.beside,
-            "loading processes": measured.workers,
-            "peak memory, MiB": measured.memory,
-            "found in a picture": measured.found,
+            "smallest input": result.input_sizes[0],
+            "largest input": result.input_sizes[1],
+            "turns": len(result.totals),
+            "parts, s": result.medians,
+            "parts together, s": result.parts_together,
+            "whole without the stopwatch, s": result.total,
+            "images a second": result.rate,
+            "images a second beside loading processes": result.rate_with_workers,
+            "loading processes": result.workers,
+            "peak memory, MiB": result.memory,
+            "found in a picture": result.objects_per_image,
         }
 
 
-def _table(measured: Measured) -> Table:
-    """Make the table of the parts, in the order in which they happen, and the whole."""
-    smallest, largest = (f"{h} x {w}" for h, w in measured.inputs)
+def _table(result: ProfileResult) -> Table:
+    """Make the table of the parts, in the order in which they happen, and of all together."""
+    smallest, largest = (f"{h} x {w}" for h, w in result.input_sizes)
     inputs = largest if smallest == largest else f"{smallest} to {largest}"
-    plural = "s" if measured.images > 1 else ""
-    title = f"{measured.work} {measured.images} picture{plural} of {inputs} pixels"
+    plural = "s" if result.batch_size > 1 else ""
+    title = f"{result.work} {result.batch_size} image{plural} of {inputs} pixels"
     table = Table(title=title, title_justify="left")
     table.add_column("part", no_wrap=True)
     table.add_column("median, ms", justify="right")
     table.add_column("share, %", justify="right")
-    for name, seconds in measured.medians.items():
-        table.add_row(name, f"{1000 * seconds:.1f}", f"{100 * seconds / measured.total:.1f}")
+    for name, seconds in result.medians.items():
+        table.add_row(name, f"{1000 * seconds:.1f}", f"{100 * seconds / result.parts_together:.1f}")
     table.add_section()
-    table.add_row("parts together", f"{1000 * measured.total:.1f}", "100.0")
-    table.add_row("whole, without stopwatch", f"{1000 * measured.median:.1f}", "")
+    table.add_row("parts together", f"{1000 * result.parts_together:.1f}", "100.0")
+    table.add_row("iteration without timer", f"{1000 * result.total:.1f}", "")
     return table
 
 
-def _lines(measured: Measured) -> list[str]:
+def _lines(result: ProfileResult) -> list[str]:
     """Return the lines below the table."""
-    share = 100 * measured.total / measured.median
-    kind = "allocated" if measured.device.type == "cuda" else "resident"
+    share = 100 * result.parts_together / result.total
+    kind = "allocated" if result.device.type == "cuda" else "resident"
     lines = [
-        f"the parts are {share:.1f} % of the whole; the stopwatch waits for each of them",
-        f"images a second: {measured.rate:.2f}; most memory: {measured.memory:.0f} MiB {kind}",
+        f"the parts are {share:.1f} % of an iteration without the timer, which waits for each of them",
+        f"images a second: {result.rate:.2f}; most memory: {result.memory:.0f} MiB {kind}",
     ]
-    if measured.found is not None:
-        lines.append(f"found in a picture: {measured.found:.1f}, on average")
+    if result.objects_per_image is not None:
+        lines.append(f"found in an image: {result.objects_per_image:.1f}, on average")
         return lines
-    rate = measured.rate
-    if measured.beside is not None:
-        rate = measured.beside
-        lines.append(f"with {measured.workers} processes that load, as `detrkit train` has: {rate:.2f} images a second")
-    return [*lines, f"an epoch of {EPOCH:,} images would take {_duration(EPOCH / rate)}"]
+    rate = result.rate
+    if result.rate_with_workers is not None:
+        rate = result.rate_with_workers
+        lines.append(f"with {result.workers} processes that load, as `detrkit train` has: {rate:.2f} images a second")
+    return [*lines, f"an epoch of {COCO_TRAIN_IMAGES:,} images would take {_duration(COCO_TRAIN_IMAGES / rate)}"]
 
 
 def _duration(seconds: float) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
 from detrkit.data import Dataset, eval_transform, open_dataset
-from detrkit.data.images import read_rgb
-from detrkit.data.sample import Sample
-from detrkit.data.transforms import normalise, to_target
+from detrkit.data.image_processor import ImageProcessor
+from detrkit.data.transforms import to_target
 from detrkit.structures.outputs import Target
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import ModelSpec
@@ -60,17 +58,7 @@ def picture_input(file: str | Path, spec: ModelSpec) -> ModelInput:
     Raises:
         DetrkitError: the file is missing, damaged or no image.
     """
-    picture = read_rgb(Path(file))
-    size = (picture.height, picture.width)
-    sample = Sample(
-        tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1)),
-        tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size),
-        torch.zeros(0, dtype=torch.int64),
-        None,
-        image_id=0,
-        orig_size=size,
-    )
-    return ModelInput(_prepared(sample, spec).image.as_subclass(Tensor)[None])
+    return ModelInput(ImageProcessor.of(spec)([Path(file)]).images)
 
 
 def dataset_input(
@@ -101,12 +89,9 @@ def dataset_input(
         labels=labels,
         masks=None if sample.masks is None else tv_tensors.Mask(sample.masks[in_model]),
     )
-    sample = _prepared(sample, spec)
-    return ModelInput(sample.image.as_subclass(Tensor)[None], to_target(sample))
-
-
-def _prepared(sample: Sample, spec: ModelSpec) -> Sample:
-    return normalise(eval_transform(spec.size, spec.max_size)(sample), spec.mean, spec.std)
+    sample = eval_transform(spec.size, spec.max_size)(sample)
+    batch = ImageProcessor.of(spec).batch([sample.image.as_subclass(Tensor)])
+    return ModelInput(batch.images, to_target(sample))
 
 
 def _index(dataset: Dataset, image_id: int | None) -> int:

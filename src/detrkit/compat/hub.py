@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.backbones.resnet import Padding
-from detrkit.models.panoptic_postprocess import panoptic
-from detrkit.models.postprocess import Size, largest, postprocess
+from detrkit.models.instance_masks import Size, largest
+from detrkit.models.postprocess import PostProcessor
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Outputs
 from detrkit.utils.image_files import image_bytes
@@ -44,8 +44,8 @@ class OfficialModel(nn.Module):
         self.model = model
         self.aux_loss = aux_loss
         self._names = [(theirs, f"model.{ours}") for theirs, ours in official_names(model)]
-        self.register_state_dict_post_hook(_to_official)
-        self.register_load_state_dict_pre_hook(_from_official)
+        self.register_state_dict_post_hook(_to_official)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_official)  # type: ignore[no-untyped-call]
 
     @property
     def aux_loss(self) -> bool:
@@ -131,7 +131,7 @@ class PostProcess(nn.Module):
         Returns:
             For each image scores (Q,), labels (Q,) and boxes (Q, 4) xyxy in pixels.
         """
-        detections = postprocess(_as_outputs(outputs), _sizes(target_sizes))
+        detections = PostProcessor().detections(_as_outputs(outputs), _sizes(target_sizes))
         return [{"scores": one.scores, "labels": one.labels, "boxes": one.boxes} for one in detections]
 
 
@@ -162,11 +162,11 @@ class PostProcessSegm(nn.Module):
             orig_target_sizes: (B, 2) height and width of every image file.
             max_target_sizes: (B, 2) height and width of every input without padding.
         """
-        image_sizes = _sizes(max_target_sizes)
+        input_sizes = _sizes(max_target_sizes)
         border = math.log(self.threshold / (1 - self.threshold)) if 0 < self.threshold < 1 else 0.0
-        padded_size = largest(image_sizes)
+        padded_size = largest(input_sizes)
         has_mask_sizes = "mask_sizes" in outputs
-        rows = zip(results, _masks(outputs), image_sizes, _sizes(orig_target_sizes), strict=True)
+        rows = zip(results, _masks(outputs), input_sizes, _sizes(orig_target_sizes), strict=True)
         for one, masks, (h, w), size in rows:
             covered = (h, w) if has_mask_sizes else padded_size
             enlarged = F.interpolate(masks[:, None].float(), size=covered, mode="bilinear")[..., :h, :w]
@@ -211,11 +211,11 @@ class PostProcessPanoptic(nn.Module):
         processed = _sizes(processed_sizes)
         targets = processed if target_sizes is None else _sizes(target_sizes)
         things = [bool(self.is_thing_map.get(i, False)) for i in range(outputs["pred_logits"].shape[-1] - 1)]
+        postprocessor = PostProcessor(things=things, segment_threshold=self.threshold, official=True)
         results = []
         for i, (masks, size, target) in enumerate(zip(_masks(outputs), processed, targets, strict=True)):
             one = Outputs(outputs["pred_logits"][i : i + 1], outputs["pred_boxes"][i : i + 1], masks[None])
-            options: dict[str, Any] = {"image_sizes": [size], "sizes": [target], "things": things}
-            pixels, segments = panoptic(one, **options, threshold=self.threshold, official=True)[0].to_coco()
+            pixels, segments = postprocessor.panoptic(one, [target], [size])[0].to_coco()
             names = ("id", "isthing", "category_id", "area")
             info = [{name: segment[name] for name in names} for segment in segments]
             for segment in info:

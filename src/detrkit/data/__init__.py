@@ -1,21 +1,22 @@
 """Datasets: reading, checking, converting, augmenting and batching."""
 
 from detrkit.data.dataset import Dataset, open_dataset
+from detrkit.data.image_processor import ImageProcessor
 from detrkit.data.loader import Loader, make_loader
 from detrkit.data.sample import Record, Sample
 from detrkit.data.samplers import EvalSampler, TrainSampler, order_by_aspect
-from detrkit.data.transforms import eval_transform, normalise, to_target, train_transform
+from detrkit.data.transforms import eval_transform, to_target, train_transform
 
 __all__ = [
     "Dataset",
     "EvalSampler",
+    "ImageProcessor",
     "Loader",
     "Record",
     "Sample",
     "TrainSampler",
     "eval_transform",
     "make_loader",
-    "normalise",
     "open_dataset",
     "order_by_aspect",
     "to_target",

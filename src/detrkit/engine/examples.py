@@ -11,9 +11,9 @@ from torch import nn
 
 from detrkit.data import Dataset
 from detrkit.data.sample import Sample
-from detrkit.detector import Detector, Found
+from detrkit.detector import Detector
 from detrkit.models.registry import architecture
-from detrkit.structures.results import PanopticResult, Segment
+from detrkit.structures.panoptic import PanopticResult, Prediction, Segment
 from detrkit.visualize import SheetRow, as_detections, comparison_sheet
 from detrkit.weights.checkpoint import ModelSpec
 
@@ -23,7 +23,7 @@ def shown_above(spec: ModelSpec) -> float:
     return architecture(spec.name).thresholds.show
 
 
-def spread(length: int, count: int) -> list[int]:
+def evenly_spaced(length: int, count: int) -> list[int]:
     """Return at most `count` positions, evenly spaced over a sequence of that length."""
     count = min(count, length)
     return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
@@ -47,10 +47,10 @@ def example_sheet(
         count: number of images, evenly spaced over the dataset.
         indices: these images instead.
         threshold: score above which something is drawn; by default `shown_above(spec)`, and for segments
-            `segments_above(spec)`.
+            `Detector.threshold`.
     """
     if indices is None:
-        indices = spread(len(dataset), count)
+        indices = evenly_spaced(len(dataset), count)
     training = model.training
     detector = Detector(model, spec)
     if threshold is None:
@@ -60,14 +60,13 @@ def example_sheet(
         sample = dataset[index]
         image = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
         prediction = detector.predict(image, threshold=threshold)
-        assert not isinstance(prediction, list)
         name = sample.file.name if sample.file is not None else str(sample.image_id)
         rows.append(SheetRow(image, annotated(sample, dataset), prediction, name))
     model.train(training)
     return comparison_sheet(rows, threshold=threshold)
 
 
-def annotated(sample: Sample, dataset: Dataset) -> Found:
+def annotated(sample: Sample, dataset: Dataset) -> Prediction:
     """Return the ground truth of an image as it is drawn: segments, or objects, with masks if there are any."""
     masks = None if sample.masks is None else sample.masks.as_subclass(torch.Tensor)
     if masks is None or not dataset.panoptic:

@@ -14,13 +14,11 @@ import torch.distributed as dist
 from torch import nn
 
 from detrkit.data import Dataset
-from detrkit.detector import has_masks, is_panoptic, segments_above
+from detrkit.detector import has_masks, is_panoptic
 from detrkit.engine.processes import StopSignals
 from detrkit.evaluation import DetectionEvaluator, GroundTruth, Metrics, PanopticEvaluator, PanopticTruth
 from detrkit.evaluation.unknown_classes import UnknownClasses
-from detrkit.models.panoptic_postprocess import panoptic
-from detrkit.models.postprocess import each_image
-from detrkit.models.registry import architecture
+from detrkit.models.postprocess import Duplicates, PostProcessor
 from detrkit.structures.batch import Batch
 from detrkit.structures.classes import UNUSED, ClassList
 from detrkit.structures.outputs import Outputs, Target
@@ -120,9 +118,9 @@ class Evaluation:
         truth: ground truth to compare with.
         spec: of the model.
         max_dets: detections counted per image.
-        threshold: score above which a query becomes a segment; by default `segments_above(spec)`.
+        threshold: score above which a query becomes a segment; by default as `PostProcessor.of(spec)`.
         panoptic_out: a json for the panoptic results; their PNGs are written as they come.
-        duplicates: treatment of stuff that is predicted more than once, see `panoptic`.
+        duplicates: treatment of stuff that is predicted more than once, see `PostProcessor`.
 
     Attributes:
         objects: the boxes, with masks if they are evaluated.
@@ -137,13 +135,18 @@ class Evaluation:
         max_dets: int = 100,
         threshold: float | None = None,
         panoptic_out: Path | None = None,
-        duplicates: Literal["merged", "published"] = "merged",
+        duplicates: Duplicates = "merged",
     ) -> None:
         self.truth = truth
-        self.duplicates = duplicates
-        self.scores = architecture(spec.name).activation
-        self.top_k = max(100, max_dets)
-        self.threshold = segments_above(spec) if threshold is None else threshold
+        postprocessor = PostProcessor.of(spec)
+        self.threshold = postprocessor.segment_threshold if threshold is None else threshold
+        self.postprocessor = replace(
+            postprocessor,
+            classes=truth.labels,
+            top_k=max(100, max_dets),
+            segment_threshold=self.threshold,
+            duplicates=duplicates,
+        )
         kind: Literal["bbox", "segm"] = "segm" if truth.masks else "bbox"
         # unknown categories are stuff: all other labels are classes of the dataset, or unused
         self.objects = DetectionEvaluator(truth.objects, max_dets=max_dets, iou_type=kind, unknown_categories="ignore")
@@ -159,29 +162,14 @@ class Evaluation:
             batch: the images.
             targets: with image_id and orig_size.
         """
-        sizes = [t.orig_size for t in targets if t.orig_size is not None]
-        labels = self.truth.labels
-        predictions = each_image(
-            outputs,
-            sizes,
-            scores=self.scores,
-            top_k=self.top_k,
-            classes=labels,
-            image_sizes=batch.sizes if self.truth.masks else None,
-        )
+        target_sizes = [t.orig_size for t in targets if t.orig_size is not None]
+        input_sizes = batch.sizes if self.truth.masks else None
+        predictions = self.postprocessor.iter_detections(outputs, target_sizes, input_sizes)
         # one image after the other: the evaluator stores masks as run lengths, which take little memory
         for detections, target in zip(predictions, targets, strict=True):
             self.objects.add(replace(detections.to("cpu"), image_id=target.image_id))
         if self.segments is not None:
-            results = panoptic(
-                outputs,
-                image_sizes=batch.sizes,
-                sizes=sizes,
-                classes=labels,
-                threshold=self.threshold,
-                scores=self.scores,
-                duplicates=self.duplicates,
-            )
+            results = self.postprocessor.panoptic(outputs, target_sizes, batch.sizes)
             for result, target in zip(results, targets, strict=True):
                 assert target.image_id is not None
                 self.segments.add(target.image_id, result.to("cpu"))

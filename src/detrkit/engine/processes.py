@@ -95,8 +95,8 @@ def global_normalizers(
 class StopSignals(SignalWatch):
     """Graceful shutdown: the signals that stop a run, and the agreement of its processes on them.
 
-    In training and evaluation a signal is only noted; a signal to one process takes effect when `spread`, `between` or
-    `check` has passed it to all. At other times it ends the run at once, with `Stopped`.
+    In training and evaluation a signal is only noted; a signal to one process takes effect when `all_reduce_mean`,
+    `between` or `check` has passed it to all. At other times it ends the run at once, with `Stopped`.
 
     Args:
         world: number of processes.
@@ -131,7 +131,7 @@ class StopSignals(SignalWatch):
         """Number of the signal to stop for, 0 for none."""
         return self._agreed if self._world > 1 else self.asked
 
-    def spread(self, terms: dict[str, Tensor]) -> dict[str, float]:
+    def all_reduce_mean(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """Average scalars over the processes, in one all_reduce that also passes on a stop signal."""
         stack = torch.stack([t.float() for t in terms.values()])
         if self._world == 1:

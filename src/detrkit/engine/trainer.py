@@ -30,7 +30,7 @@ from detrkit.engine.processes import StopSignals
 from detrkit.engine.saving import restore, training_state
 from detrkit.engine.setup import Splits
 from detrkit.engine.state import Progress, save_state
-from detrkit.engine.update import Update
+from detrkit.engine.train_step import TrainStep
 from detrkit.evaluation import Metrics
 from detrkit.layers import set_checkpointing
 from detrkit.models.criterion import build_criterion
@@ -109,14 +109,14 @@ class Trainer:
         self.truths: dict[str, Truth] = {}
         self.steps_log = CsvLog(folder / "steps.csv", key="step")
         self.epochs_log = CsvLog(folder / "epochs.csv", key="epoch")
-        self.update = Update(
+        self.train_step = TrainStep(
             fabric,
             self.wrapped,
             self.optimizer,
             self.criterion,
             queries=self.queries,
             clip_max_norm=config.optim.clip_max_norm,
-            spread=self.stop.spread,
+            all_reduce_mean=self.stop.all_reduce_mean,
             average=self.average,
             averaged=model,
         )
@@ -198,7 +198,7 @@ class Trainer:
         set_lr(self.optimizer, factor)
         parts = [next(batches) for _ in range(config.accumulate)]
         try:
-            values = self.update(parts)
+            values = self.train_step(parts)
         except NonFiniteError as error:
             raise self._diverged(error.what, error.images) from error
         values["lr"] = config.lr * factor

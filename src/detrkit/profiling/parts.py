@@ -5,12 +5,21 @@ from __future__ import annotations
 from torch import nn
 
 from detrkit.detector import has_masks
+from detrkit.utils.timing import (
+    BACKWARD,
+    CLIPPING,
+    LOSSES,
+    NORMALIZING,
+    POSTPROCESSING,
+    READING,
+    RESIZING,
+    STEPPING,
+)
 
-READING, RESIZING, BATCHING = "reading and decoding", "resizing and normalising", "batching, transfers"
+BATCHING = "batching, transfers"
 BACKBONE, GLUE, ENCODER, DECODER = "backbone", "projection, positions", "encoder", "decoder"
-PROPOSALS, HEADS, MASKS, POSTPROCESSING = "proposals", "heads", "masks", "post-processing"
-LOADING, MATCHING, LOSSES = "loading", "matching", "losses"
-BACKWARD, CLIPPING, STEPPING, REST = "backward", "clipping", "optimiser", "rest of the step"
+PROPOSALS, HEADS, MASKS = "proposals", "heads", "masks"
+LOADING, MATCHING, REST = "loading", "matching", "rest of the step"
 
 # children of the models by name; other time in a model's forward pass is GLUE
 _CHILDREN = {
@@ -24,7 +33,7 @@ _CHILDREN = {
 _MODEL = (BACKBONE, GLUE, ENCODER, PROPOSALS, DECODER, HEADS, MASKS)
 # parts in the order of execution
 ORDER = {
-    "predicting": (READING, RESIZING, BATCHING, *_MODEL, POSTPROCESSING),
+    "predicting": (READING, RESIZING, NORMALIZING, BATCHING, *_MODEL, POSTPROCESSING),
     "training": (LOADING, *_MODEL, MATCHING, LOSSES, BACKWARD, CLIPPING, STEPPING, REST),
 }
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from PIL import Image
 from torch import nn
 
 from detrkit.data import Dataset, eval_transform, make_loader
-from detrkit.detector import segments_above
-from detrkit.engine.examples import annotated, shown_above, spread
-from detrkit.models.panoptic_postprocess import panoptic
-from detrkit.models.postprocess import postprocess
-from detrkit.models.registry import architecture
+from detrkit.engine.examples import annotated, evenly_spaced, shown_above
+from detrkit.models.postprocess import PostProcessor
 from detrkit.visualize import SheetRow, models_sheet
 from detrkit.weights.checkpoint import ModelSpec
 
@@ -26,10 +25,10 @@ def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: i
         model: with masks, in eval mode.
         spec: of the model.
         dataset: opened with masks.
-        count: number of images, spread evenly over the dataset.
+        count: number of images, evenly spaced over the dataset.
     """
     device = next(model.parameters()).device
-    subset = dataset.subset(spread(len(dataset), count))
+    subset = dataset.subset(evenly_spaced(len(dataset), count))
     loader = make_loader(
         subset,
         transform=eval_transform(spec.size, spec.max_size),
@@ -41,14 +40,13 @@ def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: i
         device=device,
     )
     rows, masks, segments = [], [], []
-    scores = architecture(spec.name).activation
+    postprocessor = replace(PostProcessor.of(spec), threshold=shown_above(spec))
     for index, (batch, _) in enumerate(loader):
         sample = subset[index]
         outputs = model(batch.to(device), defer_masks=True)
-        size = [sample.orig_size]
-        options = {"scores": scores, "classes": spec.classes, "image_sizes": batch.sizes}
-        masks += [d.to("cpu") for d in postprocess(outputs, size, threshold=shown_above(spec), **options)]
-        segments += [r.to("cpu") for r in panoptic(outputs, sizes=size, threshold=segments_above(spec), **options)]
+        sizes = [sample.orig_size], batch.sizes
+        masks += [one.to("cpu") for one in postprocessor.detections(outputs, *sizes)]
+        segments += [one.to("cpu") for one in postprocessor.panoptic(outputs, *sizes)]
         picture = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
         name = sample.file.name if sample.file is not None else str(sample.image_id)
         rows.append(SheetRow(picture, annotated(sample, subset), caption=name))

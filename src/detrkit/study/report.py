@@ -12,10 +12,10 @@ import yaml
 from PIL import Image, ImageColor
 
 from detrkit.data import Dataset
-from detrkit.engine.examples import spread
+from detrkit.engine.examples import evenly_spaced
 from detrkit.engine.setup import Splits
 from detrkit.evaluation.metrics import markdown_table
-from detrkit.structures.results import Detections
+from detrkit.structures.detections import Detections
 from detrkit.study.config import StudyConfig
 from detrkit.study.results import LAST, MemberResult
 from detrkit.study.tables import Outcome, foreign_classes, study_tables, table_csv
@@ -151,7 +151,7 @@ def _detections(run: Path, result: MemberResult, dataset: Dataset) -> list[Detec
             by_image[entry["image_id"]].append(entry)
     label_of = dataset.classes.label_of
     detections = []
-    for index in spread(len(dataset), PICTURES):
+    for index in evenly_spaced(len(dataset), PICTURES):
         rows = by_image[dataset.records[index].image_id]
         xywh = torch.tensor([r["bbox"] for r in rows]).reshape(-1, 4)
         boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
@@ -163,7 +163,7 @@ def _detections(run: Path, result: MemberResult, dataset: Dataset) -> list[Detec
 def _sheet(dataset: Dataset, found: dict[str, list[Detections]], colors: dict[str, str]) -> Image.Image:
     """Draw image, ground truth and the detections of every model side by side."""
     rows = []
-    for index in spread(len(dataset), PICTURES):
+    for index in evenly_spaced(len(dataset), PICTURES):
         sample = dataset[index]
         image = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
         name = sample.file.name if sample.file is not None else str(sample.image_id)

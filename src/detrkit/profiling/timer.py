@@ -1,24 +1,16 @@
-"""A stopwatch for the parts of a program, attached to modules and functions from outside.
-
-Models have no code for it: forward hooks on their children and wrappers of functions are installed for an iteration and
-removed after it.
-"""
+"""A timer for the parts of a program. Models have no code for it: it is attached to their modules by forward hooks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
-from typing import Any
 
 import torch
 from torch import nn
 
-_ABSENT = object()
 
-
-class Stopwatch:
+class Timer:
     """Timer that sums the seconds of each part. While a part runs within another, only the inner one is counted.
 
     Args:
@@ -70,44 +62,17 @@ def finished(device: torch.device) -> float:
 
 
 @contextmanager
-def watched(
-    watch: Stopwatch,
-    *,
-    modules: Sequence[tuple[nn.Module, str]] = (),
-    functions: Sequence[tuple[Any, str, str]] = (),
-) -> Iterator[None]:
-    """Attach the watch to modules and functions, and detach it at the end.
+def instrument(timer: Timer, modules: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
+    """Attach a timer to modules, and detach it at the end.
 
     Args:
-        watch: to attach.
+        timer: to attach.
         modules: pairs of a module and the part of its forward pass.
-        functions: triples of an owner (a module of Python, or an object), the name of its function, and its part.
     """
     with ExitStack() as stack:
         for module, part in modules:
-            begin = module.register_forward_pre_hook(lambda *_, part=part: watch.begin(part))
+            begin = module.register_forward_pre_hook(lambda *_, part=part: timer.begin(part))
             stack.callback(begin.remove)
-            end = module.register_forward_hook(lambda *_: watch.end(), always_call=True)
+            end = module.register_forward_hook(lambda *_: timer.end(), always_call=True)
             stack.callback(end.remove)
-        for owner, name, part in functions:
-            before = vars(owner).get(name, _ABSENT)
-            setattr(owner, name, _covered(getattr(owner, name), watch, part))
-            stack.callback(_uncover, owner, name, before)
         yield
-
-
-def _covered(function: Callable[..., Any], watch: Stopwatch, part: str) -> Callable[..., Any]:
-    @wraps(function)
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        with watch.part(part):
-            return function(*args, **kwargs)
-
-    return timed
-
-
-def _uncover(owner: Any, name: str, before: Any) -> None:
-    """Restore the owner's own attribute of that name; if it had none, its class's method becomes visible again."""
-    if before is _ABSENT:
-        delattr(owner, name)
-    else:
-        setattr(owner, name, before)

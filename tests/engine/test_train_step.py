@@ -1,4 +1,4 @@
-"""One step of the optimiser: what it returns, and that it leaves the weights alone when something is not finite."""
+"""One training step: what it returns, and that it leaves the weights alone when something is not finite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from detrkit.config import OptimConfig
 from detrkit.engine.optim import build_optimizer
 from detrkit.engine.processes import StopSignals
-from detrkit.engine.update import Update
+from detrkit.engine.train_step import TrainStep
 from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import NonFiniteError
 from detrkit.structures.batch import Batch
@@ -37,17 +37,23 @@ def parts(seed):
 
 
 def setup(seed, clip):
-    """An update of a tiny model, and the model."""
+    """A training step of a tiny model, and the model."""
     torch.manual_seed(seed)
     model = build_model("detr-r50", num_classes=4, backbone_norm="group", **MODEL.options()).train()
     fabric = Fabric(accelerator="cpu", devices=1)
     config = OptimConfig(lr=1e-2, lr_backbone=1e-2)
     wrapped, optimizer = fabric.setup(model, build_optimizer(model, config))
     criterion = build_criterion("detr-r50", num_classes=4)
-    update = Update(
-        fabric, wrapped, optimizer, criterion, queries=8, clip_max_norm=clip, spread=StopSignals(world=1).spread
+    train_step = TrainStep(
+        fabric,
+        wrapped,
+        optimizer,
+        criterion,
+        queries=8,
+        clip_max_norm=clip,
+        all_reduce_mean=StopSignals(world=1).all_reduce_mean,
     )
-    return update, model
+    return train_step, model
 
 
 def weights(model):
@@ -56,8 +62,8 @@ def weights(model):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_norm_is_that_before_clipping(seed):
-    update, model = setup(seed, clip=0.1)
-    values = update(parts(seed))
+    train_step, model = setup(seed, clip=0.1)
+    values = train_step(parts(seed))
     norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(0.1, rel=1e-4)
     free, same = setup(seed, clip=0.0)
@@ -70,30 +76,30 @@ def test_the_norm_is_that_before_clipping(seed):
 
 
 def test_a_step_asks_the_device_for_its_numbers_once():
-    update, _ = setup(2, clip=0.1)
+    train_step, _ = setup(2, clip=0.1)
     asked = []
-    spread = update.spread
-    update.spread = lambda terms: asked.append(set(terms)) or spread(terms)
-    values = update(parts(2))
+    mean = train_step.all_reduce_mean
+    train_step.all_reduce_mean = lambda terms: asked.append(set(terms)) or mean(terms)
+    values = train_step(parts(2))
     assert asked == [set(values)]
 
 
 @pytest.mark.parametrize("broken, named", [("gradient", "the gradient"), ("loss", "loss_giou")])
 def test_what_is_not_finite_is_named_and_moves_nothing(monkeypatch, broken, named):
-    update, model = setup(3, clip=0.1)
+    train_step, model = setup(3, clip=0.1)
     before = weights(model)
     if broken == "gradient":
         model.class_head.weight.register_hook(lambda grad: grad * torch.nan)
     else:
-        forward = update.criterion.forward
+        forward = train_step.criterion.forward
 
         def infinite(*args, **kwargs):
             terms = forward(*args, **kwargs)
             return terms | {"loss_giou": terms["loss_giou"] * torch.inf}
 
-        monkeypatch.setattr(update.criterion, "forward", infinite)
+        monkeypatch.setattr(train_step.criterion, "forward", infinite)
     with pytest.raises(NonFiniteError) as caught:
-        update(parts(3))
+        train_step(parts(3))
     assert caught.value.what == named
     assert caught.value.images == ["0.0", "0.1", "1.0", "1.1"]
     assert torch.equal(weights(model), before)

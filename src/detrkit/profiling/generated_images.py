@@ -16,10 +16,10 @@ from detrkit.utils.atomic import write_errors
 from detrkit.utils.image_files import image_bytes
 
 LONG_SIDE = 640  # pixels, as of COCO's images
-MOST_OBJECTS = 13  # an image has 1 to 13 objects, 7 on average, as in COCO
+MAX_OBJECTS = 13  # an image has 1 to 13 objects, 7 on average, as in COCO
 
 
-def write_pictures(folder: Path, count: int, shape: tuple[int, int]) -> list[Path]:
+def write_images(folder: Path, count: int, shape: tuple[int, int]) -> list[Path]:
     """Write JPEG files of COCO's resolution with the aspect ratio of `shape`.
 
     Args:
@@ -55,7 +55,7 @@ def _photograph(rng: np.random.Generator, height: int, width: int) -> Image.Imag
     return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 
 
-def dataset_of(files: Sequence[Path], *, num_classes: int, masks: bool) -> Dataset:
+def generated_dataset(files: Sequence[Path], *, num_classes: int, masks: bool) -> Dataset:
     """Make a dataset of the images with random ellipses as objects: the time depends only on their number.
 
     Args:
@@ -75,7 +75,7 @@ def _record(index: int, file: Path, num_classes: int) -> Record:
     """Make the record of an image with random objects."""
     rng = np.random.default_rng(index)
     height, width = image_size(file)
-    count = int(rng.integers(1, MOST_OBJECTS + 1))
+    count = int(rng.integers(1, MAX_OBJECTS + 1))
     radii = np.exp(rng.uniform(np.log(0.02), np.log(0.3), (count, 2))) * (width, height)  # (N, 2) xy
     centers = radii + rng.uniform(size=(count, 2)) * ((width, height) - 2 * radii)
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)

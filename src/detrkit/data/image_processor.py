@@ -1,0 +1,84 @@
+"""`ImageProcessor`: from an image of any kind to a `Batch`, as a checkpoint's model takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.data.collate import PixelBatch
+from detrkit.data.images import Picture, as_rgb
+from detrkit.data.transforms import PUBLISHED_MAX_SIZE, PUBLISHED_SIZE, Normalisation, resize_pixels, resized_size
+from detrkit.models.spec import ModelSpec
+from detrkit.structures.batch import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProcessor:
+    """Reading, resizing, padding and normalization of images, without objects.
+
+    Evaluation by a `Loader` gives the same bits: both send bytes to the device and normalize them there.
+
+    Attributes:
+        size: short side of the network input in pixels.
+        max_size: longest side of the network input in pixels; None for no limit.
+        mean, std: of the normalization, per RGB channel, for pixels in [0, 1].
+    """
+
+    size: int = PUBLISHED_SIZE
+    max_size: int | None = PUBLISHED_MAX_SIZE
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> ImageProcessor:
+        """Make the processor of a checkpoint's model."""
+        return cls(size=spec.size, max_size=spec.max_size, mean=spec.mean, std=spec.std)
+
+    def __call__(self, images: Sequence[Picture], *, device: torch.device | str = "cpu") -> Batch:
+        """Read and prepare images of any kind as one batch.
+
+        Args:
+            images: each as `detrkit.data.images.as_rgb` takes it.
+            device: where the batch shall be.
+
+        Raises:
+            DetrkitError: a file is missing, not an image or damaged.
+            ValueError: no images, or an array or tensor that is no image.
+        """
+        return self.batch([self.prepare(self.read(image)) for image in images], device=device)
+
+    def read(self, image: Picture | Any, name: object = None) -> Image.Image:
+        """Convert an image of any kind to upright 8-bit RGB; arguments and errors as of `as_rgb`."""
+        return as_rgb(image, name)
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in pixels of the network input for an image of that size."""
+        return resized_size(height, width, self.size, self.max_size)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Resize an upright RGB image by the published rule: (3, h, w) uint8 with `(h, w)` as of `input_size`."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W), interleaved in memory
+        return resize_pixels(pixels, self.input_size(image.height, image.width))
+
+    def batch(self, images: Sequence[Tensor], *, device: torch.device | str = "cpu") -> Batch:
+        """Pad (3, h, w) uint8 images to their largest height and width, and normalize them on the device.
+
+        Raises:
+            ValueError: no images, or one that is not a (3, h, w) uint8 tensor.
+        """
+        if not images:
+            raise ValueError("a batch needs at least one image")
+        for index, image in enumerate(images):
+            if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+                raise ValueError(
+                    f"image {index} of the batch is {tuple(image.shape)} {image.dtype}: "
+                    "a (3, h, w) uint8 tensor is expected, as `prepare` returns it"
+                )
+        return PixelBatch.from_images(images).normalised(Normalisation(self.mean, self.std, device))
