@@ -85,12 +85,12 @@ def original(args: argparse.Namespace) -> Run:
 
 
 def transformers(args: argparse.Namespace) -> Run:
-    from detrkit.comparison.peer import TransformersSide
+    from detrkit.comparison.transformers_runner import TransformersRunner
     from detrkit.weights.checkpoint import published_spec, save_huggingface
 
     with tempfile.TemporaryDirectory() as folder:
         save_huggingface(Path(folder) / "model", ours(args), published_spec(args.model))
-        model = TransformersSide.load(Path(folder) / "model", device=args.device).model
+        model = TransformersRunner.load(Path(folder) / "model", device=args.device).model
     model.config.auxiliary_loss = False
     x = images(args)
     mask = torch.ones(len(x), *args.size, dtype=torch.long, device=args.device)

@@ -12,7 +12,7 @@ from PIL import Image
 import goldens
 from detrkit.cli import main
 from detrkit.comparison import (
-    DetrkitSide,
+    DetrkitRunner,
     Recording,
     compare,
     load_recording,
@@ -36,7 +36,7 @@ PIXELS = made_input("noise", (96, 128), seed=1).pixels
 
 def side(name="detr-r50", seed=0, **options):
     model, spec = seeded_model(name, seed, **{**SMALL, "enc_layers": 4, **options})
-    return DetrkitSide(name, model, spec)
+    return DetrkitRunner(name, model, spec)
 
 
 def difference(a, b, **options):
@@ -103,7 +103,7 @@ def test_stages_are_the_official_codes():
     case = next(c for c in goldens.cases("model_forward") if c["file"] == "detr_resnet50__single.npz")
     model = goldens.model("detr_resnet50")
     goldens.set_padding(model, "official")
-    own = DetrkitSide("official", model, side().spec)
+    own = DetrkitRunner("official", model, side().spec)
     stages = record(own, goldens.images(case)[0][None]).stages
     got = {
         "feature": stages["backbone.5"],
@@ -202,7 +202,7 @@ def dataset_side(shapes):
     model.num_classes = len(classes)
     model.class_head = Linear(model.class_head.in_features, len(classes) + 1)
     spec = replace(spec, num_classes=len(classes), classes=classes, size=96, max_size=128)
-    return DetrkitSide("masks", model.eval(), spec)
+    return DetrkitRunner("masks", model.eval(), spec)
 
 
 def test_losses(dataset_side, shapes, tmp_path):

@@ -19,9 +19,9 @@ import detrkit
 from detrkit.cli import main
 from detrkit.engine.gathering import Evaluation
 from detrkit.models.pretrained import PUBLISHED
-from detrkit.reproduction import Figure
-from detrkit.reproduction.data import Places
-from detrkit.reproduction.journal import Journal
+from detrkit.reproduction import MetricComparison
+from detrkit.reproduction.data import DatasetPaths
+from detrkit.reproduction.results_log import ResultsLog
 from detrkit.reproduction.running import chosen_rows, weights_file
 from detrkit.reproduction.tables import settings_that_differ
 from detrkit.utils.errors import DetrkitError
@@ -156,7 +156,7 @@ def test_truth_from_its_own_results(whole, data, weights, published, no_reports,
 def test_interrupted_and_resumed(whole, data, weights, published, no_reports, tmp_path, monkeypatch):
     """Stopped after the first batch and in the middle of a line: the rest is evaluated once, with the same results."""
     out, expected = whole
-    append, add = Journal.append, Evaluation.add
+    append, add = ResultsLog.append, Evaluation.add
     written, evaluated = [], []
 
     def interrupted(self, *args, **options):
@@ -171,7 +171,7 @@ def test_interrupted_and_resumed(whole, data, weights, published, no_reports, tm
     monkeypatch.setattr(Evaluation, "add", counted)
     options = {**data, "weights": weights, "out": tmp_path, **SMALL}
     with monkeypatch.context() as stop:
-        stop.setattr(Journal, "append", interrupted)
+        stop.setattr(ResultsLog, "append", interrupted)
         with pytest.raises(KeyboardInterrupt):
             detrkit.reproduce("detr-r50-panoptic", **options)
     journal = tmp_path / "detr-r50-panoptic" / "journal" / "process-0.jsonl"
@@ -322,7 +322,7 @@ def test_offline(tmp_path, monkeypatch):
 
 
 def test_what_is_evaluated_by_default(tmp_path):
-    boxes, both = Places(coco=tmp_path), Places(coco=tmp_path, panoptic=tmp_path)
+    boxes, both = DatasetPaths(coco=tmp_path), DatasetPaths(coco=tmp_path, panoptic=tmp_path)
     plain = ["detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5"]
     segments = ["detr-r50-panoptic", "detr-r50-dc5-panoptic", "detr-r101-panoptic"]
     assert [r.model for r in chosen_rows(None, boxes, None)] == [*plain, "detr-demo"]
@@ -331,15 +331,23 @@ def test_what_is_evaluated_by_default(tmp_path):
     found = [r.model for r in chosen_rows(None, boxes, tmp_path)]
     assert found == [*plain, "deformable-detr-r50-refine", "detr-demo"]
     with pytest.raises(DetrkitError, match="--coco FOLDER for boxes, --panoptic FOLDER for panoptic models"):
-        chosen_rows(None, Places(), None)
+        chosen_rows(None, DatasetPaths(), None)
     with pytest.raises(DetrkitError, match="detr-r18: no published model; choose from detr-r50, "):
         chosen_rows(["detr-r18"], boxes, None)
 
 
 def test_within_a_fifth_of_a_point():
-    assert [Figure("AP", value, 42.0).within for value in (42.2, 41.8, 42.21, 41.79)] == [True, True, False, False]
-    assert Figure("SQ", 79.0, None, 79.3).difference == pytest.approx(-0.3)
-    assert Figure("AP", 39.0, 40.0, approximate=True).within is None and Figure("APs", None, 20.0).within is None
+    assert [MetricComparison("AP", value, 42.0).within for value in (42.2, 41.8, 42.21, 41.79)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert MetricComparison("SQ", 79.0, None, 79.3).difference == pytest.approx(-0.3)
+    assert (
+        MetricComparison("AP", 39.0, 40.0, approximate=True).within is None
+        and MetricComparison("APs", None, 20.0).within is None
+    )
 
 
 def test_settings_as_published_are_not_said():

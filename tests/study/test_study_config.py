@@ -60,8 +60,8 @@ def test_shipped_studies_and_their_settings():
     assert (optim.epochs, optim.lr, optim.schedule, optim.lr_drop, optim.weight_decay) == (50, 1e-4, "step", 40, 1e-4)
     assert data.batch_size * optim.accumulate == 16
     for m in study.members:
-        assert tuple(m.published.figures().values()) == PUBLISHED[m.name]
-    assert list(study.members[0].published.figures())[6:] == [
+        assert tuple(m.published.metrics().values()) == PUBLISHED[m.name]
+    assert list(study.members[0].published.metrics())[6:] == [
         f"class {n}" for n in ("Coverall", "Mask", "Gloves", "Face_Shield", "Goggles")
     ]
 

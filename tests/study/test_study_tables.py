@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from detrkit.study import load_study
-from detrkit.study.config import Published
+from detrkit.study.config import PublishedMetrics
 from detrkit.study.results import MemberResult
-from detrkit.study.tables import Table, _beside, print_tables, study_tables, table_csv
+from detrkit.study.tables import Table, _measured_and_published, print_tables, study_tables, table_csv
 from helpers.tiny_study import tiny_study
 
 FIGURES = {"mAP": 0.25, "mAP50": 0.5, "mAP75": 0.2, "small": 0.0996, "medium": 0.3, "large": -1.0}
@@ -50,7 +50,7 @@ def study(tmp_path):
     ],
 )
 def test_a_cell_has_measured_published_and_their_difference(name, published, cell):
-    assert _beside(result("detr"), Published(**published), name) == cell
+    assert _measured_and_published(result("detr"), PublishedMetrics(**published), name) == cell
 
 
 def test_tables_of_figures_classes_and_comparison(study):

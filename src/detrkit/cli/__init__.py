@@ -27,7 +27,7 @@ from detrkit.cli.quickstart import Quickstart
 from detrkit.cli.reproduce import Reproduce
 from detrkit.cli.study import Study
 from detrkit.cli.train import Train, with_defaults, with_values
-from detrkit.utils.console import FIRST_PROCESS, LEAST_WIDTH, MOST_WIDTH
+from detrkit.utils.console import FIRST_PROCESS, MAX_COLUMNS, MIN_COLUMNS
 from detrkit.utils.errors import DetrkitError, Interrupted, PeerError
 from detrkit.utils.launch import check_ranks, several
 from detrkit.utils.memory import MAPPING_FIX, used_up
@@ -231,7 +231,7 @@ def _wide_terminal() -> Iterator[None]:
     """Replace the width of a very narrow or very wide terminal by one that a layout can be made for."""
     before = os.environ.get("COLUMNS")
     columns = shutil.get_terminal_size().columns
-    os.environ["COLUMNS"] = str(min(max(columns, LEAST_WIDTH), MOST_WIDTH))
+    os.environ["COLUMNS"] = str(min(max(columns, MIN_COLUMNS), MAX_COLUMNS))
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import AnyInteger, Pixels, Tolerance, WideSeed
 
 if TYPE_CHECKING:
-    from detrkit.comparison import Recording, Side
+    from detrkit.comparison import ModelRunner, Recording
     from detrkit.comparison.inputs import ModelInput
     from detrkit.weights.checkpoint import ModelSpec
 
@@ -65,7 +65,7 @@ class Compare:
 
     def run(self) -> int:
         """Compare and print the table."""
-        from detrkit.comparison import Recording, compare, open_side, record, save_recording
+        from detrkit.comparison import Recording, compare, open_runner, record, save_recording
         from detrkit.comparison.recording import load_recording
         from detrkit.detector import as_device
 
@@ -81,23 +81,23 @@ class Compare:
                     f"--save {self.save} is there and is no file of stages: choose another name, or remove it"
                 ) from error
         device = as_device(self.device)
-        a = open_side(self.a, model=self.model, device=device)
-        b = None if self.b is None else open_side(self.b, framework=self.framework, model=self.model, device=device)
+        a = open_runner(self.a, model=self.model, device=device)
+        b = None if self.b is None else open_runner(self.b, framework=self.framework, model=self.model, device=device)
         model_input = self._input(a, b)
-        first = a if isinstance(a, Recording) else record(a, model_input.pixels, model_input.target)
+        candidate = a if isinstance(a, Recording) else record(a, model_input.pixels, model_input.target)
         if self.save is not None:
-            console.print(f"stages: {save_recording(self.save, first)}")
+            console.print(f"stages: {save_recording(self.save, candidate)}")
         if b is None:
             return 0
-        second = b if isinstance(b, Recording) else record(b, model_input.pixels, model_input.target)
-        comparison = compare(first, second, tolerance=self.tolerance)
+        reference = b if isinstance(b, Recording) else record(b, model_input.pixels, model_input.target)
+        comparison = compare(candidate, reference, tolerance=self.tolerance)
         table_console().print(comparison.table())
         for line in comparison.summary():
             console.print(line)
         return 0 if comparison.agrees else 1
 
-    def _input(self, a: Side | Recording, b: Side | Recording | None) -> ModelInput:
-        """Return the input of both sides.
+    def _input(self, a: ModelRunner | Recording, b: ModelRunner | Recording | None) -> ModelInput:
+        """Return the input of both models.
 
         Raises:
             DetrkitError: options that contradict each other, or files that cannot be read.
@@ -105,15 +105,15 @@ class Compare:
         from detrkit.comparison import Recording
         from detrkit.comparison.inputs import ModelInput, dataset_input, made_input, picture_input
 
-        for side in (a, b):
-            if isinstance(side, Recording) and side.pixels is not None:
+        for recording in (a, b):
+            if isinstance(recording, Recording) and recording.pixels is not None:
                 if self.input is not None or self.data is not None:
-                    raise DetrkitError(f"{side.name} holds its input: leave out --input and --data")
-                return ModelInput(side.pixels, side.target)
+                    raise DetrkitError(f"{recording.name} holds its input: leave out --input and --data")
+                return ModelInput(recording.pixels, recording.target)
         if self.data is not None:
             if self.input is not None:
                 raise DetrkitError("--input and --data: give one of them")
-            masks = any(not isinstance(side, Recording) and side.has_masks for side in (a, b) if side is not None)
+            masks = any(not isinstance(one, Recording) and one.has_masks for one in (a, b) if one is not None)
             return dataset_input(self.data, _spec(a, b), split=self.split, image_id=self.image_id, masks=masks)
         if self.input in (None, "ones", "noise"):
             return made_input(self.input or "ones", self.size, seed=self.seed)
@@ -121,9 +121,9 @@ class Compare:
         return picture_input(self.input, _spec(a, b))
 
 
-def _spec(a: Side | Recording, b: Side | Recording | None) -> ModelSpec:
+def _spec(a: ModelRunner | Recording, b: ModelRunner | Recording | None) -> ModelSpec:
     """Return the spec that prepares an image: that of the first detrkit model, else the published one."""
-    from detrkit.comparison import DetrkitSide
+    from detrkit.comparison import DetrkitRunner
     from detrkit.weights.checkpoint import ModelSpec
 
-    return next((side.spec for side in (a, b) if isinstance(side, DetrkitSide)), ModelSpec("detr-r50"))
+    return next((runner.spec for runner in (a, b) if isinstance(runner, DetrkitRunner)), ModelSpec("detr-r50"))

@@ -16,11 +16,11 @@ from detrkit.utils.signals import number_of
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Evaluate published checkpoints on COCO val2017 and compare the figures with the published ones.
+    """Evaluate published checkpoints on COCO val2017 and compare the metrics with the published ones.
 
     The weights are downloaded at the first use and verified; Deformable DETR's have no fixed address, so their files
     are given with --weights. After an interruption the same command resumes with the remaining images. Under
-    torchrun the processes share the images, and the figures stay the same. The exit status is 1 if a figure is not
+    torchrun the processes share the images, and the metrics stay the same. The exit status is 1 if a metric is not
     within 0.2 of the published one.
 
     Such as:
@@ -43,12 +43,12 @@ class Reproduce:
     """Folder with files of the published names, used instead of downloads; or the file of the one model named."""
     out: Path = Path("reproduction")
     """Folder of report.md and figures.json, and of a folder for each model with its own report, images, results and
-    the journal of images that are done."""
+    the results of the images that are done, from which an interrupted evaluation continues."""
     split: str = "val2017"
     """The split to evaluate on."""
     batch_size: BatchSize | None = None
     """Images per process and step; by default as published, or 2 where that is not known. With exact padding it does
-    not change the figures."""
+    not change the metrics."""
     size: InputSize | None = None
     """Short side of the input in pixels; by default as published (800)."""
     max_size: InputSize | None = None
@@ -63,9 +63,9 @@ class Reproduce:
     """Evaluate only this many images, the first ones."""
 
     def run(self) -> int:
-        """Evaluate and print the table of figures and the differences from the published evaluation."""
+        """Evaluate and print the table of metrics and the differences from the published evaluation."""
         from detrkit.reproduction.running import reproduce
-        from detrkit.reproduction.tables import figure_table
+        from detrkit.reproduction.tables import metrics_table
 
         try:
             results = reproduce(
@@ -84,9 +84,9 @@ class Reproduce:
                 limit=self.limit,
                 quiet=False,
             )
-        except KeyboardInterrupt as stop:  # the journal is written batch by batch
+        except KeyboardInterrupt as stop:  # the results are stored batch by batch
             raise Interrupted(number_of(stop), str(self.out), "the same command") from stop
-        console.print(figure_table(results))
+        console.print(metrics_table(results))
         for result in results:
             for difference in result.differences:
                 console.print(f"{result.name}: {difference}")

@@ -18,13 +18,13 @@ from detrkit.utils.ranges import BatchSize, Count, Devices, Seed, Workers
 class Study:
     """Train several models under one budget: one table, one plot of their curves, their detections side by side.
 
-    The same command again resumes where it stopped. Figures are those of the last epoch. Recipes:
+    The same command again resumes where it stopped. Metrics are those of the last epoch. Recipes:
 
     shapes-four: DETR, Deformable DETR, + refinement, ++ two-stage, small, on shapes it generates (for a CPU)
 
     bccd-four: the same four of medium size on blood cells (BCCD) from random weights (for a GPU)
 
-    cppe5-four: the same four as published on CPPE-5, beside the figures published of them (for a GPU)
+    cppe5-four: the same four as published on CPPE-5, with their published metrics beside (for a GPU)
 
     Such as:
 
@@ -44,7 +44,7 @@ class Study:
     epochs: Count | None = None
     """Passes over the training split, for all members; the drop of the learning rate moves in proportion."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MEMBER ...")] = ()
-    """Train only these members; the tables show what is known of all."""
+    """Train only these members; the tables show all that have results."""
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Device to train on."""
     devices: Devices | None = None
@@ -83,8 +83,8 @@ class Study:
         if result.report is None:
             return 0
         console.print()
-        print_tables(console, study, result.outcome)
-        for member, row in result.outcome:
+        print_tables(console, study, result.results)
+        for member, row in result.results:
             if row.failure:
                 console.print(f"{member.heading} failed: {row.failure}")
         for name, what in (("study.md", "page"), ("curves.png", "curves"), ("examples.png", "examples")):

@@ -1,25 +1,32 @@
 """Comparison of two models on one input, stage by stage: it shows the first stage at which they differ.
 
-    b = load_recording("theirs.npz")
-    a = record(DetrkitSide.load("mine.safetensors"), b.pixels, b.target)
-    print(compare(a, b).first)
+    reference = load_recording("reference.npz")
+    candidate = record(DetrkitRunner.load("mine.safetensors"), reference.pixels, reference.target)
+    print(compare(candidate, reference).first)
 
-A side runs a model and returns its intermediate tensors: `DetrkitSide`, `TransformersSide`, later an export. These
-tensors are a `Recording`, which can be saved to a file, too: so the numbers of any framework can be compared.
+A `ModelRunner` runs a model and returns its intermediate tensors: `DetrkitRunner`, `TransformersRunner`, later an
+export. These tensors are a `Recording`, which can be saved to a file, so that numbers of any framework can be compared.
 """
 
-from detrkit.comparison.difference import Comparison, Difference, compare
+from detrkit.comparison.difference import Comparison, StageDifference, compare
 from detrkit.comparison.recording import Recording, load_recording, record, save_recording
-from detrkit.comparison.sides import DetrkitSide, Side, open_side, seeded_model
+from detrkit.comparison.runners import DetrkitRunner, ModelRunner, open_runner, seeded_model
+
+# names in earlier versions
+Side, DetrkitSide, Difference, open_side = ModelRunner, DetrkitRunner, StageDifference, open_runner
 
 __all__ = [
     "Comparison",
+    "DetrkitRunner",
     "DetrkitSide",
     "Difference",
+    "ModelRunner",
     "Recording",
     "Side",
+    "StageDifference",
     "compare",
     "load_recording",
+    "open_runner",
     "open_side",
     "record",
     "save_recording",

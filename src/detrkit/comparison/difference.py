@@ -10,18 +10,18 @@ from rich.table import Table
 from torch import Tensor
 
 from detrkit.comparison.recording import Recording
-from detrkit.comparison.stages import SHARES, order_of, tolerance_of
+from detrkit.comparison.stages import RELATIVE_STAGES, order_of, tolerance_of
 from detrkit.utils.errors import DetrkitError
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Difference of one stage of two sides.
+class StageDifference:
+    """Difference of one stage of two recordings, candidate A and reference B.
 
     Attributes:
         name: of the stage.
         shapes: of A's tensor and of B's.
-        absolute: the largest difference of two values; NaN if a value of only one side is NaN, infinite if the shapes
+        absolute: the largest difference of two values; NaN if only one of two values is NaN, infinite if the shapes
             differ.
         relative: `absolute` as a share of B's largest value.
         limit: the largest `absolute` that counts as agreement.
@@ -50,7 +50,7 @@ class Comparison:
     """
 
     names: tuple[str, str]
-    differences: list[Difference]
+    differences: list[StageDifference]
     missing: tuple[list[str], list[str]]
 
     @property
@@ -59,12 +59,12 @@ class Comparison:
         return self.first is None
 
     @property
-    def first(self) -> Difference | None:
+    def first(self) -> StageDifference | None:
         """The first stage beyond its tolerance."""
         return next((d for d in self.differences if not d.agrees), None)
 
     @property
-    def first_unequal(self) -> Difference | None:
+    def first_unequal(self) -> StageDifference | None:
         """The first stage that is not bitwise equal: for the same code on one machine, the first with other weights."""
         return next((d for d in self.differences if d.absolute != 0), None)
 
@@ -77,11 +77,11 @@ class Comparison:
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
         for d in self.differences:
-            mine, theirs = (" x ".join(map(str, shape)) or "-" for shape in d.shapes)
-            shape = mine if mine == theirs else f"{mine} | {theirs}"
+            shape_a, shape_b = (" x ".join(map(str, shape)) or "-" for shape in d.shapes)
+            shape = shape_a if shape_a == shape_b else f"{shape_a} | {shape_b}"
             verdict = "same" if d.absolute == 0 else "ok" if d.agrees else "DIFFERS"
-            figures = [f"{value:.1e}" if value else "0" for value in (d.absolute, d.relative, d.limit)]
-            table.add_row(d.name, shape, *figures, verdict)
+            numbers = [f"{value:.1e}" if value else "0" for value in (d.absolute, d.relative, d.limit)]
+            table.add_row(d.name, shape, *numbers, verdict)
         return table
 
     def summary(self) -> list[str]:
@@ -108,8 +108,8 @@ def compare(a: Recording, b: Recording, *, tolerance: float | None = None) -> Co
     """Compare two recordings of the same input.
 
     Args:
-        a: recording of one side.
-        b: recording of the other.
+        a: recording of the candidate.
+        b: recording of the reference.
         tolerance: for all stages; by default each stage has its own. A stage agrees if no value differs by more than
             tolerance x max(1, root mean square of B's stage); for mask attention, by default, by more than tolerance x
             B's largest value.
@@ -117,17 +117,17 @@ def compare(a: Recording, b: Recording, *, tolerance: float | None = None) -> Co
     Raises:
         DetrkitError: no common stage, or recordings of different inputs.
     """
-    for part, mine, theirs in (("input", a.pixels, b.pixels), ("target.boxes", _boxes(a), _boxes(b))):
-        if mine is not None and theirs is not None and not torch.equal(mine, theirs):
+    for part, of_a, of_b in (("input", a.pixels, b.pixels), ("target.boxes", _boxes(a), _boxes(b))):
+        if of_a is not None and of_b is not None and not torch.equal(of_a, of_b):
             raise DetrkitError(f"{b.name}: its {part} is not that of {a.name}; compare recordings of one input")
     common = sorted(set(a.stages) & set(b.stages), key=order_of)
     if not common:
         raise DetrkitError(
             f"{b.name}: no stage in common with {a.name}; it has {_few(b.stages)}, the other {_few(a.stages)}"
         )
-    alone = [sorted(set(x.stages) - set(y.stages), key=order_of) for x, y in ((a, b), (b, a))]
+    missing = [sorted(set(x.stages) - set(y.stages), key=order_of) for x, y in ((a, b), (b, a))]
     differences = [_difference(name, a.stages[name], b.stages[name], tolerance) for name in common]
-    return Comparison((a.name, b.name), differences, (alone[0], alone[1]))
+    return Comparison((a.name, b.name), differences, (missing[0], missing[1]))
 
 
 def _boxes(recording: Recording) -> Tensor | None:
@@ -138,9 +138,9 @@ def _few(stages: Mapping[str, Tensor]) -> str:
     return ", ".join(list(stages)[:4]) + ", ..." if stages else "none"
 
 
-def _difference(name: str, a: Tensor, b: Tensor, tolerance: float | None) -> Difference:
+def _difference(name: str, a: Tensor, b: Tensor, tolerance: float | None) -> StageDifference:
     shapes = tuple(a.shape), tuple(b.shape)
-    share = tolerance_of(name) if tolerance is None or not a.is_floating_point() else tolerance  # an index is exact
+    factor = tolerance_of(name) if tolerance is None or not a.is_floating_point() else tolerance  # an index is exact
     a, b = a.double(), b.double()
     finite = b[b.isfinite()]
     largest, rms = (float(finite.abs().max()), float(finite.square().mean().sqrt())) if finite.numel() else (0.0, 0.0)
@@ -151,5 +151,5 @@ def _difference(name: str, a: Tensor, b: Tensor, tolerance: float | None) -> Dif
         difference = difference.masked_fill(a.isnan() & b.isnan(), 0.0)
         absolute = float(difference.max()) if difference.numel() else 0.0  # NaN wins
     relative = absolute / largest if largest else absolute
-    scale = largest if tolerance is None and name in SHARES else max(1.0, rms)
-    return Difference(name, shapes, absolute, relative, share * scale)
+    scale = largest if tolerance is None and name in RELATIVE_STAGES else max(1.0, rms)
+    return StageDifference(name, shapes, absolute, relative, factor * scale)

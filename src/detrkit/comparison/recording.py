@@ -18,7 +18,7 @@ from detrkit.utils.atomic import atomic_file
 from detrkit.utils.errors import DetrkitError
 
 if TYPE_CHECKING:
-    from detrkit.comparison.sides import Side
+    from detrkit.comparison.runners import ModelRunner
 
 INPUT = "input"
 TARGETS = ("target.labels", "target.boxes", "target.masks")
@@ -26,10 +26,10 @@ TARGETS = ("target.labels", "target.boxes", "target.masks")
 
 @dataclass(frozen=True)
 class Recording:
-    """Stages that a side computed for one image.
+    """Stages that a model computed for one image.
 
     Attributes:
-        name: of the side, for messages and headings.
+        name: of the model, for messages and headings.
         stages: CPU tensors by name (see `detrkit.comparison.stages`), in the order the data meets them.
         pixels: (1, 3, H, W) float, the normalized input; None if a file does not hold it.
         target: the objects for which the losses were computed, or None.
@@ -42,25 +42,25 @@ class Recording:
 
 
 @torch.inference_mode()
-def record(side: Side, pixels: Tensor, target: Target | None = None) -> Recording:
-    """Run a side and record its stages; losses, too, if there are objects.
+def record(runner: ModelRunner, pixels: Tensor, target: Target | None = None) -> Recording:
+    """Run a model and record its stages; losses, too, if there are objects.
 
-    detrkit's criterion computes the losses from the outputs of the side, whatever its framework.
+    detrkit's criterion computes the losses from the model's outputs, whatever its framework.
 
     Args:
-        side: the side to run.
+        runner: runs the model.
         pixels: (1, 3, H, W) float, normalized.
         target: the objects of the image, boxes cxcywh in [0, 1].
 
     Raises:
         DetrkitError: the model has masks and the target has none, or outputs are not finite.
     """
-    outputs, stages = side.run(pixels)
+    outputs, stages = runner.run(pixels)
     if target is not None:
-        losses = side.criterion()(outputs.to("cpu"), [target])
+        losses = runner.criterion()(outputs.to("cpu"), [target])
         stages |= {name: value for name, value in losses.items() if name.startswith("loss_")}
     ordered = {name: stages[name].detach().cpu() for name in sorted(stages, key=order_of)}
-    return Recording(side.name, ordered, pixels, target)
+    return Recording(runner.name, ordered, pixels, target)
 
 
 def save_recording(path: str | Path, recording: Recording) -> Path:
@@ -121,5 +121,5 @@ def load_recording(path: str | Path) -> Recording:
 
 def _check(path: Path, name: str, array: Tensor, shape: tuple[int | None, ...]) -> None:
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
-        expected = " x ".join("any" if side is None else str(side) for side in shape)
+        expected = " x ".join("any" if size is None else str(size) for size in shape)
         raise DetrkitError(f"{path}: {name} is {' x '.join(map(str, array.shape))}, expected {expected}")

@@ -51,7 +51,7 @@ TOLERANCES = {
 }
 # Softmax weights: the error of a weight is in proportion to it, and weights are greater with fewer cells. At 128 x 160
 # pixels transformers differed from detrkit by 3.3e-6, 6e-6 of the largest weight.
-SHARES = ("mask_attention",)
+RELATIVE_STAGES = ("mask_attention",)
 # in the order of the data; the parts of a decoder layer stand together, since the next layer may read its boxes
 _GROUPS = (
     "backbone",
@@ -65,7 +65,7 @@ _GROUPS = (
     "mask",
     "loss",
 )
-_OF_LAYER = ("decoder", "queries", "logits", "boxes")
+_LAYER_STAGES = ("decoder", "queries", "logits", "boxes")
 _PROPOSAL = ("logits", "boxes", "index")
 _NAME = re.compile(
     r"(backbone|projection|position|encoder|decoder|queries|logits|boxes)\.(\d+)|proposal\.(?:logits|boxes|index)"
@@ -79,7 +79,10 @@ def is_stage(name: str) -> bool:
 
 
 def tolerance_of(name: str) -> float:
-    """Return the tolerance of a stage with a root mean square up to 1; for SHARES, relative to its largest value."""
+    """Return the tolerance of a stage with a root mean square up to 1.
+
+    For RELATIVE_STAGES it is relative to the largest value of the stage.
+    """
     return TOLERANCES[name] if name in TOLERANCES else TOLERANCES[re.split(r"[._]", name)[0]]
 
 
@@ -87,8 +90,8 @@ def order_of(name: str) -> tuple[int, int, int, str]:
     """Return a sort key that puts stages in the order of the data."""
     head, _, tail = name.partition(".")
     number = int(tail) if tail.isdigit() else 0
-    if head in _OF_LAYER:
-        return _GROUPS.index("decoder"), number, _OF_LAYER.index(head), ""
+    if head in _LAYER_STAGES:
+        return _GROUPS.index("decoder"), number, _LAYER_STAGES.index(head), ""
     if head == "proposal":
         return _GROUPS.index("proposal"), _PROPOSAL.index(tail), 0, ""
     if head.startswith("loss"):
@@ -120,7 +123,7 @@ def stages_of(outputs: Outputs) -> dict[str, Tensor]:
         stages["reference"] = captured["init_reference"]
     if "proposal_index" in captured:
         stages["proposal.index"] = captured["proposal_index"]
-    return own_stages(stages | predictions_of(outputs, last))
+    return distinct_stages(stages | predictions_of(outputs, last))
 
 
 def predictions_of(outputs: Outputs, last: int) -> dict[str, Tensor]:
@@ -141,7 +144,7 @@ def predictions_of(outputs: Outputs, last: int) -> dict[str, Tensor]:
     return stages
 
 
-def own_stages(stages: dict[str, Tensor]) -> dict[str, Tensor]:
+def distinct_stages(stages: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop memory and queries where they equal the layers' outputs, because there is no norm in between."""
     last = max((int(n.split(".")[1]) for n in stages if n.startswith("encoder.")), default=0)
     layer_of = {

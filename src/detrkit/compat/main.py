@@ -16,14 +16,13 @@ from detrkit.engine.metrics import evaluated_parts, part_name
 from detrkit.engine.processes import leave_processes
 from detrkit.models.pretrained import PUBLISHED, Published
 from detrkit.models.registry import ARCHITECTURES, architecture
-from detrkit.reproduction.data import EvaluationData, Places
+from detrkit.reproduction.data import DatasetPaths, EvaluationData
 from detrkit.reproduction.running import run
-from detrkit.reproduction.tables import figure_table
+from detrkit.reproduction.tables import metrics_table
 from detrkit.structures.coco_classes import COCO_91, COCO_250
 from detrkit.utils.console import console
 from detrkit.utils.download import download
 from detrkit.utils.errors import DetrkitError, Interrupted
-from detrkit.utils.names import expanded_path
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
 from detrkit.weights.build import build_options, check_declared, load_weights
 from detrkit.weights.checkpoint import ModelSpec
@@ -59,11 +58,11 @@ def parser() -> argparse.ArgumentParser:
     add("--coco_panoptic_path", help="folder with panoptic_val2017/ and annotations/panoptic_val2017.json")
     add("--masks", action="store_true", help="a model with masks")
     add("--dilation", action="store_true", help="a DC5 model")
-    add("--pre_norm", action="store_true", help="a model that normalises before its layers")
+    add("--pre_norm", action="store_true", help="a model that normalizes before its layers")
     add("--position_embedding", default="sine", choices=("sine", "learned"), help="of the model")
     for name, (kind, value) in _MODEL.items():
         add(f"--{name}", type=kind, default=value, help=f"of the model ({value})")
-    add("--batch_size", type=int, default=2, help="images per process and step (2); does not change the figures")
+    add("--batch_size", type=int, default=2, help="images per process and step (2); does not change the metrics")
     add("--num_workers", type=int, default=2, help="processes that load images (2)")
     add("--device", help="cuda, cpu, ...; by default CUDA where there is one")
     add("--output_dir", default="", help="folder of the report; by default reproduction/MODEL")
@@ -118,8 +117,8 @@ def evaluate(given: argparse.Namespace) -> None:
     if panoptic and given.coco_panoptic_path is None:
         raise DetrkitError("--coco_panoptic_path is missing: give the folder with panoptic_val2017/ and annotations/")
     model, spec, file, row = asked_model(given)
-    places = Places(*(None if p is None else expanded_path(p) for p in (given.coco_path, given.coco_panoptic_path)))
-    data = EvaluationData.open(places, panoptic=panoptic and given.masks, masks=given.masks)
+    paths = DatasetPaths.expanded(given.coco_path, given.coco_panoptic_path)
+    data = EvaluationData.open(paths, panoptic=panoptic and given.masks, masks=given.masks)
     folder = Path(given.output_dir or Path("reproduction") / spec.name)
     result = run(
         model,
@@ -135,7 +134,7 @@ def evaluate(given: argparse.Namespace) -> None:
     )
     for part in evaluated_parts(result.metrics):
         console.print(f"{part_name(part)}:\n{part.table()}")
-    console.print(figure_table([result]))
+    console.print(metrics_table([result]))
     for difference in result.differences:
         console.print(str(difference))
     console.print(f"report: {folder / 'report.md'}")

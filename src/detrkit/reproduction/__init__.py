@@ -1,6 +1,21 @@
 """`reproduce`: evaluation of published checkpoints, with a table of published and measured metrics."""
 
 from detrkit.reproduction.running import reproduce
-from detrkit.reproduction.tables import Difference, Figure, Reproduced
+from detrkit.reproduction.tables import (
+    Difference,
+    Figure,
+    MetricComparison,
+    Reproduced,
+    ReproductionResult,
+    SettingDifference,
+)
 
-__all__ = ["Difference", "Figure", "Reproduced", "reproduce"]
+__all__ = [
+    "Difference",
+    "Figure",
+    "MetricComparison",
+    "Reproduced",
+    "ReproductionResult",
+    "SettingDifference",
+    "reproduce",
+]

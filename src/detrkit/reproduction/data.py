@@ -12,12 +12,13 @@ from detrkit.engine.gathering import Truth, dataset_labels
 from detrkit.evaluation import DetectionGroundTruth, PanopticGroundTruth
 from detrkit.models.pretrained import EvaluationSettings
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.names import expanded_path
 from detrkit.weights.checkpoint import ModelSpec
 
 
 @dataclass(frozen=True)
-class Places:
-    """Folders of the datasets.
+class DatasetPaths:
+    """Folders of COCO and COCO panoptic.
 
     Attributes:
         coco: folder with SPLIT/ and annotations/instances_SPLIT.json.
@@ -29,6 +30,15 @@ class Places:
     coco: Path | None = None
     panoptic: Path | None = None
     split: str = "val2017"
+
+    @classmethod
+    def expanded(cls, coco: str | Path | None, panoptic: str | Path | None, *, split: str = "val2017") -> DatasetPaths:
+        """Build the paths from a user's words, in which ~ stands for the home folder."""
+        return cls(
+            coco=None if coco is None else expanded_path(coco),
+            panoptic=None if panoptic is None else expanded_path(panoptic),
+            split=split,
+        )
 
     def has(self, settings: EvaluationSettings) -> bool:
         """Return whether the data of an evaluation is given."""
@@ -50,11 +60,13 @@ class EvaluationData:
     note: str = ""
 
     @classmethod
-    def open(cls, places: Places, *, panoptic: bool, masks: bool = False, limit: int | None = None) -> EvaluationData:
+    def open(
+        cls, paths: DatasetPaths, *, panoptic: bool, masks: bool = False, limit: int | None = None
+    ) -> EvaluationData:
         """Open the data of an evaluation.
 
         Args:
-            places: folders of the datasets.
+            paths: folders of the datasets.
             panoptic: evaluate boxes, masks and segments of the panoptic images; else boxes of the instances.
             masks: with `panoptic=False`, evaluate masks of the instances, too.
             limit: only the first `limit` images.
@@ -63,28 +75,28 @@ class EvaluationData:
             DetrkitError: a folder is not given, or its files cannot be used.
         """
         if not panoptic:
-            if places.coco is None:
+            if paths.coco is None:
                 raise DetrkitError("boxes are evaluated on COCO: give its folder with --coco")
-            images = open_dataset(places.coco, split=places.split, layout="coco", masks=masks)
+            images = open_dataset(paths.coco, split=paths.split, layout="coco", masks=masks)
             images = images if limit is None else images.subset(range(min(limit, len(images))))
             return cls(images, images)
-        if places.panoptic is None:
+        if paths.panoptic is None:
             raise DetrkitError("panoptic models are evaluated on COCO panoptic: give its folder with --panoptic")
-        more_images = [] if places.coco is None else [places.coco / places.split]
+        more_images = [] if paths.coco is None else [paths.coco / paths.split]
         images = open_dataset(
-            places.panoptic, split=places.split, layout="coco-panoptic", masks=True, more_images=more_images
+            paths.panoptic, split=paths.split, layout="coco-panoptic", masks=True, more_images=more_images
         )
         images = images if limit is None else images.subset(range(min(limit, len(images))))
-        if places.coco is None:
+        if paths.coco is None:
             return cls(images, images.things(), "boxes and masks: of the panoptic annotations (no --coco is given)")
-        instances = open_dataset(places.coco, split=places.split, layout="coco", masks=True)
+        instances = open_dataset(paths.coco, split=paths.split, layout="coco", masks=True)
         index_of = {record.image_id: index for index, record in enumerate(instances.records)}
         if any(record.image_id not in index_of for record in images.records):
-            note = f"boxes and masks: of the panoptic annotations ({places.coco.name} has other images)"
+            note = f"boxes and masks: of the panoptic annotations ({paths.coco.name} has other images)"
             return cls(images, images.things(), note)
         return cls(images, instances.subset([index_of[record.image_id] for record in images.records]))
 
-    def truth(self, spec: ModelSpec, model: nn.Module) -> Truth:
+    def ground_truth(self, spec: ModelSpec, model: nn.Module) -> Truth:
         """Return the ground truth, restricted to the model's classes.
 
         Raises:

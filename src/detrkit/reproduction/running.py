@@ -21,11 +21,11 @@ from detrkit.engine.gathering import Evaluation, without_masks
 from detrkit.engine.processes import join_processes
 from detrkit.evaluation import write_report
 from detrkit.models.pretrained import PUBLISHED, Published
-from detrkit.reproduction.data import EvaluationData, Places
-from detrkit.reproduction.journal import Journal
+from detrkit.reproduction.data import DatasetPaths, EvaluationData
 from detrkit.reproduction.pictures import segments_sheet
-from detrkit.reproduction.tables import Reproduced, settings_that_differ, summary_folder, write_summary
-from detrkit.utils.console import console, meter
+from detrkit.reproduction.results_log import ResultsLog
+from detrkit.reproduction.tables import ReproductionResult, settings_that_differ, summary_folder, write_summary
+from detrkit.utils.console import console, progress_bar
 from detrkit.utils.download import sha256
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.lock import FolderLock
@@ -34,7 +34,7 @@ from detrkit.utils.ranges import BatchSize, Count, InputSize, Workers, check_arg
 from detrkit.weights.build import published_weights
 from detrkit.weights.checkpoint import ModelSpec, load_model, published_spec
 
-EXAMPLES = 8  # images on a sheet
+EXAMPLE_IMAGES = 8  # on a sheet
 
 
 def reproduce(
@@ -53,7 +53,7 @@ def reproduce(
     workers: Workers | None = None,
     limit: Count | None = None,
     quiet: bool = True,
-) -> list[Reproduced]:
+) -> list[ReproductionResult]:
     """Evaluate published checkpoints with the published settings, and compare the metrics with the published ones.
 
     Results are stored batch by batch: after an interruption, the same call continues with the images that are left.
@@ -88,12 +88,12 @@ def reproduce(
     rank, _ = join_processes()
     if device is not None:
         as_device(device)
-    places = Places(*(None if p is None else expanded_path(p) for p in (coco, panoptic)), split=split)
+    paths = DatasetPaths.expanded(coco, panoptic, split=split)
     weights_path = None if weights is None else expanded_path(weights)
-    rows = chosen_rows(names, places, weights_path)
+    rows = chosen_rows(names, paths, weights_path)
     # the input is checked before downloads and hours of work
     kinds = dict.fromkeys(row.evaluation.data for row in rows)
-    data = {kind: EvaluationData.open(places, panoptic=kind == "panoptic", limit=limit) for kind in kinds}
+    data = {kind: EvaluationData.open(paths, panoptic=kind == "panoptic", limit=limit) for kind in kinds}
     files = {row.model: weights_file(row, weights_path, alone=len(rows) == 1) for row in rows}
     results = []
     with ExitStack() as stack:
@@ -101,25 +101,17 @@ def reproduce(
             stack.enter_context(FolderLock(out))
             stack.enter_context(summary_folder(Path(out)))
         for row in rows:
-            settings = row.evaluation
-            model, loaded_spec = load_model(files[row.model], name=row.model)
-            longest = max_size or (
-                settings.max_size if size is None else round(settings.max_size * size / settings.size)
-            )
-            # the file of a Deformable DETR does not hold its classes
-            spec = replace(
-                published_spec(row.model), options=loaded_spec.options, size=size or settings.size, max_size=longest
-            )
+            model, spec = load_published(row, files[row.model], size=size, max_size=max_size)
             results.append(
                 run(
                     with_padding(model, spec, padding),
                     replace(spec, padding=padding),
-                    data[settings.data],
+                    data[row.evaluation.data],
                     Path(out) / row.model,
                     weights=files[row.model],
                     row=row,
-                    batch_size=batch_size or settings.batch_size or 2,
-                    threshold=settings.threshold,
+                    batch_size=batch_size or row.evaluation.batch_size or 2,
+                    threshold=row.evaluation.threshold,
                     device=device,
                     workers=workers,
                     quiet=quiet,
@@ -130,7 +122,7 @@ def reproduce(
     return results
 
 
-def chosen_rows(names: str | Sequence[str] | None, places: Places, weights: Path | None) -> list[Published]:
+def chosen_rows(names: str | Sequence[str] | None, paths: DatasetPaths, weights: Path | None) -> list[Published]:
     """Choose the checkpoints to evaluate.
 
     Raises:
@@ -142,12 +134,12 @@ def chosen_rows(names: str | Sequence[str] | None, places: Places, weights: Path
             if name not in PUBLISHED:
                 raise DetrkitError(f"{name}: no published model; choose from {', '.join(PUBLISHED)}")
         return [PUBLISHED[name] for name in chosen]
-    if places.coco is None and places.panoptic is None:
+    if paths.coco is None and paths.panoptic is None:
         raise DetrkitError("no data is given: --coco FOLDER for boxes, --panoptic FOLDER for panoptic models")
     rows = []
     for row in PUBLISHED.values():
         has_file = weights is not None and (weights / row.file).is_file()
-        if not places.has(row.evaluation):
+        if not paths.has(row.evaluation):
             console.print(f"left out: {row.model} (give --{row.evaluation.data})")
         elif row.url is None and not has_file:
             console.print(f"left out: {row.model} (put {row.file} into the folder of --weights; see {row.page})")
@@ -170,7 +162,7 @@ def weights_file(row: Published, weights: Path | None, *, alone: bool = False) -
     file = None
     if weights is not None and weights.is_file():
         if not alone:
-            raise DetrkitError(f"{weights} is a file: name the one model that it is of, or give a folder")
+            raise DetrkitError(f"{weights} is a file: name the one model that it belongs to, or give a folder")
         file = weights
     elif weights is not None and not weights.is_dir():
         raise DetrkitError(f"{weights}: no such file or folder of weights")
@@ -185,10 +177,33 @@ def weights_file(row: Published, weights: Path | None, *, alone: bool = False) -
     if row.sha256 is not None and not (digest := sha256(file)).startswith(row.sha256):
         other = next((p for p in PUBLISHED.values() if p.sha256 is not None and digest.startswith(p.sha256)), None)
         what = f"that is {other.file}" if other else f"its SHA-256 starts with {digest[:8]}, not with {row.sha256}"
-        raise DetrkitError(
-            f"{file} is not the published file of {row.model}: {what}; take it away to have it downloaded"
-        )
+        raise DetrkitError(f"{file} is not the published file of {row.model}: {what}; remove it, and it is downloaded")
     return file
+
+
+def load_published(
+    row: Published, file: Path, *, size: int | None, max_size: int | None
+) -> tuple[nn.Module, ModelSpec]:
+    """Load a published checkpoint, and return it with the spec of its published evaluation.
+
+    Args:
+        row: the published checkpoint.
+        file: its weights.
+        size: short side of the input in pixels; None: as published.
+        max_size: longest side of the input in pixels; None: as published, in proportion to `size`.
+
+    Raises:
+        DetrkitError: weights that are damaged or do not fit the model.
+    """
+    settings = row.evaluation
+    model, loaded_spec = load_model(file, name=row.model)
+    if max_size is None:
+        max_size = settings.max_size if size is None else round(settings.max_size * size / settings.size)
+    # the file of a Deformable DETR does not hold its classes
+    spec = replace(
+        published_spec(row.model), options=loaded_spec.options, size=size or settings.size, max_size=max_size
+    )
+    return model, spec
 
 
 def with_padding(model: nn.Module, spec: ModelSpec, padding: Padding) -> nn.Module:
@@ -213,14 +228,14 @@ def run(
     device: str | None = None,
     workers: int | None = None,
     quiet: bool = True,
-) -> Reproduced:
+) -> ReproductionResult:
     """Evaluate one checkpoint, or continue its evaluation, and write its report.
 
     Args:
         model: with its weights.
         spec: of the model, with the input size and padding of the evaluation.
         data: to evaluate on.
-        folder: of the journal and the report.
+        folder: of the log of results and the report.
         weights: the file, for the report.
         row: the published checkpoint, or None.
         batch_size: images per process and forward pass.
@@ -239,27 +254,20 @@ def run(
     model = model.eval().to(torch_device)
     results = folder / "panoptic.json"
     evaluation = Evaluation(
-        data.truth(spec, model), spec, threshold=threshold, panoptic_out=results, duplicates="published"
+        data.ground_truth(spec, model), spec, threshold=threshold, panoptic_out=results, duplicates="published"
     )
     images = data.images
-    journal = Journal(folder, _what_counts(weights, spec, images, batch_size, evaluation))
+    log = ResultsLog(folder, _result_settings(weights, spec, images, batch_size, evaluation))
     wait()
     if rank == 0:
-        journal.begin()
+        log.begin()
     wait()
-    journal.read(evaluation)
-    # The batches depend only on the dataset, and each goes to one process: any number of processes, interrupted at any
-    # point, computes the same batches, so that the metrics agree to the last digit.
-    order = order_by_aspect(images)
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    done = evaluation.objects.state()
-    remaining = [batch for batch in batches if any(images.records[i].image_id not in done for i in batch)]
-    wait()  # all processes have read the journal before any of them writes to it
-    with meter(spec.name, len(remaining[rank::world]), quiet=quiet or rank != 0) as progress:
-        for seconds, ids in _evaluated(
-            model, spec, images, remaining[rank::world], evaluation, torch_device, batch_size, workers
-        ):
-            journal.append(evaluation, ids, rank=rank, seconds=seconds)
+    log.read(evaluation)
+    batches = _remaining_batches(images, batch_size, evaluation)[rank::world]
+    wait()  # all processes have read the log before any of them writes to it
+    with progress_bar(spec.name, len(batches), quiet=quiet or rank != 0) as progress:
+        for seconds, ids in _evaluated(model, spec, images, batches, evaluation, torch_device, batch_size, workers):
+            log.append(evaluation, ids, rank=rank, seconds=seconds)
             progress.advance()
     evaluation.gather()
     metrics = evaluation.compute()
@@ -272,28 +280,40 @@ def run(
         "padding": spec.padding,
         "threshold": evaluation.threshold if evaluation.segments is not None else None,
     }
-    reproduced = Reproduced(
+    result = ReproductionResult(
         spec.name,
         metrics,
         row,
         [] if row is None else settings_that_differ(row, settings),
-        journal.read(evaluation) / max(1, len(images)),
+        log.read(evaluation) / max(1, len(images)),
         folder,
     )
     if rank == 0:
         evaluation.objects.save(folder / "results.json")
         if evaluation.segments is not None:
             evaluation.segments.save()
-        _write_report(reproduced, model, spec, data, evaluation, weights, settings | {"processes": world}, torch_device)
+        _write_report(result, model, spec, data, evaluation, weights, settings | {"processes": world}, torch_device)
     wait()
-    return reproduced
+    return result
 
 
-def _what_counts(
+def _remaining_batches(images: Dataset, batch_size: int, evaluation: Evaluation) -> list[list[int]]:
+    """Return the batches, as indices of images, that have not been evaluated yet.
+
+    The batches depend only on the dataset, and each goes to one process: any number of processes, interrupted at any
+    point, computes the same batches, so that the metrics agree to the last digit.
+    """
+    order = order_by_aspect(images)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    done = evaluation.objects.state()
+    return [batch for batch in batches if any(images.records[i].image_id not in done for i in batch)]
+
+
+def _result_settings(
     weights: Path, spec: ModelSpec, images: Dataset, batch_size: int, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """Return the settings that results depend on, so that a journal is not continued with other settings."""
-    counts: dict[str, Any] = {
+    """Return the settings that results depend on, so that a log is not continued with other settings."""
+    settings: dict[str, Any] = {
         "model": spec.name,
         "weights": sha256(weights)[:16],
         "dataset": f"{images.name} {images.split}, {len(images)} images",
@@ -302,10 +322,10 @@ def _what_counts(
         "padding": spec.padding,
     }
     if spec.padding == "official":
-        counts["batch size"] = batch_size
+        settings["batch size"] = batch_size
     if evaluation.segments is not None:
-        counts["threshold"] = evaluation.threshold
-    return counts
+        settings["threshold"] = evaluation.threshold
+    return settings
 
 
 @torch.no_grad()
@@ -348,13 +368,13 @@ def wait() -> None:
 
 
 def _write_report(
-    reproduced: Reproduced,
+    result: ReproductionResult,
     model: nn.Module,
     spec: ModelSpec,
     data: EvaluationData,
     evaluation: Evaluation,
     weights: Path,
-    here: dict[str, Any],
+    evaluated: dict[str, Any],
     device: torch.device,
 ) -> None:
     """Write the report of one checkpoint: metrics, settings and differences in them, curves, images, speed."""
@@ -362,36 +382,36 @@ def _write_report(
         "model": spec.name,
         "weights": weights.name,
         "dataset": f"{data.images.name}, split {data.images.split}",
-        **{name.replace("_", " "): value for name, value in here.items() if value is not None},
+        **{name.replace("_", " "): value for name, value in evaluated.items() if value is not None},
         "precision": "fp32",
     }
     if data.note:
         settings["objects"] = data.note
-    row = reproduced.row
+    row = result.row
     if row is not None:
         settings["published figures"] = row.source
         settings["published evaluation"] = _published_evaluation(row)
         if row.note:
             settings["note"] = row.note
-    for difference in reproduced.differences:
+    for difference in result.differences:
         settings[f"differs: {difference.setting}"] = str(difference)
     timing: dict[str, Any] = {
-        "seconds per image and process, with loading": round(reproduced.seconds, 4),
+        "seconds per image and process, with loading": round(result.seconds, 4),
         "device": str(device),
     }
     if row is not None and row.speed:
         timing["published speed (V100, one image at a time)"] = row.speed
     panoptic = evaluation.segments is not None
-    sheet = segments_sheet(model, spec, data.images, EXAMPLES) if panoptic else None
+    sheet = segments_sheet(model, spec, data.images, EXAMPLE_IMAGES) if panoptic else None
     write_report(
-        reproduced.folder,
-        metrics=reproduced.metrics,
-        masks=reproduced.metrics.masks,
-        panoptic=reproduced.metrics.panoptic,
+        result.folder,
+        metrics=result.metrics,
+        masks=result.metrics.masks,
+        panoptic=result.metrics.panoptic,
         title=f"{spec.name} on {data.images.name} {data.images.split}",
         settings=settings,
         confusion=evaluation.objects.confusion(score=shown_above(spec)),
-        sheet=sheet or example_sheet(model, spec, data.images, count=EXAMPLES),
+        sheet=sheet or example_sheet(model, spec, data.images, count=EXAMPLE_IMAGES),
         timing=timing,
     )
 
@@ -399,7 +419,7 @@ def _write_report(
 def _published_evaluation(row: Published) -> str:
     """Describe the settings of the published evaluation."""
     e = row.evaluation
-    batch = "batch size not said" if e.batch_size is None else f"batch size {e.batch_size}"
+    batch = "batch size not stated" if e.batch_size is None else f"batch size {e.batch_size}"
     segments = "" if e.threshold is None else f", segments above {e.threshold:g}"
     return (
         f"{e.images:,} images, short side {e.size}, longest side {e.max_size}, {batch}, padding {e.padding}{segments}"

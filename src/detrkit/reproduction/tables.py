@@ -20,14 +20,14 @@ _NAMES = {"AP_segm": "mask AP"}
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A metric in percent, measured and published.
+class MetricComparison:
+    """A metric in percent, as measured and as published.
 
     Attributes:
         name: see `detrkit.models.pretrained.FIGURES`.
         measured: by detrkit; None if nothing defines it (no objects of that kind).
         published: by the source of the checkpoint; None if it does not report this metric.
-        reproduced: measured with the official code and files, the column "by the report"; None if not measured.
+        reproduced: measured by others with the official code and files; None if it was not.
         approximate: whether the published value is rounded.
     """
 
@@ -39,7 +39,7 @@ class Figure:
 
     @property
     def difference(self) -> float | None:
-        """Measured minus published value, or minus reproduced value if none was published; in percentage points."""
+        """Measured minus published value, or if none was published, minus the reproduced one; in percentage points."""
         reference = self.published if self.published is not None else self.reproduced
         return None if reference is None or self.measured is None else self.measured - reference
 
@@ -52,7 +52,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Difference:
+class SettingDifference:
     """A setting that differs from the published evaluation.
 
     Attributes:
@@ -73,7 +73,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Reproduced:
+class ReproductionResult:
     """Results of one checkpoint.
 
     Attributes:
@@ -88,19 +88,19 @@ class Reproduced:
     name: str
     metrics: Metrics
     row: Published | None = None
-    differences: Sequence[Difference] = field(default_factory=list)
+    differences: Sequence[SettingDifference] = field(default_factory=list)
     seconds: float = 0.0
     folder: Path = Path()
 
     @property
-    def figures(self) -> list[Figure]:
+    def comparisons(self) -> list[MetricComparison]:
         """The metrics for which there are published or reproduced values; all metrics for an unpublished checkpoint."""
-        measured = measured_figures(self.metrics)
+        measured = measured_percent(self.metrics)
         if self.row is None:
-            return [Figure(name, value) for name, value in measured.items()]
+            return [MetricComparison(name, value) for name, value in measured.items()]
         published, reproduced = self.row.published, self.row.reproduced
         return [
-            Figure(
+            MetricComparison(
                 name,
                 measured.get(name),
                 _percent(published.get(name)),
@@ -111,22 +111,31 @@ class Reproduced:
         ]
 
     @property
+    def figures(self) -> list[MetricComparison]:
+        """The `comparisons`, by their name in earlier versions."""
+        return self.comparisons
+
+    @property
     def within(self) -> bool:
         """True if every metric that can be compared is within TOLERANCE."""
-        return all(figure.within is not False for figure in self.figures)
+        return all(metric.within is not False for metric in self.comparisons)
 
     def to_json(self) -> dict[str, Any]:
         """Convert metrics and settings to plain JSON values."""
         return {
             "model": self.name,
-            "figures": [asdict(f) | {"difference": f.difference, "within": f.within} for f in self.figures],
+            "figures": [asdict(f) | {"difference": f.difference, "within": f.within} for f in self.comparisons],
             "differences": [asdict(d) for d in self.differences],
             "images": self.metrics.images,
             "seconds per image and process": round(self.seconds, 4),
         }
 
 
-def measured_figures(metrics: Metrics) -> dict[str, float]:
+# names in earlier versions
+Reproduced, Figure, Difference = ReproductionResult, MetricComparison, SettingDifference
+
+
+def measured_percent(metrics: Metrics) -> dict[str, float]:
     """Return metrics in percent by name, in the order of FIGURES, without undefined ones."""
     values: dict[str, Any] = {name: metrics[name] for name in FIGURES if name in metrics}
     if metrics.masks is not None:
@@ -136,7 +145,7 @@ def measured_figures(metrics: Metrics) -> dict[str, float]:
     return {name: 100 * values[name] for name in FIGURES if values.get(name, -1) >= 0}
 
 
-def settings_that_differ(row: Published, here: Mapping[str, Any]) -> list[Difference]:
+def settings_that_differ(row: Published, here: Mapping[str, Any]) -> list[SettingDifference]:
     """Find the settings that differ from the published evaluation, with their effect.
 
     Args:
@@ -152,30 +161,30 @@ def settings_that_differ(row: Published, here: Mapping[str, Any]) -> list[Differ
         remarks = {"batch_size": "changes the result: the padding of a batch is seen"}
     names = ("images", "size", "max_size", "batch_size", "padding", "threshold", "precision")
     return [
-        Difference(name.replace("_", " "), str(here[name]), str(published[name]), remarks.get(name, ""))
+        SettingDifference(name.replace("_", " "), str(here[name]), str(published[name]), remarks.get(name, ""))
         for name in names
         if name in here and published[name] is not None and here[name] != published[name]
     ]
 
 
-def figure_table(results: Sequence[Reproduced]) -> str:
+def metrics_table(results: Sequence[ReproductionResult]) -> str:
     """Format a Markdown table of published and measured metrics in percent."""
     rows = []
     for result in results:
-        for k, figure in enumerate(result.figures):
-            within = {True: "yes", False: "no", None: "-"}[figure.within]
+        for k, metric in enumerate(result.comparisons):
+            within = {True: "yes", False: "no", None: "-"}[metric.within]
             rows.append(
                 [
                     result.name if k == 0 else "",
-                    _NAMES.get(figure.name, figure.name),
-                    _shown(figure.published, "about " if figure.approximate else ""),
-                    _shown(figure.reproduced),
-                    _shown(figure.measured, empty="n/a"),
-                    "-" if figure.difference is None else f"{figure.difference:+.2f}",
+                    _NAMES.get(metric.name, metric.name),
+                    _shown(metric.published, "about " if metric.approximate else ""),
+                    _shown(metric.reproduced),
+                    _shown(metric.measured, empty="n/a"),
+                    "-" if metric.difference is None else f"{metric.difference:+.2f}",
                     within,
                 ]
             )
-    headings = ["model", "figure", "published", "by the report", "measured", "difference", f"within {TOLERANCE}"]
+    headings = ["model", "metric", "published", "official code", "measured", "difference", f"within {TOLERANCE}"]
     return markdown_table(headings, rows)
 
 
@@ -189,15 +198,16 @@ def summary_folder(out: Path) -> AbstractContextManager[None]:
     return claimed_files(out, ("report.md", "figures.json"), ours=(out / "figures.json").is_file())
 
 
-def write_summary(out: Path, results: Sequence[Reproduced]) -> Path:
+def write_summary(out: Path, results: Sequence[ReproductionResult]) -> Path:
     """Write report.md, with the metrics of all checkpoints and the differing settings, and figures.json.
 
     Returns:
         The path of report.md.
     """
-    parts = ["# Measured beside published", figure_table(results)]
+    parts = ["# Measured and published metrics", metrics_table(results)]
     parts.append(
-        "In percent; the difference is in points, to the published figure or, where there is none, to the report's. "
+        "In percent. Official code: measured by others with the official code and files. The difference is in points, "
+        "to the published metric or, where there is none, to that of the official code. "
         "AP50, AP75: at one IoU; APs, APm, APl: small, medium and large objects; PQ, SQ, RQ: panoptic, recognition and "
         "segmentation quality, of things (th) and stuff (st)."
     )

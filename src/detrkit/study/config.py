@@ -1,4 +1,4 @@
-"""The settings of a study and their YAML form: shared settings, members, published figures."""
+"""The settings of a study and their YAML form: shared settings, members, published metrics."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _STRICT = ConfigDict(extra="forbid")
 _FOLDER = "recipes/studies"
 _HINT = "see docs/studies.md for the fields"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # it names a folder
-# Settings that a member may have of its own: its model and how that is trained (None: every field of the section).
-# Never the data or the number of epochs: the members share one budget.
-_OWN: Mapping[str, frozenset[str] | None] = {
+# Settings that a member may override: its model and how that is trained (None: every field of the section). Data and
+# number of epochs are never among them: the members share one budget.
+_MEMBER_SETTINGS: Mapping[str, frozenset[str] | None] = {
     "model": None,
     "loss": None,
     "optim": frozenset({"lr", "lr_backbone", "lr_sampling_factor"}),
@@ -32,7 +32,7 @@ _OWN: Mapping[str, frozenset[str] | None] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedMetrics:
     """Published metrics of a member, in [0, 1].
 
     Attributes:
@@ -52,8 +52,8 @@ class Published:
     large: float | None = None
     classes: dict[str, float] = field(default_factory=dict)
 
-    def figures(self) -> dict[str, float]:
-        """Return the metrics that are known, by the names of `MemberResult.all_figures`."""
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics that are known, by the names of `MemberResult.all_metrics`."""
         plain = {name: value for name, value in asdict(self).items() if name != "classes" and value is not None}
         return plain | {f"class {name}": value for name, value in self.classes.items()}
 
@@ -65,9 +65,9 @@ class Member:
     Attributes:
         name: of its folder.
         title: of its row; by default the name.
-        model, loss: its own fields of these sections.
-        optim: the same; lr, lr_backbone, lr_sampling_factor.
-        run: the same; init_from.
+        model, loss: fields of these sections that override the shared ones.
+        optim: likewise: lr, lr_backbone, lr_sampling_factor.
+        run: likewise: init_from.
         published: its published metrics.
     """
 
@@ -79,7 +79,7 @@ class Member:
     loss: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
-    published: Published | None = None
+    published: PublishedMetrics | None = None
 
     @property
     def heading(self) -> str:
@@ -87,9 +87,9 @@ class Member:
         return self.title or self.name
 
     @property
-    def own(self) -> dict[str, dict[str, Any]]:
-        """Settings of the member's own, by section."""
-        return {section: getattr(self, section) for section in _OWN}
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """Settings that override the shared ones, by section."""
+        return {section: getattr(self, section) for section in _MEMBER_SETTINGS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class StudyConfig:
     Attributes:
         members: in the order of the table.
         title: of the page.
-        source: where the published figures are from.
+        source: of the published metrics.
         train: what all members share: data, epochs, batch, schedule.
         generate: the data to generate when no dataset is given.
     """
@@ -133,10 +133,10 @@ class StudyConfig:
         """Return the settings of a member's run.
 
         Raises:
-            DetrkitError: a field of its own that is unknown or of the wrong type.
+            DetrkitError: an override that is unknown or of the wrong type.
         """
         plain = yaml.safe_load(self.train.to_yaml())
-        for section, values in member.own.items():
+        for section, values in member.overrides.items():
             plain[section] = plain.get(section, {}) | values
         return validated(TrainConfig, plain, f"members.{member.name}", hint=_HINT)
 
@@ -180,7 +180,7 @@ def load_study(
             moves in proportion: from epoch 40 of 50 to 8 of 10. A test_split of "none" means none.
 
     Raises:
-        DetrkitError: no such file, not YAML, a field that is unknown, of the wrong type or not a member's own; names
+        DetrkitError: no such file, not YAML, a field that is unknown, of the wrong type or not for a member; names
             file and field.
     """
     plain = read_yaml(source, expected="title, train, members", folder=_FOLDER)
@@ -241,8 +241,8 @@ def _check_shared(member: Any, where: str) -> None:
     """
     if not isinstance(member, dict):
         raise DetrkitError(f"{where}: expected name, model, ...; found {type(member).__name__} ({_HINT})")
-    for section in ("data", *_OWN):
-        values, allowed = member.get(section, {}), _OWN.get(section, frozenset())
+    for section in ("data", *_MEMBER_SETTINGS):
+        values, allowed = member.get(section, {}), _MEMBER_SETTINGS.get(section, frozenset())
         if allowed is None or not isinstance(values, dict):
             continue
         extra = sorted(set(values) - allowed)
@@ -277,7 +277,7 @@ def _check(study: StudyConfig, source: str) -> None:
         if count:
             raise DetrkitError(f"{source}: train.run.{name} is {count}: leave it out, all members train for as long")
     for member in study.members:
-        for name, value in (member.published or Published()).figures().items():
+        for name, value in (member.published or PublishedMetrics()).metrics().items():
             if not 0 <= value <= 1:
                 raise DetrkitError(f"{source}: members.{member.name}.published.{name} is {value}: give it in [0, 1]")
         try:

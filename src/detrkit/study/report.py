@@ -18,18 +18,18 @@ from detrkit.evaluation.metrics import markdown_table
 from detrkit.structures.detections import Detections
 from detrkit.study.config import StudyConfig
 from detrkit.study.results import LAST, MemberResult
-from detrkit.study.tables import Outcome, foreign_classes, study_tables, table_csv
+from detrkit.study.tables import MemberResults, classes_of_other_dataset, study_tables, table_csv
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.image_files import image_bytes
 from detrkit.utils.visible import markdown
 from detrkit.visualize import SheetRow, as_detections, models_sheet
 from detrkit.visualize.curves import png_bytes, study_curves
 
-PICTURES = 6
+EXAMPLE_IMAGES = 6  # on the sheet
 STUDY_FILES = ("study.md", "table.csv", "results.json", "curves.png", "examples.png")  # in its folder
 
 
-def write_study(folder: Path, study: StudyConfig, outcome: Outcome, splits: Splits) -> Path:
+def write_study(folder: Path, study: StudyConfig, results: MemberResults, splits: Splits) -> Path:
     """Write study.md, table.csv, results.json, curves.png and examples.png over those of an earlier call.
 
     The page is written last, so that everything it links exists.
@@ -37,28 +37,28 @@ def write_study(folder: Path, study: StudyConfig, outcome: Outcome, splits: Spli
     Args:
         folder: of the study.
         study: its settings.
-        outcome: every member with its result so far.
+        results: every member with its result so far.
         splits: its data.
 
     Returns:
         The path of study.md.
     """
-    write_atomic(folder / "table.csv", table_csv(outcome))
-    record = {"title": study.title, "split": study.split(), "members": [r.to_json() for _, r in outcome]}
+    write_atomic(folder / "table.csv", table_csv(results))
+    record = {"title": study.title, "split": study.split(), "members": [r.to_json() for _, r in results]}
     write_atomic(folder / "results.json", json.dumps(record, indent=2) + "\n")
-    colors = {m.heading: study.color(m) for m, _ in outcome}
-    figures, *others = study_tables(study, outcome)
-    parts = [f"# {markdown(study.title)}", _summary(study, splits), figures.markdown(), _reading(study)]
+    colors = {m.heading: study.color(m) for m, _ in results}
+    overall, *others = study_tables(study, results)
+    parts = [f"# {markdown(study.title)}", _summary(study, splits), overall.markdown(), _column_notes(study)]
 
-    runs = {m.heading: r.curves for m, r in outcome if r.curves}
+    runs = {m.heading: r.curves for m, r in results if r.curves}
     if runs:
         write_atomic(folder / "curves.png", png_bytes(study_curves(runs, colors)))
         parts += ["## Convergence", "![mAP, mAP50 and loss over the epochs](curves.png)", _LOSSES]
     for table in others:
         parts += [f"## {markdown(table.title)}", table.markdown()]
-    parts += _sources(study, outcome)
+    parts += _sources(study, results)
 
-    done = [(m, r) for m, r in outcome if r.done]
+    done = [(m, r) for m, r in results if r.done]
     if done:
         dataset = splits.test or splits.val
         assert dataset is not None  # a study without one is refused when it is read
@@ -68,14 +68,14 @@ def write_study(folder: Path, study: StudyConfig, outcome: Outcome, splits: Spli
         links = ", ".join(f"[{markdown(m.heading)}]({m.name}/{LAST}/report.md)" for m, _ in done)
         parts += ["## Examples", "![Image, ground truth and every model](examples.png)"]
         parts += [f"Drawn are scores above: {above}. Small images are enlarged. More of each model: {links}."]
-    failures = [[m.heading, r.failure] for m, r in outcome if r.failure]
+    failures = [[m.heading, r.failure] for m, r in results if r.failure]
     if failures:
         parts += ["## Failures", markdown_table(["model", "reason"], failures)]
-    parts += ["## Settings", *_settings(study), *_machines(outcome), _FILES]
+    parts += ["## Settings", *_settings(study), *_machines(results), _FILES]
     return write_atomic(folder / "study.md", "\n\n".join(parts) + "\n")
 
 
-_LOSSES = "The losses of models of different kinds are sums of different terms: compare their course, not their height."
+_LOSSES = "The losses of models of different kinds are sums of different terms: compare their shapes, not their values."
 
 _FILES = (
     "[study.yaml](study.yaml) repeats the study; [table.csv](table.csv) and [results.json](results.json) hold its "
@@ -94,7 +94,7 @@ def _summary(study: StudyConfig, splits: Splits) -> str:
     )
 
 
-def _reading(study: StudyConfig) -> str:
+def _column_notes(study: StudyConfig) -> str:
     """Explain the columns of the first table."""
     run = study.train.run
     return (
@@ -106,37 +106,40 @@ def _reading(study: StudyConfig) -> str:
     )
 
 
-def _sources(study: StudyConfig, outcome: Outcome) -> list[str]:
-    """Name the source of the published figures, or the reason why they are left out."""
+def _sources(study: StudyConfig, results: MemberResults) -> list[str]:
+    """Name the source of the published metrics, or the reason why they are left out."""
     parts = []
-    if study.source and any(m.published is not None for m, _ in outcome):
-        parts.append(f"Published figures: {study.source}")
-    foreign = sorted({name for m, r in outcome for name in foreign_classes(m, r)})
-    if foreign:
-        lacking = ", ".join(map(markdown, foreign))
+    if study.source and any(m.published is not None for m, _ in results):
+        parts.append(f"Published metrics: {study.source}")
+    other_classes = sorted({name for m, r in results for name in classes_of_other_dataset(m, r)})
+    if other_classes:
+        lacking = ", ".join(map(markdown, other_classes))
         parts.append(
-            f"The published figures are of another dataset, with classes that this one lacks ({lacking}): they are "
+            f"The published metrics are of another dataset, with classes that this one lacks ({lacking}): they are "
             "left out."
         )
     return parts
 
 
 def _settings(study: StudyConfig) -> list[str]:
-    """Format the settings that the members share, and those of each member's own."""
+    """Format the settings that the members share, and the overrides of each member."""
     shared = yaml.safe_load(study.train.to_yaml())
     shared["data"].pop("path", None)  # paths of this machine say nothing elsewhere
     shared["run"].pop("out", None)
     rows = [
-        [m.heading, ", ".join(f"{section}.{k} {v}" for section, values in m.own.items() for k, v in values.items())]
+        [
+            m.heading,
+            ", ".join(f"{section}.{k} {v}" for section, values in m.overrides.items() for k, v in values.items()),
+        ]
         for m in study.members
     ]
     text = yaml.safe_dump(shared, sort_keys=False)
-    return [markdown_table(["model", "of its own"], rows), f"All share:\n\n```yaml\n{text}```"]
+    return [markdown_table(["model", "overrides"], rows), f"All share:\n\n```yaml\n{text}```"]
 
 
-def _machines(outcome: Outcome) -> list[str]:
+def _machines(results: MemberResults) -> list[str]:
     """Format the machine of the study, by model only if there are several machines."""
-    machines = {m.heading: r.machine for m, r in outcome if r.machine}
+    machines = {m.heading: r.machine for m, r in results if r.machine}
     if len(set(machines.values())) > 1:
         return [markdown_table(["model", "machine"], [list(pair) for pair in machines.items()])]
     return [f"Machine: {markdown(text)}." for text in set(machines.values())]
@@ -151,7 +154,7 @@ def _detections(run: Path, result: MemberResult, dataset: Dataset) -> list[Detec
             by_image[entry["image_id"]].append(entry)
     label_of = dataset.classes.label_of
     detections = []
-    for index in evenly_spaced(len(dataset), PICTURES):
+    for index in evenly_spaced(len(dataset), EXAMPLE_IMAGES):
         rows = by_image[dataset.records[index].image_id]
         xywh = torch.tensor([r["bbox"] for r in rows]).reshape(-1, 4)
         boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
@@ -163,7 +166,7 @@ def _detections(run: Path, result: MemberResult, dataset: Dataset) -> list[Detec
 def _sheet(dataset: Dataset, found: dict[str, list[Detections]], colors: dict[str, str]) -> Image.Image:
     """Draw image, ground truth and the detections of every model side by side."""
     rows = []
-    for index in evenly_spaced(len(dataset), PICTURES):
+    for index in evenly_spaced(len(dataset), EXAMPLE_IMAGES):
         sample = dataset[index]
         image = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
         name = sample.file.name if sample.file is not None else str(sample.image_id)

@@ -1,9 +1,8 @@
-"""The result of a member: read from its run's folder, stored there as result.json."""
+"""The result of a member: read from the folder of its run, where it is stored as result.json."""
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import detrkit
 from detrkit.config import TrainConfig
 from detrkit.engine.evaluating import evaluate
 from detrkit.engine.examples import shown_above
@@ -24,7 +22,7 @@ from detrkit.evaluation import Metrics
 from detrkit.utils.atomic import write_atomic, write_errors
 from detrkit.utils.console import FIRST_PROCESS
 from detrkit.utils.errors import DetrkitError
-from detrkit.utils.machine import processor
+from detrkit.utils.machine import machine_line
 from detrkit.weights.checkpoint import load_model
 
 RESULT, FAILURE, LAST = "result.json", "failure.txt", "eval-last"
@@ -46,7 +44,7 @@ class MemberResult:
         memory: peak in training, MiB; None where it cannot be measured.
         shown_above: the score above which detections are drawn.
         machine: description of the machine that evaluated it, as a rule the one that trained it.
-        failure: reason why there are no figures, or "".
+        failure: reason why there are no metrics, or "".
         curves: rows of epochs.csv.
     """
 
@@ -69,10 +67,10 @@ class MemberResult:
         """Whether the member has trained to its end and been evaluated."""
         return bool(self.figures)
 
-    def all_figures(self) -> dict[str, float]:
-        """Return figures and classes ("class NAME") in [0, 1], without those that have no objects."""
-        every = {**self.figures, **{f"class {name}": value for name, value in self.classes.items()}}
-        return {name: value for name, value in every.items() if value >= 0}
+    def all_metrics(self) -> dict[str, float]:
+        """Return the metrics and those of the classes ("class NAME") in [0, 1], without those that have no objects."""
+        metrics = {**self.figures, **{f"class {name}": value for name, value in self.classes.items()}}
+        return {name: value for name, value in metrics.items() if value >= 0}
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the curves as plain JSON values."""
@@ -132,11 +130,11 @@ def evaluate_last(folder: Path, config: TrainConfig, split: str, *, stop: StopSi
     result = replace(
         _of_log(CsvLog(folder / "epochs.csv", key="epoch").rows()),
         name=folder.name,
-        figures=_figures(metrics),
+        figures=_table_metrics(metrics),
         classes={name: row["AP"] for name, row in metrics.per_class.items()},
         parameters=trainable(model, config),
         shown_above=shown_above(spec),
-        machine=machine(config),
+        machine=_machine(config),
     )
     with write_errors(folder / FAILURE):
         (folder / FAILURE).unlink(missing_ok=True)
@@ -159,8 +157,8 @@ def _of_log(rows: Sequence[Mapping[str, Any]]) -> MemberResult:
     )
 
 
-def _figures(metrics: Metrics) -> dict[str, float]:
-    """Return the metrics of the table by its headings."""
+def _table_metrics(metrics: Metrics) -> dict[str, float]:
+    """Return the metrics of the table, by its headings."""
     names = {"mAP": "AP", "mAP50": "AP50", "mAP75": "AP75", "small": "APs", "medium": "APm", "large": "APl"}
     return {heading: float(metrics[name]) for heading, name in names.items()}
 
@@ -171,12 +169,8 @@ def trainable(model: nn.Module, config: TrainConfig) -> int:
     return sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and not n.startswith(frozen))
 
 
-def machine(config: TrainConfig) -> str:
-    """Describe the machine in one line: number of processes, device, versions."""
+def _machine(config: TrainConfig) -> str:
+    """Describe the machine of a run in one line."""
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if torch.cuda.is_available() and config.run.device != "cpu":
-        what = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    else:
-        what = f"{processor()}, processors: {os.cpu_count()}, torch threads: {torch.get_num_threads()}"
-    several = f"{processes} x " if processes > 1 else ""
-    return f"{several}{what}, torch {torch.__version__}, detrkit {detrkit.__version__}"
+    on_gpu = torch.cuda.is_available() and config.run.device != "cpu"
+    return machine_line("cuda" if on_gpu else "cpu", processes=processes)

@@ -25,7 +25,7 @@ from detrkit.models.criterion import build_criterion
 from detrkit.study.config import Member, StudyConfig, check_same, load_study
 from detrkit.study.report import STUDY_FILES, write_study
 from detrkit.study.results import FAILURE, MemberResult, evaluate_last, read_result
-from detrkit.study.tables import Outcome
+from detrkit.study.tables import MemberResults
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.console import FIRST_PROCESS, console
 from detrkit.utils.errors import DetrkitError, Interrupted, PeerError, SettingError, how_to_go_on
@@ -40,18 +40,23 @@ class StudyResult:
 
     Attributes:
         folder: of the study.
-        outcome: every member with its result.
+        results: every member with its result.
         report: study.md, or None in a process that is not the first.
     """
 
     folder: Path
-    outcome: Outcome
+    results: MemberResults
     report: Path | None
+
+    @property
+    def outcome(self) -> MemberResults:
+        """The `results`, by their name in earlier versions."""
+        return self.results
 
     @property
     def failed(self) -> list[Member]:
         """Members that ended with an error."""
-        return [m for m, r in self.outcome if r.failure]
+        return [m for m, r in self.results if r.failure]
 
 
 def run_study(
@@ -97,15 +102,15 @@ def run_study(
                 console.print(f"\n{member.heading} ({number} of {len(study.members)})")
                 _run_member(study, member, folder / name, resume=resume, watch=watch)
                 if splits is not None:
-                    write_study(folder, study, _outcome(study, folder), splits)
+                    write_study(folder, study, _read_results(study, folder), splits)
             if splits is not None and not plan:
-                write_study(folder, study, _outcome(study, folder), splits)
+                write_study(folder, study, _read_results(study, folder), splits)
     except Interrupted as stop:
         raise Interrupted(stop.number, str(folder), command, agreed=stop.agreed) from stop
     except KeyboardInterrupt as stop:
         agreed = isinstance(stop, Stopped) and stop.agreed
         raise Interrupted(number_of(stop), str(folder), command, agreed=agreed) from stop
-    return StudyResult(folder, _outcome(study, folder), None if splits is None else folder / "study.md")
+    return StudyResult(folder, _read_results(study, folder), None if splits is None else folder / "study.md")
 
 
 def _plan(study: StudyConfig, chosen: Sequence[Member], folder: Path, held: ExitStack) -> list[tuple[str, bool]]:
@@ -155,7 +160,7 @@ def _run_member(study: StudyConfig, member: Member, folder: Path, *, resume: boo
         console.print(f"{member.heading} failed: {reason}")
 
 
-def _outcome(study: StudyConfig, folder: Path) -> list[tuple[Member, MemberResult]]:
+def _read_results(study: StudyConfig, folder: Path) -> list[tuple[Member, MemberResult]]:
     """Read the result of every member."""
     return [(m, read_result(folder / m.name)) for m in study.members]
 

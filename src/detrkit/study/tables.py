@@ -1,4 +1,4 @@
-"""The tables of a study: metrics, classes, comparison with published figures; as text, CSV and on a terminal."""
+"""The tables of a study: metrics, classes, comparison with published metrics; as text, CSV and on a terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from detrkit.evaluation.metrics import markdown_table, percent
-from detrkit.study.config import Member, Published, StudyConfig
+from detrkit.study.config import Member, PublishedMetrics, StudyConfig
 from detrkit.study.results import MemberResult
 from detrkit.utils.visible import one_line
 
-FIGURES = ("mAP", "mAP50", "mAP75", "small", "medium", "large")
-WIDTH = 100  # columns that a table on a terminal takes at most
-Outcome = Sequence[tuple[Member, MemberResult]]
+METRICS = ("mAP", "mAP50", "mAP75", "small", "medium", "large")
+MAX_TABLE_COLUMNS = 100  # columns that a table on a terminal takes at most
+MemberResults = Sequence[tuple[Member, MemberResult]]
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,22 @@ class Table:
         ]
 
 
-def study_tables(study: StudyConfig, outcome: Outcome) -> list[Table]:
+def study_tables(study: StudyConfig, results: MemberResults) -> list[Table]:
     """Make all tables that have rows; metrics in percent."""
-    tables = [_figures(study, outcome), _classes(outcome), _compared(outcome)]
+    tables = [_overall(study, results), _classes(results), _compared(results)]
     return [t for t in tables if t.rows]
 
 
-def _figures(study: StudyConfig, outcome: Outcome) -> Table:
+def _overall(study: StudyConfig, results: MemberResults) -> Table:
     """Make the table with a row for each member: metrics, size, time, memory."""
     rows = []
-    for member, result in outcome:
-        figures = [percent(result.figures.get(name, -1.0)) for name in FIGURES]
+    for member, result in results:
+        metrics = [percent(result.figures.get(name, -1.0)) for name in METRICS]
         size = "n/a" if result.parameters is None else f"{result.parameters / 1e6:.2f}"
         time = "n/a" if result.seconds is None else f"{result.seconds:.1f}"
         memory = "n/a" if result.memory is None else f"{result.memory:.0f}"
-        rows.append([_named(member, result, study.train.optim.epochs), *figures, size, time, memory])
-    return Table("Result", ["model", *FIGURES, "parameters (M)", "epoch (s)", "memory (MiB)"], rows)
+        rows.append([_named(member, result, study.train.optim.epochs), *metrics, size, time, memory])
+    return Table("Result", ["model", *METRICS, "parameters (M)", "epoch (s)", "memory (MiB)"], rows)
 
 
 def _named(member: Member, result: MemberResult, epochs: int) -> str:
@@ -81,35 +81,37 @@ def _named(member: Member, result: MemberResult, epochs: int) -> str:
     return f"{member.heading} (not trained)" if not result.epochs else f"{member.heading} ({result.epochs}/{epochs})"
 
 
-def _classes(outcome: Outcome) -> Table:
+def _classes(results: MemberResults) -> Table:
     """Make the table of the AP of every class, with a column for each member that is done."""
-    done = [(m, r) for m, r in outcome if r.done]
+    done = [(m, r) for m, r in results if r.done]
     names = list(dict.fromkeys(name for _, r in done for name in r.classes))
     rows = [[name, *(percent(r.classes.get(name, -1.0)) for _, r in done)] for name in names]
     return Table("AP of each class", ["class", *(m.heading for m, _ in done)], rows)
 
 
-def _compared(outcome: Outcome) -> Table:
-    """Make the table "measured (published, difference)", with a column for each done member with published figures."""
-    done = [(m, r) for m, r in outcome if r.done and not foreign_classes(m, r)]
+def _compared(results: MemberResults) -> Table:
+    """Make the table "measured (published, difference)", with a column for each done member with published metrics."""
+    done = [(m, r) for m, r in results if r.done and not classes_of_other_dataset(m, r)]
     compared = [(m, r, m.published) for m, r in done if m.published is not None]
-    published = {name for _, _, p in compared for name in p.figures()}
-    names = [n for n in FIGURES if n in published] + sorted(published - set(FIGURES))
-    rows = [[name.removeprefix("class "), *(_beside(r, p, name) for _, r, p in compared)] for name in names]
+    published = {name for _, _, p in compared for name in p.metrics()}
+    names = [n for n in METRICS if n in published] + sorted(published - set(METRICS))
+    rows = [
+        [name.removeprefix("class "), *(_measured_and_published(r, p, name) for _, r, p in compared)] for name in names
+    ]
     title = "Measured (published, difference)"
     return Table(title, ["", *(m.heading for m, _, _ in compared)], rows)
 
 
-def foreign_classes(member: Member, result: MemberResult) -> list[str]:
-    """Return the classes of a member's published figures that the dataset lacks: these are of another dataset."""
+def classes_of_other_dataset(member: Member, result: MemberResult) -> list[str]:
+    """Return the classes of a member's published metrics that the dataset lacks: the metrics are of another dataset."""
     if member.published is None or not result.done:
         return []
     return sorted(set(member.published.classes) - set(result.classes))
 
 
-def _beside(result: MemberResult, published: Published, name: str) -> str:
+def _measured_and_published(result: MemberResult, published: PublishedMetrics, name: str) -> str:
     """Format a cell of the comparison."""
-    measured, other = result.all_figures().get(name), published.figures().get(name)
+    measured, other = result.all_metrics().get(name), published.metrics().get(name)
     text = "n/a" if measured is None else percent(measured)
     if other is None:
         return text
@@ -119,16 +121,16 @@ def _beside(result: MemberResult, published: Published, name: str) -> str:
     return f"{text} ({percent(other)}, {gap:+.1f})"
 
 
-def table_csv(outcome: Outcome) -> str:
+def table_csv(results: MemberResults) -> str:
     """Format a CSV with one line for each member, metrics in [0, 1], unknown cells empty."""
     rows: list[dict[str, Any]] = []
-    for member, result in outcome:
-        measured = result.all_figures()
+    for member, result in results:
+        measured = result.all_metrics()
         row: dict[str, Any] = {"model": member.name, "title": member.heading, "epochs": result.epochs, **measured}
         row |= {"best mAP": result.best, "best epoch": result.best_epoch, "parameters": result.parameters}
         row |= {"epoch seconds": result.seconds, "peak memory MiB": result.memory}
-        if member.published is not None and not foreign_classes(member, result):
-            for name, value in member.published.figures().items():
+        if member.published is not None and not classes_of_other_dataset(member, result):
+            for name, value in member.published.metrics().items():
                 row[f"published {name}"] = value
                 row[f"difference {name}"] = measured[name] - value if name in measured else None
         rows.append({**row, "failure": result.failure, "machine": result.machine})
@@ -141,11 +143,11 @@ def table_csv(outcome: Outcome) -> str:
     return text.getvalue()
 
 
-def print_tables(console: Console, study: StudyConfig, outcome: Outcome) -> None:
+def print_tables(console: Console, study: StudyConfig, results: MemberResults) -> None:
     """Print the tables: on a terminal to fit its width, each member in its color; elsewhere as Markdown."""
-    colors = {m.heading: study.color(m) for m, _ in outcome}
-    width = min(WIDTH, console.width)
-    for table in study_tables(study, outcome):
+    colors = {m.heading: study.color(m) for m, _ in results}
+    width = min(MAX_TABLE_COLUMNS, console.width)
+    for table in study_tables(study, results):
         if not console.is_terminal:
             console.print(f"{table.title}\n\n{table.markdown()}\n")
             continue

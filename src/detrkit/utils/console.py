@@ -18,15 +18,15 @@ from rich.text import Text
 from detrkit.utils.visible import visible
 
 T = TypeVar("T")
-LEAST_WIDTH, MOST_WIDTH = 40, 1000  # columns of the texts' layout, whatever a terminal or COLUMNS states
-SECONDS_BETWEEN_LINES = 15.0  # between lines of progress, where there is no terminal
+MIN_COLUMNS, MAX_COLUMNS = 40, 1000  # of a layout, whatever width a terminal or COLUMNS states
+SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
 
-# only rank 0 prints; torchrun, Slurm and Fabric's own launcher set one of these
-_names = next(
+# only rank 0 prints; torchrun, Slurm and Fabric's launcher set one of these
+_rank_variables = next(
     (names for names in (("RANK",), ("SLURM_PROCID",), ("LOCAL_RANK", "NODE_RANK")) if os.environ.get(names[0])),
     ("NODE_RANK",),  # started by hand on every node, where the process starts the others
 )
-FIRST_PROCESS = all((os.environ.get(name) or "0") == "0" for name in _names)
+FIRST_PROCESS = all((os.environ.get(name) or "0") == "0" for name in _rank_variables)
 
 
 class Terminal(Console):
@@ -43,7 +43,7 @@ class Terminal(Console):
     def size(self) -> ConsoleDimensions:
         """Columns and lines."""
         width, height = super().size
-        return ConsoleDimensions(min(max(width, LEAST_WIDTH), MOST_WIDTH), height)
+        return ConsoleDimensions(min(max(width, MIN_COLUMNS), MAX_COLUMNS), height)
 
     @size.setter
     def size(self, size: tuple[int, int]) -> None:
@@ -53,7 +53,7 @@ class Terminal(Console):
         """Raise the error instead of ending the process with status 1, as rich would."""
         raise
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Convert a text to print; every text, alone or in a table, passes through here."""
         return super().render_str(visible(text), **options)
 
@@ -62,13 +62,20 @@ console = Terminal(soft_wrap=True, quiet=not FIRST_PROCESS)
 
 
 def table_console(width: int = 120) -> Console:
-    """Return the terminal for tables, or one of so many columns: a pipe has no width to fit."""
+    """Return a console for tables: as wide as the terminal, or `width` columns for a pipe, which has no width."""
     terminal = Terminal(quiet=not FIRST_PROCESS)
     return terminal if terminal.is_terminal else Terminal(width=width, quiet=not FIRST_PROCESS)
 
 
-class Meter:
-    """Progress bar of one task; `advance(note)` updates it."""
+class ProgressBar:
+    """Progress bar of one task on a terminal; elsewhere a line every 15 seconds.
+
+    Args:
+        title: of the task.
+        total: number of items.
+        start: number of items that are done already.
+        quiet: show nothing.
+    """
 
     def __init__(self, title: str, total: int, *, start: int = 0, quiet: bool = False) -> None:
         self.title, self.total, self.done, self.quiet = title, total, start, quiet
@@ -91,7 +98,7 @@ class Meter:
             self._bar.start()
 
     def advance(self, note: str = "") -> None:
-        """Advance by one item."""
+        """Advance by one item; `note` is shown behind the bar."""
         self.done += 1
         if self._bar is not None:
             self._bar.update(self._task, advance=1, note=note)
@@ -108,18 +115,21 @@ class Meter:
 
 
 @contextmanager
-def meter(title: str, total: int, *, start: int = 0, quiet: bool = False) -> Iterator[Meter]:
-    """Yield a `Meter` that is closed at the end."""
-    one = Meter(title, total, start=start, quiet=quiet)
+def progress_bar(title: str, total: int, *, start: int = 0, quiet: bool = False) -> Iterator[ProgressBar]:
+    """Yield a `ProgressBar` that is closed at the end."""
+    progress = ProgressBar(title, total, start=start, quiet=quiet)
     try:
-        yield one
+        yield progress
     finally:
-        one.close()
+        progress.close()
+
+
+meter = progress_bar  # its name in earlier versions
 
 
 def track(items: Iterable[T], title: str, total: int, *, quiet: bool = False) -> Iterator[T]:
     """Iterate with a progress bar."""
-    with meter(title, total, quiet=quiet) as progress:
+    with progress_bar(title, total, quiet=quiet) as progress:
         for item in items:
             yield item
             progress.advance()

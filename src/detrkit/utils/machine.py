@@ -8,11 +8,18 @@ from pathlib import Path
 
 import torch
 
+import detrkit
+
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """Return CPU, cores this process may use, threads of torch, versions, and the GPU if that is the device."""
+    """Describe the machine for a measurement.
+
+    Returns:
+        `processor` (name of the CPU), `cores` that this process may use, `threads` of torch, versions of `torch` and
+        `python`, `device`, and the name of the `gpu` if that is the device.
+    """
     result: dict[str, str | int] = {
-        "processor": processor(),
+        "processor": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.partition("+")[0],
@@ -24,7 +31,22 @@ def machine(device: torch.device) -> dict[str, str | int]:
     return result
 
 
-def processor() -> str:
+def machine_line(device_type: str, *, processes: int = 1) -> str:
+    """Describe the machine of a run in one line: number of processes, device, versions.
+
+    Args:
+        device_type: "cuda", or another device, of which the CPU is described.
+        processes: number of processes of the run.
+    """
+    if device_type == "cuda":
+        device = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    else:
+        device = f"{cpu_name()}, processors: {os.cpu_count()}, torch threads: {torch.get_num_threads()}"
+    several = f"{processes} x " if processes > 1 else ""
+    return f"{several}{device}, torch {torch.__version__}, detrkit {detrkit.__version__}"
+
+
+def cpu_name() -> str:
     """Return the CPU's name, as far as the system states it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []

@@ -105,7 +105,7 @@ def lossy_streams(*, program: bool) -> Iterator[Streams]:
         _open_closed()
     before = sys.stdout, sys.stderr
     out, err = (LossyStream(_writable(stream)) for stream in before)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield Streams(out, err)
     finally:

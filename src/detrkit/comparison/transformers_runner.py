@@ -1,4 +1,4 @@
-"""`TransformersSide`: a model of Hugging Face's transformers, run by its own code from its folder."""
+"""`TransformersRunner`: a model of Hugging Face's transformers, run by its own code from its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from detrkit.comparison.stages import own_stages, predictions_of
+from detrkit.comparison.stages import distinct_stages, predictions_of
 from detrkit.models.criterion import SetCriterion, build_criterion
 from detrkit.structures.outputs import Outputs
 from detrkit.utils.errors import DetrkitError
@@ -38,7 +38,7 @@ _MODULES = (
 )
 
 
-class TransformersSide:
+class TransformersRunner:
     """A DETR or a Deformable DETR that transformers runs.
 
     Args:
@@ -56,7 +56,7 @@ class TransformersSide:
             self.model.config.auxiliary_loss = True  # otherwise the outputs lack the predictions of earlier layers
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> TransformersSide:
+    def load(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> TransformersRunner:
         """Read a folder that `save_pretrained` or detrkit wrote; nothing is downloaded.
 
         Raises:
@@ -94,13 +94,13 @@ class TransformersSide:
         return build_criterion(KINDS[self.kind], num_classes=self.model.config.num_labels)
 
     def run(self, pixels: Tensor) -> tuple[Outputs, dict[str, Tensor]]:
-        """Compute outputs and stages; see `Side.run`."""
+        """Compute outputs and stages; see `ModelRunner.run`."""
         inputs: dict[str, Any] = {"pixel_values": pixels.to(self.device)}
         if self.kind == "DeformableDetrForObjectDetection":
             # transformers returns predictions of earlier layers only with a loss, and a loss only with objects
             objects = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
             inputs["labels"] = [{name: value.to(self.device) for name, value in objects.items()}]
-        with _watched(self.model) as seen:
+        with _captured_stages(self.model) as seen:
             result = self.model(**inputs)
         earlier = getattr(result, "auxiliary_outputs", None) or []
         outputs = Outputs(result.logits, result.pred_boxes, masks=getattr(result, "pred_masks", None))
@@ -112,17 +112,17 @@ class TransformersSide:
         if getattr(result, "init_reference_points", None) is not None:
             stages["reference"] = result.init_reference_points
         stages[f"queries.{last}"] = result.last_hidden_state
-        return outputs, own_stages(stages | predictions_of(outputs, last))
+        return outputs, distinct_stages(stages | predictions_of(outputs, last))
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect the stages that a model's modules output while it runs."""
+def _captured_stages(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield a dict that collects the stages that a model's modules output while it runs."""
     seen: dict[str, Tensor] = {}
     handles = []
 
-    def watch(module: nn.Module, stage: str, number: int | None) -> None:
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
+    def capture(module: nn.Module, stage: str, number: int | None) -> None:
+        def store(_: nn.Module, __: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
             if stage == "position":  # one module for all levels, called one after the other
                 level = sum(name.startswith("position.") for name in seen)
@@ -130,13 +130,13 @@ def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             else:
                 seen[stage if number is None else f"{stage}.{number}"] = tensor
 
-        handles.append(module.register_forward_hook(keep))
+        handles.append(module.register_forward_hook(store))
 
     for name, module in model.named_modules():
         for pattern, stage, offset in _MODULES:
             if match := re.search(pattern + "$", name):
-                plain = stage == "mask_attention"
-                watch(module, stage, None if plain else int(match[1]) + offset if match.groups() else 0)
+                number = int(match[1]) + offset if match.groups() else 0
+                capture(module, stage, None if stage == "mask_attention" else number)
     try:
         yield seen
     finally:

@@ -1,4 +1,7 @@
-"""Sides of a comparison: detrkit models with weights from a file or from a seed; for transformers see `peer`."""
+"""Runners of the models of a comparison: detrkit models with weights from a file or from a seed.
+
+`transformers_runner` has the one for models of transformers.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ _GAINS = (
 )
 
 
-class Side(Protocol):
+class ModelRunner(Protocol):
     """A model runner that returns intermediate tensors.
 
     Attributes:
@@ -50,7 +53,7 @@ class Side(Protocol):
         """Return the losses of the model."""
 
 
-class DetrkitSide:
+class DetrkitRunner:
     """A detrkit model.
 
     Args:
@@ -67,7 +70,7 @@ class DetrkitSide:
         self.device = device
 
     @classmethod
-    def load(cls, source: str | Path, *, model: str | None = None, device: torch.device | str = "cpu") -> DetrkitSide:
+    def load(cls, source: str | Path, *, model: str | None = None, device: torch.device | str = "cpu") -> DetrkitRunner:
         """Load a model from anything that `detrkit.load` takes, or from a name with a seed, such as "detr-r50:0".
 
         Args:
@@ -90,27 +93,27 @@ class DetrkitSide:
         return getattr(self.model, "segmentation", None) is not None
 
     def run(self, pixels: Tensor) -> tuple[Outputs, dict[str, Tensor]]:
-        """Compute outputs and stages; see `Side.run`."""
+        """Compute outputs and stages; see `ModelRunner.run`."""
         batch = Batch(pixels.to(self.device), [(int(pixels.shape[2]), int(pixels.shape[3]))])
         outputs = self.model(batch, capture=True)
         return outputs, stages_of(outputs)
 
     def criterion(self) -> SetCriterion:
-        """Return the losses of the model; see `Side.criterion`."""
+        """Return the losses of the model; see `ModelRunner.criterion`."""
         return build_criterion(self.spec.name, num_classes=self.spec.num_classes)
 
 
-def open_side(
+def open_runner(
     source: str,
     *,
     framework: Literal["detrkit", "transformers"] = "detrkit",
     model: str | None = None,
     device: torch.device | str = "cpu",
-) -> Side | Recording:
-    """Open a side from a user's description.
+) -> ModelRunner | Recording:
+    """Open a model or a recording from a user's description.
 
     Args:
-        source: a stage file (.npz), or what `DetrkitSide.load` takes, or for transformers the folder of its model.
+        source: a stage file (.npz), or what `DetrkitRunner.load` takes, or for transformers the folder of its model.
         framework: that runs the model.
         model: its name, for weights that do not hold it.
         device: where to run.
@@ -119,12 +122,12 @@ def open_side(
         DetrkitError: missing, damaged or foreign files; transformers is not installed or cannot load the folder.
     """
     if framework == "transformers":
-        from detrkit.comparison.peer import TransformersSide
+        from detrkit.comparison.transformers_runner import TransformersRunner
 
-        return TransformersSide.load(source, device=device)
+        return TransformersRunner.load(source, device=device)
     if source.endswith(".npz"):
         return load_recording(source)
-    return DetrkitSide.load(source, model=model, device=device)
+    return DetrkitRunner.load(source, model=model, device=device)
 
 
 def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[nn.Module, ModelSpec]:

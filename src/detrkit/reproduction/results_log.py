@@ -1,4 +1,4 @@
-"""`Journal`: the results of each image, one line per batch, so that an interrupted evaluation can continue."""
+"""`ResultsLog`: the results of each image, a line per batch, from which an interrupted evaluation continues."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _MATCHES = {
 }
 
 
-class Journal:
-    """Files of results; every process appends to a file of its own and reads those of all.
+class ResultsLog:
+    """Log of results; every process appends to its own file and reads the files of all.
 
     Numbers are stored with all digits, so that metrics do not change by writing and reading.
 
     Args:
-        folder: of the evaluation; the journal is a folder in it.
+        folder: of the evaluation; the log is the folder "journal" in it.
         settings: that the results depend on.
 
     Raises:
@@ -95,7 +95,7 @@ class Journal:
             seconds: that the batch took.
 
         Raises:
-            DetrkitError: the journal cannot be written.
+            DetrkitError: the log cannot be written.
         """
         objects = evaluation.objects.state()
         matches = {} if evaluation.segments is None else evaluation.segments.state()

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detrkit.cli import main
-from detrkit.comparison import DetrkitSide, compare, record, seeded_model
+from detrkit.comparison import DetrkitRunner, compare, record, seeded_model
 from detrkit.comparison.inputs import made_input
-from detrkit.comparison.peer import TransformersSide
+from detrkit.comparison.transformers_runner import TransformersRunner
 from detrkit.structures.outputs import Target
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import save_huggingface, save_model
@@ -35,7 +35,7 @@ def pair(name, seed, folder, **options):
     """A detrkit side, and the folder of the same weights in transformers' form."""
     model, spec = seeded_model(name, seed, **SMALL | options)
     save_huggingface(folder, model, spec)
-    return DetrkitSide(name, model, spec), folder
+    return DetrkitRunner(name, model, spec), folder
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -43,7 +43,7 @@ def pair(name, seed, folder, **options):
 def test_every_stage_agrees(name, seed, tmp_path):
     # its mask head normalises in 8 groups whatever the width
     ours, folder = pair(name, seed, tmp_path / "hf", **{"hidden_dim": 256} if "panoptic" in name else {})
-    theirs = TransformersSide.load(folder)
+    theirs = TransformersRunner.load(folder)
     assert theirs.has_masks == ours.has_masks == ("panoptic" in name)
     pixels = made_input("noise", (131, 160), seed=seed).pixels
     target = TARGET
@@ -77,7 +77,7 @@ def test_dc5(tmp_path):
     pytest.importorskip("timm")
     ours, folder = pair("detr-r50-dc5", 2, tmp_path / "hf")
     pixels = made_input("noise", (96, 130), seed=2).pixels
-    found = compare(record(ours, pixels), record(TransformersSide.load(folder), pixels))
+    found = compare(record(ours, pixels), record(TransformersRunner.load(folder), pixels))
     assert found.agrees, found.summary()
     assert {d.name for d in found.differences} >= {"backbone.2", "backbone.5", "decoder.3", "boxes.3"}
 
@@ -115,13 +115,13 @@ def test_a_changed_weight(name, tmp_path, capsys):
 
 def test_what_is_no_model_of_transformers(tmp_path):
     with pytest.raises(DetrkitError, match=r"no config\.json there"):
-        TransformersSide.load(tmp_path)
+        TransformersRunner.load(tmp_path)
     _, folder = pair("detr-r50", 0, tmp_path / "hf", backbone="resnet18")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["YolosForObjectDetection"]}))
     with pytest.raises(DetrkitError, match=r"config\.json says YolosForObjectDetection; can be compared: DetrFor"):
-        TransformersSide.load(folder)
+        TransformersRunner.load(folder)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(DetrkitError, match="transformers cannot load it"):
-        TransformersSide.load(folder)
+        TransformersRunner.load(folder)
