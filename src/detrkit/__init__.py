@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detrkit import convert as convert
     from detrkit import ops as ops
+    from detrkit.backbones.base import Backbone as Backbone
+    from detrkit.backbones.base import register_backbone as register_backbone
     from detrkit.data import open_dataset as open_dataset
     from detrkit.data.readers import register_reader as register_reader
     from detrkit.detector import Detector as Detector
@@ -43,6 +45,7 @@ _moved.install()
 
 # public name -> the module that defines it
 _HOMES = {
+    "Backbone": "detrkit.backbones.base",
     "Batch": "detrkit.structures.batch",
     "DetectionModel": "detrkit.models.base",
     "Detections": "detrkit.structures.detections",
@@ -59,6 +62,7 @@ _HOMES = {
     "list_models": "detrkit.models.registry",
     "load": "detrkit.detector",
     "open_dataset": "detrkit.data",
+    "register_backbone": "detrkit.backbones.base",
     "register_logger": "detrkit.engine.loggers",
     "register_model": "detrkit.models.registry",
     "register_reader": "detrkit.data.readers",
@@ -68,6 +72,7 @@ _HOMES = {
 _PACKAGES = ("convert", "ops")
 
 __all__ = [
+    "Backbone",
     "Batch",
     "DetectionModel",
     "Detections",
@@ -87,6 +92,7 @@ __all__ = [
     "load",
     "open_dataset",
     "ops",
+    "register_backbone",
     "register_logger",
     "register_model",
     "register_reader",

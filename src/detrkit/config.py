@@ -46,12 +46,13 @@ class ModelConfig:
     name: Annotated[str | None, tyro.conf.arg(name="model")] = None
     """One of `detrkit models`; by default that of --init-from, else detr-r50."""
     backbone_weights: str = "imagenet"
-    """First weights of the backbone: "imagenet" (downloaded once), "random", or the path of a torchvision state dict.
-    Ignored with --init-from."""
+    """First weights of the backbone: "imagenet" (downloaded once), "random", or the path of a state dict of torchvision
+    or timm. Ignored with --init-from."""
     backbone: str | None = None
-    """resnet18, 34, 50, 101, 152, or resnet10 (small work, random weights)."""
+    """resnet18, 34, 50, 101, 152, resnet10 (small work, random weights), timm:NAME, such as timm:convnext_tiny (needs
+    detrkit[timm]), or one of another package."""
     backbone_norm: Literal["frozen", "group", "batch"] | None = None
-    """By default frozen with pretrained weights, group with random ones."""
+    """By default frozen with pretrained weights, group with random ones (timm: batch)."""
     backbone_width: Width | None = None
     """Channels of the stem (64); fewer for small work from random weights."""
     backbone_stage: Annotated[int, Field(ge=2, le=5)] | None = None

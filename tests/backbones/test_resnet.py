@@ -59,9 +59,12 @@ def test_unknown_names():
 
 
 def test_published_freezing():
-    trained = {n.split(".")[0] for n, p in build_backbone("resnet18").body.named_parameters() if p.requires_grad}
+    backbone = build_backbone("resnet18")
+    backbone.freeze_early_layers()
+    trained = {n.split(".")[0] for n, p in backbone.body.named_parameters() if p.requires_grad}
     assert trained == {"layer2", "layer3", "layer4"}
-    everything = build_backbone("resnet18", norm="group", freeze=())
+    everything = build_backbone("resnet18", norm="group")
+    everything.freeze_early_layers()
     assert all(p.requires_grad for p in everything.parameters())
 
 

@@ -10,6 +10,7 @@ from detrkit.models.registry import ARCHITECTURES
 from detrkit.structures.batch import Batch
 from detrkit.utils.errors import ImageSizeError
 from detrkit.weights.build import build_model
+from helpers.weights import randomize
 
 # no multiple of 32, each the largest in one direction or smaller in both
 SIZES = [(97, 131), (131, 70), (61, 77)]
@@ -137,6 +138,32 @@ def test_deformable(name, masks):
     difference = worst_difference(model, pictures(5))
     print(f"{name}: {difference:.1e}")
     assert difference <= 1e-4
+
+
+CONVNEXT, RESNET = {"backbone": "timm:test_convnext"}, {"backbone": "timm:test_resnet"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("detr-r50", CONVNEXT),
+        ("detr-r50-panoptic", CONVNEXT),
+        ("detr-r50-dc5", RESNET),
+        ("detr-r50-dc5-panoptic", CONVNEXT),
+        ("detr-r50", {"backbone": "timm:test_vit", "backbone_stage": 4}),
+        ("detr-demo", RESNET),
+        ("deformable-detr-r50", CONVNEXT),
+        ("deformable-detr-r50", {**RESNET, "masks": True}),
+        ("deformable-detr-r50", {"backbone": "timm:test_vit", "backbone_stages": (4,)}),
+        ("deformable-detr-r50-single-scale-dc5", RESNET),
+        ("deformable-detr-r50-two-stage", CONVNEXT),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(str(v) for v in value.values()),
+)
+def test_networks_of_timm(name, options):
+    pytest.importorskip("timm")
+    model = randomize(build_model(name, num_classes=91, **SMALL, **options)).double().eval()
+    assert worst_difference(model, [picture.double() for picture in pictures(5)]) <= 1e-6  # priors are float32
 
 
 def test_groupnorm_gradients_do_not_depend_on_the_batch():

@@ -233,7 +233,9 @@ def test_backbone_weights(tmp_path, monkeypatch, norm, suffix):
         assert torch.equal(tensor, resnet.state_dict()[name]), name
 
     asked = []
-    monkeypatch.setattr(module, "download", lambda url, **options: asked.append((url, options)) or path)
+    monkeypatch.setattr(
+        "detrkit.backbones.resnet.download", lambda url, **options: asked.append((url, options)) or path
+    )
     build_model("detr-r50", backbone_weights="imagenet", **TINY)
     assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", {"sha256_prefix": "f37072fd"})]
 

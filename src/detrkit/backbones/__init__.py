@@ -1,5 +1,26 @@
-"""Backbones: images to feature maps, through one small interface."""
+"""Backbones: images to feature maps, through one small interface, `Backbone`."""
 
-from detrkit.backbones.resnet import RESNETS, ResNetBackbone, build_backbone
+from detrkit.backbones.base import (
+    BACKBONES,
+    Backbone,
+    PretrainedWeights,
+    backbone_class,
+    build_backbone,
+    check_backbone,
+    register_backbone,
+)
+from detrkit.backbones.resnet import RESNETS, ResNetBackbone
+from detrkit.backbones.timm import TimmBackbone
 
-__all__ = ["RESNETS", "ResNetBackbone", "build_backbone"]
+__all__ = [
+    "BACKBONES",
+    "RESNETS",
+    "Backbone",
+    "PretrainedWeights",
+    "ResNetBackbone",
+    "TimmBackbone",
+    "backbone_class",
+    "build_backbone",
+    "check_backbone",
+    "register_backbone",
+]

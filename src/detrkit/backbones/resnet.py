@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import cast
 
 import torch
 import torchvision
@@ -11,26 +12,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+# importable here, too, as in earlier versions
+from detrkit.backbones.base import IMAGENET_MEAN as IMAGENET_MEAN
+from detrkit.backbones.base import IMAGENET_STD as IMAGENET_STD
+from detrkit.backbones.base import WIDTH, Backbone, PretrainedWeights, register_backbone
+from detrkit.backbones.base import Norm as Norm
+from detrkit.backbones.base import Padding as Padding
+from detrkit.backbones.base import build_backbone as build_backbone
 from detrkit.backbones.folding import fold
 from detrkit.layers.checkpointing import checkpointed
-from detrkit.layers.norms import FrozenBatchNorm2d, GroupNorm
+from detrkit.layers.norms import GROUPS, FrozenBatchNorm2d, GroupNorm, groups_divide
 from detrkit.ops.dense import convolve
 from detrkit.ops.pages import keep_pages
 from detrkit.structures.batch import Batch, padding_mask
-
-Norm = Literal["frozen", "group", "batch"]
-Padding = Literal["exact", "official"]
-
-# of RGB channels in [0, 1]: what torchvision's weights were trained with, and so every published DETR
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from detrkit.utils.download import download
+from detrkit.utils.errors import SettingError
+from detrkit.utils.ranges import multiples_near
 
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+SHALLOW = RESNETS[:3]  # made of basic blocks, which torchvision does not dilate
+EARLY_LAYERS = ("conv1", "bn1", "layer1")  # never trained with pretrained weights (published: lr 0)
 
 
 def group_norm(channels: int) -> GroupNorm:
     """Build a group norm of at most 32 groups of 4 channels or more; a named function, as pickled models need it."""
-    return GroupNorm(min(32, channels // 4), channels)
+    return GroupNorm(min(GROUPS, channels // 4), channels)
 
 
 # "frozen": constants, for pretrained weights (published). "group": trains from random weights, and treats every image
@@ -43,29 +49,29 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class ResNetBackbone(nn.Module):
+@register_backbone(*RESNETS)
+class ResNetBackbone(Backbone):
     """A torchvision ResNet that returns the maps of chosen stages.
 
+    With `padding="exact"` padded positions are zero before every layer that reads neighboring pixels, so the whole
+    batch runs at once.
+
     Args:
-        name: one of RESNETS.
+        name: one of RESNETS; resnet10 has one basic block per stage, for small work from random weights.
         dilation: DC5: stage 5 keeps the resolution of stage 4. As in the published code only the later blocks of the
             stage are dilated; its first block keeps dilation 1. Bottleneck depths (50 and more) only.
         norm: "frozen", "group" or "batch" (see NORMS).
         width: channels of the stem and of stage 2's 3x3 convolutions, doubled at each stage; torchvision's 64, or
             fewer for small work from random weights.
         stages: which stages to return: 2, 3, 4, 5 have strides 4, 8, 16, 32 (5: 16 with dilation).
-        padding: "exact": padded positions are zero before every layer that reads neighboring pixels, so an image's
-            features do not depend on what it is batched with; "official": padding leaks as in the published code.
-        freeze: names of torchvision layers that never train (published: the stem and layer1).
-
-    Attributes:
-        checkpointing: see `detrkit.layers.checkpointing`.
+        padding: see `Backbone`; "official": padding leaks as in the published code.
 
     Raises:
-        ValueError: an unknown name, or dilation with a depth torchvision cannot dilate.
+        SettingError: see `check`.
     """
 
-    checkpointing = False
+    body: ResNet
+    scratch_norm = "group"
 
     def __init__(
         self,
@@ -73,32 +79,49 @@ class ResNetBackbone(nn.Module):
         *,
         dilation: bool = False,
         norm: Norm = "frozen",
-        width: int = 64,
+        width: int = WIDTH,
         stages: Sequence[int] = (5,),
         padding: Padding = "exact",
-        freeze: Sequence[str] = ("conv1", "bn1", "layer1"),
     ) -> None:
-        super().__init__()
-        if name not in RESNETS:
-            raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(RESNETS)}")
-        if dilation and name in ("resnet10", "resnet18", "resnet34"):
-            raise ValueError(f"{name} has no dilated (DC5) form in torchvision: use resnet50 or deeper")
-        if norm not in NORMS:
-            raise ValueError(f"unknown backbone norm {norm!r}: choose one of {', '.join(NORMS)}")
+        self.check(name, dilation=dilation, norm=norm, width=width)
+        expansion = 1 if name in SHALLOW else 4
+        super().__init__(
+            name,
+            stages=stages,
+            channels={s: width * 2 ** (s - 2) * expansion for s in range(2, 6)},
+            strides={s: 16 if dilation and s == 5 else 2**s for s in range(2, 6)},
+            padding=padding,
+            norm=norm,
+        )
         body = _resnet(name, NORMS[norm], dilation=dilation, width=width)
         del body.fc, body.avgpool
         for stage in range(max(stages) + 1, 6):
             delattr(body, f"layer{stage - 1}")
         self.body = body
-        self.name = name
-        self.norm = norm
-        self.padding = padding
-        self.stages = tuple(stages)
-        expansion = 4 if isinstance(body.layer1[0], Bottleneck) else 1
-        self.channels = [width * 2 ** (s - 2) * expansion for s in self.stages]
-        self.strides = [16 if dilation and s == 5 else 2**s for s in self.stages]
-        for part in freeze:
-            getattr(body, part).requires_grad_(False)
+
+    @classmethod
+    def check(cls, name: str, *, dilation: bool, norm: str, width: int) -> None:
+        """Check the name and the options; see `Backbone.check`.
+
+        Raises:
+            SettingError: an unknown name or norm, dilation of a depth that torchvision cannot dilate, a width whose
+                group norms would have groups of several sizes.
+        """
+        if name not in RESNETS:
+            raise SettingError(f"unknown backbone {name!r}: choose one of {', '.join(RESNETS)}")
+        if norm not in NORMS:
+            raise SettingError(f"unknown backbone norm {norm!r}: choose one of {', '.join(NORMS)}")
+        doubled = 4 if name in SHALLOW else 6  # from the stem to the last stage's output
+        if norm == "group" and not all(groups_divide(width * 2**i) for i in range(doubled)):
+            raise SettingError(
+                f"backbone_width={width!r} and backbone_norm={norm!r}: the group norm of the backbone needs a width "
+                f"that 32 divides, or 4, 8, 16: {multiples_near(width, GROUPS)}"
+            )
+        if dilation and name in SHALLOW:
+            raise SettingError(
+                f"dilation=True and backbone={name!r}: torchvision dilates resnet50 and deeper alone, so that there is "
+                f"no dilated (DC5) {name}: leave out dilation"
+            )
 
     def forward(self, batch: Batch, *, every_stage: bool = False) -> list[tuple[Tensor, Tensor]]:
         """Compute the features of a batch.
@@ -132,14 +155,29 @@ class ResNetBackbone(nn.Module):
                 maps.append((x, self.padding_mask(batch, stride)))
         return maps
 
-    def padding_mask(self, batch: Batch, stride: int) -> Tensor:
-        """Return the (B, h, w) bool padding mask of a map at `stride`, True where padded."""
-        height, width = batch.images.shape[-2:]
-        shape = (-(-height // stride), -(-width // stride))
-        if self.padding == "official":
-            # nearest neighbor (floor) from the full-resolution mask, as published
-            return F.interpolate(batch.mask()[:, None].float(), size=shape)[:, 0].bool()
-        return padding_mask([(-(-h // stride), -(-w // stride)) for h, w in batch.sizes], shape, batch.images.device)
+    def freeze_early_layers(self) -> None:
+        """Freeze stem and layer1 (published), unless they would stay random: other norms are for random weights."""
+        if self.norm == "frozen":
+            for layer in EARLY_LAYERS:
+                getattr(self.body, layer).requires_grad_(False)
+
+    def pretrained_weights(self, path: Path | None, read: Callable[[Path], dict[str, Tensor]]) -> PretrainedWeights:
+        """Read a torchvision state dict; without a path torchvision's ImageNet V1 weights, downloaded once, verified.
+
+        Raises:
+            SettingError: a norm without running statistics, or a depth that torchvision has no weights for.
+            DetrkitError: weights that cannot be downloaded or read.
+        """
+        if self.norm == "group":
+            raise SettingError("ImageNet weights need backbone_norm='frozen' or 'batch': they hold batch statistics")
+        if path is None:
+            if not hasattr(torchvision.models, self.name):
+                raise SettingError(f"{self.name} has no ImageNet weights: use resnet18, 34, 50, 101 or 152")
+            url = torchvision.models.get_model_weights(self.name)["IMAGENET1K_V1"].url
+            path = download(url, sha256_prefix=url.rsplit("-", 1)[1].removesuffix(".pth"))
+        parts = {name.split(".")[0] for name in self.body.state_dict()}
+        # without the classifier, and the stages that the model does not have
+        return PretrainedWeights(str(path), {n: t for n, t in read(path).items() if n.split(".")[0] in parts})
 
 
 def _resnet(name: str, norm: Callable[[int], nn.Module], *, dilation: bool, width: int) -> ResNet:
@@ -235,13 +273,13 @@ def _step(
 
 def _stage(blocks: nn.Sequential, x: Tensor, masks: _PaddingMasks, stride: int) -> Tensor:
     """Apply the blocks of a stage, whose input has this stride."""
-    for block in blocks:
+    for block in cast("Iterable[BasicBlock | Bottleneck]", blocks):
         in_stride, stride = stride, stride * block.stride
         x = _block(block, x, masks, in_stride, stride)
     return x
 
 
-def _block(block: nn.Module, x: Tensor, masks: _PaddingMasks, in_stride: int, out_stride: int) -> Tensor:
+def _block(block: BasicBlock | Bottleneck, x: Tensor, masks: _PaddingMasks, in_stride: int, out_stride: int) -> Tensor:
     """Apply a residual block, with zeros at padded positions before each 3x3 convolution.
 
     Args:
@@ -252,6 +290,7 @@ def _block(block: nn.Module, x: Tensor, masks: _PaddingMasks, in_stride: int, ou
         out_stride: stride of the output.
     """
     first, last = masks.valid(in_stride), masks.valid(out_stride)
+    end: tuple[nn.Module, nn.Module]
     if isinstance(block, Bottleneck):
         y = _step(block.conv1, block.bn1, x, first, relu=True)
         y = _step(block.conv2, block.bn2, masks.zero_padding(y, in_stride), last, relu=True)
@@ -261,18 +300,8 @@ def _block(block: nn.Module, x: Tensor, masks: _PaddingMasks, in_stride: int, ou
         y = _step(block.conv1, block.bn1, x, last, relu=True)
         y = masks.zero_padding(y, out_stride)
         end = (block.conv2, block.bn2)
-    shortcut = x if block.downsample is None else _step(*block.downsample, x, last)
+    shortcut = x
+    if block.downsample is not None:
+        convolution, norm = cast("nn.Sequential", block.downsample)
+        shortcut = _step(convolution, norm, x, last)
     return _step(*end, y, last, residual=shortcut, relu=True)
-
-
-def build_backbone(name: str, **options: object) -> ResNetBackbone:
-    """Build a backbone by name.
-
-    It is an `nn.Module` with `channels`, `strides` and `forward(Batch) -> [(map, padding mask), ...]`.
-
-    Args:
-        name: a torchvision ResNet: resnet18, resnet34, resnet50, resnet101 or resnet152;
-            or resnet10, one basic block per stage, for small work from random weights.
-        options: as `ResNetBackbone`.
-    """
-    return ResNetBackbone(name, **options)  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from detrkit.backbones.resnet import ResNetBackbone
 from detrkit.comparison.recording import Recording, load_recording
 from detrkit.comparison.stages import stages_of
 from detrkit.layers.deformable import MSDeformAttention
@@ -187,7 +186,6 @@ def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[nn.Module, Mod
 def _residual_norms(model: nn.Module) -> set[str]:
     """Return names of the last norms' weights of the residual branches: 1 there would double the values per block."""
     backbone: Any = model.backbone
-    assert isinstance(backbone, ResNetBackbone)
     names = set()
     for name, block in backbone.named_modules():
         last = next((norm for norm in ("bn3", "bn2") if hasattr(block, norm)), None)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detrkit.backbones.resnet import Norm
+from detrkit.backbones.base import Backbone, Norm
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.similar import nearest_names
@@ -27,13 +27,15 @@ class FirstWeights(NamedTuple):
     Attributes:
         state: the tensors that fit the model of `spec`, by detrkit's names.
         spec: of the model that they belong to.
+        backbone: name of its backbone; None for a model that has none by a name.
         norm: of its backbone.
         left_over: names of tensors in the file that do not fit that model.
     """
 
     state: dict[str, Tensor]
     spec: ModelSpec
-    norm: Norm
+    backbone: str | None
+    norm: Norm | None
     left_over: list[str]
 
 
@@ -59,8 +61,9 @@ def load_first_weights(name_or_path: str | Path, *, whole: bool = False, dilatio
         fit = Fit(model.state_dict(), []) if whole else fitting_weights(empty, file)
     except (DetrkitError, MemoryError) as error:
         raise DetrkitError(f"{file.path}: {error}") from error
-    backbone: Any = empty.backbone
-    return FirstWeights(fit.state, spec, backbone.norm, fit.left_over)
+    backbone = getattr(empty, "backbone", None)
+    name, norm = (backbone.name, backbone.norm) if isinstance(backbone, Backbone) else (None, None)
+    return FirstWeights(fit.state, spec, name, norm, fit.left_over)
 
 
 @dataclass
@@ -139,7 +142,8 @@ def init_from(
         report.classes_new = [n for n in names if n not in source_classes]
         report.nearest = nearest_names(report.classes_new, [n for n in source_classes if n not in names])
     # column 0 of a two-stage model's proposal head is an objectness, not the first class
-    proposals = f"class_heads.{len(model.class_heads) - 1}." if getattr(model, "two_stage", False) else None
+    heads: Any = getattr(model, "class_heads", ())
+    proposals = f"class_heads.{len(heads) - 1}." if getattr(model, "two_stage", False) else None
     model_state = model.state_dict()
     for name, tensor in model_state.items():
         value = source.get(name)

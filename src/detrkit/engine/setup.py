@@ -13,6 +13,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 import detrkit
+from detrkit.backbones import Backbone, backbone_class
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset, open_dataset
 from detrkit.data.readers.common import UnknownSplit
@@ -21,13 +22,13 @@ from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init
 from detrkit.engine.launching import launch
 from detrkit.engine.objects import check_objects
 from detrkit.models.criterion import build_criterion
-from detrkit.models.registry import architecture
-from detrkit.models.settings import check_parameters
+from detrkit.models.registry import architecture, build_options
+from detrkit.models.settings import check_parameters, full_options
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.memory import check_batch
 from detrkit.utils.similar import nearest_names
-from detrkit.weights.build import build_model, build_options
+from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec
 
 OVERFIT_STEPS = 50  # per epoch, with one process
@@ -101,11 +102,18 @@ def chosen_model(config: TrainConfig, source: Source | None) -> tuple[str, dict[
         return config.model.name or "detr-r50", options
     spec = source.spec
     name = config.model.name or spec.name
-    # from another model only the options of the backbone, which all models know
+    # from another model only the options of the backbone, which all models know; another kind of backbone has others
     inherited = spec.options if name == spec.name else {k: v for k, v in spec.options.items() if "backbone" in k}
+    if "backbone" in options and not _same_kind(options["backbone"], source.weights.backbone):
+        inherited = {k: v for k, v in inherited.items() if k not in ("backbone_norm", "backbone_width", "dilation")}
     if config.run.freeze_detector is not None:
         options["masks"] = True
     return name, {**inherited, **options}
+
+
+def _same_kind(backbone: str, other: str | None) -> bool:
+    """Return whether two backbones have the same options."""
+    return other is not None and backbone_class(backbone) is backbone_class(other)
 
 
 def predicts_masks(name: str, options: Mapping[str, Any]) -> bool:
@@ -210,14 +218,18 @@ def make_model(
             not fit.
     """
     name, options = chosen_model(config, source)
+    arch = architecture(name)
     backbone_weights: str | None = None
-    if source is not None:
-        options.setdefault("backbone_norm", source.weights.norm)
-    elif config.model.backbone_weights == "random":
-        # with random weights, frozen statistics would mean a network without normalization
-        options.setdefault("backbone_norm", "group")
-    else:
+    full = full_options(arch.build, {**arch.options, **options})
+    backbone: str | None = full.get("backbone")
+    if source is None and config.model.backbone_weights != "random":
         backbone_weights = config.model.backbone_weights
+    elif backbone is not None and "backbone_norm" in full:
+        # with random weights, frozen statistics would mean a network without normalization
+        norm = backbone_class(backbone).scratch_norm
+        if source is not None and _same_kind(backbone, source.weights.backbone):
+            norm = source.weights.norm or norm
+        options.setdefault("backbone_norm", norm)
     size, max_size = config.data.size, config.data.max_size
     if size is None and source is not None:
         size, max_size = source.spec.size, max_size or source.spec.max_size
@@ -234,7 +246,6 @@ def make_model(
     check_batch(spec.size, spec.max_size, min(config.data.batch_size, len(train)))
     try:
         build_criterion(name, num_classes=spec.num_classes, **config.loss.overrides())  # before anything is written
-        arch = architecture(name)
         on_gpu = torch.cuda.is_available() and config.run.device != "cpu"
         check_parameters(arch.build, build_options(arch, options), training=not on_gpu)
         model = build_model(
@@ -242,6 +253,10 @@ def make_model(
         )
     except (TypeError, ValueError) as error:
         raise DetrkitError(str(error)) from error
+    if source is not None and source.weights.backbone == backbone:
+        spec = replace(spec, mean=source.spec.mean, std=source.spec.std)
+    elif isinstance(built := getattr(model, "backbone", None), Backbone):
+        spec = replace(spec, mean=built.mean, std=built.std)
     if source is None:
         return model, spec, None
     softmax = architecture(name).activation == "softmax"

@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+GROUPS = 32  # groups of a group norm, or a quarter of the channels
+
+
+def groups_divide(channels: int) -> bool:
+    """Return whether a group norm of so many channels has groups of one size."""
+    return channels >= 4 and channels % min(GROUPS, channels // 4) == 0
+
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are constants: what DETR does with a pretrained backbone.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detrkit.backbones.resnet import ResNetBackbone
+from detrkit.backbones.base import Backbone
 from detrkit.models.panoptic import MaskPredictor
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Outputs, Target
@@ -23,7 +23,7 @@ class DetectionModel(nn.Module):
         detector_frozen: whether `freeze_detector` was called.
     """
 
-    backbone: ResNetBackbone
+    backbone: Backbone
     num_classes: int
     num_queries: int
     segmentation: MaskPredictor | None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.backbones import build_backbone
-from detrkit.backbones.resnet import Norm, Padding
+from detrkit.backbones.base import Norm, Padding
 from detrkit.layers import MLP, GroupNorm, position_encoding
 from detrkit.layers.deformable import MSDeformAttention
 from detrkit.layers.deformable_transformer import (
@@ -125,7 +125,6 @@ class DeformableDETR(DetectionModel):
         self.two_stage = two_stage
         self.aux_loss = aux_loss
         self.padding = padding
-        freeze = ("conv1", "bn1", "layer1") if backbone_norm == "frozen" else ()
         self.stages = tuple(backbone_stages)[:num_feature_levels] if num_feature_levels > 1 else (5,)
         self.backbone = build_backbone(
             backbone,
@@ -134,8 +133,8 @@ class DeformableDETR(DetectionModel):
             width=backbone_width,
             stages=range(2, max(self.stages) + 1) if masks else self.stages,
             padding=padding,
-            freeze=freeze,
         )
+        self.backbone.freeze_early_layers()
         if not train_backbone:
             self.backbone.requires_grad_(False)
 
@@ -226,7 +225,7 @@ class DeformableDETR(DetectionModel):
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
         features = self.backbone(batch, every_stage=capture)
-        stages = range(2, max(self.stages) + 1) if capture else self.backbone.stages
+        stages = self.backbone.all_stages if capture else self.backbone.stages
         by_stage = dict(zip(stages, features, strict=True))
         srcs, masks = self._levels(batch, [by_stage[stage] for stage in self.stages])
         spatial_shapes = [(int(m.shape[2]), int(m.shape[3])) for m in srcs]
@@ -296,7 +295,7 @@ class DeformableDETR(DetectionModel):
                 feature_shapes=spatial_shapes,
                 padding=padding_mask,
                 stages={
-                    **numbered("backbone", [feature for feature, _ in features], first=2),
+                    **{f"backbone.{stage}": feature for stage, (feature, _) in by_stage.items()},
                     **numbered("projection", srcs),
                     **numbered("position", [p.permute(0, 3, 1, 2) for p in pos]),
                     **numbered("encoder", encoded.hidden_states),

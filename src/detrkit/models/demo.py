@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.backbones import build_backbone
-from detrkit.backbones.resnet import Norm, Padding
+from detrkit.backbones.base import Norm, Padding
 from detrkit.layers import Decoder, Encoder
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
@@ -58,7 +58,7 @@ class DETRdemo(DetectionModel):
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.segmentation = None
-        self.backbone = build_backbone(backbone, norm=backbone_norm, padding=padding, freeze=())
+        self.backbone = build_backbone(backbone, norm=backbone_norm, padding=padding)
         self.input_projection = nn.Conv2d(self.backbone.channels[-1], hidden_dim, 1)
         self.row_embed = nn.Parameter(torch.rand(position_entries, hidden_dim // 2))
         self.col_embed = nn.Parameter(torch.rand(position_entries, hidden_dim // 2))
@@ -113,5 +113,6 @@ class DETRdemo(DetectionModel):
         outputs = Outputs(self.class_head(hs), self.box_head(hs).sigmoid())
         if capture:
             pos = pos_embed.T.unflatten(1, (h, w)).expand(len(batch), -1, -1, -1)  # (B, D, h, w)
-            outputs.capture = Capture.of_one_map(encoded, decoded, padding_mask, features=features, src=src, pos=pos)
+            by_stage = dict(zip(self.backbone.all_stages, features, strict=True))
+            outputs.capture = Capture.of_one_map(encoded, decoded, padding_mask, features=by_stage, src=src, pos=pos)
         return outputs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.backbones import build_backbone
-from detrkit.backbones.resnet import Norm, Padding
+from detrkit.backbones.base import Norm, Padding
 from detrkit.layers import MLP, Decoder, Encoder, position_encoding
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
@@ -40,7 +40,7 @@ class DETR(DetectionModel):
 
     Args:
         num_classes: labels 0 .. num_classes - 1; the logits have one more column, "no object", the last.
-        backbone: a torchvision ResNet (see `detrkit.backbones`).
+        backbone: a torchvision ResNet, "timm:NAME", or one of another package (see `detrkit.backbones`).
         dilation: DC5, the last stage at stride 16 instead of 32.
         backbone_norm: "frozen" for pretrained weights, "group" to train from random ones.
         backbone_width: channels of the stem; fewer than 64 for small work from random weights.
@@ -83,8 +83,6 @@ class DETR(DetectionModel):
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.aux_loss = aux_loss
-        # random weights in the stem and layer1 must train; pretrained ones stay as they are (published)
-        freeze = ("conv1", "bn1", "layer1") if backbone_norm == "frozen" else ()
         self.backbone = build_backbone(
             backbone,
             dilation=dilation,
@@ -92,8 +90,8 @@ class DETR(DetectionModel):
             width=backbone_width,
             stages=range(2, backbone_stage + 1) if masks else (backbone_stage,),
             padding=padding,
-            freeze=freeze,
         )
+        self.backbone.freeze_early_layers()
         if not train_backbone:
             self.backbone.requires_grad_(False)
         self.input_projection = nn.Conv2d(self.backbone.channels[-1], hidden_dim, 1)
@@ -158,7 +156,12 @@ class DETR(DetectionModel):
             outputs.aux = aux
         if capture:
             outputs.capture = Capture.of_one_map(
-                encoded, decoded, padding_mask, features=features, src=src, pos=pos.permute(0, 3, 1, 2)
+                encoded,
+                decoded,
+                padding_mask,
+                features=dict(zip(self.backbone.all_stages, features, strict=True)),
+                src=src,
+                pos=pos.permute(0, 3, 1, 2),
             )
         self._add_masks(outputs, hs[-1], encoded.memory, src, features, batch, defer=defer_masks)
         return outputs

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from detrkit.backbones import ResNetBackbone
 from detrkit.utils.errors import DetrkitError
 
 if TYPE_CHECKING:
+    from detrkit.models.base import DetectionModel
     from detrkit.models.deformable_detr import DeformableDETR
     from detrkit.models.demo import DETRdemo
     from detrkit.models.detr import DETR
@@ -70,6 +72,24 @@ def segmentation_rules(predictor: MaskPredictor) -> Iterator[Rule]:
         yield f"segmentation.head.adapters.{i}.", f"mask_head.adapter{i + 1}."
 
 
+def resnet_rule(model: DetectionModel, official: str) -> Rule:
+    """Return the rule of the backbone's weights.
+
+    Args:
+        model: a detrkit model.
+        official: prefix in the original code, which has torchvision's ResNets.
+
+    Raises:
+        DetrkitError: another backbone.
+    """
+    if not isinstance(model.backbone, ResNetBackbone):
+        raise DetrkitError(
+            f"the official code has no backbone {model.backbone.name}, and no names for it: use a detrkit file "
+            "(.safetensors)"
+        )
+    return "backbone.body.", official
+
+
 def detr_rules(model: DETR) -> Iterator[Rule]:
     """Yield the rules of facebookresearch/detr, models/detr.py."""
     yield "encoder.", "transformer.encoder."
@@ -78,7 +98,7 @@ def detr_rules(model: DETR) -> Iterator[Rule]:
     yield "box_head.", "bbox_embed."
     yield "queries.", "query_embed."
     yield "input_projection.", "input_proj."
-    yield "backbone.body.", "backbone.0.body."
+    yield resnet_rule(model, "backbone.0.body.")
     yield "position_encoding.", "backbone.1."
 
 
@@ -96,7 +116,7 @@ def demo_rules(model: DETRdemo) -> Iterator[Rule]:
     yield "queries", "query_pos"
     yield "row_embed", "row_embed"
     yield "col_embed", "col_embed"
-    yield "backbone.body.", "backbone."
+    yield resnet_rule(model, "backbone.")
     yield "input_projection.", "conv."
     yield "encoder.", "transformer.encoder."
     yield "decoder.", "transformer.decoder."
@@ -154,7 +174,7 @@ def deformable_rules(model: DeformableDETR) -> Iterator[Rule]:
     for level in range(len(model.projections)):
         yield f"projections.{level}.", f"input_proj.{level}.0."
         yield f"projection_norms.{level}.", f"input_proj.{level}.1."
-    yield "backbone.body.", "backbone.0.body."
+    yield resnet_rule(model, "backbone.0.body.")
     yield "position_encoding.", "backbone.1."
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrkit.backbones.resnet import ResNetBackbone
+from detrkit.backbones.base import Backbone
 from detrkit.structures.batch import Batch
 
 # cells of the masks computed at once: 4 masks at 800 x 1066 pixels; 16 took twice as long on a CPU core
@@ -248,7 +248,7 @@ class MaskPredictor(nn.Module):
             know where an object is.
     """
 
-    def __init__(self, width: int, heads: int, backbone: ResNetBackbone, *, prior: bool = False) -> None:
+    def __init__(self, width: int, heads: int, backbone: Backbone, *, prior: bool = False) -> None:
         super().__init__()
         self.attention = AttentionMaps(width, heads)
         self.prior = BoxPrior(heads) if prior else None

@@ -9,19 +9,20 @@ from typing import Any
 
 from torch import nn
 
+from detrkit.backbones import check_backbone
+from detrkit.backbones.base import WIDTH
 from detrkit.config import ModelConfig
+from detrkit.layers.norms import GROUPS, groups_divide
 from detrkit.utils.errors import SettingError
 from detrkit.utils.memory import check_memory
-from detrkit.utils.ranges import as_field, check_arguments
+from detrkit.utils.ranges import as_field, check_arguments, multiples_near
 
-GROUPS = 32  # groups of the group norms, or a quarter of the channels
 _TYPES: tuple[tuple[Any, str], ...] = (
     (bool, "true or false"),
     (str, "text"),
     (Real, "a number"),
     ((tuple, list), "a list of numbers"),
 )
-SHALLOW = ("resnet10", "resnet18", "resnet34")  # made of basic blocks, which torchvision does not dilate
 
 
 def constructor_defaults(build: type[nn.Module]) -> Mapping[str, Any]:
@@ -69,22 +70,26 @@ def check_options(build: type[nn.Module], options: Mapping[str, Any]) -> None:
     deformable = "num_feature_levels" in full
     if width is not None:
         if heads is not None and width % heads:
-            refuse("hidden_dim", "nheads", reason=f"the heads share the width evenly: {_near(width, heads)}")
+            refuse("hidden_dim", "nheads", reason=f"the heads share the width evenly: {multiples_near(width, heads)}")
         # the demo's is always learned
         encoding = full.get("position_embedding") or ("learned" if "position_entries" in full else None)
         divisor = {"learned": 2, "sine": 4}.get(encoding or "", 1)
         if width % divisor:
-            reason = f"a {encoding} position encoding needs a width that {divisor} divides: {_near(width, divisor)}"
+            reason = (
+                f"a {encoding} position encoding needs a width that {divisor} divides: {multiples_near(width, divisor)}"
+            )
             refuse("hidden_dim", reason=reason)
-        if deformable and not _groups_divide(width):
-            refuse("hidden_dim", reason=f"its group norm needs a width that 32 divides: {_near(width, GROUPS)}")
-    stem, backbone = full.get("backbone_width", 64), full.get("backbone")
-    doubled = 4 if backbone in SHALLOW else 6  # from the stem to the last stage's output
-    if full.get("backbone_norm") == "group" and not all(_groups_divide(stem * 2**i) for i in range(doubled)):
-        reason = f"the group norm of the backbone needs a width that 32 divides, or 4, 8, 16: {_near(stem, GROUPS)}"
-        refuse("backbone_width", "backbone_norm", reason=reason)
-    if full.get("dilation") and backbone in SHALLOW:
-        refuse("dilation", "backbone", reason="torchvision dilates resnet50 and deeper alone: leave out dilation")
+        if deformable and not groups_divide(width):
+            refuse(
+                "hidden_dim", reason=f"its group norm needs a width that 32 divides: {multiples_near(width, GROUPS)}"
+            )
+    if "backbone" in full:
+        check_backbone(
+            full["backbone"],
+            dilation=bool(full.get("dilation")),
+            norm=full.get("backbone_norm", "frozen"),
+            width=full.get("backbone_width", WIDTH),
+        )
     if deformable and "backbone_stages" in full:
         stages = full["backbone_stages"]
         if not stages or list(stages) != sorted(set(stages)):
@@ -133,17 +138,6 @@ def least_parameters(options: Mapping[str, Any]) -> int:
     layer = 2 * width * width + 2 * width * hidden  # two of an attention's four matrices, and the feed-forward network
     encoder, decoder = options.get("enc_layers", 0), options.get("dec_layers", 0)
     layers = encoder * layer + decoder * (layer + 4 * width * width)
-    stem = options.get("backbone_width", 64 if "backbone" in options else 0)
+    stem = options.get("backbone_width", WIDTH if "backbone" in options else 0)
     rows = options.get("num_queries", 0) + options.get("num_classes", 0)
     return layers + rows * width + 200 * stem * stem  # stage 4 of resnet10: 216
-
-
-def _groups_divide(channels: int) -> bool:
-    """Return whether a group norm of so many channels has groups of one size."""
-    return channels >= 4 and channels % min(GROUPS, channels // 4) == 0
-
-
-def _near(number: int, divisor: int) -> str:
-    """Return the multiples of a number next to another: "such as 30 or 33"."""
-    below = number // divisor * divisor
-    return f"such as {below} or {below + divisor}" if below else f"such as {divisor}"

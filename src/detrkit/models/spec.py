@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from torch import nn
 
-from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD, Padding
+from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Padding
 from detrkit.models.registry import MAX_CLASSES, architecture, build_options
 from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import parse_json, shown

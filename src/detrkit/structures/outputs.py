@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,7 @@ class Capture:
         decoded: DecoderOutput,
         padding_mask: Tensor,
         *,
-        features: Sequence[tuple[Tensor, Tensor]],
+        features: Mapping[int, tuple[Tensor, Tensor]],
         src: Tensor,
         pos: Tensor,
     ) -> Capture:
@@ -113,7 +113,7 @@ class Capture:
             encoded: result of the encoder, captured.
             decoded: result of the decoder, captured.
             padding_mask: (B, h, w) bool, True where padded.
-            features: (B, C, h, w) maps of the backbone's stages from 2 on, with their padding masks.
+            features: (B, C, h, w) maps of the backbone by stage, with their padding masks.
             src: (B, D, h, w) projected map.
             pos: (B, D, h, w) position encoding.
         """
@@ -125,7 +125,7 @@ class Capture:
             feature_shapes=[(h, w)],
             padding=padding_mask.flatten(1),
             stages={
-                **numbered("backbone", [feature for feature, _ in features], first=2),
+                **{f"backbone.{stage}": feature for stage, (feature, _) in features.items()},
                 "projection.0": src,
                 "position.0": pos,
                 **numbered("encoder", encoded.hidden_states),

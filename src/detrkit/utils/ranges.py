@@ -56,6 +56,12 @@ _FITS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
+def multiples_near(number: int, divisor: int) -> str:
+    """Return the multiples of a number next to another: "such as 30 or 33"."""
+    below = number // divisor * divisor
+    return f"such as {below} or {below + divisor}" if below else f"such as {divisor}"
+
+
 def as_field(path: tuple[str, ...], value: Any) -> str:
     """Format a field as YAML and Python name it: "run.seed is -1"."""
     return f"{'.'.join(path)} is {shortened(repr(value))}"

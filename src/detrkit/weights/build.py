@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torchvision
 from torch import Tensor, nn
 
-from detrkit.backbones.resnet import Padding
+from detrkit.backbones.base import Backbone, Padding
 from detrkit.models.registry import Architecture, architecture, build_options
 from detrkit.utils.download import download
 from detrkit.utils.errors import DetrkitError
@@ -240,47 +239,41 @@ def _translated(model: nn.Module, file: WeightsFile) -> tuple[list[tuple[str, st
 
 
 def load_backbone(model: nn.Module, weights: str | Path) -> None:
-    """Load torchvision ResNet weights into a model's backbone.
+    """Load pretrained weights into a model's backbone.
 
     Args:
-        model: a detrkit model with a ResNet backbone.
-        weights: "imagenet" for torchvision's ImageNet V1 weights (downloaded once, verified), or a path to a
-            torchvision state dict (.pth or .safetensors).
+        model: a detrkit model.
+        weights: "imagenet" for those that the backbone's library has (downloaded once), or a path to a state dict with
+            that library's names (.pth or .safetensors).
 
     Raises:
-        ValueError: a backbone whose norm has no running statistics, or that torchvision has no weights for.
+        ValueError: a backbone whose norm has no running statistics, or that has no such weights.
         DetrkitError: missing, damaged or other weights.
     """
-    backbone: Any = model.backbone
-    if backbone.norm == "group":
-        raise ValueError("ImageNet weights need backbone_norm='frozen' or 'batch': they hold batch statistics")
-    if weights == "imagenet":
-        if not hasattr(torchvision.models, backbone.name):
-            raise ValueError(f"{backbone.name} has no ImageNet weights: use resnet18, 34, 50, 101 or 152")
-        url = torchvision.models.get_model_weights(backbone.name)["IMAGENET1K_V1"].url
-        path = download(url, sha256_prefix=url.rsplit("-", 1)[1].removesuffix(".pth"))
-    else:
-        path = find_weights(weights)
-    if path.suffix == ".safetensors":
-        file_state, _ = read_tensors(path)
-    else:
-        try:
-            file_state = bare_state_dict(load_pickle(path))
-        except WeightsError as error:
-            raise DetrkitError(f"{path}: {error}") from error
+    backbone: Backbone = model.backbone  # type: ignore[assignment]
+    path = None if weights == "imagenet" else find_weights(weights)
+    source, tensors = backbone.pretrained_weights(path, _backbone_tensors)
     model_state: dict[str, Tensor] = backbone.body.state_dict()
-    parts = {name.split(".")[0] for name in model_state}
-    # the classifier, and the stages that the model does not have
-    file_state = {
-        n: t
-        for n, t in file_state.items()
-        if n.split(".")[0] in parts and (n in model_state or not n.endswith(COUNTER))
-    }
+    file_state = {name: t for name, t in tensors.items() if name in model_state or not name.endswith(COUNTER)}
     for name, tensor in model_state.items():
         if name.endswith(COUNTER):
             file_state.setdefault(name, tensor)
     try:
         check_fit(model_state, file_state, backbone.name)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{source}: {error}") from error
     backbone.body.load_state_dict(file_state)
+
+
+def _backbone_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a backbone's file by their names.
+
+    Raises:
+        DetrkitError: a damaged file, or one without weights.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    try:
+        return bare_state_dict(load_pickle(path))
+    except WeightsError as error:
+        raise DetrkitError(f"{path}: {error}") from error

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from detrkit.backbones import ResNetBackbone
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.detr import DETR
 from detrkit.models.official_names import Rule
@@ -195,7 +196,13 @@ def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
     kind = next((kind for kind in RULES if isinstance(model, kind)), None)
     if kind is None:
         raise TypeError(f"{type(model).__name__} has no Hugging Face names: expected a DETR or a DeformableDETR")
-    if model.backbone.norm == "group":
+    backbone_module: Any = model.backbone
+    if not isinstance(backbone_module, ResNetBackbone):
+        raise DetrkitError(
+            f"detrkit has no Hugging Face names for the backbone {backbone_module.name}: use a detrkit file "
+            "(.safetensors)"
+        )
+    if backbone_module.norm == "group":
         raise DetrkitError("transformers has no backbone with backbone_norm='group': use 'frozen' or 'batch'")
     if isinstance(model, DeformableDETR) and (groups := model.projection_norms[0].num_groups) != 32:
         raise DetrkitError(
