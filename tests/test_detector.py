@@ -134,7 +134,7 @@ def test_gray_and_transparent_pictures():
         (np.zeros((4, 4, 3), np.float32), "not .* float32"),
         (torch.zeros(3, 4, 4), "uint8, not .*float32"),
         (torch.zeros(6, 4, 3, dtype=torch.uint8), r"\(3, H, W\)"),
-        (7, "not a picture: int"),
+        (7, "no image: int"),
     ],
 )
 def test_what_is_no_picture(detector, bad, message):

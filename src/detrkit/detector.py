@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detrkit.data.grouping import split_by_shape
 from detrkit.data.image_processor import ImageProcessor
-from detrkit.data.images import SUFFIXES, Picture, is_picture
+from detrkit.data.images import SUFFIXES, ImageInput, is_image_file
 from detrkit.data.sources import ParquetImage
 from detrkit.models.postprocess import PostProcessor
 from detrkit.models.registry import architecture
@@ -153,7 +153,7 @@ class Detector:
     ) -> list[Prediction]: ...
 
     def predict(
-        self, images: Picture | Sequence[Picture], *, threshold: Share | None = None, batch_size: BatchSize = 8
+        self, images: ImageInput | Sequence[ImageInput], *, threshold: Share | None = None, batch_size: BatchSize = 8
     ) -> Prediction | list[Prediction]:
         """Detect objects in one or more images, or with a panoptic model segments.
 
@@ -184,7 +184,7 @@ class Detector:
         return next(self._stream([images], self._threshold(threshold, 1), 1, single=True))
 
     def stream(
-        self, images: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 8
+        self, images: Iterable[ImageInput], *, threshold: float | None = None, batch_size: int = 8
     ) -> Iterator[Prediction]:
         """Yield the results of `predict` one by one, so that memory holds no more than a batch.
 
@@ -192,7 +192,7 @@ class Detector:
         """
         return self._stream(images, self._threshold(threshold, batch_size), batch_size)
 
-    def outputs(self, images: Sequence[Picture], *, capture: bool = False) -> ImageOutputs:
+    def outputs(self, images: Sequence[ImageInput], *, capture: bool = False) -> ImageOutputs:
         """Run the model on images as one batch, without post-processing: for attention, features and own results.
 
         Args:
@@ -377,7 +377,7 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         DetrkitError: the folder has no image files.
     """
-    files = sorted(f for f in folder.iterdir() if is_picture(f) and f.is_file())
+    files = sorted(f for f in folder.iterdir() if is_image_file(f) and f.is_file())
     if not files:
         raise DetrkitError(f"{folder}: no images in this folder (known: {', '.join(sorted(SUFFIXES))})")
     return files

@@ -5,18 +5,18 @@ import torch
 
 from detrkit.data.collate import PixelBatch, collate
 from detrkit.data.sample import Sample
-from detrkit.data.transforms import Normalisation, to_target
+from detrkit.data.transforms import Normalization, to_target
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
 from detrkit.utils.errors import DetrkitError
 from helpers.datasets import generator, make_sample
 
 
-def normalised(sample: Sample, *statistics: tuple[float, ...]) -> torch.Tensor:
-    """The image of a sample as float32, normalised by itself."""
+def normalized(sample: Sample, *statistics: tuple[float, ...]) -> torch.Tensor:
+    """The image of a sample as float32, normalized by itself."""
     pixels = sample.image.as_subclass(torch.Tensor)
     out = torch.empty(pixels.shape)
-    Normalisation(*statistics).write(pixels, out)
+    Normalization(*statistics).write(pixels, out)
     return out
 
 
@@ -24,15 +24,15 @@ SIZES = [(5, 9), (8, 4), (8, 9)]
 
 
 @pytest.mark.parametrize("sizes", [SIZES, SIZES[:1], SIZES[:2]])
-def test_equals_normalising_each_image_and_padding_it(sizes: list[tuple[int, int]]) -> None:
+def test_equals_normalizing_each_image_and_padding_it(sizes: list[tuple[int, int]]) -> None:
     samples = [make_sample(h, w, [], seed=k) for k, (h, w) in enumerate(sizes)]
-    expected = Batch.from_images([normalised(s) for s in samples])
+    expected = Batch.from_images([normalized(s) for s in samples])
     pixels = PixelBatch.from_images([s.image.as_subclass(torch.Tensor) for s in samples])
     assert pixels.pixels.dtype == torch.uint8 and pixels.sizes == sizes
     for row, (h, w) in zip(pixels.pixels, sizes, strict=True):  # padding may hold anything
         row[:, h:] = 200
         row[:, :, w:] = 100
-    batch = pixels.normalised(Normalisation())
+    batch = pixels.normalized(Normalization())
     assert torch.equal(batch.images, expected.images) and batch.sizes == expected.sizes
     assert batch.images.is_contiguous()
 
@@ -40,14 +40,14 @@ def test_equals_normalising_each_image_and_padding_it(sizes: list[tuple[int, int
 def test_another_mean_and_deviation() -> None:
     sample = make_sample(3, 4, [])
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    batch = PixelBatch.from_images([sample.image.as_subclass(torch.Tensor)]).normalised(Normalisation(mean, std))
-    assert torch.equal(batch.images[0], normalised(sample, mean, std))
+    batch = PixelBatch.from_images([sample.image.as_subclass(torch.Tensor)]).normalized(Normalization(mean, std))
+    assert torch.equal(batch.images[0], normalized(sample, mean, std))
 
 
 def test_normalised_where_the_normalisation_is() -> None:
     """The meta device stands for a GPU: nothing is computed there, but everything is placed."""
     pixels = PixelBatch(torch.zeros(2, 3, 6, 7, dtype=torch.uint8), [(6, 7), (4, 5)])
-    batch = pixels.normalised(Normalisation(device="meta"))
+    batch = pixels.normalized(Normalization(device="meta"))
     assert batch.images.device.type == "meta" and batch.images.shape == (2, 3, 6, 7)
     assert batch.images.dtype == torch.float32 and batch.sizes == pixels.sizes
 
@@ -93,5 +93,5 @@ def test_everything_that_goes_to_the_device_is_pinned(monkeypatch: pytest.Monkey
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_same_bits_on_a_gpu() -> None:
     pixels = PixelBatch(torch.arange(256, dtype=torch.uint8).expand(2, 3, 2, 256).contiguous(), [(2, 256), (1, 100)])
-    there = pixels.pin_memory().normalised(Normalisation(device="cuda"))
-    assert torch.equal(there.images.cpu(), pixels.normalised(Normalisation()).images)
+    there = pixels.pin_memory().normalized(Normalization(device="cuda"))
+    assert torch.equal(there.images.cpu(), pixels.normalized(Normalization()).images)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detrkit.data.grouping import order_by_size, split_by_shape
-from detrkit.data.samplers import Item, TrainSampler
+from detrkit.data.samplers import SampleKey, TrainSampler
 from detrkit.data.transforms import train_transform
 
 
@@ -49,13 +49,13 @@ def test_steps_of_like_size_have_little_padding(seed: int) -> None:
     assert padding(ordered, 2) < padding(ordered, 4)  # neighbours within a step are alike, too
 
 
-def size_of(item: Item) -> tuple[int, int]:
+def size_of(item: SampleKey) -> tuple[int, int]:
     """What an augmented image of one of four shapes would have."""
     generator = torch.Generator().manual_seed(item.epoch * 1000 + item.image)
-    return train_transform(64).draw(*((48, 64), (64, 48), (40, 80), (64, 64))[item.image % 4], generator).size
+    return train_transform(64).make_params(*((48, 64), (64, 48), (40, 80), (64, 64))[item.image % 4], generator).size
 
 
-def flat(batches: Iterable[list[Item]]) -> list[Item]:
+def flat(batches: Iterable[list[SampleKey]]) -> list[SampleKey]:
     return [item for batch in batches for item in batch]
 
 

@@ -58,7 +58,7 @@ def test_batches_are_the_same_to_the_bit(dataset, free, monkeypatch, capsys):
             assert torch.equal(target.boxes, one.boxes) and torch.equal(target.labels, one.labels)
             assert (target.image_id, target.size, target.orig_size) == (one.image_id, one.size, one.orig_size)
             assert not target.boxes.is_shared() and target.boxes.dtype == one.boxes.dtype
-    assert all(batch.images.is_shared() is False for batch, _ in found)  # normalised: made here
+    assert all(batch.images.is_shared() is False for batch, _ in found)  # normalized: made here
 
 
 def test_what_is_short_is_said_and_not_used(monkeypatch):

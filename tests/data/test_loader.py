@@ -11,7 +11,7 @@ import torch
 from detrkit.data import loader as loader_module
 from detrkit.data.dataset import Dataset, open_dataset
 from detrkit.data.loader import make_loader
-from detrkit.data.samplers import EvalSampler, Item, TrainSampler, derived_seed, order_by_aspect
+from detrkit.data.samplers import EvalSampler, SampleKey, TrainSampler, derived_seed, order_by_aspect
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.data.transforms import Geometry, Transform, eval_transform, train_transform
 from detrkit.structures.batch import Batch
@@ -28,7 +28,7 @@ def dataset(shapes: Path) -> Dataset:
     return open_dataset(shapes, masks=True)
 
 
-def batches(sampler: TrainSampler | EvalSampler) -> list[list[Item]]:
+def batches(sampler: TrainSampler | EvalSampler) -> list[list[SampleKey]]:
     return list(sampler)
 
 
@@ -242,9 +242,9 @@ def test_images_are_prepared_on_one_thread_and_the_model_keeps_its_own(dataset: 
     seen: list[int] = []
 
     class Watching(Transform):
-        def draw(self, height: int, width: int, generator: torch.Generator | None = None) -> Geometry:
+        def make_params(self, height: int, width: int, generator: torch.Generator | None = None) -> Geometry:
             seen.append(torch.get_num_threads())
-            return eval_transform(32).draw(height, width)
+            return eval_transform(32).make_params(height, width)
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)

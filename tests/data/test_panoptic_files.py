@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.data.panoptic import LARGEST_ID, measure, read_id_map, segment_masks, write_id_map
+from detrkit.data.panoptic import LARGEST_ID, measure_segments, read_id_map, segment_masks, write_id_map
 from detrkit.utils.errors import DetrkitError
 
 
@@ -45,7 +45,7 @@ def test_measures_equal_those_of_the_masks(seed: int) -> None:
     rng = np.random.default_rng(seed)
     height, width = (int(v) for v in rng.integers(1, 40, 2))
     ids = rng.choice(np.array([0, 1, 7, 300, LARGEST_ID], np.int32), (height, width), p=[0.3, 0.4, 0.2, 0.05, 0.05])
-    found = measure(ids)
+    found = measure_segments(ids)
     expected = sorted(set(ids.ravel().tolist()) - {0})
     assert found.ids.tolist() == expected
     for segment, area, box in zip(expected, found.areas, found.boxes.tolist(), strict=True):
@@ -55,7 +55,7 @@ def test_measures_equal_those_of_the_masks(seed: int) -> None:
 
 
 def test_all_void() -> None:
-    found = measure(np.zeros((3, 4), np.int32))
+    found = measure_segments(np.zeros((3, 4), np.int32))
     assert found.ids.shape == found.areas.shape == (0,) and found.boxes.shape == (0, 4)
 
 

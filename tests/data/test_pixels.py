@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.data.images import SUFFIXES, as_rgb, decode, image_size, is_picture, read_rgb, stored_size
+from detrkit.data.images import SUFFIXES, as_rgb, decode, image_size, is_image_file, read_rgb, stored_size
 from detrkit.data.sources import ParquetImage
 from detrkit.utils.errors import DetrkitError
 
@@ -200,9 +200,9 @@ def test_drawings_are_refused(tmp_path: Path) -> None:
 
 def test_which_files_are_pictures() -> None:
     for name in ("a.jpg", "b.JFIF", "c.jpe", "d.Tga", "e.pnm", "f.mpo", "g.webp"):
-        assert is_picture(Path(name)), name
+        assert is_image_file(Path(name)), name
     for name in ("a.txt", "b.pdf", "c.mpg", "d.eps", ".e.jpg", "._f.jpg", "jpg", "g.heic", "h.h5", "i.svg"):
-        assert not is_picture(Path(name)), name
+        assert not is_image_file(Path(name)), name
     Image.init()
     known = Image.registered_extensions()
     # MPO is opened as a JPEG is
@@ -211,4 +211,4 @@ def test_which_files_are_pictures() -> None:
 
 def test_a_plugin_makes_its_suffix_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(Image.EXTENSION, ".heic", "HEIF")
-    assert is_picture(Path("a.heic"))
+    assert is_image_file(Path("a.heic"))

@@ -119,13 +119,13 @@ def test_things_and_stuff_partition_the_image() -> None:
         image = shapes_image(3, "val", index, ShapesOptions())
         masks = [m for _, m in image.things + image.stuff]
         assert (np.sum(masks, axis=0) == 1).all()
-        assert image.picture.dtype == np.uint8 and image.picture.shape == (*masks[0].shape, 3)
+        assert image.pixels.dtype == np.uint8 and image.pixels.shape == (*masks[0].shape, 3)
 
 
 def test_options_hold() -> None:
     options = ShapesOptions(sides=(40, 50), classes=3, objects=(2, 2), object_size=(0.3, 0.4), hidden=0.9)
     images = [shapes_image(0, "train", i, options) for i in range(40)]
-    shapes = {i.picture.shape[:2] for i in images}
+    shapes = {i.pixels.shape[:2] for i in images}
     assert min(min(s) for s in shapes) == 40 and max(max(s) for s in shapes) == 50
     assert {c for i in images for c, _ in i.things} == {1, 2, 3}
     assert {len(i.things) for i in images} == {2}
@@ -169,7 +169,7 @@ def test_class_colours() -> None:
         for index in range(40):
             image = shapes_image(0, "train", index, options)
             ((category, mask),) = image.things
-            rgb = np.median(image.picture[mask], 0) / 255
+            rgb = np.median(image.pixels[mask], 0) / 255
             found[category - 1].append(colorsys.rgb_to_hsv(*rgb)[0])
         return found
 

@@ -13,11 +13,11 @@ from detrkit.data.transforms import (
     DetrTransform,
     EvalTransform,
     FlipTransform,
-    Normalisation,
+    Normalization,
     crop,
     eval_transform,
     hflip,
-    random_window,
+    random_crop,
     resize,
     resized_size,
     to_target,
@@ -161,10 +161,10 @@ def test_masks_stay_on_their_objects() -> None:
     assert shown >= 30
 
 
-def test_random_window_draws_width_first_inclusive_and_capped() -> None:
+def test_random_crop_draws_width_first_inclusive_and_capped() -> None:
     seen = set()
     for seed in range(300):
-        top, left, h, w = random_window(500, 450, (448, 600), generator(seed))
+        top, left, h, w = random_crop(500, 450, (448, 600), generator(seed))
         again = generator(seed)
         assert w == int(torch.randint(448, 451, (), generator=again))
         assert h == int(torch.randint(448, 501, (), generator=again))
@@ -173,7 +173,7 @@ def test_random_window_draws_width_first_inclusive_and_capped() -> None:
         seen.add((h, w))
     assert {w for _, w in seen} == {448, 449, 450}
     assert {h for h, _ in seen} >= {448, 500} and max(h for h, _ in seen) == 500
-    assert random_window(10, 20, (384, 600), generator(0)) == (0, 0, 10, 20)  # smaller than the smallest: stays whole
+    assert random_crop(10, 20, (384, 600), generator(0)) == (0, 0, 10, 20)  # smaller than the smallest: stays whole
 
 
 @pytest.mark.parametrize("augment", ["detr", "flip", "none"])
@@ -182,14 +182,14 @@ def test_what_is_drawn_is_what_is_done(augment: Literal["detr", "flip", "none"])
     sample = make_sample(90, 70, [[5, 5, 50, 40]])
     cropped = 0
     for seed in range(20):
-        geometry = transform.draw(90, 70, generator(seed))
+        geometry = transform.make_params(90, 70, generator(seed))
         out = transform(sample, generator(seed))
         assert out.image.shape[-2:] == geometry.size == out.boxes.canvas_size
-        steps = hflip(sample) if geometry.mirrored else sample
-        if geometry.first is not None and geometry.window is not None:
-            steps = crop(resize(steps, geometry.first), *geometry.window)
+        steps = hflip(sample) if geometry.hflip else sample
+        if geometry.pre_crop_size is not None and geometry.crop is not None:
+            steps = crop(resize(steps, geometry.pre_crop_size), *geometry.crop)
             cropped += 1
-        assert geometry.decoded_size == (geometry.first or geometry.size)
+        assert geometry.decoded_size == (geometry.pre_crop_size or geometry.size)
         assert torch.equal(out.image, resize(steps, geometry.size).image)
     assert cropped == 0 if augment != "detr" else 4 <= cropped <= 16
 
@@ -325,7 +325,7 @@ def test_normalisation_writes_the_bits_of_the_formula(seed: int) -> None:
     interleaved = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     for given in (pixels, interleaved):
         batch = torch.full((3, 4, 300), 7.0)
-        Normalisation(mean.tolist(), std.tolist()).write(given, batch[:, :2, :256])
+        Normalization(mean.tolist(), std.tolist()).write(given, batch[:, :2, :256])
         assert torch.equal(batch[:, :2, :256], expected)
         assert (batch[:, 2:] == 7).all() and (batch[:, :, 256:] == 7).all()
 

@@ -184,7 +184,7 @@ def test_every_image_is_drawn_on_as_it_is_predicted_on(tmp_path):
         (np.zeros((3, 6, 8), np.uint8), r"not \(3, 6, 8\)"),
         (np.full((6, 8), 300.0, np.float32), "floating-point pixels from 0 to 300"),
         (torch.zeros(6, 8, 3, dtype=torch.uint8), r"must be \(3, H, W\) uint8"),
-        ([1, 2], "not a picture: list"),
+        ([1, 2], "no image: list"),
         ("missing.png", "missing.png: image file is missing"),
         (Image.new("RGB", (8, 7)), r"draw on is 8 x 7 pixels, the one predicted on was 8 x 6 \(width x height\)"),
     ],

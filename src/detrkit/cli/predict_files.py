@@ -62,7 +62,7 @@ def find_images(inputs: tuple[str, ...]) -> Inputs:
 
 def _stands_for(text: str) -> Inputs:
     """Find the images of one input."""
-    from detrkit.data.images import SUFFIXES, is_picture
+    from detrkit.data.images import SUFFIXES, is_image_file
 
     path = expanded_path(text)
     if path.is_file():
@@ -76,10 +76,10 @@ def _stands_for(text: str) -> Inputs:
         candidates = sorted(Path(hit) for hit in glob.glob(os.fspath(path), recursive=True))
         nothing = "no such file or folder, and no picture matches it as a pattern"
     candidates = [file for file in candidates if not file.name.startswith(".") and file.is_file()]
-    pictures = [file for file in candidates if is_picture(file)]
+    pictures = [file for file in candidates if is_image_file(file)]
     if not pictures:
         raise DetrkitError(f"{text}: {nothing}")
-    return Inputs(pictures, [file for file in candidates if not is_picture(file)])
+    return Inputs(pictures, [file for file in candidates if not is_image_file(file)])
 
 
 def output_stems(files: list[Path]) -> dict[Path, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detrkit.data.transforms import Normalisation
+from detrkit.data.transforms import Normalization
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
 from detrkit.utils.errors import DetrkitError
@@ -43,13 +43,13 @@ class PixelBatch:
         """Return the batch in page-locked memory; DataLoader calls this."""
         return PixelBatch(self.pixels.pin_memory(), self.sizes)
 
-    def normalised(self, normalisation: Normalisation) -> Batch:
-        """Return the Batch on the device of `normalisation`, copied without blocking when the pixels are pinned."""
-        device = normalisation.mean.device
+    def normalized(self, normalization: Normalization) -> Batch:
+        """Return the Batch on the device of `normalization`, copied without blocking when the pixels are pinned."""
+        device = normalization.mean.device
         pixels = self.pixels.to(device, non_blocking=True)
         images = torch.empty(pixels.shape, dtype=torch.float32, device=device)  # (B, 3, H, W)
         for row, image, (h, w) in zip(pixels, images, self.sizes, strict=True):
-            normalisation.write(row[:, :h, :w], image[:, :h, :w])
+            normalization.write(row[:, :h, :w], image[:, :h, :w])
             image[:, h:] = 0
             image[:, :h, w:] = 0
         return Batch(images, self.sizes)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from detrkit.data.images import decode, misfit
-from detrkit.data.panoptic import VOID, read_id_map
+from detrkit.data.images import decode, size_mismatch
+from detrkit.data.panoptic import read_id_map
 from detrkit.data.readers import READERS, find_layout, match_split
 from detrkit.data.readers.coco_panoptic import CocoPanopticReader
 from detrkit.data.sample import Record, Sample
 from detrkit.data.segmentations import object_masks, panoptic_file
 from detrkit.structures.classes import ClassList
+from detrkit.structures.panoptic import VOID
 from detrkit.structures.rle import encode_masks
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
@@ -346,7 +347,7 @@ def open_dataset(
     listed = len(records)
     if unusable == "skip":
         with ThreadPoolExecutor(8) as pool:  # headers, often on a network disk
-            reasons = list(pool.map(lambda r: misfit(r.file, (r.height, r.width)), records))
+            reasons = list(pool.map(lambda r: size_mismatch(r.file, (r.height, r.width)), records))
         records = [record for record, reason in zip(records, reasons, strict=True) if reason is None]
     if not records:
         raise DetrkitError(f"{path}: split {chosen} has no image" + (" that can be used" if listed else ""))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.collate import PixelBatch
-from detrkit.data.images import Picture, as_rgb
-from detrkit.data.transforms import PUBLISHED_MAX_SIZE, PUBLISHED_SIZE, Normalisation, resize_pixels, resized_size
+from detrkit.data.images import ImageInput, as_rgb
+from detrkit.data.transforms import PUBLISHED_MAX_SIZE, PUBLISHED_SIZE, Normalization, resize_pixels, resized_size
 from detrkit.models.spec import ModelSpec
 from detrkit.structures.batch import Batch
 
@@ -41,7 +41,7 @@ class ImageProcessor:
         """Make the processor of a checkpoint's model."""
         return cls(size=spec.size, max_size=spec.max_size, mean=spec.mean, std=spec.std)
 
-    def __call__(self, images: Sequence[Picture], *, device: torch.device | str = "cpu") -> Batch:
+    def __call__(self, images: Sequence[ImageInput], *, device: torch.device | str = "cpu") -> Batch:
         """Read and prepare images of any kind as one batch.
 
         Args:
@@ -54,7 +54,7 @@ class ImageProcessor:
         """
         return self.batch([self.prepare(self.read(image)) for image in images], device=device)
 
-    def read(self, image: Picture | Any, name: object = None) -> Image.Image:
+    def read(self, image: ImageInput | Any, name: object = None) -> Image.Image:
         """Convert an image of any kind to upright 8-bit RGB; arguments and errors as of `as_rgb`."""
         return as_rgb(image, name)
 
@@ -81,4 +81,4 @@ class ImageProcessor:
                     f"image {index} of the batch is {tuple(image.shape)} {image.dtype}: "
                     "a (3, h, w) uint8 tensor is expected, as `prepare` returns it"
                 )
-        return PixelBatch.from_images(images).normalised(Normalisation(self.mean, self.std, device))
+        return PixelBatch.from_images(images).normalized(Normalization(self.mean, self.std, device))

@@ -27,7 +27,7 @@ from detrkit.utils.documents import require_regular
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.visible import first_line
 
-Picture = str | Path | ParquetImage | bytes | Image.Image | np.ndarray | Tensor
+ImageInput = str | Path | ParquetImage | bytes | Image.Image | np.ndarray | Tensor
 
 # Images among the files that Pillow opens: no videos, documents, icons or measurements.
 _JPEG_2000 = {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
@@ -82,7 +82,7 @@ class ImageHeader(NamedTuple):
     orientation: int
 
 
-def is_picture(file: Path) -> bool:
+def is_image_file(file: Path) -> bool:
     """Tell by its name whether a file of an image folder is an image; hidden files ("._a.jpg" of macOS) are not."""
     suffix = file.suffix.lower()
     is_image = suffix in SUFFIXES or (suffix in _PLUGIN_SUFFIXES and suffix in Image.EXTENSION)
@@ -233,7 +233,7 @@ def deep_scale(file: ImageSource) -> int | None:
             raise _refused(file, "the image is damaged or truncated", error) from error
 
 
-def misfit(file: ImageSource, size: tuple[int, int]) -> str | None:
+def size_mismatch(file: ImageSource, size: tuple[int, int]) -> str | None:
     """Say why an image cannot have annotations for (height, width) = `size`, or return None; read only the header."""
     try:
         header = read_header(file)
@@ -305,7 +305,7 @@ def _upright_rgb(
     return rgb
 
 
-def as_rgb(image: Picture | Any, name: object = None) -> Image.Image:
+def as_rgb(image: ImageInput | Any, name: object = None) -> Image.Image:
     """Convert any kind of image to a new upright 8-bit RGB image without orientation; never return `image` itself.
 
     Args:
@@ -340,9 +340,7 @@ def as_rgb(image: Picture | Any, name: object = None) -> Image.Image:
         if not _fits(image.shape, image.dtype.name):
             raise ValueError(f"{name} as an array must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
         return _of_array(image, name)
-    raise ValueError(
-        f"{name} is not a picture: {type(image).__name__}; expected a path, PIL image, uint8 array or tensor"
-    )
+    raise ValueError(f"{name} is no image: {type(image).__name__}; expected a path, PIL image, uint8 array or tensor")
 
 
 def _fits(shape: tuple[int, ...], dtype: str) -> bool:

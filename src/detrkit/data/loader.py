@@ -19,8 +19,8 @@ from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data._workers import begin_worker, end_with_program, give_up
 from detrkit.data.dataset import Dataset
 from detrkit.data.handing import SHARED_FROM_BYTES, Collate, Packed, shared_from, usable_workers
-from detrkit.data.samplers import EvalSampler, Item, TrainSampler, derived_seed
-from detrkit.data.transforms import Geometry, Normalisation, Transform, to_target
+from detrkit.data.samplers import EvalSampler, SampleKey, TrainSampler, derived_seed
+from detrkit.data.transforms import Geometry, Normalization, Transform, to_target
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
 from detrkit.utils.console import console
@@ -52,34 +52,34 @@ def one_thread() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """The dataset as the DataLoader's workers see it: item -> uint8 image and target."""
+class TransformedDataset:
+    """The dataset as the DataLoader's workers see it: key -> uint8 image and target."""
 
     dataset: Dataset
     transform: Transform
     seed: int
     draft: bool = False
 
-    def __getitem__(self, item: Item) -> tuple[torch.Tensor, Target] | DetrkitError:
+    def __getitem__(self, key: SampleKey) -> tuple[torch.Tensor, Target] | DetrkitError:
         # an error is returned, not raised: a worker process would bury its one line in a traceback
         try:
-            return self._prepare(item)
+            return self._prepare(key)
         except DetrkitError as error:
             return error
 
-    def _prepare(self, item: Item) -> tuple[torch.Tensor, Target]:
+    def _prepare(self, key: SampleKey) -> tuple[torch.Tensor, Target]:
         with one_thread():
-            at_least = self.geometry(item).decoded_size if self.draft else None
-            sample = self.transform(self.dataset.load(item.image, at_least=at_least), self._generator(item))
+            at_least = self.geometry(key).decoded_size if self.draft else None
+            sample = self.transform(self.dataset.load(key.image, at_least=at_least), self._generator(key))
         return sample.image.as_subclass(torch.Tensor), to_target(sample)
 
-    def _generator(self, item: Item) -> torch.Generator:
-        return torch.Generator().manual_seed(derived_seed(self.seed, *item))
+    def _generator(self, key: SampleKey) -> torch.Generator:
+        return torch.Generator().manual_seed(derived_seed(self.seed, *key))
 
-    def geometry(self, item: Item) -> Geometry:
-        """Return what the transform will do to the image of an item; takes 0.02 ms."""
-        record = self.dataset.records[item.image]
-        return self.transform.draw(record.height, record.width, self._generator(item))
+    def geometry(self, key: SampleKey) -> Geometry:
+        """Return what the transform will do to the image of a key; takes 0.02 ms."""
+        record = self.dataset.records[key.image]
+        return self.transform.make_params(record.height, record.width, self._generator(key))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -111,12 +111,12 @@ class Loader:
         dataset: Dataset,
         sampler: TrainSampler | EvalSampler,
         loader: DataLoader[Any],
-        normalisation: Normalisation,
+        normalization: Normalization,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
         self._loader = loader
-        self._normalisation = normalisation
+        self._normalization = normalization
         self.timeout = WAIT_SECONDS
         self.while_waiting: Callable[[float], None] = lambda seconds: None
 
@@ -147,7 +147,7 @@ class Loader:
                 if isinstance(made, DetrkitError):
                     raise made
                 pixels, targets = made.unpacked() if isinstance(made, Packed) else made
-                yield pixels.normalised(self._normalisation), targets
+                yield pixels.normalized(self._normalization), targets
         finally:
             if hasattr(batches, "_workers"):
                 batches._timeout = 0
@@ -190,13 +190,13 @@ def _explain(error: Exception) -> None:
         raise DetrkitError(failure) from error
 
 
-def _shared_from(prepared: _Prepared, batch_size: int, workers: int) -> int:
+def _shared_from(prepared: TransformedDataset, batch_size: int, workers: int) -> int:
     """Choose from how many bytes on tensors travel in shared memory, which may be small."""
     count = len(prepared)
     if not workers or not count:
         return SHARED_FROM_BYTES
     chosen = range(0, count, max(1, count // _MEASURED_IMAGES))
-    sizes = [prepared.geometry(Item(0, i)).size for i in chosen]
+    sizes = [prepared.geometry(SampleKey(0, i)).size for i in chosen]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     masks = 0.0
     if prepared.dataset.with_masks:
@@ -272,7 +272,7 @@ def make_loader(
         dataset.cache_images()
     process = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
     sampler: TrainSampler | EvalSampler
-    prepared = _Prepared(dataset, transform, seed, draft)
+    prepared = TransformedDataset(dataset, transform, seed, draft)
     if training:
         size_of = (lambda item: prepared.geometry(item).size) if group_by_size else None
         sampler = TrainSampler(len(dataset), seed=seed, accumulate=accumulate, size_of=size_of, **process)
@@ -294,4 +294,4 @@ def make_loader(
         ),
         generator=torch.Generator().manual_seed(seed),  # DataLoader draws a seed for workers: not from the global one
     )
-    return Loader(dataset, sampler, loader, Normalisation(mean, std, device))
+    return Loader(dataset, sampler, loader, Normalization(mean, std, device))

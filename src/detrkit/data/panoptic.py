@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from detrkit.data.images import open_image
+from detrkit.structures.panoptic import VOID
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes
 
-VOID = 0
 LARGEST_ID = 2**24 - 1
 
 
-class Segments(NamedTuple):
-    """Segments of an id map as measured from its pixels, void left out.
+class MeasuredSegments(NamedTuple):
+    """MeasuredSegments of an id map as measured from its pixels, void left out.
 
     Attributes:
         ids: (N,) int64, ascending.
@@ -77,7 +77,7 @@ def segment_masks(ids: np.ndarray, segments: Sequence[int] | np.ndarray) -> Tens
     return torch.from_numpy(ids)[None] == segment_ids[:, None, None]
 
 
-def measure(ids: np.ndarray) -> Segments:
+def measure_segments(ids: np.ndarray) -> MeasuredSegments:
     """Measure the segments of an (H, W) id map.
 
     Runs of equal pixels are counted instead of pixels: a COCO map of 640 x 480 has some 10,000, so sorting them is
@@ -98,4 +98,4 @@ def measure(ids: np.ndarray) -> Segments:
         np.minimum.at(low[:, axis], inverse, first)
         np.maximum.at(high[:, axis], inverse, last)
     keep = present != VOID
-    return Segments(present[keep].astype(np.int64), areas[keep], np.concatenate([low, high - low], 1)[keep])
+    return MeasuredSegments(present[keep].astype(np.int64), areas[keep], np.concatenate([low, high - low], 1)[keep])

@@ -21,7 +21,7 @@ from detrkit.data.grouping import order_by_size
 GROUPED_STEPS = 64
 
 
-class Item(NamedTuple):
+class SampleKey(NamedTuple):
     """Key of one sample, as a sampler requests it."""
 
     epoch: int
@@ -42,7 +42,7 @@ class TrainSampler:
     incomplete global batch is dropped, as published; a dataset smaller than the images of one step (G * accumulate) is
     repeated to fill exactly one.
 
-    With `size_of`, the items of every `GROUPED_STEPS` optimizer steps are put in another order before they are cut
+    With `size_of`, the keys of every `GROUPED_STEPS` optimizer steps are put in another order before they are cut
     into batches: images of similar size come into one step, and the steps are shuffled. This also follows from the seed
     and the epoch, and does not depend on how a step's images are divided among processes and accumulated batches.
 
@@ -66,7 +66,7 @@ class TrainSampler:
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
-        size_of: Callable[[Item], tuple[int, int]] | None = None,
+        size_of: Callable[[SampleKey], tuple[int, int]] | None = None,
     ) -> None:
         _check_process(length, batch_size, rank, world_size)
         if accumulate < 1:
@@ -96,30 +96,32 @@ class TrainSampler:
         """Return the number of batches in a whole epoch, wherever it starts: at least those of one step."""
         return max(self.accumulate, self.length // (self.batch_size * self.world_size))
 
-    def __iter__(self) -> Iterator[list[Item]]:
-        """Yield the batches of this process, each a list of `batch_size` items."""
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """Yield the batches of this process, each a list of `batch_size` keys."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
         whole = self.batch_size * self.world_size
-        items = [Item(self.epoch, order[k % self.length], k // self.length) for k in range(len(self) * whole)]
+        keys = [SampleKey(self.epoch, order[k % self.length], k // self.length) for k in range(len(self) * whole)]
         window = GROUPED_STEPS * self.accumulate  # batches
         grouped = -1
         for batch in range(self.start_batch, len(self)):
             if self.size_of is not None and batch // window > grouped:
                 grouped = batch // window
                 span = slice(grouped * window * whole, (grouped + 1) * window * whole)
-                items[span] = self._grouped(items[span], grouped, self.size_of)
+                keys[span] = self._grouped(keys[span], grouped, self.size_of)
             first = batch * whole + self.rank * self.batch_size
-            yield items[first : first + self.batch_size]
+            yield keys[first : first + self.batch_size]
 
-    def _grouped(self, items: list[Item], window: int, size_of: Callable[[Item], tuple[int, int]]) -> list[Item]:
-        """Group the items of a window: those of similar size in one step, steps shuffled, an incomplete step last."""
+    def _grouped(
+        self, keys: list[SampleKey], window: int, size_of: Callable[[SampleKey], tuple[int, int]]
+    ) -> list[SampleKey]:
+        """Group the keys of a window: those of similar size in one step, steps shuffled, an incomplete step last."""
         unit = self.batch_size * self.world_size * self.accumulate
-        order = order_by_size([size_of(item) for item in items], unit)
+        order = order_by_size([size_of(key) for key in keys], unit)
         # the 1 sets the seed apart from those of the images
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, window, 0, 1))
-        steps = [*torch.randperm(len(items) // unit, generator=generator).tolist(), len(items) // unit]
-        return [items[k] for step in steps for k in order[step * unit : (step + 1) * unit]]
+        steps = [*torch.randperm(len(keys) // unit, generator=generator).tolist(), len(keys) // unit]
+        return [keys[k] for step in steps for k in order[step * unit : (step + 1) * unit]]
 
 
 class EvalSampler:
@@ -152,10 +154,10 @@ class EvalSampler:
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Item]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         """Yield the batches of this process."""
         for first in range(0, len(self.indices), self.batch_size):
-            yield [Item(0, index) for index in self.indices[first : first + self.batch_size]]
+            yield [SampleKey(0, index) for index in self.indices[first : first + self.batch_size]]
 
 
 def _check_process(length: int, batch_size: int, rank: int, world_size: int) -> None:

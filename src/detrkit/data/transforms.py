@@ -2,8 +2,8 @@
 
 A transform is called as `transform(sample, generator)` and gives a new Sample; all its randomness comes from the
 generator, so that an augmented image depends on nothing but the generator's seed. What it will do follows from the
-generator and the size of the image (`Transform.draw`), so the loader knows it before anything is decoded.
-`Normalisation` and `to_target` then turn pixels and objects into what a model takes.
+generator and the size of the image (`Transform.make_params`), so the loader knows it before anything is decoded.
+`Normalization` and `to_target` then turn pixels and objects into what a model takes.
 
 The rules (DETR, appendix A.4, and the published code): a horizontal flip with probability 0.5; then, with equal
 chances, A: the short side is resized to one of 480, 512, ..., 800 pixels with the long side at most 1333; or B: the
@@ -40,30 +40,30 @@ class Geometry:
     """Geometric operations on one image, in the order of the fields.
 
     Attributes:
-        mirrored: whether the image is mirrored left to right.
-        first: (height, width) in pixels of the resize before the crop, None without a crop.
-        window: (top, left, height, width) of the crop in pixels, None without one.
+        hflip: whether the image is flipped left to right.
+        pre_crop_size: (height, width) in pixels of the resize before the crop, None without a crop.
+        crop: (top, left, height, width) of the crop in pixels, None without one.
         size: (height, width) in pixels at the end.
     """
 
-    mirrored: bool = False
-    first: tuple[int, int] | None = None
-    window: tuple[int, int, int, int] | None = None
+    hflip: bool = False
+    pre_crop_size: tuple[int, int] | None = None
+    crop: tuple[int, int, int, int] | None = None
     size: tuple[int, int]
 
     @property
     def decoded_size(self) -> tuple[int, int]:
         """Smallest (height, width) in pixels that the image may be decoded at: that of its first resize."""
-        return self.first if self.first is not None else self.size
+        return self.pre_crop_size if self.pre_crop_size is not None else self.size
 
     def __call__(self, sample: Sample) -> Sample:
         """Apply the operations to a sample."""
-        if self.mirrored:
+        if self.hflip:
             sample = hflip(sample)
-        if self.first is not None:
-            sample = resize(sample, self.first)
-        if self.window is not None:
-            sample = crop(sample, *self.window)
+        if self.pre_crop_size is not None:
+            sample = resize(sample, self.pre_crop_size)
+        if self.crop is not None:
+            sample = crop(sample, *self.crop)
         return resize(sample, self.size)
 
 
@@ -71,12 +71,13 @@ class Transform(ABC):
     """Function from Sample to Sample; random ones draw from the generator alone, others need none."""
 
     @abstractmethod
-    def draw(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
+    def make_params(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
         """Draw what is done to an image of that size in pixels."""
 
     def __call__(self, sample: Sample, generator: Generator | None = None) -> Sample:
         """Return a transformed copy; `sample` stays as it is."""
-        return self.draw(*sample.boxes.canvas_size, generator)(sample)
+        height, width = sample.boxes.canvas_size
+        return self.make_params(height, width, generator)(sample)
 
 
 def resized_size(height: int, width: int, size: int, max_size: int | None = None) -> tuple[int, int]:
@@ -209,7 +210,7 @@ class EvalTransform(Transform):
     size: int = PUBLISHED_SIZE
     max_size: int | None = PUBLISHED_MAX_SIZE
 
-    def draw(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
+    def make_params(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
         """Return the resize; nothing is drawn."""
         return Geometry(size=resized_size(height, width, self.size, self.max_size))
 
@@ -219,14 +220,14 @@ class FlipTransform(Transform):
     """Mirroring of half of the images, then a resize of all to one size.
 
     Attributes:
-        resize: of all images, mirrored or not.
+        resize: of all images, flipped or not.
     """
 
     resize: EvalTransform = EvalTransform()
 
-    def draw(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
+    def make_params(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
         """Draw whether to mirror, and add the resize."""
-        return replace(self.resize.draw(height, width), mirrored=_chance(_needs(generator)) < 0.5)
+        return replace(self.resize.make_params(height, width), hflip=_chance(_needs(generator)) < 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,20 +246,20 @@ class DetrTransform(Transform):
     crop_resize: tuple[int, ...] = _PUBLISHED_CROP_RESIZE
     crop_range: tuple[int, int] = _PUBLISHED_CROP
 
-    def draw(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
+    def make_params(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
         """Draw the mirroring, then perhaps a first resize and a crop, then the scale."""
         generator = _needs(generator)
-        mirrored = _chance(generator) < 0.5
-        first = window = None
+        flipped = _chance(generator) < 0.5
+        pre_crop_size = rectangle = None
         if _chance(generator) >= 0.5:
-            first = resized_size(height, width, _choice(self.crop_resize, generator))
-            window = random_window(*first, self.crop_range, generator)
-            height, width = window[2:]
+            pre_crop_size = resized_size(height, width, _choice(self.crop_resize, generator))
+            rectangle = random_crop(*pre_crop_size, self.crop_range, generator)
+            height, width = rectangle[2:]
         size = resized_size(height, width, _choice(self.scales, generator), self.max_size)
-        return Geometry(mirrored=mirrored, first=first, window=window, size=size)
+        return Geometry(hflip=flipped, pre_crop_size=pre_crop_size, crop=rectangle, size=size)
 
 
-def random_window(height: int, width: int, sides: tuple[int, int], generator: Generator) -> tuple[int, int, int, int]:
+def random_crop(height: int, width: int, sides: tuple[int, int], generator: Generator) -> tuple[int, int, int, int]:
     """Draw a random rectangle in an image: its width before its height, then top, then left.
 
     Args:
@@ -331,7 +332,7 @@ def eval_transform(size: int = PUBLISHED_SIZE, max_size: int | None = None) -> E
     return EvalTransform(size=size, max_size=max_size if max_size is not None else _scaled(PUBLISHED_MAX_SIZE, size))
 
 
-class Normalisation:
+class Normalization:
     """Normalization (uint8 / 255 - mean) / std per channel, to the same bits on every device.
 
     Args:

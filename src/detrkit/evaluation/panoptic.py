@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.evaluation.panoptic_ground_truth import VOID, IdMaps, PanopticGroundTruth
+from detrkit.evaluation.panoptic_ground_truth import IdMaps, PanopticGroundTruth
 from detrkit.evaluation.panoptic_matching import ImageMatches, score_image
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.evaluation.result_table import OnUnknown
-from detrkit.structures.panoptic import PanopticResult, Segment
+from detrkit.structures.panoptic import VOID, PanopticResult, Segment
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes

@@ -12,9 +12,9 @@ import numpy as np
 
 from detrkit.evaluation.ground_truth import by_id, identity_order, read_json, unique_names
 from detrkit.structures.classes import ClassList
+from detrkit.structures.panoptic import VOID
 from detrkit.utils.errors import DetrkitError
 
-VOID = 0  # value of the pixels of an id map that belong to no segment
 IdMaps = Callable[[Any], np.ndarray]
 
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detrkit.evaluation.panoptic_ground_truth import VOID, PanopticGroundTruth, Segments
+from detrkit.evaluation.panoptic_ground_truth import PanopticGroundTruth, Segments
+from detrkit.structures.panoptic import VOID
 from detrkit.utils.errors import DetrkitError
 
 

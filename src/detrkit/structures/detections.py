@@ -16,7 +16,7 @@ from detrkit.utils.errors import DetrkitError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from detrkit.data.images import Picture
+    from detrkit.data.images import ImageInput
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Detections:
             masks=masks,
         )
 
-    def draw(self, image: Picture | None = None, *, threshold: float = 0.0) -> Image.Image:
+    def draw(self, image: ImageInput | None = None, *, threshold: float = 0.0) -> Image.Image:
         """Return a copy of the image with boxes, masks if there are any, names and scores.
 
         Args:
@@ -158,7 +158,9 @@ def as_tensor(values: Any) -> Tensor:
     return values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
 
 
-def image_to_draw_on(image: Picture | None, predicted: Image.Image | None, size: tuple[int, int] | None) -> Image.Image:
+def image_to_draw_on(
+    image: ImageInput | None, predicted: Image.Image | None, size: tuple[int, int] | None
+) -> Image.Image:
     """Return the image that a result is drawn on, as 8-bit RGB.
 
     Args:

@@ -16,7 +16,9 @@ from detrkit.structures.detections import Detections, as_tensor, image_to_draw_o
 if TYPE_CHECKING:
     from PIL import Image
 
-    from detrkit.data.images import Picture
+    from detrkit.data.images import ImageInput
+
+VOID = 0  # value of the pixels of an id map that belong to no segment
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class PanopticResult:
         """Return a copy with the map on `device`."""
         return replace(self, id_map=self.id_map.to(device))
 
-    def draw(self, image: Picture | None = None) -> Image.Image:
+    def draw(self, image: ImageInput | None = None) -> Image.Image:
         """Return a copy of the image with every segment in its color and its name inside it.
 
         Args and errors: as `Detections.draw`.

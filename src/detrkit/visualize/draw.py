@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from detrkit.data.images import Picture, as_rgb
+from detrkit.data.images import ImageInput, as_rgb
 from detrkit.structures.detections import Detections
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
@@ -43,7 +43,7 @@ def as_boxes(boxes: Any) -> np.ndarray:
     return array
 
 
-def enlarged(image: Picture, scale: float | None) -> tuple[Image.Image, float]:
+def enlarged(image: ImageInput, scale: float | None) -> tuple[Image.Image, float]:
     """Return an upright 8-bit RGB copy of the image, read as `predict` reads it, and the factor of its enlargement."""
     rgb = as_rgb(image)
     factor = automatic_scale(rgb.size) if scale is None else scale
@@ -54,7 +54,7 @@ def enlarged(image: Picture, scale: float | None) -> tuple[Image.Image, float]:
 
 
 def draw_boxes(
-    image: Picture,
+    image: ImageInput,
     boxes: Any,
     labels: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
@@ -117,7 +117,7 @@ def draw_boxes(
 
 
 def draw_masks(
-    image: Picture, masks: Any, colors: Sequence[Color], *, opacity: float = 0.45, outline: int = 0
+    image: ImageInput, masks: Any, colors: Sequence[Color], *, opacity: float = 0.45, outline: int = 0
 ) -> Image.Image:
     """Tint and outline each mask on a copy of the image; later masks cover earlier ones.
 
@@ -172,7 +172,7 @@ def _eroded(mask: np.ndarray, times: int) -> np.ndarray:
 
 
 def draw_detections(
-    image: Picture,
+    image: ImageInput,
     detections: Detections,
     *,
     scores: bool = True,

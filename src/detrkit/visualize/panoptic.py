@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from detrkit.data.images import Picture, as_rgb
+from detrkit.data.images import ImageInput, as_rgb
 from detrkit.structures.panoptic import PanopticResult
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
@@ -38,7 +38,7 @@ def segment_colors(result: PanopticResult) -> list[Color]:
 
 
 def draw_panoptic(
-    image: Picture,
+    image: ImageInput,
     result: PanopticResult,
     *,
     opacity: float = 0.6,

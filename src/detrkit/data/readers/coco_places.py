@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from detrkit.data.images import is_picture
+from detrkit.data.images import is_image_file
 from detrkit.data.readers.common import Findings
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import NAME_BYTES, relative_path
@@ -203,5 +203,5 @@ def _images_of(places: Sequence[Place]) -> Iterator[Path]:
             listed += len(files) + len(folders)
             if listed > _MOST_FILES:
                 return
-            images.update(dict.fromkeys(filter(is_picture, (Path(folder, name) for name in sorted(files)))))
+            images.update(dict.fromkeys(filter(is_image_file, (Path(folder, name) for name in sorted(files)))))
     yield from images

@@ -213,7 +213,7 @@ def make_record(
     if not findings.strict:
         if duplicates:
             _find_duplicates(boxes, objects, solid, source, file, findings)
-        _find_misfit_areas(raw, objects, solid, source, file, findings)
+        _find_impossible_areas(raw, objects, solid, source, file, findings)
     keep = np.flatnonzero(solid)
     boxes = boxes[keep]
     box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -271,7 +271,7 @@ def _find_duplicates(
         findings.add(severity, source, objects.names[k], reason + ("" if same else ", of another class"))
 
 
-def _find_misfit_areas(
+def _find_impossible_areas(
     raw: np.ndarray, objects: Objects, solid: np.ndarray, source: Path, file: ImageSource, findings: Findings
 ) -> None:
     """Note areas that no segment in its box can have: larger than the box, or next to nothing (relative units)."""

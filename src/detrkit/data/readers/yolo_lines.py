@@ -88,7 +88,7 @@ class Columns:
         self.findings = findings
         self._seven_are_boxes = True
         self._further: list[tuple[Path, int]] = []  # lines with columns that are left out
-        self._misfits: list[tuple[Path, int, int]] = []  # lines with another number of keypoints
+        self._other_counts: list[tuple[Path, int, int]] = []  # lines with another number of keypoints
 
     def note(self, rows: list[Row]) -> bool:
         """Look at the lines of a file; return whether their meaning is known only after looking at all files."""
@@ -170,7 +170,7 @@ class Columns:
         if self.keypoints is None:
             self._further.append((file, number))
         elif self.keypoints and len(values) != 5 + self.keypoints:
-            self._misfits.append((file, number, len(values)))
+            self._other_counts.append((file, number, len(values)))
 
     def tell(self) -> None:
         """Note, once, what was left out."""
@@ -178,11 +178,11 @@ class Columns:
             file, number = self._further[0]
             reason = f"{len(self._further)} lines have columns after the box, confidence or track id: left out"
             self.findings.add("warning", file, f"line {number}", reason)
-        if self._misfits:
-            file, number, count = self._misfits[0]
+        if self._other_counts:
+            file, number, count = self._other_counts[0]
             reason = (
                 f"has {count} numbers, but with kpt_shape a line has 5 or {5 + (self.keypoints or 0)}: its box is read "
-                f"({len(self._misfits)} such lines)"
+                f"({len(self._other_counts)} such lines)"
             )
             self.findings.add("warning", file, f"line {number}", reason)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detrkit.data.dataset import nothing_left
-from detrkit.data.images import is_picture
+from detrkit.data.images import is_image_file
 from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
 from detrkit.data.readers.base import Reader
 from detrkit.data.readers.common import first_names
@@ -263,4 +263,4 @@ def _check_unused(path: Path, reader: Reader, files: list[Path], findings: Findi
 
 def _images_in(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
-        yield from filter(is_picture, folder.iterdir())
+        yield from filter(is_image_file, folder.iterdir())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from detrkit.data.images import deep_scale, misfit, read_header, read_rgb
+from detrkit.data.images import deep_scale, read_header, read_rgb, size_mismatch
 from detrkit.data.readers import Fault, Findings
 from detrkit.data.readers.common import first_names
 from detrkit.data.sample import Record
@@ -73,7 +73,7 @@ def _examine(record: Record, decode: bool) -> _Examined:
     """Examine the file of an image."""
     size = record.height, record.width
     where = f"image {record.image_id}"
-    reason = misfit(record.file, size)
+    reason = size_mismatch(record.file, size)
     if reason is not None:
         return _Examined(Fault("error", record.file, where, reason + _similar(record.file, reason)))
     try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detrkit.data.panoptic import measure, read_id_map
+from detrkit.data.panoptic import measure_segments, read_id_map
 from detrkit.data.readers import Fault, Findings
 from detrkit.data.sample import Record
 from detrkit.utils.errors import DetrkitError
@@ -63,7 +63,7 @@ def _examine(record: Record) -> _Examined:
         ids = read_id_map(file, (record.height, record.width))
     except DetrkitError as error:
         return _Examined([Fault("error", file, image, str(error).removeprefix(f"{file}: "))], None)
-    measured = measure(ids)
+    measured = measure_segments(ids)
     position = {segment: k for k, segment in enumerate(measured.ids.tolist())}
     faults = []
     columns = (record.segment_ids, record.areas, record.annotated)

@@ -89,12 +89,12 @@ class ShapesImage:
     """One synthetic image.
 
     Attributes:
-        picture: (H, W, 3) uint8 RGB.
+        pixels: (H, W, 3) uint8 RGB.
         things: category id and (H, W) bool visible mask of every object, from back to front.
         stuff: category id and (H, W) bool visible mask of every background region.
     """
 
-    picture: np.ndarray
+    pixels: np.ndarray
     things: list[tuple[int, np.ndarray]]
     stuff: list[tuple[int, np.ndarray]]
 
@@ -161,11 +161,11 @@ def _write_split(root: Path, split: str, count: int, seed: int, options: ShapesO
         image = shapes_image(seed, split, index, options)
         image_id = first + index
         stem = f"{image_id:012d}"
-        height, width = image.picture.shape[:2]
+        height, width = image.pixels.shape[:2]
         images.append({"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width})
         instances += _instances(image, image_id)
         # 4:4:4 keeps the edges of small saturated shapes; PNG level 1 is a third of the time for 20 % more bytes.
-        jpeg = image_bytes(image.picture, ".jpg", quality=options.quality, subsampling=0)
+        jpeg = image_bytes(image.pixels, ".jpg", quality=options.quality, subsampling=0)
         (root / name / f"{stem}.jpg").write_bytes(jpeg)
         if panoptic:
             ids, info = _segments(image)
@@ -339,7 +339,7 @@ def _instances(image: ShapesImage, image_id: int) -> list[dict[str, Any]]:
 
 def _segments(image: ShapesImage) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return (H, W) int segment ids, none of them 0, and the segments_info; stuff first."""
-    ids = np.zeros(image.picture.shape[:2], np.int64)
+    ids = np.zeros(image.pixels.shape[:2], np.int64)
     segments = []
     for k, (category, mask) in enumerate(image.stuff + image.things):
         # An odd factor permutes the 24-bit numbers: ids are unique, and neighbors differ in color for the eye.
