@@ -62,7 +62,7 @@ Path(result).write_text(json.dumps(values))
 
 def specs() -> dict[str, ModelSpec]:
     quickstart = load_config("quickstart")
-    options = {**quickstart.model.options(), "backbone_norm": "group"}
+    options = {**quickstart.model.overrides(), "backbone_norm": "group"}
     return {
         "tiny": ModelSpec("detr-r50", TINY, num_classes=5, classes=SHAPES, size=104, max_size=120),
         "quickstart": ModelSpec(quickstart.model.name, options, num_classes=5, classes=SHAPES, size=104, max_size=120),

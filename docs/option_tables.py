@@ -51,6 +51,8 @@ def values(hint: Any) -> str:
     parts = [p for p in typing.get_args(hint) if p is not type(None)]
     if typing.get_origin(hint) is Literal:
         return ", ".join(map(str, parts))
+    if typing.get_origin(hint) is dict:
+        return "name: value ..."
     if typing.get_origin(hint) is tuple:
         return f"{parts[0].__name__} ..."
     if parts:

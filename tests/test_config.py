@@ -28,7 +28,7 @@ def test_data_path_comes_on_top():
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_build(name):
     config = load_config(name)
-    options = config.model.options()
+    options = config.model.overrides()
     model = build_model(config.model.name or "detr-r50", num_classes=3, **options)
     assert sum(p.numel() for p in model.parameters()) > 0
     build_criterion(config.model.name or "detr-r50", num_classes=3, **config.loss.overrides())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass, field
 from importlib import resources
@@ -14,7 +15,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from detrkit.utils.documents import decoded, parse_yaml, read_text
-from detrkit.utils.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.ranges import (
     BatchSize,
@@ -35,6 +36,37 @@ from detrkit.utils.ranges import (
 T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's names
+
+
+def _named_values(words: list[str]) -> dict[str, Any] | None:
+    """Read words such as `depth=3`; values are YAML.
+
+    Raises:
+        ValueError: a word without a name or a value.
+    """
+    if words == ["None"]:
+        return None
+    values = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not name or not equals:
+            raise ValueError(f"{word} is no name=value")
+        values[name.replace("-", "_")] = parse_yaml(text, name)
+    return values
+
+
+def _named_words(values: dict[str, Any] | None) -> list[str]:
+    """Write values as `_named_values` reads them."""
+    return ["None"] if values is None else [f"{name}={json.dumps(value)}" for name, value in values.items()]
+
+
+_NAMED_VALUES = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="NAME=VALUE",
+    instance_from_str=_named_values,
+    is_instance=lambda value: value is None or isinstance(value, dict),
+    str_from_instance=_named_words,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +128,23 @@ class ModelConfig:
     models do; --masks alone means yes."""
     aux_loss: bool | None = None
     """Train on the outputs of every decoder layer (yes)."""
+    options: Annotated[dict[str, Any] | None, _NAMED_VALUES] = None
+    """Options of a model of another package, which have no field here: on the command line `--options name=value ...`.
+    """
 
-    def options(self) -> dict[str, Any]:
-        """Return the overrides of `build_model` that were set."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: v for k, v in values.items() if v is not None and k not in ("name", "backbone_weights")}
+    def overrides(self) -> dict[str, Any]:
+        """Return the overrides of `build_model` that were set.
+
+        Raises:
+            SettingError: one of `options` has a field of its own.
+        """
+        fields = [f.name for f in dataclasses.fields(self)]
+        options = self.options or {}
+        doubled = next((name for name in options if name in fields), None)
+        if doubled is not None:
+            raise SettingError(f"model.options: {doubled} is a setting of its own: give model.{doubled}")
+        values = {name: getattr(self, name) for name in fields if name not in ("name", "backbone_weights", "options")}
+        return {name: value for name, value in values.items() if value is not None} | options
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from detrkit.data.grouping import split_by_shape
 from detrkit.data.image_processor import ImageProcessor
 from detrkit.data.images import SUFFIXES, ImageInput, is_image_file
 from detrkit.data.sources import ParquetImage
+from detrkit.models.base import DetectionModel
 from detrkit.models.postprocess import PostProcessor
 from detrkit.models.registry import architecture
 from detrkit.structures.batch import Batch
@@ -67,7 +68,7 @@ class Detector:
     on the default dtype or device of torch, on autocast, or on grad or inference mode around a call.
     """
 
-    def __init__(self, model: nn.Module, spec: ModelSpec, *, device: torch.device | str | None = None) -> None:
+    def __init__(self, model: DetectionModel, spec: ModelSpec, *, device: torch.device | str | None = None) -> None:
         self.model = model.eval()
         self.spec = spec
         self.timer: PartTimer = NoTimer()

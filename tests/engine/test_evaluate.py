@@ -24,7 +24,7 @@ from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec, save_model
 from helpers.tiny import MODEL
 
-OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
+OPTIONS = {**MODEL.overrides(), "backbone_norm": "group"}
 
 
 def _model(names, seed=0):

@@ -17,7 +17,7 @@ from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
 from helpers.tiny import MODEL, tiny_config
 
-OPTIONS = {**MODEL.options(), "backbone_norm": "group"}
+OPTIONS = {**MODEL.overrides(), "backbone_norm": "group"}
 
 
 def _model(classes: int, seed: int, **options):

@@ -64,7 +64,7 @@ def untrained(data: Path, config: ModelConfig, layout: str):
     """A model for the classes of a dataset whose queries are unlike each other and sure of themselves."""
     torch.manual_seed(4)
     classes = detrkit.open_dataset(data, split="val", layout=layout, masks=True).classes
-    options = {**config.options(), "backbone_norm": "group"}
+    options = {**config.overrides(), "backbone_norm": "group"}
     model = ModelSpec(config.name, options, len(classes), classes, size=SIZE, max_size=107).build()
     with torch.no_grad():
         for parameter in model.parameters():

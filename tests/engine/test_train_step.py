@@ -39,7 +39,7 @@ def parts(seed):
 def setup(seed, clip):
     """A training step of a tiny model, and the model."""
     torch.manual_seed(seed)
-    model = build_model("detr-r50", num_classes=4, backbone_norm="group", **MODEL.options()).train()
+    model = build_model("detr-r50", num_classes=4, backbone_norm="group", **MODEL.overrides()).train()
     fabric = Fabric(accelerator="cpu", devices=1)
     config = OptimConfig(lr=1e-2, lr_backbone=1e-2)
     wrapped, optimizer = fabric.setup(model, build_optimizer(model, config))

@@ -33,9 +33,13 @@ class Models:
                 model = build_model(arch.name)
             count = sum(p.numel() for p in model.parameters() if p.requires_grad)
             figures = [f"{100 * arch.published[m]:.1f}" if m in arch.published else "-" for m in _FIGURES]
-            table.add_row(arch.name, f"{count / 1e6:.1f}", *figures, arch.weights or "by path, see below")
-            if arch.weights is None:
-                by_hand[arch.name] = arch.row.file
+            if arch.row is None:
+                weights = "-"
+            elif arch.weights is None:
+                weights, by_hand[arch.name] = "by path, see below", arch.row.file
+            else:
+                weights = arch.weights
+            table.add_row(arch.name, f"{count / 1e6:.1f}", *figures, weights)
         table_console(150).print(table)
         say = console.print
         say("Weights with a file name are downloaded at the first use, and verified. Of the others give the path:")

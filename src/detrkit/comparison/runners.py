@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from detrkit.comparison.recording import Recording, load_recording
 from detrkit.comparison.stages import stages_of
 from detrkit.layers.deformable import MSDeformAttention
+from detrkit.models.base import DetectionModel
 from detrkit.models.criterion import SetCriterion, build_criterion
 from detrkit.models.registry import ARCHITECTURES
 from detrkit.structures.batch import Batch
@@ -62,7 +63,9 @@ class DetrkitRunner:
         device: where to run; `record` copies the stages to the CPU.
     """
 
-    def __init__(self, name: str, model: nn.Module, spec: ModelSpec, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, name: str, model: DetectionModel, spec: ModelSpec, *, device: torch.device | str = "cpu"
+    ) -> None:
         self.name = name
         self.model = model.eval().to(device)
         self.spec = spec
@@ -89,7 +92,7 @@ class DetrkitRunner:
     @property
     def has_masks(self) -> bool:
         """True if the model predicts masks."""
-        return getattr(self.model, "segmentation", None) is not None
+        return self.model.segmentation is not None
 
     def run(self, pixels: Tensor) -> tuple[Outputs, dict[str, Tensor]]:
         """Compute outputs and stages; see `ModelRunner.run`."""
@@ -129,7 +132,7 @@ def open_runner(
     return DetrkitRunner.load(source, model=model, device=device)
 
 
-def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[nn.Module, ModelSpec]:
+def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[DetectionModel, ModelSpec]:
     """Build a model with weights from a seed with which every part affects the result.
 
     Initial weights would hide mistakes: published box heads start at zero, attention weighs all points alike, and norms

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.backbones.resnet import Padding
+from detrkit.models.base import DetectionModel
 from detrkit.models.instance_masks import Size, largest
 from detrkit.models.postprocess import PostProcessor
 from detrkit.structures.batch import Batch
@@ -39,7 +40,7 @@ class OfficialModel(nn.Module):
         model: the detrkit DETR.
     """
 
-    def __init__(self, model: nn.Module, *, aux_loss: bool = False) -> None:
+    def __init__(self, model: DetectionModel, *, aux_loss: bool = False) -> None:
         super().__init__()
         self.model = model
         self.aux_loss = aux_loss
@@ -266,6 +267,6 @@ def hub_model(
     model = OfficialModel(build_model(name, num_classes=num_classes, weights=weights, padding=padding))
     if not return_postprocessor:
         return model
-    if getattr(model.model, "segmentation", None) is None:
+    if model.model.segmentation is None:
         return model, PostProcess()
     return model, PostProcessPanoptic({i: i <= LAST_THING for i in range(num_classes)}, threshold)

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from detrkit.engine.metrics import evaluated_parts, part_name
 from detrkit.engine.processes import leave_processes
+from detrkit.models.base import DetectionModel
 from detrkit.models.pretrained import PUBLISHED, Published
-from detrkit.models.registry import ARCHITECTURES, architecture
+from detrkit.models.registry import ARCHITECTURES, architecture, build_options
 from detrkit.reproduction.data import DatasetPaths, EvaluationData
 from detrkit.reproduction.running import run
 from detrkit.reproduction.tables import metrics_table
@@ -24,7 +23,7 @@ from detrkit.utils.console import console
 from detrkit.utils.download import download
 from detrkit.utils.errors import DetrkitError, Interrupted
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
-from detrkit.weights.build import build_options, check_declared, load_weights
+from detrkit.weights.build import check_declared, load_weights
 from detrkit.weights.checkpoint import ModelSpec
 from detrkit.weights.files import find_weights, read_weights
 
@@ -140,7 +139,7 @@ def evaluate(given: argparse.Namespace) -> None:
     console.print(f"report: {folder / 'report.md'}")
 
 
-def asked_model(given: argparse.Namespace) -> tuple[nn.Module, ModelSpec, Path, Published | None]:
+def asked_model(given: argparse.Namespace) -> tuple[DetectionModel, ModelSpec, Path, Published | None]:
     """Build the model of the arguments, with the checkpoint's weights.
 
     Returns:

@@ -28,7 +28,7 @@ class FirstWeights(NamedTuple):
         state: the tensors that fit the model of `spec`, by detrkit's names.
         spec: of the model that they belong to.
         backbone: name of its backbone; None for a model that has none by a name.
-        norm: of its backbone.
+        norm: of its backbone; None likewise.
         left_over: names of tensors in the file that do not fit that model.
     """
 

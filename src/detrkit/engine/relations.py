@@ -7,11 +7,10 @@ import os
 from detrkit.config import TrainConfig
 from detrkit.engine.loggers import check_loggers
 from detrkit.models.criterion import build_criterion, loss_settings
-from detrkit.models.registry import architecture
+from detrkit.models.registry import architecture, build_options
 from detrkit.models.settings import check_parameters
 from detrkit.utils.errors import SettingError
 from detrkit.utils.ranges import Said, as_field, check_values
-from detrkit.weights.build import build_options
 
 
 def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
@@ -60,8 +59,8 @@ def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
     if wrong:
         refuse(f"loss.{wrong[0]}", reason=f"{arch.name} has no such part of its loss")
     try:
-        check_parameters(arch.build, build_options(arch, model.options()))
-        build_criterion(arch.name, **config.loss.overrides())
+        check_parameters(arch.build, build_options(arch, model.overrides()))
+        build_criterion(arch.name, num_classes=arch.num_classes, **config.loss.overrides())
     except SettingError:
         raise
     except (TypeError, ValueError) as error:

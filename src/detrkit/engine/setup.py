@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
-from torch import nn
 
 import detrkit
 from detrkit.backbones import Backbone, backbone_class
@@ -21,6 +20,7 @@ from detrkit.engine.environment import check_processes, cluster_environment
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
 from detrkit.engine.launching import launch
 from detrkit.engine.objects import check_objects
+from detrkit.models.base import DetectionModel
 from detrkit.models.criterion import build_criterion
 from detrkit.models.registry import architecture, build_options
 from detrkit.models.settings import check_parameters, full_options
@@ -97,13 +97,14 @@ def load_source(config: TrainConfig) -> Source | None:
 
 def chosen_model(config: TrainConfig, source: Source | None) -> tuple[str, dict[str, Any]]:
     """Return name and options of the model that a config asks for; unset ones are those of the source."""
-    options = config.model.options()
+    options = config.model.overrides()
     if source is None:
         return config.model.name or "detr-r50", options
     spec = source.spec
     name = config.model.name or spec.name
-    # from another model only the options of the backbone, which all models know; another kind of backbone has others
-    inherited = spec.options if name == spec.name else {k: v for k, v in spec.options.items() if "backbone" in k}
+    # from another model only the options of the backbone that both have; another kind of backbone has others
+    arch = architecture(name)
+    inherited = {k: v for k, v in spec.options.items() if name == spec.name or ("backbone" in k and arch.takes(k))}
     if "backbone" in options and not _same_kind(options["backbone"], source.weights.backbone):
         inherited = {k: v for k, v in inherited.items() if k not in ("backbone_norm", "backbone_width", "dilation")}
     if config.run.freeze_detector is not None:
@@ -205,7 +206,7 @@ def _split_hint(use: str, names: Sequence[str]) -> str:
 
 def make_model(
     config: TrainConfig, train: Dataset, source: Source | None = None
-) -> tuple[nn.Module, ModelSpec, InitReport | None]:
+) -> tuple[DetectionModel, ModelSpec, InitReport | None]:
     """Build the model with its first weights, and the spec that its checkpoints will carry.
 
     Args:
@@ -222,9 +223,12 @@ def make_model(
     backbone_weights: str | None = None
     full = full_options(arch.build, {**arch.options, **options})
     backbone: str | None = full.get("backbone")
-    if source is None and config.model.backbone_weights != "random":
+    if backbone is None:
+        if config.model.backbone_weights not in ("imagenet", "random"):  # "imagenet" is the default of all models
+            raise DetrkitError(f"model.backbone_weights: {name} has no choice of backbones: leave it out")
+    elif source is None and config.model.backbone_weights != "random":
         backbone_weights = config.model.backbone_weights
-    elif backbone is not None and "backbone_norm" in full:
+    elif "backbone_norm" in full:
         # with random weights, frozen statistics would mean a network without normalization
         norm = backbone_class(backbone).scratch_norm
         if source is not None and _same_kind(backbone, source.weights.backbone):
@@ -259,7 +263,7 @@ def make_model(
         spec = replace(spec, mean=built.mean, std=built.std)
     if source is None:
         return model, spec, None
-    softmax = architecture(name).activation == "softmax"
+    softmax = arch.activation == "softmax"
     report = init_from(model, spec.classes, source.weights.state, source.spec, background=softmax)
     report.unused += source.weights.left_over
     started = "init_from"

@@ -33,6 +33,7 @@ from detrkit.engine.state import Progress, save_state
 from detrkit.engine.train_step import TrainStep
 from detrkit.evaluation import Metrics
 from detrkit.layers import set_checkpointing
+from detrkit.models.base import DetectionModel
 from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import NonFiniteError
 from detrkit.structures.batch import Batch
@@ -65,7 +66,7 @@ class Trainer:
         config: TrainConfig,
         fabric: Fabric,
         splits: Splits,
-        model: nn.Module,
+        model: DetectionModel,
         spec: ModelSpec,
         folder: Path,
         *,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from torch import nn
 
 from detrkit.config import TrainConfig
 from detrkit.engine import run_folder
@@ -37,6 +36,7 @@ from detrkit.engine.setup import (
 )
 from detrkit.engine.trainer import Trainer
 from detrkit.evaluation import Metrics, write_report
+from detrkit.models.base import DetectionModel
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.console import console
 from detrkit.utils.errors import Interrupted, how_to_go_on
@@ -182,7 +182,7 @@ def _run(
 
 def _materials(
     config: TrainConfig, fabric: Fabric, state: dict[str, Any] | None
-) -> tuple[Splits, nn.Module, ModelSpec, InitReport | None]:
+) -> tuple[Splits, DetectionModel, ModelSpec, InitReport | None]:
     """Make datasets, the model with its first weights, its spec, and the report on the weights it started from.
 
     Args:
@@ -203,7 +203,7 @@ def _materials(
             fabric.seed_everything(config.run.seed, verbose=False)
             model, spec, init_report = make_model(config, splits.train, source)
     if config.run.freeze_detector is not None:
-        model.freeze_detector()  # type: ignore[operator]
+        model.freeze_detector()
     return splits, model, spec, init_report
 
 

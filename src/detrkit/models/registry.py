@@ -89,6 +89,7 @@ class Architecture:
         Raises:
             SettingError: a number of classes that no model has, a padding that the model does not have, or a model
                 larger than this machine's memory.
+            TypeError: the class does not set what every model has.
         """
         if num_classes < 1:
             raise SettingError(f"num_classes is {num_classes}: a model needs at least one class")
@@ -101,7 +102,11 @@ class Architecture:
             raise SettingError(f"padding is {padding!r}: {self.name} has one kind of padding, leave it out")
         if torch.get_default_device().type != "meta":  # on the meta device, which takes no memory
             check_parameters(self.build, arguments)
-        return self.build(**arguments)
+        model = self.build(**arguments)
+        for attribute in ("num_classes", "num_queries"):
+            if not hasattr(model, attribute):
+                raise TypeError(f"{self.build.__name__} has no {attribute}: set self.{attribute} in its __init__")
+        return model
 
     def takes(self, option: str) -> bool:
         """Return whether the model's class takes an argument of this name."""

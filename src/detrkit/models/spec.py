@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
-from torch import nn
 
 from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Padding
+from detrkit.models.base import DetectionModel
 from detrkit.models.registry import MAX_CLASSES, architecture, build_options
 from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import parse_json, shown
@@ -63,7 +63,7 @@ class ModelSpec:
     padding: Padding = "exact"
     training: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self) -> nn.Module:
+    def build(self) -> DetectionModel:
         """Build the model with random weights.
 
         Raises:

@@ -226,7 +226,7 @@ def _check_models(study: StudyConfig) -> None:
         name = config.model.name or "detr-r50"
         try:
             with torch.device("meta"):  # no memory, no time
-                build_model(name, num_classes=1, **config.model.options())
+                build_model(name, num_classes=1, **config.model.overrides())
                 build_criterion(name, num_classes=1, **config.loss.overrides())
         except (TypeError, ValueError) as error:
             raise DetrkitError(f"members.{member.name}: {error}") from error

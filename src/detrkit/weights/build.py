@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from detrkit.backbones.base import Backbone, Padding
+from detrkit.models.base import DetectionModel
 from detrkit.models.registry import Architecture, architecture, build_options
 from detrkit.utils.download import download
 from detrkit.utils.errors import DetrkitError
@@ -44,7 +45,7 @@ def build_model(
     padding: Padding = "exact",
     backbone_weights: str | Path | None = None,
     **overrides: Any,
-) -> nn.Module:
+) -> DetectionModel:
     """Build a model by name.
 
     Args:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from detrkit.models.base import DetectionModel
 from detrkit.models.registry import ARCHITECTURES, architecture, build_options
 from detrkit.models.settings import constructor_defaults
 from detrkit.models.spec import ModelSpec
@@ -54,11 +55,18 @@ def save_model(path: str | Path, model: nn.Module | Mapping[str, Tensor], spec: 
 def save_official(path: str | Path, model: nn.Module, spec: ModelSpec) -> Path:
     """Write an official .pth file ({"model": ...} in official names) that also holds detrkit's spec.
 
-    Args and errors: as `save_model`.
+    Args and errors: as `save_model`; and
+
+    Raises:
+        DetrkitError: a model without official names.
     """
     path = Path(path)
+    try:
+        state = to_official(model)
+    except TypeError as error:
+        raise DetrkitError(str(error)) from error
     with atomic_file(path) as part, part.open("wb") as file:
-        torch.save({"model": to_official(model), METADATA_KEY: spec.to_json()}, file)
+        torch.save({"model": state, METADATA_KEY: spec.to_json()}, file)
     return path
 
 
@@ -102,7 +110,7 @@ def save_huggingface(
 
 def load_model(
     path: str | Path, *, name: str | None = None, options: Mapping[str, Any] | None = None
-) -> tuple[nn.Module, ModelSpec]:
+) -> tuple[DetectionModel, ModelSpec]:
     """Read any weights file and build its model, on the CPU and in eval mode.
 
     Args:
@@ -133,7 +141,7 @@ def load_model(
 
 def described(
     path: str | Path, name: str | None, asked: dict[str, Any], dilation: bool | None = None
-) -> tuple[WeightsFile, nn.Module, ModelSpec]:
+) -> tuple[WeightsFile, DetectionModel, ModelSpec]:
     """Read a weights file and infer its model and spec; arguments as of `load_model`.
 
     The model is on the meta device, without values: sizes that the file states are compared with its tensors before
@@ -152,7 +160,7 @@ def described(
         raise DetrkitError(f"{file.path}: {first_line(error)}") from error
 
 
-def load_any(name_or_path: str | Path, *, name: str | None = None) -> tuple[nn.Module, ModelSpec]:
+def load_any(name_or_path: str | Path, *, name: str | None = None) -> tuple[DetectionModel, ModelSpec]:
     """Load as `load_model`; a model name means its published weights, downloaded at the first use.
 
     Args and errors: as `load_model`.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.backbones import ResNetBackbone
+from detrkit.models.base import DetectionModel
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.detr import DETR
 from detrkit.models.official_names import Rule
@@ -75,7 +76,7 @@ DEFORMABLE_RULES: tuple[PrefixRule, ...] = (
     *_POSITIONS,
 )
 MASK_RULES: tuple[PrefixRule, ...] = tuple((part, part, ()) for part in ("bbox_attention.", "mask_head."))
-RULES: dict[type[nn.Module], tuple[PrefixRule, ...]] = {DETR: DETR_RULES, DeformableDETR: DEFORMABLE_RULES}
+RULES: dict[type[DetectionModel], tuple[PrefixRule, ...]] = {DETR: DETR_RULES, DeformableDETR: DEFORMABLE_RULES}
 
 _BODY, _BACKBONE = "backbone.0.body.", "model.backbone.conv_encoder.model."
 _BLOCK = (
@@ -194,7 +195,7 @@ def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
         TypeError: neither a DETR nor a Deformable DETR.
     """
     kind = next((kind for kind in RULES if isinstance(model, kind)), None)
-    if kind is None:
+    if kind is None or not isinstance(model, DetectionModel):
         raise TypeError(f"{type(model).__name__} has no Hugging Face names: expected a DETR or a DeformableDETR")
     backbone_module: Any = model.backbone
     if not isinstance(backbone_module, ResNetBackbone):
@@ -209,12 +210,12 @@ def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
             f"transformers normalises projections in 32 groups, this model in {groups}: hidden_dim >= 128"
         )
     rules = [*RULES[kind], *BACKBONE_RULES[backbone]]
-    predictor = getattr(model, "segmentation", None)
-    if predictor is None:
+    if model.segmentation is None:
         return rules
     if kind is DeformableDETR:
         raise DetrkitError("transformers has no Deformable DETR with masks")
-    if any(norm.num_groups != min(8, norm.num_channels) for norm in predictor.head.norms):
+    norms: Any = model.segmentation.head.norms
+    if any(norm.num_groups != min(8, norm.num_channels) for norm in norms):
         raise DetrkitError("transformers' mask head normalises in 8 groups, this model's in others: hidden_dim 2 ** n")
     return [*((f"detr.{ours}", f"detr.{theirs}", parts) for ours, theirs, parts in rules), *MASK_RULES]
 

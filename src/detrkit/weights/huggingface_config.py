@@ -301,6 +301,7 @@ def _backbone_options(
     described = config.get("backbone_config") or {}
     model_type = described.get("model_type", "timm_backbone")
     result: dict[str, Any]
+    stated: Any
     if model_type == "resnet":
         width = described.get("embedding_size", 64)
         fields = {**_own("resnet50"), "embedding_size": width} | {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic needs it below Python 3.12, and brings it
 
 from detrkit.models.spec import Mean, ShortSide, Std
@@ -17,10 +17,9 @@ Number = Annotated[int, Field(strict=True, ge=0, le=10**9)]
 Truth = Annotated[bool, Field(strict=True)]
 
 
+@with_config(ConfigDict(extra="allow"))
 class Resnet(TypedDict, total=False):
     """Fields of `backbone_config` in config.json."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")
 
     model_type: str
     embedding_size: Annotated[Width, Field(strict=True)]
@@ -29,10 +28,9 @@ class Resnet(TypedDict, total=False):
     out_indices: list[Number] | None
 
 
+@with_config(ConfigDict(extra="allow", allow_inf_nan=False))
 class Config(TypedDict, total=False):
     """Fields of config.json."""
-
-    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)
 
     model_type: str
     d_model: Annotated[Width, Field(strict=True)]
@@ -58,10 +56,9 @@ class Config(TypedDict, total=False):
     detrkit: dict[str, Any] | None
 
 
+@with_config(ConfigDict(extra="allow", allow_inf_nan=False))
 class Preprocessor(TypedDict, total=False):
     """Fields of preprocessor_config.json."""
-
-    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)
 
     size: Any  # a number or an object: see `huggingface_folder`
     max_size: Number | None
@@ -74,10 +71,9 @@ class Preprocessor(TypedDict, total=False):
     image_std: tuple[Std, Std, Std]
 
 
+@with_config(ConfigDict(extra="allow"))
 class Edges(TypedDict, total=False):
     """Image size as transformers writes it since 4.27."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")
 
     shortest_edge: ShortSide
     longest_edge: Annotated[int, Field(strict=True, ge=1)] | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from detrkit.models.base import DetectionModel
 from detrkit.models.official_names import Rule, segmentation_rules
 from detrkit.models.registry import ARCHITECTURES, architecture_of
 
@@ -30,7 +31,8 @@ def official_names(model: nn.Module) -> list[Rule]:
         raise TypeError(f"{type(model).__name__} has no official names: expected one of {supported}")
     state_names = list(model.state_dict())
     table = list(arch.official.rules(model))
-    if (predictor := getattr(model, "segmentation", None)) is not None:
+    assert isinstance(model, DetectionModel)
+    if (predictor := model.segmentation) is not None:
         table = [(ours, f"detr.{theirs}") for ours, theirs in table] + list(segmentation_rules(predictor))
     names = [
         (theirs + _renamed(name[len(ours) :]), name)
