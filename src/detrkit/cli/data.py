@@ -37,7 +37,7 @@ from detrkit.utils.visible import one_line
 if TYPE_CHECKING:
     from detrkit.data.tools.check import Report
 
-_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
+_SEVERITY_COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DataCheck:
             shown = faults[: self.limit] if self.limit > 0 else faults
             for fault in shown:
                 where = f"{fault.file}: {fault.id}: " if fault.id else f"{fault.file}: "
-                line = Text.assemble((severity, _COLOURS[severity]), " ", one_line(where + fault.reason))
+                line = Text.assemble((severity, _SEVERITY_COLORS[severity]), " ", one_line(where + fault.reason))
                 console.print(line, soft_wrap=True)
             if len(shown) < len(faults):
                 console.print(f"... and {len(faults) - len(shown)} more (--limit 0 prints all)")
