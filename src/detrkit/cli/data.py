@@ -18,7 +18,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from detrkit.utils.console import table_console
-from detrkit.utils.layouts import Layout
+from detrkit.utils.layouts import Layout, TargetLayout
 from detrkit.utils.names import full_path
 from detrkit.utils.ranges import (
     CountOrNone,
@@ -108,18 +108,18 @@ def _print_summary(report: Report, console: Console) -> None:
 
 @dataclass(frozen=True)
 class DataConvert:
-    """Convert a dataset between COCO, Pascal VOC, YOLO and parquet.
+    """Convert a dataset between COCO, Pascal VOC, YOLO, parquet and CSV.
 
     The result is read back and compared with the source before it appears; the numbers printed are those found in it.
-    VOC and YOLO keep the order of the classes but no ids, segment areas or masks; parquet keeps no masks; YOLO has no
-    crowd regions. A panoptic dataset is read too: in COCO its segments are objects with masks.
+    VOC, YOLO and CSV keep the order of the classes but no ids; VOC and YOLO no segment areas; none but COCO keeps
+    masks; YOLO has no crowd regions. A panoptic dataset is read too: in COCO its segments are objects with masks.
     """
 
     source: Positional[Path]
     """The dataset to read; the layout is recognized."""
     destination: Positional[Path]
     """The folder to make."""
-    to: Literal["coco", "voc", "yolo", "parquet"]
+    to: TargetLayout
     """The layout to write."""
     split: str | None = None
     """The split to convert. By default all of them."""
