@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import detrkit
@@ -50,3 +52,24 @@ def test_finetune_example(run, tmp_path, monkeypatch, capsys):
     example("finetune").main()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert capsys.readouterr().out.splitlines()[-1] == f"AP {100 * metrics['AP']:.1f}, AP50 {100 * metrics['AP50']:.1f}"
+
+
+def test_attention_example(run, tmp_path, monkeypatch, capsys):
+    image = min((run / "data" / "val2017").glob("*.jpg"))
+    words = ["attention.py", str(run / "run"), str(image), "--objects", "2", "--out", str(tmp_path / "seen")]
+    monkeypatch.setattr(sys, "argv", words)
+    example("attention").main()
+    said = capsys.readouterr().out.splitlines()
+    paths = sorted((tmp_path / "seen").glob("query-*.png"))
+    assert len(said) == len(paths) == 2 and {line.split(": ")[0] for line in said} == set(map(str, paths))
+    assert all(Image.open(path).size == Image.open(image).size for path in paths)
+
+
+def test_attention_is_drawn_where_it_is():
+    attention = example("attention")
+    weights = torch.tensor([[0.0, 0.0], [0.0, 1.0]])  # all on the lower right cell
+    heat = np.asarray(attention.draw_heat(Image.new("RGB", (40, 20)), weights)).astype(int)
+    assert heat[..., 0].argmax() // 40 >= 15 and heat[0, 0, 0] == 0 and heat[-1, -1].tolist() == [153, 0, 0]
+    points = torch.tensor([[[[0.25, 0.5], [0.75, 0.5]]]])  # (H, L, P, 2)
+    drawn = attention.draw_points(Image.new("RGB", (40, 20)), points, torch.tensor([[[0.0, 1.0]]]))
+    assert drawn.getpixel((10, 10)) == (255, 255, 255) and drawn.getpixel((30, 10)) == (255, 0, 0)

@@ -26,7 +26,7 @@ class Record:
         crowd: (N,) bool: regions that are neither objects nor background (COCO iscrowd).
         areas: (N,) float64 square pixels as annotated (COCO's segment area), else the box area.
         segmentations: per object a COCO polygon list or RLE, or None where there is none.
-        annotation_ids: (N,) int64, unique in the dataset.
+        annotation_ids: (N,) int64, unique in the dataset; 0 where the files have none.
         annotated: (N, 4) float64 xywh pixels exactly as the files have them, before clamping; empty where the files
             hold other numbers (YOLO). COCO's evaluation uses these.
         panoptic_file: the PNG whose colors say to which segment a pixel belongs, or None: no panoptic dataset.

@@ -93,6 +93,7 @@ class Objects:
     Attributes:
         boxes: xyxy pixels.
         annotated: xywh pixels exactly as in the file; leave it empty if the file holds something else.
+        annotation_ids: unique in the dataset; leave them empty if the files have none.
         segment_ids: ids in the panoptic PNG, where there is one.
         names: how messages call each object ("annotation 12", "line 3").
     """
@@ -228,7 +229,9 @@ def make_record(
         crowd=np.array(objects.crowd, bool)[keep] if objects.crowd else np.zeros(len(keep), bool),
         areas=np.array([o if a is None else a for a, o in zip(areas, box_areas, strict=True)], np.float64),
         segmentations=[objects.segmentations[k] for k in keep] if objects.segmentations else [],
-        annotation_ids=np.array(objects.annotation_ids, np.int64)[keep],
+        annotation_ids=np.array(objects.annotation_ids, np.int64)[keep]
+        if objects.annotation_ids
+        else np.zeros(len(keep), np.int64),
         annotated=np.array(objects.annotated, np.float64).reshape(-1, 4)[keep]
         if objects.annotated
         else np.zeros((0, 4)),
