@@ -23,8 +23,9 @@ from detrkit.utils.console import console
 from detrkit.utils.download import download
 from detrkit.utils.errors import DetrkitError, Interrupted
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
-from detrkit.weights.build import check_declared, load_weights
+from detrkit.weights.build import load_weights
 from detrkit.weights.checkpoint import ModelSpec
+from detrkit.weights.describe import check
 from detrkit.weights.files import find_weights, read_weights
 
 ABOUT = "Evaluates a DETR as the original main.py --eval does, with its arguments; published checkpoints are verified."
@@ -156,7 +157,7 @@ def asked_model(given: argparse.Namespace) -> tuple[DetectionModel, ModelSpec, P
     path = resumed_file(given.resume)
     file = read_weights(path)
     try:
-        check_declared(entry, build_options(entry, options), file)
+        check(file, entry, build_options(entry, options))
     except DetrkitError as error:
         raise DetrkitError(f"{error}; the arguments have to be those of the checkpoint") from error
     model = spec.build()

@@ -15,7 +15,7 @@ from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.similar import nearest_names
 from detrkit.weights.build import Fit, check_weights, fitting_weights, load_weights
-from detrkit.weights.checkpoint import ModelSpec, described, located
+from detrkit.weights.checkpoint import ModelSpec, located, read_model
 
 CLASS_HEADS = ("class_head.", "class_heads.")
 _QUERIES = ("queries", "queries.weight")
@@ -52,7 +52,7 @@ def load_first_weights(name_or_path: str | Path, *, whole: bool = False, dilatio
         DetrkitError: missing, damaged or foreign file; weights that do not fit, or of which less than half do.
     """
     path, name = located(name_or_path)
-    file, empty, spec = described(path, name, {}, dilation)
+    file, empty, spec = read_model(path, name=name, dilation=dilation)
     try:
         if whole:
             check_weights(empty, file)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +10,12 @@ from torch import Tensor, nn
 
 from detrkit.backbones.base import Backbone, Padding
 from detrkit.models.base import DetectionModel
-from detrkit.models.registry import Architecture, architecture, build_options
+from detrkit.models.registry import architecture, build_options
 from detrkit.utils.download import download
 from detrkit.utils.errors import DetrkitError
+from detrkit.weights.describe import check
 from detrkit.weights.files import WeightsFile, find_weights, read_tensors, read_weights
 from detrkit.weights.huggingface import from_huggingface
-from detrkit.weights.infer import infer_model
 from detrkit.weights.keymap import official_names
 from detrkit.weights.official import (
     COUNTER,
@@ -33,8 +31,6 @@ from detrkit.weights.pickles import load_pickle
 log = logging.getLogger(__name__)
 
 CLASS_HEAD = ("class_head.", "class_heads.")  # names of the class head modules in DETR and Deformable DETR
-# options that may differ from the file's: they change neither names nor the meaning of the weights
-_FREE = {"num_classes", "padding", "dropout", "aux_loss", "train_backbone", "backbone_weights"}
 
 
 def build_model(
@@ -77,7 +73,7 @@ def build_model(
         load_backbone(model, backbone_weights)
     if weights is not None:
         file = read_weights(published_weights(name) if weights == "published" else weights)
-        check_declared(arch, options, file)
+        check(file, arch, options)
         load_weights(model, file, new_class_head=num_classes is not None)
     return model
 
@@ -97,51 +93,6 @@ def published_weights(name: str) -> Path:
             "give its path"
         )
     return download(row.url, sha256_prefix=row.sha256)
-
-
-def declared_options(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
-    """Return the model name and build options that a weights file declares: by its spec, hash or arguments.
-
-    Returns:
-        The name (None where the file does not state it), and the options as far as they are declared.
-    """
-    if file.spec is not None:
-        name = file.spec.name
-        return name, {**architecture(name).options, **file.spec.options}
-    if file.published is not None:
-        return file.published, dict(architecture(file.published).options)
-    if file.arguments is not None:
-        inferred = infer_model(bare_state_dict(file.state), file.arguments)
-        if inferred is not None:
-            return inferred.name, {name: inferred.options[name] for name in inferred.options if name in file.arguments}
-    return None, {}
-
-
-def check_declared(known: Architecture, options: Mapping[str, Any], file: WeightsFile) -> None:
-    """Compare a file's declared options with the model to be built.
-
-    A DC5 model has the same parameters as a plain one, so that loading one as the other is silent and costs about
-    20 AP; so are heads, norm order and the like.
-
-    Raises:
-        DetrkitError: they differ.
-    """
-    name, declared = declared_options(file)
-    if name is None and not declared:
-        return
-    kind = known.build if name is None else architecture(name).build
-    if kind is not known.build:
-        raise DetrkitError(f"{file.path}: weights of {name}, not of {known.name}")
-    defaults = {p.name: p.default for p in inspect.signature(known.build).parameters.values()}
-    for option in sorted(set(defaults) - _FREE):
-        if file.spec is None and file.published is None and option not in declared:
-            continue  # arguments do not list every option
-        theirs, ours = declared.get(option, defaults[option]), options.get(option, defaults[option])
-        if theirs != ours:
-            source = f"weights of {name} with" if name else "weights with"
-            raise DetrkitError(
-                f"{file.path}: {source} {option}={theirs!r}, but the model is {known.name} with {option}={ours!r}"
-            )
 
 
 def load_weights(model: nn.Module, file: WeightsFile, *, new_class_head: bool = False) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 from detrkit.models.base import DetectionModel
 from detrkit.models.registry import ARCHITECTURES, architecture, build_options
-from detrkit.models.settings import constructor_defaults
+from detrkit.models.settings import full_options
 from detrkit.models.spec import ModelSpec
-from detrkit.structures.coco_classes import COCO_91, COCO_250
 from detrkit.utils.atomic import atomic_file, new_file_mode
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import new_directory
 from detrkit.utils.visible import first_line
-from detrkit.weights.build import check_declared, check_weights, load_weights, published_weights
+from detrkit.weights.build import check_weights, load_weights, published_weights
+from detrkit.weights.describe import describe, published_spec
 from detrkit.weights.files import METADATA_KEY, WeightsFile, read_weights
 from detrkit.weights.huggingface import BackboneNames, to_huggingface
 from detrkit.weights.huggingface_config import CONFIG, PREPROCESSOR, WEIGHTS, config_of, preprocessor_of
-from detrkit.weights.infer import infer_model, infer_num_classes
 from detrkit.weights.official import plain_names, to_official
 
 log = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ def save_huggingface(
     """
     path = Path(path)
     arch = architecture(spec.name)
-    options = {**constructor_defaults(arch.build), **build_options(arch, spec.build_options)}
+    options = full_options(arch.build, build_options(arch, spec.build_options))
     names: BackboneNames = backbone or ("timm" if options.get("dilation") else "resnet")
     try:
         state = to_huggingface(model, backbone=names)
@@ -127,9 +126,9 @@ def load_model(
     Raises:
         DetrkitError: missing, damaged or foreign file, an unknown architecture, or weights that do not fit.
     """
-    if name is not None and name not in ARCHITECTURES:
-        raise DetrkitError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
-    file, empty, spec = described(path, name, dict(options or {}))
+    if name is not None:
+        architecture(name)
+    file, empty, spec = read_model(path, name=name, options=options)
     try:
         check_weights(empty, file)
         model = spec.build()
@@ -139,23 +138,42 @@ def load_model(
     return model.eval(), spec
 
 
-def described(
-    path: str | Path, name: str | None, asked: dict[str, Any], dilation: bool | None = None
-) -> tuple[WeightsFile, DetectionModel, ModelSpec]:
-    """Read a weights file and infer its model and spec; arguments as of `load_model`.
+class ModelFile(NamedTuple):
+    """A weights file with its model.
 
-    The model is on the meta device, without values: sizes that the file states are compared with its tensors before
-    anything of that size is allocated. It takes 0.03 s for a R50.
+    Attributes:
+        file: the weights.
+        model: on the meta device, without values: sizes that the file states are compared with its tensors before
+            anything of that size is allocated. It takes 0.03 s for a R50.
+        spec: of the model.
+    """
+
+    file: WeightsFile
+    model: DetectionModel
+    spec: ModelSpec
+
+
+def read_model(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    dilation: bool | None = None,
+) -> ModelFile:
+    """Read a weights file and describe its model.
+
+    Args: as `load_model`; and
+
+        dilation: whether the model is a DC5 one, where neither the file nor `name` and `options` say it.
 
     Raises:
         DetrkitError: missing, damaged or foreign file, or one whose model cannot be inferred.
     """
     file = read_weights(path)
     try:
-        spec = _spec_of(file, name, asked, dilation)
-        check_declared(architecture(spec.name), build_options(architecture(spec.name), spec.build_options), file)
+        spec = describe(file, name=name, options=options, dilation=dilation)
         with torch.device("meta"):
-            return file, spec.build(), spec
+            return ModelFile(file, spec.build(), spec)
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # sizes that no tensor can have
         raise DetrkitError(f"{file.path}: {first_line(error)}") from error
 
@@ -181,90 +199,6 @@ def located(name_or_path: str | Path) -> tuple[Path, str | None]:
     if not path.exists() and path.suffix == "" and path.name == str(name_or_path):
         raise DetrkitError(f"{name_or_path}: neither a file nor a model; models are {', '.join(ARCHITECTURES)}")
     return path, None
-
-
-def _spec_of(file: WeightsFile, name: str | None, asked: dict[str, Any], dilation: bool | None) -> ModelSpec:
-    """Return the file's own spec, or infer one for a file without.
-
-    Raises:
-        DetrkitError: the file does not identify its model, or contradicts `name` or `asked`.
-    """
-    if file.spec is not None:
-        spec = file.spec
-        if name not in (None, spec.name):
-            raise DetrkitError(f"{file.path}: weights of {spec.name}, not of {name}")
-    elif file.published is not None:
-        if name not in (None, file.published):
-            raise DetrkitError(f"{file.path}: these are the published weights of {file.published}, not of {name}")
-        spec = published_spec(file.published)
-    else:
-        return _spec_told(file, name, asked, dilation)
-    arch = architecture(spec.name)
-    _check_asked(file, {**constructor_defaults(arch.build), **build_options(arch, spec.build_options)}, asked)
-    return spec
-
-
-def _spec_told(file: WeightsFile, name: str | None, asked: dict[str, Any], dilation: bool | None) -> ModelSpec:
-    """Infer a spec from the tensors of a file, its arguments and the requested options.
-
-    Raises:
-        DetrkitError: they are not enough, or contradict each other.
-    """
-    state = file.state
-    inferred = infer_model(state, file.arguments)
-    if inferred is None:
-        raise DetrkitError(f"{file.path}: the tensors are of none of the models {', '.join(ARCHITECTURES)}")
-    _check_asked(file, inferred.options, asked)
-    inferred.options.update(asked)
-    if inferred.needs_dilation:
-        if name is None and dilation is None:
-            raise DetrkitError(
-                f"{file.path}: whether this is a DC5 model (dilation) does not show in its weights; say it once: "
-                f"detrkit convert {file.path} {file.path.with_suffix('.safetensors').name} --dilation True or False"
-            )
-        inferred.options["dilation"] = dilation if name is None else architecture(name).options.get("dilation", False)
-    if name not in (None, inferred.name):
-        raise DetrkitError(f"{file.path}: weights of {inferred.name}, not of {name} (dilation and backbone say so)")
-    arch = architecture(inferred.name)
-    if "nheads" not in inferred.options:
-        log.warning(
-            "%s does not say nheads: taken as %d, as published",
-            file.path,
-            constructor_defaults(inferred.build)["nheads"],
-        )
-    classes = infer_num_classes(state, softmax=arch.activation == "softmax")
-    return ModelSpec(
-        arch.name,
-        inferred.overrides,
-        num_classes=arch.num_classes if classes is None else classes,
-        classes=file.classes if file.classes is not None and len(file.classes) == classes else None,
-        max_size=arch.max_size,
-    )
-
-
-def _check_asked(file: WeightsFile, stated: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Check that the file does not contradict a requested option.
-
-    Raises:
-        DetrkitError: it does.
-    """
-    for option, value in asked.items():
-        if option in stated and stated[option] != value:
-            raise DetrkitError(
-                f"{file.path}: the file says {option}={stated[option]!r}, not {option}={value!r}: leave it out"
-            )
-
-
-def published_spec(name: str) -> ModelSpec:
-    """Return the spec of a model's published weights."""
-    arch = architecture(name)
-    return ModelSpec(
-        name,
-        num_classes=arch.num_classes,
-        classes=next((c for c in (COCO_91, COCO_250) if len(c) == arch.num_classes), None),
-        max_size=arch.max_size,
-        training={"published": arch.weights, "metrics": dict(arch.published)},
-    )
 
 
 def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

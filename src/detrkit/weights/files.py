@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import expanded_path, relative_path
 from detrkit.weights.huggingface_config import WEIGHTS as HUGGINGFACE_FILES
 from detrkit.weights.huggingface_config import spec_of_folder
-from detrkit.weights.infer import OFFICIAL_ARGUMENTS, infer_model
+from detrkit.weights.infer import OFFICIAL_ARGUMENTS, InferredModel, infer_model
 from detrkit.weights.official import WeightsError, bare_state_dict, named_weights, plain_names
 from detrkit.weights.paddle import PUBLISHED, SETTINGS, load_paddle
 from detrkit.weights.pickles import load_pickle
@@ -60,6 +61,11 @@ class WeightsFile:
     published: str | None = None
     arguments: Mapping[str, Any] | None = None
     classes: ClassList | None = None
+
+    @cached_property
+    def inferred(self) -> InferredModel | None:
+        """The model as official tensors and arguments show it; None for tensors of something else."""
+        return infer_model(self.state, self.arguments)
 
 
 def find_weights(path: str | Path) -> Path:
@@ -258,8 +264,9 @@ def _read_safetensors(path: Path) -> WeightsFile:
         return WeightsFile(path, "detrkit", state, spec=_own_spec(path, metadata[METADATA_KEY]))
     if path.with_name("config.json").is_file():
         return _read_huggingface(path, state)
-    if infer_model(state) is not None:
-        return WeightsFile(path, "official", state)
+    file = WeightsFile(path, "official", state)
+    if file.inferred is not None:
+        return file
     raise DetrkitError(
         f"{path}: not written by detrkit: its header has no entry {METADATA_KEY!r}, and its tensors have no official "
         "names; weights of Hugging Face need their config.json beside them"
