@@ -247,11 +247,11 @@ def draw(rows: list[dict[str, Cell]], path: Path) -> None:
 
     figure = Figure(figsize=(11, 6.4), dpi=110, layout="constrained", facecolor="white")
     axes = figure.subplots(2, 3)
-    for model, colour in zip(MODELS, LINE_COLORS, strict=False):
+    for model, color in zip(MODELS, LINE_COLORS, strict=False):
         own: dict[str, Any] = {"model": model, "processes": 1}
         usual = {**own, "queries": OWN_QUERIES[model]}
         for kind, style in (("predicting", "-"), ("training", "--")):
-            look = {"color": colour, "linestyle": style, "marker": "o", "markersize": 4, "label": f"{model}, {kind}"}
+            look = {"color": color, "linestyle": style, "marker": "o", "markersize": 4, "label": f"{model}, {kind}"}
             by_size = curve(rows, "size, pixels", work=kind, batch=1, **usual)
             by_batch = curve(rows, "batch", work=kind, size=480 if kind == "predicting" else 256, **usual)
             for k, (line, x) in enumerate([(by_size, "size, pixels"), (by_batch, "batch")]):

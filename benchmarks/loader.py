@@ -85,12 +85,12 @@ def generate(folder: Path, count: int) -> None:
         ImageDraw.Draw(ids).rectangle((0, height // 2, width, height), fill=2)
         for k in range(int(rng.integers(1, 14))):  # 7 on average
             radii = np.exp(rng.uniform(np.log(10), np.log(min(height, width) / 3), 2))
-            centre = rng.uniform(radii, (width, height) - radii)
-            polygon = centre + np.stack([np.cos(turn), np.sin(turn)], 1) * radii  # (24, 2) xy
+            center = rng.uniform(radii, (width, height) - radii)
+            polygon = center + np.stack([np.cos(turn), np.sin(turn)], 1) * radii  # (24, 2) xy
             ImageDraw.Draw(picture).polygon(polygon.ravel().tolist(), fill=tuple(rng.integers(0, 256, 3).tolist()))
             ImageDraw.Draw(ids).polygon(polygon.ravel().tolist(), fill=3 + k)
             annotation = {"id": len(instances) + 1, "image_id": image_id, "category_id": int(rng.integers(3, 6))}
-            annotation |= {"bbox": [*(centre - radii), *(2 * radii)], "iscrowd": 0, "area": np.pi * radii.prod()}
+            annotation |= {"bbox": [*(center - radii), *(2 * radii)], "iscrowd": 0, "area": np.pi * radii.prod()}
             instances.append(annotation | {"segmentation": [polygon.ravel().tolist()]})
         picture.save(folder / "train" / f"{image_id:06d}.jpg", quality=90)
         array = np.asarray(ids)

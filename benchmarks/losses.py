@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from detrkit.models.criterion import SetCriterion, build_criterion
-from detrkit.ops.pages import keep_pages
+from detrkit.ops.malloc import retain_freed_memory
 from detrkit.structures.outputs import Outputs, Target
 from original_code import OriginalCode, their_outputs, their_targets
 from side_by_side import Report, add_options, by_turns, checkout
@@ -46,9 +46,9 @@ class Problem:
         self.targets = []
         for count in counts:
             size = torch.rand(count, 2, generator=generator) ** 2 * 0.9 + 0.02
-            centre = size / 2 + torch.rand(count, 2, generator=generator) * (1 - size)
+            center = size / 2 + torch.rand(count, 2, generator=generator) * (1 - size)
             labels = torch.randint(1, CLASSES, (count,), generator=generator)
-            self.targets.append(Target(labels, torch.cat([centre, size], 1)))
+            self.targets.append(Target(labels, torch.cat([center, size], 1)))
         self.logits = torch.randn(layers, batch, queries, columns, generator=generator).requires_grad_()
         self.boxes = torch.rand(layers, batch, queries, 4, generator=generator).mul_(0.9).add_(0.05).requires_grad_()
 
@@ -141,7 +141,7 @@ def main() -> None:
     if args.detr is None and args.deformable is None:
         parser.error("give --detr, --deformable or both")
 
-    keep_pages()
+    retain_freed_memory()
     report = Report(f"Matching and losses, {args.layers} layers, batch {args.batch}")
     for name, whose, queries, columns in MODELS:
         path: Path | None = getattr(args, whose)

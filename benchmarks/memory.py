@@ -35,7 +35,7 @@ def main() -> None:
         step = contender(args.worker, args)
         return serve(lambda: step(part))
 
-    unkept = {"DETRKIT_KEEP_PAGES": "0"}
+    unkept = {"DETRKIT_RETAIN_FREED_MEMORY": "0"}
     workers: dict[str, tuple[str, dict[str, str]]] = {"original": ("original", {})} if args.original else {}
     if args.device == "cpu":
         workers |= {"detrkit, kept pages": ("32", {}), "detrkit, pages not kept": ("32", unkept)}

@@ -14,7 +14,7 @@ cells       share of the image's own cells, as the transformer reads them, that 
             square of all
 reach       how far from the padding the last of these is
 logits      root mean square of the change, as a share of the deviation between queries
-box         largest change of a centre or a side of a query's box: median and maximum over queries
+box         largest change of a center or a side of a query's box: median and maximum over queries
 class       share of queries with another best class
 masks       intersection over union with the query's mask alone
 largest     largest change of a logit, or of a box in [0, 1], as a share of the largest value

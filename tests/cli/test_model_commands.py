@@ -113,7 +113,7 @@ def test_unreadable_picture_is_reported_and_left_out(weights, photos, tmp_path, 
     assert run(weights, photos, out=out) == 1
     assert len(json.loads((out / "predictions.json").read_text())) == 3
     assert "aa.jpg: not an image" in capsys.readouterr().err
-    with pytest.raises(DetrkitError, match="no picture could be read and written"):
+    with pytest.raises(DetrkitError, match="no image could be read and written"):
         run(weights, photos / "aa.jpg", out=out)
 
 
@@ -121,8 +121,8 @@ def test_unreadable_picture_is_reported_and_left_out(weights, photos, tmp_path, 
     ("inputs", "options", "message"),
     [
         (["missing.jpg"], {}, "missing.jpg: no such file or folder"),
-        (["*.nothing"], {}, "no picture matches"),
-        ([], {}, "no pictures given"),
+        (["*.nothing"], {}, "no image matches"),
+        ([], {}, "no images given"),
     ],
 )
 def test_predict_refuses(weights, photos, tmp_path, monkeypatch, inputs, options, message):

@@ -118,7 +118,7 @@ def test_inputs_are_never_written_to(weights, photos, inputs, out, capsys):
     before = contents(Path())
     assert main(["predict", "no-such-model", *inputs, "--out", out, "--device", "cpu"]) == 2
     error = capsys.readouterr().err  # before the model is loaded
-    assert "is one of the pictures given and would be overwritten: choose another folder with --out" in error
+    assert "is one of the input images and would be overwritten: choose another folder with --out" in error
     assert error.count("\n") == 1
     assert contents(Path()) == before
 
@@ -159,11 +159,11 @@ def test_what_a_killed_predict_wrote_is_in_nobodys_way(photos, tmp_path):
     killed = Results(tmp_path, files)
     killed.check()
     killed.begin()
-    killed.picture(files[0], Image.new("RGB", (8, 8)))
+    killed.write_image(files[0], Image.new("RGB", (8, 8)))
     again = Results(tmp_path, files)
     again.check()
     again.begin()
-    again.picture(files[0], Image.new("RGB", (8, 8)))
+    again.write_image(files[0], Image.new("RGB", (8, 8)))
     again.save()  # of the second nothing could be written
     Results(tmp_path, files).check()
     name = f"{again.stems[files[1]]}{files[1].suffix}"
@@ -228,7 +228,7 @@ def test_a_full_disk_ends_it_with_what_is_done(weights, photos, tmp_path, monkey
         return write(path, content, **options)
 
     monkeypatch.setattr(predict_files, "write_atomic", full)
-    with pytest.raises(DetrkitError, match=r"cannot write .*b\.jpg; 1 of 3 pictures are done: .*predictions\.json"):
+    with pytest.raises(DetrkitError, match=r"cannot write .*b\.jpg; 1 of 3 images are done: .*predictions\.json"):
         run(weights, photos, out=tmp_path / "out")
     assert list(json.loads((tmp_path / "out/predictions.json").read_text())) == [str(photos / "a.jpg")]
 
@@ -258,7 +258,7 @@ def test_a_signal_keeps_what_is_done(weights, photos, tmp_path, monkeypatch, cap
     words = ["predict", str(weights), str(photos), "--out", str(out), "--device", "cpu"]
     assert main(words) == 128 + number
     assert list(json.loads((out / "predictions.json").read_text())) == [str(photos / "a.jpg")]
-    assert f"1 of 3 pictures are done: {out / 'predictions.json'}" in capsys.readouterr().err
+    assert f"1 of 3 images are done: {out / 'predictions.json'}" in capsys.readouterr().err
     assert not [name for name in contents(out) if name.endswith(".tmp")]
     monkeypatch.setattr(Detections, "draw", draw)
     assert main(words) == 0  # nothing of it is in the way
@@ -270,7 +270,7 @@ def test_what_is_left_out_is_said(weights, photos, tmp_path, capsys):
     photo(photos / "f.jfif", format="JPEG")
     assert [f.name for f in find_images(("photos",)).files] == ["a.jpg", "b.jpg", "c.png", "f.jfif"]
     assert run(weights, photos, out=tmp_path / "out") == 0
-    assert "4 files are no pictures: d.heic, e.pdf, film.mp4, ..." in capsys.readouterr().err
+    assert "4 files are no images: d.heic, e.pdf, film.mp4, ..." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from detrkit.utils.errors import DetrkitError
 from helpers.datasets import picture
 from helpers.odd_dataset import NAMES, oriented, write_odd
 
-LAYOUTS = ("coco", "voc", "yolo", "parquet")
+LAYOUTS = ("coco", "voc", "yolo", "parquet", "csv")
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from detrkit.utils.names import checked_name
 from helpers.datasets import coco, picture, write_coco
 from helpers.disk import full_disk
 
-LAYOUTS = ("coco", "voc", "yolo", "parquet")
+LAYOUTS = ("coco", "voc", "yolo", "parquet", "csv")
 
 
 def write_source(root: Path, *, names: tuple[str, ...] = ("1.png", "2.png")) -> Path:

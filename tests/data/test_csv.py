@@ -245,6 +245,16 @@ def test_other_tables_are_no_dataset(tmp_path: Path) -> None:
         find_layout(tmp_path, "csv")
 
 
+def test_beside_yolo(tmp_path: Path) -> None:
+    """YOLO has images/ and classes.txt, too: its label files decide."""
+    write(tmp_path, {f"images/{name}": data for name, data in PICTURES.items()})
+    write(tmp_path, {"train.csv": (HEADER + GOOD).encode(), "classes.txt": b"cat\n"})
+    assert find_layout(tmp_path) == "csv"
+    assert find_layout(tmp_path, "yolo") == "yolo"
+    write(tmp_path, {"images/a.txt": b"0 0.5 0.5 0.5 0.5\n"})
+    assert find_layout(tmp_path) == "yolo"
+
+
 def test_masks_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {**PICTURES, "train.csv": (HEADER + GOOD).encode()})
     with pytest.raises(DetrkitError, match="a CSV of boxes has no masks; open it without masks"):

@@ -20,9 +20,9 @@ from detrkit.cli import main
 from detrkit.engine.gathering import Evaluation
 from detrkit.models.pretrained import PUBLISHED
 from detrkit.reproduction import MetricComparison
+from detrkit.reproduction.checkpoints import chosen_rows, weights_file
 from detrkit.reproduction.data import DatasetPaths
 from detrkit.reproduction.results_log import ResultsLog
-from detrkit.reproduction.running import chosen_rows, weights_file
 from detrkit.reproduction.tables import settings_that_differ
 from detrkit.utils.errors import DetrkitError
 from helpers.file_server import serving

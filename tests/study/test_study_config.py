@@ -111,7 +111,7 @@ def test_the_tables_are_of_the_test_split_if_there_is_one():
         ({"members": member(1, title="DETR")}, r"members\.1\.title is 'DETR' again"),
         ({"members": member(0, published={"mAP": 23.2})}, r"members\.detr\.published\.mAP is 23\.2: give it in \[0, 1"),
         ({"members": member(0, published={"AP": 0.2})}, r"members\.0\.published\.AP: unknown field"),
-        ({"members": [{"name": f"m{i}"} for i in range(9)]}, r"members: 9 are more than can be told apart"),
+        ({"members": [{"name": f"m{i}"} for i in range(9)]}, r"members: 9 are more than one plot can distinguish"),
         ({"members": []}, r"members: give a list of the models"),
         ({"members": ["detr"]}, r"members\.0: expected name, model, \.\.\.; found str"),
         ({"data": {"val_split": None}}, r"train\.data\.val_split: a study needs a split"),

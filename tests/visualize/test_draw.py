@@ -76,7 +76,7 @@ def test_later_boxes_lie_on_top():
         ([[0, 0, 1]], {}, r"\(N, 4\)"),
         ([[0, 0, 1, 1], [0, 0, float("nan"), 1]], {}, "box 1 is not finite"),
         ([[0, 0, 1, 1]], {"labels": ["a", "b"]}, "2 labels for 1 boxes"),
-        ([[0, 0, 1, 1]], {"colors": []}, "0 colours for 1 boxes"),
+        ([[0, 0, 1, 1]], {"colors": []}, "0 colors for 1 boxes"),
     ],
 )
 def test_bad_input_is_named(boxes, settings, message):

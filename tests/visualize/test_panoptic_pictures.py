@@ -160,7 +160,7 @@ def test_nothing_found_is_all_void():
 
 
 def test_another_size_is_named():
-    with pytest.raises(ValueError, match="a result of 160 x 120 pixels on a picture of 120 x 160"):
+    with pytest.raises(ValueError, match="a result of 160 x 120 pixels on an image of 120 x 160"):
         draw_panoptic(Image.new("RGB", (120, 160)), scene())
 
 

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import tyro
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 the command's answer is no (faults found, nothing learned), 2 bad input, with
         one line on stderr; 128 + n when a signal stopped it.
     """
-    warnings.showwarning = _say_warning
+    warnings.showwarning = _print_warning
     # Torch's OpenMP threads wait for each other by spinning: when another process uses the CPU, for threads that do not
     # run. Training the quickstart on two cores beside one busy process took over 300 ms per image, with short spinning
     # 36 ms; alone 12 to 15 ms either way. libgomp reads this when torch is imported, which has not happened yet.
@@ -154,7 +154,7 @@ def _of_the_machine(error: Exception) -> str | None:
         # Python's own message for a file: in a folder that may not be entered, even asking what a file is raises
         return f"{visible(str(error.filename))}: {error.strerror}"
     if "initialize cpuinfo" in str(error):
-        return f"{one_line(str(error))} torch asks /proc and /sys for the processor: mount them"
+        return f"{one_line(str(error))} torch reads the CPU's features from /proc and /sys: mount them"
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
         return "no folder for temporary files can be written: set TMPDIR to one"
     if isinstance(error, OSError) and error.errno in _TROUBLE:
@@ -192,7 +192,14 @@ def _leave_processes() -> int:
     return leave_processes()
 
 
-def _say_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Print a warning as one line, without the source line, which is of no use on the command line."""
     if issubclass(category, UserWarning):
         print(f"warning: {one_line(str(message))}", file=sys.stderr)
@@ -218,7 +225,7 @@ def _parse(words: Sequence[str]) -> Any:
     )
     with _wide_terminal():
         return tyro.cli(
-            commands,  # type: ignore[arg-type]
+            commands,
             prog="detrkit",
             description=_ABOUT,
             args=list(words) or ["--help"],

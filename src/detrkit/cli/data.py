@@ -18,7 +18,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from detrkit.utils.console import table_console
-from detrkit.utils.layouts import Layout
+from detrkit.utils.layouts import Layout, TargetLayout
 from detrkit.utils.names import full_path
 from detrkit.utils.ranges import (
     CountOrNone,
@@ -37,7 +37,7 @@ from detrkit.utils.visible import one_line
 if TYPE_CHECKING:
     from detrkit.data.tools.check import Report
 
-_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
+_SEVERITY_COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DataCheck:
             shown = faults[: self.limit] if self.limit > 0 else faults
             for fault in shown:
                 where = f"{fault.file}: {fault.id}: " if fault.id else f"{fault.file}: "
-                line = Text.assemble((severity, _COLOURS[severity]), " ", one_line(where + fault.reason))
+                line = Text.assemble((severity, _SEVERITY_COLORS[severity]), " ", one_line(where + fault.reason))
                 console.print(line, soft_wrap=True)
             if len(shown) < len(faults):
                 console.print(f"... and {len(faults) - len(shown)} more (--limit 0 prints all)")
@@ -108,18 +108,18 @@ def _print_summary(report: Report, console: Console) -> None:
 
 @dataclass(frozen=True)
 class DataConvert:
-    """Convert a dataset between COCO, Pascal VOC, YOLO and parquet.
+    """Convert a dataset between COCO, Pascal VOC, YOLO, parquet and CSV.
 
     The result is read back and compared with the source before it appears; the numbers printed are those found in it.
-    VOC and YOLO keep the order of the classes but no ids, segment areas or masks; parquet keeps no masks; YOLO has no
-    crowd regions. A panoptic dataset is read too: in COCO its segments are objects with masks.
+    VOC, YOLO and CSV keep the order of the classes but no ids; VOC and YOLO no segment areas; none but COCO keeps
+    masks; YOLO has no crowd regions. A panoptic dataset is read too: in COCO its segments are objects with masks.
     """
 
     source: Positional[Path]
     """The dataset to read; the layout is recognized."""
     destination: Positional[Path]
     """The folder to make."""
-    to: Literal["coco", "voc", "yolo", "parquet"]
+    to: TargetLayout
     """The layout to write."""
     split: str | None = None
     """The split to convert. By default all of them."""

@@ -8,12 +8,12 @@ from rich.table import Table
 
 from detrkit.utils.console import console, table_console
 
-_FIGURES = ("AP", "AP50", "AP_segm", "PQ")
+_METRICS = ("AP", "AP50", "AP_segm", "PQ")
 
 
 @dataclass(frozen=True)
 class Models:
-    """List the models: name, trainable parameters, published figures on COCO val2017, published weights."""
+    """List the models: name, trainable parameters, published metrics on COCO val2017, published weights."""
 
     def run(self) -> int:
         """Print the table."""
@@ -32,14 +32,14 @@ class Models:
             with torch.device("meta"):  # shapes without memory
                 model = build_model(arch.name)
             count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            figures = [f"{100 * arch.published[m]:.1f}" if m in arch.published else "-" for m in _FIGURES]
+            metrics = [f"{100 * arch.published[m]:.1f}" if m in arch.published else "-" for m in _METRICS]
             if arch.row is None:
                 weights = "-"
             elif arch.weights is None:
                 weights, by_hand[arch.name] = "by path, see below", arch.row.file
             else:
                 weights = arch.weights
-            table.add_row(arch.name, f"{count / 1e6:.1f}", *figures, weights)
+            table.add_row(arch.name, f"{count / 1e6:.1f}", *metrics, weights)
         table_console(150).print(table)
         say = console.print
         say("Weights with a file name are downloaded at the first use, and verified. Of the others give the path:")

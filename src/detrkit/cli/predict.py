@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from detrkit.structures.detections import Detections
     from detrkit.structures.panoptic import PanopticResult
 
-_LEFT_OUT_NAMED = 3
+_MAX_NAMES = 3
 _WAITING_BYTES = 2**27  # of images that wait for the model, and of those that wait to be drawn
 # errors after which no image can be written
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -81,12 +81,12 @@ class Predict:
         """Predict, draw, write and print; return 1 if an image could not be read or written."""
         console, errors = Terminal(), Terminal(stderr=True)
         files, left_out = find_images(self.inputs)
-        results = Results(full_path(self.out), files, pictures=self.pictures)
+        results = Results(full_path(self.out), files, images=self.pictures)
         results.check()
         if left_out:
-            names = ", ".join(file.name for file in left_out[:_LEFT_OUT_NAMED])
-            more = ", ..." if len(left_out) > _LEFT_OUT_NAMED else ""
-            are = "1 file is no picture" if len(left_out) == 1 else f"{len(left_out)} files are no pictures"
+            names = ", ".join(file.name for file in left_out[:_MAX_NAMES])
+            more = ", ..." if len(left_out) > _MAX_NAMES else ""
+            are = "1 file is no image" if len(left_out) == 1 else f"{len(left_out)} files are no images"
             _say(errors, f"{are}: {names}{more}")
 
         from detrkit.detector import load
@@ -115,12 +115,12 @@ class Predict:
         except KeyboardInterrupt:  # also of SIGTERM
             if done:
                 results.save()
-                _say(errors, f"{len(done)} of {len(files)} pictures are done: {self.out / PREDICTIONS}")
+                _say(errors, f"{len(done)} of {len(files)} images are done: {self.out / PREDICTIONS}")
             raise
         except DetrkitError as error:
             if not done:
                 raise
-            summary = f"{len(done)} of {len(files)} pictures are done"
+            summary = f"{len(done)} of {len(files)} images are done"
             try:
                 results.save()
             except DetrkitError as second:
@@ -136,10 +136,10 @@ class Predict:
                 with suppress(DetrkitError):
                     results.forget()
         if not done:
-            raise DetrkitError("no picture could be read and written, see above")
+            raise DetrkitError("no image could be read and written, see above")
         results.save()
         _print(done, console, panoptic=detector.panoptic)
-        _say(console, f"{len(done)} picture{'s' * (len(done) != 1)} in {self.out}")
+        _say(console, f"{len(done)} image{'s' * (len(done) != 1)} in {self.out}")
         _say(console, str(self.out / PREDICTIONS))
         return 0 if len(done) == len(files) else 1
 
@@ -189,7 +189,7 @@ class Predict:
         rows: Any = result.to_json()
         entry = rows
         if self.pictures:
-            results.picture(file, result.draw())
+            results.write_image(file, result.draw())
         if isinstance(result, PanopticResult):
             ids = results.id_map(file, fromarray(result.to_coco()[0]))
             entry = {"ids": ids, "segments": rows}
@@ -220,37 +220,37 @@ def _bytes(item: tuple[Path, Image | Detections | PanopticResult | DetrkitError]
 
 def predictions(
     detector: Detector,
-    pictures: Iterable[tuple[Path, Image | DetrkitError]],
+    images: Iterable[tuple[Path, Image | DetrkitError]],
     threshold: float | None,
     batch_size: int,
 ) -> Iterator[tuple[Path, Detections | PanopticResult | DetrkitError]]:
     """Yield the predictions of each image, in order, or the error: a bad image does not stop the others."""
-    pictures = iter(pictures)
-    while batch := list(islice(pictures, batch_size)):
+    images = iter(images)
+    while batch := list(islice(images, batch_size)):
         good = [(file, image) for file, image in batch if not isinstance(image, DetrkitError)]
-        predicted = iter(_found(detector, good, threshold))
+        predicted = iter(_predict_batch(detector, good, threshold))
         for file, image in batch:
             yield file, image if isinstance(image, DetrkitError) else next(predicted)
 
 
-def _found(
-    detector: Detector, pictures: Sequence[tuple[Path, Image]], threshold: float | None
+def _predict_batch(
+    detector: Detector, batch: Sequence[tuple[Path, Image]], threshold: float | None
 ) -> list[Detections | PanopticResult | DetrkitError]:
     """Predict a batch, or each image alone if the batch does not fit."""
-    if not pictures:
+    if not batch:
         return []
     try:
-        images = [image for _, image in pictures]
+        images = [image for _, image in batch]
         return list(detector.stream(images, threshold=threshold, batch_size=len(images)))
     except DetrkitError as error:  # too large for the model
-        if len(pictures) == 1:
+        if len(batch) == 1:
             return [error]
     except (MemoryError, RuntimeError) as error:
         if not used_up(error):
             raise
-        if len(pictures) == 1:
-            return [_too_large(pictures[0][0])]
-    return [prediction for pair in pictures for prediction in _found(detector, [pair], threshold)]
+        if len(batch) == 1:
+            return [_too_large(batch[0][0])]
+    return [prediction for pair in batch for prediction in _predict_batch(detector, [pair], threshold)]
 
 
 def _too_large(file: Path) -> DetrkitError:
@@ -266,7 +266,7 @@ def _say(console: Console, text: str, *, error: bool = False) -> None:
 def _print(done: dict[str, Counter[str]], console: Console, most: int = 20, *, panoptic: bool = False) -> None:
     """Print a table of the images; on a pipe all of them, on a terminal the first ones."""
     table = Table(title="Segments" if panoptic else "Detections", title_justify="left")
-    table.add_column("picture", overflow="fold")
+    table.add_column("image", overflow="fold")
     table.add_column("segments" if panoptic else "objects", justify="right")
     table.add_column("what", overflow="fold")
     shown = list(done.items())[: most if sys.stdout.isatty() else None]

@@ -49,18 +49,18 @@ def find_images(inputs: tuple[str, ...]) -> Inputs:
     left_out: dict[Path, None] = {}
     for text in inputs:
         try:
-            matches = _stands_for(text)
+            matches = _matching_images(text)
         except (OSError, RuntimeError, ValueError) as error:  # no rights, an unknown ~user, a null byte
             reason = getattr(error, "strerror", None) or error
             raise DetrkitError(f"{text}: cannot be looked into ({reason})") from error
         files.update(dict.fromkeys(matches.files))
         left_out.update(dict.fromkeys(matches.left_out))
     if not files:
-        raise DetrkitError("no pictures given: name files, folders or patterns")
+        raise DetrkitError("no images given: name files, folders or patterns")
     return Inputs(list(files), list(left_out))
 
 
-def _stands_for(text: str) -> Inputs:
+def _matching_images(text: str) -> Inputs:
     """Find the images of one input."""
     from detrkit.data.images import SUFFIXES, is_image_file
 
@@ -74,12 +74,12 @@ def _stands_for(text: str) -> Inputs:
         raise DetrkitError(f"{text}: not a regular file")  # reading a pipe or a device would block
     else:
         candidates = sorted(Path(hit) for hit in glob.glob(os.fspath(path), recursive=True))
-        nothing = "no such file or folder, and no picture matches it as a pattern"
+        nothing = "no such file or folder, and no image matches it as a pattern"
     candidates = [file for file in candidates if not file.name.startswith(".") and file.is_file()]
-    pictures = [file for file in candidates if is_image_file(file)]
-    if not pictures:
+    images = [file for file in candidates if is_image_file(file)]
+    if not images:
         raise DetrkitError(f"{text}: {nothing}")
-    return Inputs(pictures, [file for file in candidates if not is_image_file(file)])
+    return Inputs(images, [file for file in candidates if not is_image_file(file)])
 
 
 def output_stems(files: list[Path]) -> dict[Path, str]:
@@ -127,16 +127,16 @@ class Results:
     Args:
         out: the folder.
         files: the input images.
-        pictures: whether drawn images will be written.
+        images: whether drawn images will be written.
 
     Attributes:
         stems: see `output_stems`.
     """
 
-    def __init__(self, out: Path, files: list[Path], *, pictures: bool = True) -> None:
+    def __init__(self, out: Path, files: list[Path], *, images: bool = True) -> None:
         self.out = out
         self.files = files
-        self.pictures = pictures
+        self.images = images
         self.stems = output_stems(files)
         self._inputs = {identity for file in files if (identity := _identity(file)) is not None}
         self._noted = noted_files(out)
@@ -158,7 +158,7 @@ class Results:
             raise DetrkitError(f"{self.out} is a file: choose another output folder")
         self._refuse(MANIFEST, ours=True)
         names = [PREDICTIONS]
-        if self.pictures:
+        if self.images:
             names += [stem + _suffix(file) for file, stem in self.stems.items()]
         if maps:
             names += [f"{MAPS}/{stem}.png" for stem in self.stems.values()]
@@ -206,20 +206,20 @@ class Results:
         except OSError as error:
             raise DetrkitError(f"{path}: cannot be looked into ({error.strerror}): {fix}") from error
         if (status.st_dev, status.st_ino) in self._inputs:
-            raise DetrkitError(f"{path} is one of the pictures given and would be overwritten: {fix}")
+            raise DetrkitError(f"{path} is one of the input images and would be overwritten: {fix}")
         if stat.S_ISDIR(status.st_mode):
             raise DetrkitError(f"{path} is a folder: {fix}")
         if not ours and name not in self._written and not is_as_noted(self.out, name, self._noted):
             raise DetrkitError(f"{path} is there and was not written by detrkit, or was changed since: {fix}")
 
-    def picture(self, file: Path, picture: Image.Image) -> None:
+    def write_image(self, file: Path, image: Image.Image) -> None:
         """Write a drawn image: as PNG if the file is one or the image is too large for a JPEG, else as JPEG.
 
         Raises:
             DetrkitError: it cannot be written.
         """
-        suffix = _suffix(file) if max(picture.size) <= JPEG_MAX_SIDE else ".png"
-        self._write(self.stems[file] + suffix, picture)
+        suffix = _suffix(file) if max(image.size) <= JPEG_MAX_SIDE else ".png"
+        self._write(self.stems[file] + suffix, image)
 
     def id_map(self, file: Path, ids: Image.Image) -> str:
         """Write the PNG of segment ids; return its name in the folder.

@@ -261,7 +261,7 @@ def _check(study: StudyConfig, source: str) -> None:
     """
     names = [m.name for m in study.members]
     if len(names) > len(LINE_COLORS):
-        raise DetrkitError(f"{source}: members: {len(names)} are more than can be told apart in one picture: at most 8")
+        raise DetrkitError(f"{source}: members: {len(names)} are more than one plot can distinguish: at most 8")
     for i, name in enumerate(names):
         if not _NAME.fullmatch(name):
             raise DetrkitError(f"{source}: members.{i}.name is {name!r}: use letters, digits and . _ + - for a folder")

@@ -52,6 +52,7 @@ MOVED = {
     "models.outputs": "structures.outputs",
     "models.panoptic_postprocess": "models.postprocess",
     "profiling.measuring": "profiling.profile",
+    "ops.pages": "ops.malloc",
     "profiling.pictures": "profiling.generated_images",
     "profiling.stopwatch": "profiling.timer",
     "published": "models.pretrained",

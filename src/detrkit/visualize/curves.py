@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # evaluation/ draws with this module, so importing it here wo
     from detrkit.evaluation.confusion import Confusion
     from detrkit.evaluation.curves import PrecisionRecall
 
-_INK, _QUIET, _LINE = "#1c1c1e", "#5f5f66", "#d9d9de"
+_TEXT_COLOR, _LABEL_COLOR, _GRID_COLOR = "#1c1c1e", "#5f5f66", "#d9d9de"
 _TERMS = {"ce": "classification", "bbox": "box L1", "giou": "box GIoU", "mask": "mask focal", "dice": "mask dice"}
 
 
@@ -38,18 +38,18 @@ def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
         for side in ("left", "bottom"):
-            ax.spines[side].set_color(_LINE)
-        ax.tick_params(colors=_QUIET, labelsize=9, length=3, color=_LINE)
-        ax.grid(color=_LINE, linewidth=0.6, alpha=0.7)
+            ax.spines[side].set_color(_GRID_COLOR)
+        ax.tick_params(colors=_LABEL_COLOR, labelsize=9, length=3, color=_GRID_COLOR)
+        ax.grid(color=_GRID_COLOR, linewidth=0.6, alpha=0.7)
         ax.set_axisbelow(True)
     return figure, axes
 
 
 def _titled(ax: Axes, title: str, x: str, y: str = "") -> None:
-    ax.set_title(title, loc="left", fontsize=11, color=_INK, pad=8)
-    ax.set_xlabel(x, fontsize=9, color=_QUIET)
+    ax.set_title(title, loc="left", fontsize=11, color=_TEXT_COLOR, pad=8)
+    ax.set_xlabel(x, fontsize=9, color=_LABEL_COLOR)
     if y:
-        ax.set_ylabel(y, fontsize=9, color=_QUIET)
+        ax.set_ylabel(y, fontsize=9, color=_LABEL_COLOR)
 
 
 def _literal(name: str) -> str:
@@ -94,8 +94,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     keys = list(dict.fromkeys(k for r in rows for k in r))
     losses = [k for k in keys if k == "train/loss" or (k.startswith("train/loss_") and not k[-1].isdigit())]
     losses = [k for k in losses if not k.endswith("_enc")]
-    metrics = [k for k in ("val/AP50", "val/AP", "val/AP75", "val/segm_AP") if k in keys]
-    quality = [k for k in ("val/PQ", "val/PQ_things", "val/PQ_stuff") if k in keys]
+    metrics: list[str] = [k for k in ("val/AP50", "val/AP", "val/AP75", "val/segm_AP") if k in keys]
+    quality: list[str] = [k for k in ("val/PQ", "val/PQ_things", "val/PQ_stuff") if k in keys]
     rates = [k for k in keys if k == "lr" or k.startswith(("lr/", "train/lr"))]
 
     def axis(names: Iterable[str]) -> str:
@@ -105,7 +105,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         per_epoch = len(epochs) == len(having) and all(np.isfinite(list(epochs)))
         return "epoch" if per_epoch or "step" not in keys else "step"
 
-    kinds = {"loss": losses, "PQ": quality, "AP": metrics, "rate": rates}
+    kinds: dict[str, list[str]] = {"loss": losses, "PQ": quality, "AP": metrics, "rate": rates}
     panels = [(kind, names) for kind, names in kinds.items() if names]
     if not any(len(_series(rows, n, axis(names))[0]) for _, names in panels for n in names):
         raise ValueError("no row has a train/loss, val/AP or lr with its epoch or step")
@@ -138,7 +138,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         elif kind != "rate":
             ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all values may be zero early in training
         if kind != "rate" or len(names) > 1:
-            ax.legend(fontsize=8, frameon=False, labelcolor=_INK)
+            ax.legend(fontsize=8, frameon=False, labelcolor=_TEXT_COLOR)
     return figure
 
 
@@ -161,7 +161,13 @@ def study_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], colors: Mappin
         ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all values may be zero early in training
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=9, frameon=False, labelcolor=_INK
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=min(4, len(names)),
+        fontsize=9,
+        frameon=False,
+        labelcolor=_TEXT_COLOR,
     )
     return figure
 
@@ -189,7 +195,7 @@ def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5,
         np.concatenate([ranked[: (classes + 1) // 2], ranked[len(ranked) - classes // 2 :]]) if truncated else ranked
     )
     for k in np.setdiff1d(ranked, named):
-        right.plot(curves.recall, per_class[:, k], color=_LINE, linewidth=0.8)
+        right.plot(curves.recall, per_class[:, k], color=_GRID_COLOR, linewidth=0.8)
     for k in reversed(named):
         rgb = tuple(c / 255 for c in color_of(int(k)))
         label = f"{_literal(curves.names[k])}: {per_class[:, k].mean() * 100:.1f}"
@@ -213,7 +219,7 @@ def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5,
                 frameon=ax is left,
                 framealpha=0.9,
                 edgecolor="none",
-                labelcolor=_INK,
+                labelcolor=_TEXT_COLOR,
                 **({"loc": "best"} if ax is left else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}),
             )
     return figure
@@ -236,7 +242,7 @@ def confusion_heatmap(confusion: Confusion, *, most: int = 30) -> Figure:
     inches = min(max(4.2, 0.36 * size + 2.2), 14)
     figure, (ax,) = _figure(inches + 0.9, inches)
     ax.grid(False)
-    picture = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
+    heatmap = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
     letters = float(np.clip(250 / size, 6, 9))
     ax.set_xticks(range(size), [*names, "missed"], rotation=45 if size < 12 else 90, fontsize=max(letters, 7))
     if size < 12:
@@ -247,18 +253,18 @@ def confusion_heatmap(confusion: Confusion, *, most: int = 30) -> Figure:
     for side in ax.spines.values():
         side.set_visible(False)
     # lines separate the classes from the background
-    ax.axhline(size - 1.5, color=_QUIET, linewidth=0.8)
-    ax.axvline(size - 1.5, color=_QUIET, linewidth=0.8)
+    ax.axhline(size - 1.5, color=_LABEL_COLOR, linewidth=0.8)
+    ax.axvline(size - 1.5, color=_LABEL_COLOR, linewidth=0.8)
     for row, column in zip(*np.nonzero(counts), strict=True):
-        red, green, blue, _ = picture.cmap(picture.norm(shares[row, column]), bytes=True)
+        red, green, blue, _ = heatmap.cmap(heatmap.norm(shares[row, column]), bytes=True)
         ink = "black" if text_color((int(red), int(green), int(blue))) == (0, 0, 0) else "white"
         ax.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=letters, color=ink)
     which = f"{most} of {count} classes with the most objects; " if count > most else ""
     _titled(ax, f"{which}IoU {confusion.iou:g}, score > {confusion.score:g}", "predicted class", "true class")
-    bar = figure.colorbar(picture, ax=ax, shrink=0.6, pad=0.02, format=PercentFormatter(1.0))
+    bar = figure.colorbar(heatmap, ax=ax, shrink=0.6, pad=0.02, format=PercentFormatter(1.0))
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, colors=_QUIET, length=0)
-    bar.set_label("share of the row", fontsize=9, color=_QUIET)
+    bar.ax.tick_params(labelsize=8, colors=_LABEL_COLOR, length=0)
+    bar.set_label("share of the row", fontsize=9, color=_LABEL_COLOR)
     return figure
 
 

@@ -85,7 +85,7 @@ def draw_boxes(
     if labels is not None and len(labels) != count:
         raise ValueError(f"{len(labels)} labels for {count} boxes")
     if colors is not None and len(colors) != count:
-        raise ValueError(f"{len(colors)} colours for {count} boxes")
+        raise ValueError(f"{len(colors)} colors for {count} boxes")
     colors = [color_of(i) for i in range(count)] if colors is None else [(int(r), int(g), int(b)) for r, g, b in colors]
     extent = float(np.sqrt(canvas.width * canvas.height))
     line = width if width is not None else max(2, round(extent / 220))
@@ -135,7 +135,7 @@ def draw_masks(
     pixels = np.array(as_rgb(image))
     if array.ndim != 3 or array.shape[1:] != pixels.shape[:2] or len(array) != len(colors):
         raise ValueError(
-            f"masks of shape {array.shape} for {len(colors)} colours on a picture of {pixels.shape[:2]} (height, width)"
+            f"masks of shape {array.shape} for {len(colors)} colors on an image of {pixels.shape[:2]} (height, width)"
         )
     for mask, color in zip(array, colors, strict=True):
         _tint(pixels, mask, color, opacity, outline)
@@ -196,7 +196,7 @@ def draw_detections(
     rgb = as_rgb(image)
     size = rgb.height, rgb.width
     if detections.masks is not None and detections.masks.shape[1:] != size:
-        raise ValueError(f"masks of shape {tuple(detections.masks.shape)} on a picture of {size} (height, width)")
+        raise ValueError(f"masks of shape {tuple(detections.masks.shape)} on an image of {size} (height, width)")
     order = detections.scores.argsort(stable=True)
     ranked = replace(detections, masks=None).select(order)
     colors = [color_of(label) for label in ranked.labels.tolist()]

@@ -16,10 +16,10 @@ from detrkit.visualize.colors import Color, color_of, instance_colors
 from detrkit.visualize.draw import enlarged
 from detrkit.visualize.tags import font_for, text_width
 
-_BORDER = (255, 255, 255)
-_VOID, _STRIPE = (74, 74, 80), (104, 104, 112)
-_SMALLEST = 11  # font size in pixels: smaller text is unreadable
-_SEARCHED = 400  # longer side in pixels of the reduced map on which places for names are searched
+_BORDER_COLOR = (255, 255, 255)
+_VOID_COLOR, _STRIPE_COLOR = (74, 74, 80), (104, 104, 112)
+_MIN_FONT_SIZE = 11  # pixels: smaller text is unreadable
+_SEARCH_SIDE = 400  # longer side in pixels of the reduced map on which places for names are searched
 
 
 class Name(NamedTuple):
@@ -62,10 +62,10 @@ def draw_panoptic(
         ValueError: the result has another size than the image.
     """
     height, width = result.id_map.shape
-    picture = as_rgb(image)
-    if picture.size != (width, height):
-        raise ValueError(f"a result of {width} x {height} pixels on a picture of {picture.width} x {picture.height}")
-    canvas, _ = enlarged(picture, scale)
+    rgb = as_rgb(image)
+    if rgb.size != (width, height):
+        raise ValueError(f"a result of {width} x {height} pixels on an image of {rgb.width} x {rgb.height}")
+    canvas, _ = enlarged(rgb, scale)
     index = index_map(result, canvas.size)
     colors = segment_colors(result)
     extent = float(np.sqrt(canvas.width * canvas.height))
@@ -78,13 +78,13 @@ def draw_panoptic(
             : canvas.height
         ]  # (H, W), along diagonals
         tinted = np.where((index == 0) & rows, len(colors) + 1, index)
-    tints = np.array([_VOID, *colors, _STRIPE]) * opacity  # (N + 2, 3)
+    tints = np.array([_VOID_COLOR, *colors, _STRIPE_COLOR]) * opacity  # (N + 2, 3)
     background = np.asarray(_pale(canvas, 1 - opacity))
     limit = 255 - round(255 * (1 - opacity))  # rounded separately, the two terms may sum to 256
     # `take` needs 0.5 ms for 640 x 480 pixels, indexing with brackets 14 ms
     pixels = background + np.take(tints.round().clip(max=limit).astype(np.uint8), tinted, axis=0)  # (H, W, 3)
     border = borders(index, max(1, round(extent / 500)))
-    pixels[border] = (pixels[border] * 0.25 + np.array(_BORDER) * 0.75).round()
+    pixels[border] = (pixels[border] * 0.25 + np.array(_BORDER_COLOR) * 0.75).round()
     canvas = Image.fromarray(pixels)
     if not names:
         return canvas
@@ -92,7 +92,7 @@ def draw_panoptic(
     texts = [one_line(name) for name in result.names]
     if scores:
         texts = [f"{text} {segment.score:.2f}" for text, segment in zip(texts, result.segments, strict=True)]
-    letters = font_size if font_size is not None else max(_SMALLEST + 1, round(extent / 30))
+    letters = font_size if font_size is not None else max(_MIN_FONT_SIZE + 1, round(extent / 30))
     draw = ImageDraw.Draw(canvas)
     for position, name in enumerate(place_names(index, texts, letters)):
         if name is not None:
@@ -151,7 +151,7 @@ def place_names(index: np.ndarray, names: Sequence[str], letters: int) -> list[N
     Returns:
         N places; None for a segment that is too small or whose place another name covers.
     """
-    step = max(1, round(max(index.shape) / _SEARCHED))
+    step = max(1, round(max(index.shape) / _SEARCH_SIDE))
     coarse = index[::step, ::step]
     candidates: list[tuple[float, int, Name]] = []
     for position, box in enumerate(ndimage.find_objects(coarse, max_label=len(names))):
@@ -163,7 +163,7 @@ def place_names(index: np.ndarray, names: Sequence[str], letters: int) -> list[N
         depth = ndimage.distance_transform_edt(inside, sampling=(1.0, height / width))
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
         room = float(depth[row, column]) * step
-        size = int(np.clip(letters * 1.5 * room / height, _SMALLEST, letters))
+        size = int(np.clip(letters * 1.5 * room / height, _MIN_FONT_SIZE, letters))
         if room > 0.3 * _extent(names[position], size)[1]:
             x, y = (box[1].start + column - 0.5) * step, (box[0].start + row - 0.5) * step
             candidates.append((room, position, Name(names[position], float(x), float(y), size)))

@@ -53,20 +53,20 @@ def preview(
         raise DetrkitError(f"{out}: name a .png or .jpg file")
     check_marked(out)
     count = min(count, len(dataset))
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     titles: list[str] = []
     for row in range(count):
         index = row * len(dataset) // count
         sample = dataset[index]
-        pictures.append(_drawn(sample, dataset))
+        images.append(_draw_sample(sample, dataset))
         titles.append(f"{dataset.records[index].file.name}  {_size(sample)}")
         for epoch in range(variants):
             generator = torch.Generator().manual_seed(derived_seed(seed, epoch, index, 0))
             changed = transform(sample, generator)
-            pictures.append(_drawn(changed, dataset))
+            images.append(_draw_sample(changed, dataset))
             titles.append(f"epoch {epoch}  {_size(changed)}")
     headings = ["original", *(["augmented"] * variants)]
-    sheet = grid(pictures, columns=variants + 1, titles=titles, headings=headings)
+    sheet = grid(images, columns=variants + 1, titles=titles, headings=headings)
     return write_atomic(out, image_bytes(sheet, out.suffix, marked=True))
 
 
@@ -75,15 +75,15 @@ def _size(sample: Sample) -> str:
     return f"{width}x{height}"
 
 
-def _drawn(sample: Sample, dataset: Dataset) -> Image.Image:
+def _draw_sample(sample: Sample, dataset: Dataset) -> Image.Image:
     """Draw a sample with its objects, in the colors of their classes."""
     from detrkit.visualize import as_detections, draw_detections, draw_panoptic
 
-    picture = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
+    image = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
     if dataset.panoptic and sample.masks is not None:
-        return draw_panoptic(picture, segments_of(sample, dataset.classes), scale=None)
+        return draw_panoptic(image, segments_of(sample, dataset.classes), scale=None)
     detections = as_detections(sample.boxes, sample.labels, dataset.classes)
-    return draw_detections(picture, replace(detections, masks=sample.masks), scores=False, scale=None)
+    return draw_detections(image, replace(detections, masks=sample.masks), scores=False, scale=None)
 
 
 def segments_of(sample: Sample, classes: ClassList) -> PanopticResult:

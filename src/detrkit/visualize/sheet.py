@@ -18,7 +18,7 @@ from detrkit.visualize.draw import as_boxes, draw_detections
 from detrkit.visualize.panoptic import draw_panoptic
 from detrkit.visualize.tags import font_for, shortened
 
-_PAPER, _INK, _QUIET, _MAT = (255, 255, 255), (28, 28, 30), (105, 105, 112), (238, 238, 241)
+_PAGE_COLOR, _TEXT_COLOR, _CAPTION_COLOR, _TILE_COLOR = (255, 255, 255), (28, 28, 30), (105, 105, 112), (238, 238, 241)
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class SheetRow:
 
     Attributes:
         image: the image.
-        truth: the annotated objects (see `as_detections`) or segments; None leaves the tile empty.
+        ground_truth: the annotated objects (see `as_detections`) or segments; None leaves the tile empty.
         prediction: detections or segments of a model, or None.
         caption: a line below the image, usually the file's name.
     """
 
     image: Image.Image
-    truth: Prediction | None = None
+    ground_truth: Prediction | None = None
     prediction: Prediction | None = None
     caption: str = ""
 
@@ -60,21 +60,21 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     if abs(factor - 1) * max(image.size) < 1:  # drawn for this tile: resizing by less than a pixel would only blur it
         factor = 1.0
     inner = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    picture = image.convert("RGB")
+    rgb = image.convert("RGB")
     if inner != image.size:
-        picture = picture.resize(inner, Image.Resampling.LANCZOS)
-    tile = Image.new("RGB", size, _MAT)
-    tile.paste(picture, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+        rgb = rgb.resize(inner, Image.Resampling.LANCZOS)
+    tile = Image.new("RGB", size, _TILE_COLOR)
+    tile.paste(rgb, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
     return tile
 
 
-def _drawn(image: Image.Image, found: Prediction, width: int, height: int, *, scores: bool) -> Image.Image:
+def _draw_objects(image: Image.Image, results: Prediction, width: int, height: int, *, scores: bool) -> Image.Image:
     """Draw objects at the final size of the tile, so that lines and letters are alike on every tile."""
     factor = min(width / image.width, height / image.height)
     line, letters = max(2, round(width / 200)), max(12, round(width / 32))
-    if isinstance(found, PanopticResult):
-        return draw_panoptic(image, found, scale=factor, font_size=letters)
-    return draw_detections(image, found, scores=scores, scale=factor, width=line, font_size=letters)
+    if isinstance(results, PanopticResult):
+        return draw_panoptic(image, results, scale=factor, font_size=letters)
+    return draw_detections(image, results, scores=scores, scale=factor, width=line, font_size=letters)
 
 
 def grid(
@@ -100,10 +100,10 @@ def grid(
         ValueError: no images, no columns, or the number of titles or headings is not that of images or columns.
     """
     if not images or columns < 1:
-        raise ValueError(f"a sheet needs pictures and columns, got {len(images)} and {columns}")
+        raise ValueError(f"a sheet needs images and columns, got {len(images)} and {columns}")
     columns = min(columns, len(images))
     if titles is not None and len(titles) != len(images):
-        raise ValueError(f"{len(titles)} titles for {len(images)} pictures")
+        raise ValueError(f"{len(titles)} titles for {len(images)} images")
     if headings is not None and len(headings) != columns:
         raise ValueError(f"{len(headings)} headings for {columns} columns")
     width, height = tile
@@ -112,7 +112,7 @@ def grid(
     below = round(letters * 1.7) if titles is not None else 0
     above = round(letters * 2.2) if headings is not None else 0
     rows = math.ceil(len(images) / columns)
-    sheet = Image.new("RGB", (gap + columns * (width + gap), gap + above + rows * (height + below + gap)), _PAPER)
+    sheet = Image.new("RGB", (gap + columns * (width + gap), gap + above + rows * (height + below + gap)), _PAGE_COLOR)
     draw = ImageDraw.Draw(sheet)
 
     def write(text: str, left: int, middle: int, size: int, color: tuple[int, int, int]) -> None:
@@ -121,7 +121,7 @@ def grid(
         draw.text((left + width / 2, middle), text, fill=color, font=font, anchor="mm")
 
     for column, text in enumerate(headings or []):
-        write(text, gap + column * (width + gap), gap + above // 2, round(letters * 1.2), _INK)
+        write(text, gap + column * (width + gap), gap + above // 2, round(letters * 1.2), _TEXT_COLOR)
     for column, color in enumerate(bars or []):
         left, bottom, thick = gap + column * (width + gap), gap + above - 2, max(4, letters // 4)
         if color is not None:
@@ -131,7 +131,7 @@ def grid(
         left, top = gap + column * (width + gap), gap + above + row * (height + below + gap)
         sheet.paste(_fitted(image, tile), (left, top))
         if titles is not None:
-            write(titles[index], left, top + height + below // 2, letters, _QUIET)
+            write(titles[index], left, top + height + below // 2, letters, _CAPTION_COLOR)
     return sheet
 
 
@@ -166,7 +166,7 @@ def comparison_sheet(
 
 def models_sheet(
     rows: Sequence[SheetRow],
-    found: Mapping[str, Sequence[Prediction]],
+    results: Mapping[str, Sequence[Prediction]],
     colors: Sequence[Color],
     *,
     tile: tuple[int, int] | None = None,
@@ -174,8 +174,8 @@ def models_sheet(
     """Make a sheet with one row per image: the image, its ground truth, and the results of each of several models.
 
     Args:
-        rows: images with truth and caption.
-        found: name of a model -> its results, one for each row.
+        rows: images with ground truth and caption.
+        results: name of a model -> its results, one for each row.
         colors: of the models (0..255), for bars below their headings.
         tile: (width, height) of a tile in pixels; by default 320 wide, with the rows' median shape.
 
@@ -185,8 +185,8 @@ def models_sheet(
     if not rows:
         raise ValueError("a comparison needs at least one image")
     tile = tile or _common_tile(rows, 320)
-    headings = ["image", "ground truth", *found]
-    return grid(*_tiles(rows, list(found.values()), tile), tile=tile, headings=headings, bars=[None, None, *colors])
+    headings = ["image", "ground truth", *results]
+    return grid(*_tiles(rows, list(results.values()), tile), tile=tile, headings=headings, bars=[None, None, *colors])
 
 
 def panoptic_sheet(
@@ -224,20 +224,20 @@ def _common_tile(rows: Sequence[SheetRow], width: int) -> tuple[int, int]:
 
 
 def _tiles(
-    rows: Sequence[SheetRow], found: Sequence[Sequence[Prediction | None]], tile: tuple[int, int]
+    rows: Sequence[SheetRow], results: Sequence[Sequence[Prediction | None]], tile: tuple[int, int]
 ) -> tuple[list[Image.Image], int, list[str]]:
     """Return the tiles row by row, their number per row, and the line below each: a caption or a count of objects."""
     tiles: list[Image.Image] = []
     titles: list[str] = []
-    for row, *predictions in zip(rows, *found, strict=True):
+    for row, *predictions in zip(rows, *results, strict=True):
         tiles.append(row.image)
         titles.append(row.caption)
-        for objects, what in ((row.truth, "object"), *((p, "detection") for p in predictions)):
+        for objects, what in ((row.ground_truth, "object"), *((p, "detection") for p in predictions)):
             if objects is None:
-                tiles.append(Image.new("RGB", tile, _MAT))
+                tiles.append(Image.new("RGB", tile, _TILE_COLOR))
                 titles.append("")
                 continue
-            tiles.append(_drawn(row.image, objects, *tile, scores=what == "detection"))
+            tiles.append(_draw_objects(row.image, objects, *tile, scores=what == "detection"))
             noun = "segment" if isinstance(objects, PanopticResult) else what
             titles.append(f"{len(objects)} {noun}{'' if len(objects) == 1 else 's'}")
-    return tiles, 2 + len(found), titles
+    return tiles, 2 + len(results), titles

@@ -75,21 +75,21 @@ def place_tag(
     Returns:
         The tag, inside the image; None if the image has no room for one letter.
     """
-    picture_width, picture_height = size
+    image_width, image_height = size
     font = font_for(text, font_size)
     pad = max(2, font_size // 5)
-    room = picture_width - 2 * pad
+    room = image_width - 2 * pad
     if text_width(text, font_size) > room:
         text = shortened(text, font, room)
     ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (font_size, 0)
     width, height = int(np.ceil(text_width(text, font_size))) + 2 * pad, ascent + descent + pad
-    if not text or height > picture_height:
+    if not text or height > image_height:
         return None
 
     x0, y0, x1, y1 = (round(v) for v in box)
     anchors = [(x0, y0 - height), (x0, y0), (x0, y1), (x1 - width, y0 - height), (x1 - width, y0), (x0, y1 - height)]
     inside = [
-        (min(max(left, 0), picture_width - width), min(max(top, 0), picture_height - height)) for left, top in anchors
+        (min(max(left, 0), image_width - width), min(max(top, 0), image_height - height)) for left, top in anchors
     ]
     covered = _covered(inside, (width, height), taken)
     costs = [

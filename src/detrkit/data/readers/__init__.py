@@ -8,6 +8,7 @@ from pathlib import Path
 from detrkit.data.readers import coco, coco_panoptic, voc, yolo, parquet, csv_boxes  # isort: skip
 from detrkit.data.readers.base import READERS, Reader, Reading, register_reader
 from detrkit.data.readers.common import Fault, Findings, match_split
+from detrkit.data.readers.yolo_files import has_labels
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
 
@@ -36,7 +37,8 @@ def find_layout(path: Path, layout: Layout | None = None, *, masks: bool = False
     """Return the name of the reader for `path`: `layout` if given, else the one that recognizes it.
 
     A folder may have COCO instances and COCO panoptic: with `masks` it is taken for panoptic, else for instances.
-    Files called panoptic_*.json are panoptic.
+    Files called panoptic_*.json are panoptic. A folder with images/, classes.txt and a table of boxes is CSV, unless it
+    has YOLO's label files.
 
     Raises:
         DetrkitError: nothing there, an unknown layout, or none that fits.
@@ -58,6 +60,8 @@ def find_layout(path: Path, layout: Layout | None = None, *, masks: bool = False
     if fits[:2] == _BOTH_COCO:
         panoptic = path.name.startswith("panoptic_") if path.is_file() else masks
         return fits[panoptic]
+    if {yolo.YoloReader.name, csv_boxes.CsvReader.name} <= {*fits} and not has_labels(path):
+        fits.remove(yolo.YoloReader.name)  # images/ and classes.txt are also beside a table of boxes
     if fits:
         return fits[0]
     if layout is not None:

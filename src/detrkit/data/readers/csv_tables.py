@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -78,7 +79,7 @@ def find_tables(path: Path) -> dict[str, Table]:
         return dict.fromkeys(_split_values(split_by_column), split_by_column)
     splits: dict[str, Table] = {}
     for table in tables:
-        split = checked_name(_split_of(table.file), f"{table.file}: the split")
+        split = checked_name(split_of(table.file.name), f"{table.file}: the split")
         other = splits.setdefault(split, table)
         if other is not table:
             raise DetrkitError(
@@ -87,13 +88,14 @@ def find_tables(path: Path) -> dict[str, Table]:
     return splits
 
 
-def _split_of(file: Path) -> str:
-    """Return the split's name by the rule at the top of this file."""
-    words = file.stem.lower().replace("_", "-").replace(".", "-").replace(" ", "-").split("-")
+def split_of(name: str) -> str:
+    """Return the split of a table by the name of its file: without words such as labels, "all" if none is left."""
+    stem = os.path.splitext(name)[0]
+    words = stem.lower().replace("_", "-").replace(".", "-").replace(" ", "-").split("-")
     usual = [word for word in words if word.rstrip("0123456789") in _USUAL_SPLITS]
     if len(usual) == 1:
         return usual[0]
-    return file.stem if set(words) - _OTHER_WORDS - {""} else "all"
+    return stem if set(words) - _OTHER_WORDS - {""} else "all"
 
 
 def _split_values(table: Table) -> list[str]:

@@ -51,6 +51,13 @@ def classes_file(path: Path) -> Path | None:
     return next((path / n for n in names if (path / n).is_file()), None)
 
 
+def has_labels(path: Path) -> bool:
+    """Tell whether a dataset has a data.yaml or label files, be they in labels/ or beside the images."""
+    if yaml_file(path) is not None or (path / "labels").is_dir():
+        return True
+    return bool(find_files(path / "images", frozenset({".txt"})).files)
+
+
 def load_config(path: Path) -> tuple[Path, dict[str, Any]]:
     """Read the data.yaml of a dataset: its path and content, every scalar a text; or the folder and {} without one.
 

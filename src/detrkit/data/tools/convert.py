@@ -1,10 +1,10 @@
 """`convert`: a dataset of one layout written as another, read back and compared before it appears.
 
-What a layout cannot hold is refused, reported in the result, or is one of these: VOC and YOLO keep neither image ids
-nor category ids (the order of the classes stays) nor segment areas; VOC, YOLO and parquet keep no masks; YOLO has no
-crowd regions. The segments of a panoptic dataset become objects, with masks (RLE) in COCO; what is a thing is not kept.
-Fields that detrkit does not read (captions, licenses, poses) are not kept. Boxes keep every digit, in YOLO ten digits
-relative to the image; VOC and YOLO get them clamped to the image.
+What a layout cannot hold is refused, reported in the result, or is one of these: VOC, YOLO and CSV keep neither image
+ids nor category ids (the order of the classes stays); VOC and YOLO no segment areas; none but COCO keeps masks; YOLO
+has no crowd regions. The segments of a panoptic dataset become objects, with masks (RLE) in COCO; what is a thing is
+not kept. Fields that detrkit does not read (captions, licenses, poses) are not kept. Boxes keep every digit, in YOLO
+ten digits relative to the image; VOC, YOLO and CSV get them clamped to the image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -24,10 +23,8 @@ from detrkit.data.tools.targets import TARGETS, Target, WrittenImage
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import check_replaceable, new_directory
-from detrkit.utils.layouts import Layout
+from detrkit.utils.layouts import Layout, TargetLayout
 from detrkit.utils.names import checked_name, full_path
-
-TargetLayout = Literal["coco", "voc", "yolo", "parquet"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,8 @@ def convert(
     """Write `source` at `destination` in the layout `to`; it appears when it is complete and its reader agrees.
 
     COCO: annotations/instances_{split}.json and {split}/; VOC: JPEGImages, Annotations, ImageSets/Main/{split}.txt and
-    classes.txt; YOLO: images/{split}, labels/{split} and data.yaml; parquet: data/{split}-00000-of-00001.parquet.
+    classes.txt; YOLO: images/{split}, labels/{split} and data.yaml; parquet: data/{split}-00000-of-00001.parquet; CSV:
+    {split}.csv, images/{split} and classes.txt.
 
     An image that the source lists twice (two ids of one file) is written twice, under two names. Names that are taken
     get _2, _3, ... at their end, also where only the case differs.

@@ -15,6 +15,7 @@ import yaml
 from detrkit.data.dataset import Dataset
 from detrkit.data.images import read_header
 from detrkit.data.sample import Record
+from detrkit.data.tools.csv_target import finish_csv, refuse_csv, write_csv
 from detrkit.data.tools.parquet_target import write_parquet
 from detrkit.data.tools.placing import UNWRITABLE, ImagePlacer
 from detrkit.structures.classes import ClassList
@@ -263,6 +264,17 @@ def _write_parquet(root: Path, split: str, dataset: Dataset, placer: ImagePlacer
     return [_as_it_is(name, record) for name, record in zip(names, dataset.records, strict=True)]
 
 
+def _write_csv(root: Path, split: str, dataset: Dataset, placer: ImagePlacer) -> list[WrittenImage]:
+    """Write crowd, and areas as annotated."""
+    names = write_csv(root, split, dataset, placer)
+    return [_as_it_is(name, record) for name, record in zip(names, dataset.records, strict=True)]
+
+
+def _refuse_csv(splits: Sequence[str], classes: Sequence[ClassList], source: str) -> None:
+    _refuse_blanks(classes, source)
+    refuse_csv(splits, classes, source)
+
+
 def _nothing(*_: object) -> None:
     """Do nothing: the layout has no file for all splits, or refuses nothing."""
 
@@ -272,4 +284,5 @@ TARGETS = {
     "voc": Target(_write_voc, _finish_voc, _refuse_voc),
     "yolo": Target(_write_yolo, _finish_yolo, _refuse_yolo, split=_yolo_key, empty_splits=False, tolerance=1e-6),
     "parquet": Target(_write_parquet, _nothing, _nothing, listed=False, own_classes=True, clamps=False),
+    "csv": Target(_write_csv, finish_csv, _refuse_csv),
 }

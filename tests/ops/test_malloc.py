@@ -12,15 +12,19 @@ import pytest
 # pages that the system had to fill for twenty tensors of 64 MiB, one after the other
 SCRIPT = """
 import resource, torch
-from detrkit.ops.pages import keep_pages
-print(keep_pages())
+from detrkit.ops.malloc import retain_freed_memory
+print(retain_freed_memory())
 for turn in range(40):
     if turn == 20:  # aligned blocks have to find their places
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "DETRKIT_KEEP", "LD_PRELOAD"))}
+CLEAN = {
+    k: v
+    for k, v in os.environ.items()
+    if not k.startswith(("MALLOC_", "GLIBC_", "DETRKIT_KEEP", "DETRKIT_RETAIN", "LD_PRELOAD"))
+}
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 
@@ -39,7 +43,10 @@ def test_pages_are_kept():
     assert faults < 2000  # one tensor has 16384
 
 
-@pytest.mark.parametrize("name, value", [("DETRKIT_KEEP_PAGES", "0"), ("MALLOC_MMAP_THRESHOLD_", "131072")])
+@pytest.mark.parametrize(
+    "name, value",
+    [("DETRKIT_RETAIN_FREED_MEMORY", "0"), ("DETRKIT_KEEP_PAGES", "0"), ("MALLOC_MMAP_THRESHOLD_", "131072")],
+)
 def test_the_environment_decides(name, value):
     kept, faults = run(**{name: value})
     assert not kept

@@ -1,4 +1,4 @@
-"""malloc settings that keep freed memory in the process between forward passes."""
+"""Settings of malloc that retain freed memory for the next tensors."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ import os
 import sys
 from functools import cache
 
-# mallopt(3): the free memory kept at the top of the heap, and the number of blocks that may be mapped individually
+# parameters of mallopt(3): free bytes at the top of the heap from which they are returned to the system, and the number
+# of blocks that may be mapped individually
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-TRIM_THRESHOLD_BYTES = 2**31 - 1  # bytes, the largest int that mallopt takes
+TRIM_THRESHOLD_BYTES = 2**31 - 1  # the largest int that mallopt takes
+_SWITCHES = (
+    "DETRKIT_RETAIN_FREED_MEMORY",
+    "DETRKIT_KEEP_PAGES",
+)  # environment variables; the second is the earlier name
 
 
 @cache
-def keep_pages() -> bool:
+def retain_freed_memory() -> bool:
     """Stop glibc from returning freed memory (up to 2 GiB) to the system; runs once per process.
 
     By default it maps every large block anew and returns it when it is freed, and the system fills each page with zeros
     again: on a CPU, half the time of a forward pass. Only the first call does anything; malloc_trim returns the memory.
     Nothing is changed where the environment sets how malloc behaves (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_,
-    MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES), where DETRKIT_KEEP_PAGES is 0, or with another C library.
+    MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES), where DETRKIT_RETAIN_FREED_MEMORY (or DETRKIT_KEEP_PAGES, its earlier name)
+    is 0, or with another C library.
 
     Returns:
-        Whether memory is kept from now on.
+        Whether memory is retained from now on.
     """
     malloc_variables = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
     if (
         sys.platform != "linux"
-        or os.environ.get("DETRKIT_KEEP_PAGES") == "0"
+        or any(os.environ.get(name) == "0" for name in _SWITCHES)
         or any(name in os.environ for name in malloc_variables)
     ):
         return False
