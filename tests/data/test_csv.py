@@ -245,6 +245,22 @@ def test_other_tables_are_no_dataset(tmp_path: Path) -> None:
         find_layout(tmp_path, "csv")
 
 
+def test_another_encoding(tmp_path: Path) -> None:
+    write(tmp_path, {**PICTURES, "train.csv": (HEADER + "a.png,12,9,Bär,1,2,5,6\n").encode("latin-1")})
+    with pytest.raises(DetrkitError, match=r"train.csv: not UTF-8 text; save it as UTF-8$"):
+        open_dataset(tmp_path)
+    (fault,) = check(tmp_path / "train.csv").faults
+    assert fault.reason == "not UTF-8 text; save it as UTF-8"
+
+
+def test_what_csv_cannot_hold(tmp_path: Path) -> None:
+    """The name of a split is that of its file without words such as labels."""
+    write(tmp_path, {**PICTURES, "boxes.csv": (HEADER.strip() + ",split\n" + GOOD.strip() + ",labels\n").encode()})
+    with pytest.raises(DetrkitError, match="a split cannot be called labels in CSV; rename it"):
+        convert(tmp_path, tmp_path.with_name("out"), to="csv")
+    assert not tmp_path.with_name("out").exists()
+
+
 def test_beside_yolo(tmp_path: Path) -> None:
     """YOLO has images/ and classes.txt, too: its label files decide."""
     write(tmp_path, {f"images/{name}": data for name, data in PICTURES.items()})

@@ -74,8 +74,12 @@ def read_bytes(file: Path) -> bytes:
 
 
 @contextmanager
-def open_text(file: Path) -> Iterator[TextIO]:
+def open_text(file: Path, *, strict: bool = True) -> Iterator[TextIO]:
     """Open a text file that is too large to be read at once; encodings as in `read_text`, line ends as they stand.
+
+    Args:
+        file: the text file.
+        strict: whether another encoding is an error; else its characters are replaced, to look at the beginning.
 
     Raises:
         DetrkitError: missing, unreadable, or (while it is read) in another encoding.
@@ -84,7 +88,8 @@ def open_text(file: Path) -> Iterator[TextIO]:
         with _open_regular(file) as stream:
             utf16 = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             stream.seek(0)
-            with io.TextIOWrapper(stream, "utf-16" if utf16 else "utf-8-sig", newline="") as text:
+            encoding, errors = "utf-16" if utf16 else "utf-8-sig", "strict" if strict else "replace"
+            with io.TextIOWrapper(stream, encoding, errors, newline="") as text:
                 yield text
     except UnicodeDecodeError as error:
         raise DetrkitError(f"{file}: not UTF-8 text; save it as UTF-8") from error

@@ -124,7 +124,7 @@ def _first_row(file: Path) -> list[str]:
     Raises:
         DetrkitError: it cannot be read.
     """
-    with open_text(file) as stream:
+    with open_text(file, strict=False) as stream:  # read in full, another encoding is an error
         line = stream.readline(_FIRST_LINE_CHARACTERS)
     try:
         return next(csv.reader([line.rstrip("\r\n")], delimiter=_delimiter(line)), [])
