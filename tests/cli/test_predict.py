@@ -357,7 +357,7 @@ def test_an_error_of_the_model_ends_it_with_what_is_done(weights, photos, tmp_pa
         run(weights, photos, out=tmp_path / "out", batch_size=1)
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 2
     assert not [name for name in contents(tmp_path / "out") if name.endswith(".tmp")]
-    assert not [thread for thread in threading.enumerate() if thread.name == "detrkit ahead"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "detrkit prefetch"]
 
 
 def test_a_killed_predict_keeps_what_was_saved(weights, photos, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from rich.table import Table
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError
-from detrkit.utils.own_files import check_json
+from detrkit.utils.overwriting import check_json
 from detrkit.utils.ranges import BatchSize, Count, InputSize
 
 if TYPE_CHECKING:

@@ -107,7 +107,7 @@ class Convert:
             raise DetrkitError(f"{self.target} exists already: name another file, or pass --force to replace it")
 
 
-def _class_list(given: str, labels: int, *, masks: bool) -> ClassList:
+def _class_list(source: str, labels: int, *, masks: bool) -> ClassList:
     """Return the classes of `--classes`, of which there must be as many as labels.
 
     Raises:
@@ -118,17 +118,17 @@ def _class_list(given: str, labels: int, *, masks: bool) -> ClassList:
     from detrkit.structures.coco_classes import COCO_91, COCO_250
 
     published = {"coco": COCO_91, "coco-panoptic": COCO_250}
-    if given in published:
-        if len(published[given]) != labels:
-            raise DetrkitError(f"--classes {given}: {len(published[given])} labels, but the weights have {labels}")
-        return published[given]
-    split = None if Path(given).is_file() else "train"
-    classes = open_dataset(given, split=split, masks=masks).classes
+    if source in published:
+        if len(published[source]) != labels:
+            raise DetrkitError(f"--classes {source}: {len(published[source])} labels, but the weights have {labels}")
+        return published[source]
+    split = None if Path(source).is_file() else "train"
+    classes = open_dataset(source, split=split, masks=masks).classes
     if len(classes) == labels:
         return classes
     if max(classes.ids) >= labels:
         raise DetrkitError(
-            f"--classes {given}: {len(classes)} classes with ids up to {max(classes.ids)}, but the weights have "
+            f"--classes {source}: {len(classes)} classes with ids up to {max(classes.ids)}, but the weights have "
             f"{labels} labels"
         )
     things = None if classes.things is None else dict(zip(classes.ids, classes.things, strict=True))

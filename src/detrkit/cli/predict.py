@@ -19,12 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
-from detrkit.utils.ahead import Stages
 from detrkit.utils.console import Terminal
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.memory import used_up
 from detrkit.utils.names import full_path
+from detrkit.utils.prefetch import Prefetcher
 from detrkit.utils.ranges import BatchSize, InputSize, Share
 from detrkit.utils.signals import SignalWatch, Stopped
 from detrkit.utils.visible import one_line
@@ -153,12 +153,18 @@ class Predict:
         terminal = errors.is_terminal
         with SignalWatch() as watch, Progress(console=errors, transient=True, disable=not terminal) as progress:
             bar = progress.add_task("predicting", total=len(results.files))
-            with Stages() as stages:
-                read = stages.ahead(
-                    _read(results.files), most=self.batch_size, weight=_bytes, heaviest=_WAITING_BYTES, abandoned=True
+            with Prefetcher() as prefetcher:
+                read = prefetcher.prefetch(
+                    _read(results.files),
+                    max_items=self.batch_size,
+                    weight=_bytes,
+                    max_weight=_WAITING_BYTES,
+                    abandoned=True,
                 )
                 predicted = predictions(detector, read, self.threshold, self.batch_size)
-                predicted = stages.ahead(predicted, most=self.batch_size, weight=_bytes, heaviest=_WAITING_BYTES)
+                predicted = prefetcher.prefetch(
+                    predicted, max_items=self.batch_size, weight=_bytes, max_weight=_WAITING_BYTES
+                )
                 for file, result in predicted:
                     if watch.asked:  # what the signal raised was lost inside torch or Pillow
                         raise Stopped(watch.asked)
@@ -263,13 +269,13 @@ def _say(console: Console, text: str, *, error: bool = False) -> None:
     console.print(Text.assemble(("error", "red"), " ", text) if error else text, soft_wrap=True)
 
 
-def _print(done: dict[str, Counter[str]], console: Console, most: int = 20, *, panoptic: bool = False) -> None:
+def _print(done: dict[str, Counter[str]], console: Console, max_rows: int = 20, *, panoptic: bool = False) -> None:
     """Print a table of the images; on a pipe all of them, on a terminal the first ones."""
     table = Table(title="Segments" if panoptic else "Detections", title_justify="left")
     table.add_column("image", overflow="fold")
     table.add_column("segments" if panoptic else "objects", justify="right")
     table.add_column("what", overflow="fold")
-    shown = list(done.items())[: most if sys.stdout.isatty() else None]
+    shown = list(done.items())[: max_rows if sys.stdout.isatty() else None]
     for file, counts in shown:
         what = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.most_common())
         table.add_row(one_line(file), str(counts.total()), one_line(what))

@@ -156,7 +156,7 @@ class Results:
         """
         if self.out.exists() and not self.out.is_dir():
             raise DetrkitError(f"{self.out} is a file: choose another output folder")
-        self._refuse(MANIFEST, ours=True)
+        self._refuse(MANIFEST, unnoted=True)
         names = [PREDICTIONS]
         if self.images:
             names += [stem + _suffix(file) for file, stem in self.stems.items()]
@@ -189,7 +189,7 @@ class Results:
         if self._entries is not None:
             self._entries.discard()
 
-    def _refuse(self, name: str, *, ours: bool = False) -> None:
+    def _refuse(self, name: str, *, unnoted: bool = False) -> None:
         """Check that writing a file of the folder does not overwrite one that detrkit did not write.
 
         Raises:
@@ -209,7 +209,7 @@ class Results:
             raise DetrkitError(f"{path} is one of the input images and would be overwritten: {fix}")
         if stat.S_ISDIR(status.st_mode):
             raise DetrkitError(f"{path} is a folder: {fix}")
-        if not ours and name not in self._written and not is_as_noted(self.out, name, self._noted):
+        if not unnoted and name not in self._written and not is_as_noted(self.out, name, self._noted):
             raise DetrkitError(f"{path} is there and was not written by detrkit, or was changed since: {fix}")
 
     def write_image(self, file: Path, image: Image.Image) -> None:

@@ -159,10 +159,10 @@ def _panoptic_examples(results: Path, dataset: Dataset) -> Image.Image:
     ground_truth = PanopticGroundTruth.load(content, id_map)
     count = min(_EXAMPLES, len(dataset))
     indices = [round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)]
-    chosen = [dataset.records[i] for i in indices]
-    predictions = read_panoptic(results, ground_truth.classes, [record.image_id for record in chosen])
+    records = [dataset.records[i] for i in indices]
+    predictions = read_panoptic(results, ground_truth.classes, [record.image_id for record in records])
     rows = []
-    for index, record, prediction in zip(indices, chosen, predictions, strict=True):
+    for index, record, prediction in zip(indices, records, predictions, strict=True):
         image = Image.fromarray(dataset.image(index).permute(1, 2, 0).numpy())
         info = content["annotations"][index]["segments_info"]
         annotated = PanopticResult.from_coco(id_map(record.image_id), info, ground_truth.classes)

@@ -70,7 +70,7 @@ class TransformersRunner:
         if not (Path(folder) / "config.json").is_file():
             raise DetrkitError(f"{folder}: no config.json there; transformers reads a model's folder")
         bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             kind = (config.architectures or ["nothing"])[0]
@@ -81,7 +81,7 @@ class TransformersRunner:
             raise DetrkitError(f"{folder}: transformers cannot load it ({first_line(error)})") from error
         finally:
             if bars:
-                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+                logging.enable_progress_bar()
         return cls(str(folder), model, device=device)
 
     @property

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from detrkit.engine.metrics import evaluated_parts, part_name
 from detrkit.engine.processes import leave_processes
@@ -84,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 after an evaluation, 2 for bad input, which is described in one line on stderr; 128 + signal
         if interrupted.
     """
-    given = parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         with SignalWatch(program=argv is None):
-            evaluate(given)
+            evaluate(arguments)
     except DetrkitError as error:
         print(f"reproduce.py: error: {error}", file=sys.stderr)
         return 2
@@ -101,25 +101,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate(given: argparse.Namespace) -> None:
+def evaluate(arguments: argparse.Namespace) -> None:
     """Evaluate the model of the arguments, print the tables and write the report.
 
     Raises:
         DetrkitError: arguments without an evaluation, weights that do not fit them, or data that cannot be read.
     """
-    if not given.eval:
-        raise DetrkitError(f"without --eval main.py trains, which here is: {training_command(given)}")
-    if not given.resume:
+    if not arguments.eval:
+        raise DetrkitError(f"without --eval main.py trains, which here is: {training_command(arguments)}")
+    if not arguments.resume:
         raise DetrkitError("--resume is missing: give the checkpoint, a path or the address of a published file")
-    if given.coco_path is None:
+    if arguments.coco_path is None:
         raise DetrkitError("--coco_path is missing: give the folder with val2017/ and annotations/")
-    panoptic = given.dataset_file == "coco_panoptic"
-    if panoptic and given.coco_panoptic_path is None:
+    panoptic = arguments.dataset_file == "coco_panoptic"
+    if panoptic and arguments.coco_panoptic_path is None:
         raise DetrkitError("--coco_panoptic_path is missing: give the folder with panoptic_val2017/ and annotations/")
-    model, spec, file, row = asked_model(given)
-    paths = DatasetPaths.expanded(given.coco_path, given.coco_panoptic_path)
-    data = EvaluationData.open(paths, panoptic=panoptic and given.masks, masks=given.masks)
-    folder = Path(given.output_dir or Path("reproduction") / spec.name)
+    model, spec, file, row = load_checkpoint(arguments)
+    paths = DatasetPaths.expanded(arguments.coco_path, arguments.coco_panoptic_path)
+    data = EvaluationData.open(paths, panoptic=panoptic and arguments.masks, masks=arguments.masks)
+    folder = Path(arguments.output_dir or Path("reproduction") / spec.name)
     result = run(
         model,
         spec,
@@ -127,9 +127,9 @@ def evaluate(given: argparse.Namespace) -> None:
         folder,
         weights=file,
         row=row,
-        batch_size=given.batch_size,
-        device=given.device,
-        workers=given.num_workers,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        workers=arguments.num_workers,
         quiet=False,
     )
     for part in evaluated_parts(result.metrics):
@@ -140,21 +140,34 @@ def evaluate(given: argparse.Namespace) -> None:
     console.print(f"report: {folder / 'report.md'}")
 
 
-def asked_model(given: argparse.Namespace) -> tuple[DetectionModel, ModelSpec, Path, Published | None]:
-    """Build the model of the arguments, with the checkpoint's weights.
+class LoadedCheckpoint(NamedTuple):
+    """A checkpoint with its model.
 
-    Returns:
-        The model, its spec, the file, and the published checkpoint that it is (None for another).
+    Attributes:
+        model: with the weights.
+        spec: of the model.
+        file: the checkpoint.
+        row: the published checkpoint that it is, or None.
+    """
+
+    model: DetectionModel
+    spec: ModelSpec
+    file: Path
+    row: Published | None
+
+
+def load_checkpoint(arguments: argparse.Namespace) -> LoadedCheckpoint:
+    """Build the model of the arguments, with the checkpoint's weights.
 
     Raises:
         DetrkitError: the file is not available, or is of another model.
     """
-    name, options = model_name(given)
-    panoptic = given.dataset_file == "coco_panoptic"
+    name, options = model_name(arguments)
+    panoptic = arguments.dataset_file == "coco_panoptic"
     classes = COCO_250 if panoptic else COCO_91
     entry = architecture(name)
     spec = ModelSpec(name, options, num_classes=len(classes), classes=classes, max_size=entry.max_size)
-    path = resumed_file(given.resume)
+    path = resumed_file(arguments.resume)
     file = read_weights(path)
     try:
         check(file, entry, build_options(entry, options))
@@ -166,21 +179,21 @@ def asked_model(given: argparse.Namespace) -> tuple[DetectionModel, ModelSpec, P
     except DetrkitError as error:
         raise DetrkitError(f"{path}: {error}") from error
     row = PUBLISHED[name] if file.published == name and not options else None
-    return model, spec, path, row
+    return LoadedCheckpoint(model, spec, path, row)
 
 
-def model_name(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def model_name(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Find the published architecture nearest to the arguments.
 
     Returns:
         Its name, and overrides of `build_model` for the arguments that differ from it.
     """
     requested = {
-        name: getattr(given, name) for name in (*_MODEL, "masks", "dilation", "pre_norm", "position_embedding")
+        name: getattr(arguments, name) for name in (*_MODEL, "masks", "dilation", "pre_norm", "position_embedding")
     }
     defaults = {name: value for name, (_, value) in _MODEL.items()}
     defaults |= {"masks": False, "dilation": False, "pre_norm": False, "position_embedding": "sine"}
-    classes = 250 if given.dataset_file == "coco_panoptic" else 91
+    classes = 250 if arguments.dataset_file == "coco_panoptic" else 91
 
     def differing(name: str) -> dict[str, Any]:
         built = defaults | dict(ARCHITECTURES[name].options)
@@ -211,21 +224,21 @@ def resumed_file(resume: str) -> Path:
     return download(resume, sha256_prefix=prefix)
 
 
-def training_command(given: argparse.Namespace) -> str:
+def training_command(arguments: argparse.Namespace) -> str:
     """Return the `detrkit train` command of arguments without `--eval`."""
-    name, options = model_name(given)
-    data = given.coco_panoptic_path if given.dataset_file == "coco_panoptic" else given.coco_path
+    name, options = model_name(arguments)
+    data = arguments.coco_panoptic_path if arguments.dataset_file == "coco_panoptic" else arguments.coco_path
     words = ["detrkit", "train", data or "COCO", "--model", name, "--ids", "official"]
     for option, value in options.items():
         words += ["--" + option.replace("_", "-"), str(value)]
     for option, (_, default) in {**_TRAINING, "batch_size": (int, 2)}.items():
-        ours, value = _RENAMED.get(option, option), getattr(given, option)
-        if ours is not None and value != default:
-            words += ["--" + ours.replace("_", "-"), str(value)]
-    if not given.aux_loss:
+        new_name, value = _RENAMED.get(option, option), getattr(arguments, option)
+        if new_name is not None and value != default:
+            words += ["--" + new_name.replace("_", "-"), str(value)]
+    if not arguments.aux_loss:
         words += ["--aux-loss", "False"]
-    if given.resume:
-        words += ["--init-from", given.resume]
-    if given.output_dir:
-        words += ["--out", given.output_dir]
+    if arguments.resume:
+        words += ["--init-from", arguments.resume]
+    if arguments.output_dir:
+        words += ["--out", arguments.output_dir]
     return shlex.join(words)

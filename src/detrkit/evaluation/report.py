@@ -20,7 +20,7 @@ from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import claimed_files
 from detrkit.utils.image_files import image_bytes
-from detrkit.utils.own_files import has_keys
+from detrkit.utils.overwriting import has_keys
 from detrkit.utils.visible import markdown
 
 _PANOPTIC_FOOTNOTE = (
@@ -45,10 +45,12 @@ def report_folder(folder: str | Path, *more: str) -> AbstractContextManager[None
     """
     folder = Path(folder)
     try:
-        ours = has_keys(folder / _METRICS, ("title", "settings"))  # of a run, or of a version without manifests
+        written_before = has_keys(
+            folder / _METRICS, ("title", "settings")
+        )  # of a run, or of a version without manifests
     except OSError:
-        ours = False
-    return claimed_files(folder, (*REPORT_FILES, *more), ours=ours)
+        written_before = False
+    return claimed_files(folder, (*REPORT_FILES, *more), written_before=written_before)
 
 
 def write_report(

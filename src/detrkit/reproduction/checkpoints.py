@@ -25,11 +25,11 @@ def chosen_rows(names: str | Sequence[str] | None, paths: DatasetPaths, weights:
         DetrkitError: an unknown name, or none that can be evaluated.
     """
     if names is not None and len(names):
-        chosen = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-        for name in chosen:
+        selected = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+        for name in selected:
             if name not in PUBLISHED:
                 raise DetrkitError(f"{name}: no published model; choose from {', '.join(PUBLISHED)}")
-        return [PUBLISHED[name] for name in chosen]
+        return [PUBLISHED[name] for name in selected]
     if paths.coco is None and paths.panoptic is None:
         raise DetrkitError("no data is given: --coco FOLDER for boxes, --panoptic FOLDER for panoptic models")
     rows = []

@@ -195,7 +195,7 @@ def summary_folder(out: Path) -> AbstractContextManager[None]:
         DetrkitError: a report.md or figures.json exists that detrkit did not write, or the folder cannot be written.
     """
     # no other program writes figures.json; detrkit 0.1 wrote it without a manifest
-    return claimed_files(out, ("report.md", "figures.json"), ours=(out / "figures.json").is_file())
+    return claimed_files(out, ("report.md", "figures.json"), written_before=(out / "figures.json").is_file())
 
 
 def write_summary(out: Path, results: Sequence[ReproductionResult]) -> Path:

@@ -163,7 +163,7 @@ def _detections(run: Path, result: MemberResult, dataset: Dataset) -> list[Detec
     return detections
 
 
-def _sheet(dataset: Dataset, found: dict[str, list[Detections]], colors: dict[str, str]) -> Image.Image:
+def _sheet(dataset: Dataset, detections: dict[str, list[Detections]], colors: dict[str, str]) -> Image.Image:
     """Draw image, ground truth and the detections of every model side by side."""
     rows = []
     for index in evenly_spaced(len(dataset), EXAMPLE_IMAGES):
@@ -171,4 +171,4 @@ def _sheet(dataset: Dataset, found: dict[str, list[Detections]], colors: dict[st
         image = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
         name = sample.file.name if sample.file is not None else str(sample.image_id)
         rows.append(SheetRow(image, as_detections(sample.boxes, sample.labels, dataset.classes), caption=name))
-    return models_sheet(rows, found, [ImageColor.getrgb(colors[heading])[:3] for heading in found])
+    return models_sheet(rows, detections, [ImageColor.getrgb(colors[heading])[:3] for heading in detections])

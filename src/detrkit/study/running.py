@@ -81,23 +81,23 @@ def run_study(
         Interrupted: asked to stop; everything is saved.
     """
     folder = Path(out)
-    chosen = _chosen(study, only)
+    selected = _selected_members(study, only)
     study = _with_data(study, folder)
     _check_models(study)
     splits = None
     try:
-        with StopSignals() as watch, ExitStack() as held:
+        with StopSignals() as watch, ExitStack() as lock_stack:
             watch.advice = lambda: how_to_go_on(str(folder), command)
             watch.last_words = lambda: str(Interrupted(signal.SIGINT, str(folder), command))
             # the first process plans for all, before it writes
-            fabric, plan = first_decides(lambda: _plan(study, chosen, folder, held), study.config(chosen[0]))
+            fabric, plan = first_decides(lambda: _plan(study, selected, folder, lock_stack), study.config(selected[0]))
             watch.join(fabric.world_size)
             if FIRST_PROCESS:
                 _make_data(study, folder)
                 splits = open_splits(study.train)
                 write_atomic(folder / "study.yaml", study.to_yaml())
             for name, resume in plan:
-                member = next(m for m in chosen if m.name == name)
+                member = next(m for m in selected if m.name == name)
                 number = study.members.index(member) + 1
                 console.print(f"\n{member.heading} ({number} of {len(study.members)})")
                 _run_member(study, member, folder / name, resume=resume, watch=watch)
@@ -113,27 +113,29 @@ def run_study(
     return StudyResult(folder, _read_results(study, folder), None if splits is None else folder / "study.md")
 
 
-def _plan(study: StudyConfig, chosen: Sequence[Member], folder: Path, held: ExitStack) -> list[tuple[str, bool]]:
+def _plan(
+    study: StudyConfig, selected: Sequence[Member], folder: Path, lock_stack: ExitStack
+) -> list[tuple[str, bool]]:
     """Lock the study's folder; return the names of the members to train, each with whether to resume it.
 
     Args:
         study: with its data.
-        chosen: members.
+        selected: members.
         folder: of the study.
-        held: holds the lock until it is closed.
+        lock_stack: holds the lock until it is closed.
 
     Raises:
         DetrkitError: another process writes the folder, or it holds a study with other settings, or files of others
             where the study's would be.
     """
-    held.enter_context(FolderLock(folder))
+    lock_stack.enter_context(FolderLock(folder))
     saved = folder / "study.yaml"
     if saved.exists():
         check_same(load_study(saved), study, saved)
     elif foreign := next((name for name in STUDY_FILES if (folder / name).exists()), None):
         raise DetrkitError(f"{folder / foreign} is there and is of no study: choose another --out")
-    before = {m.name: read_result(folder / m.name) for m in chosen}
-    waiting = [m for m in chosen if not before[m.name].done]
+    before = {m.name: read_result(folder / m.name) for m in selected}
+    waiting = [m for m in selected if not before[m.name].done]
     waiting.sort(key=lambda m: bool(before[m.name].failure))
     return [(m.name, saved_in(folder / m.name) is not None) for m in waiting]
 
@@ -165,7 +167,7 @@ def _read_results(study: StudyConfig, folder: Path) -> list[tuple[Member, Member
     return [(m, read_result(folder / m.name)) for m in study.members]
 
 
-def _chosen(study: StudyConfig, only: Sequence[str]) -> list[Member]:
+def _selected_members(study: StudyConfig, only: Sequence[str]) -> list[Member]:
     """Return the members to train.
 
     Raises:

@@ -269,21 +269,21 @@ class _TextLoader(_Bounded, yaml.BaseLoader):
     """Loader of texts only."""
 
 
-def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
     """Count the values in a node once its aliases are followed.
 
     Raises:
         yaml.MarkedYAMLError: more than `YAML_MAX_NODES`, or a node that holds itself.
     """
-    size = known.get(id(node))
+    size = sizes.get(id(node))
     if size is None:
-        known[id(node)] = YAML_MAX_NODES  # until it is counted: a node that holds itself is infinite
+        sizes[id(node)] = YAML_MAX_NODES  # until it is counted: a node that holds itself is infinite
         size = 1
         if isinstance(node, yaml.CollectionNode):
             for item in node.value:
                 for part in item if isinstance(item, tuple) else (item,):
-                    size += _expanded_size(part, known)
-        known[id(node)] = size
+                    size += _expanded_size(part, sizes)
+        sizes[id(node)] = size
     if size >= YAML_MAX_NODES:
         raise yaml.MarkedYAMLError(
             problem=f"holds more than {YAML_MAX_NODES} values once its aliases are followed",

@@ -44,11 +44,11 @@ def home() -> Path:
     Raises:
         DetrkitError: there is no home folder.
     """
-    chosen = os.environ.get("DETRKIT_HOME") or "~/.cache/detrkit"
+    home = os.environ.get("DETRKIT_HOME") or "~/.cache/detrkit"
     try:
-        return Path(chosen).expanduser()
+        return Path(home).expanduser()
     except RuntimeError as error:
-        raise DetrkitError(f"{chosen}: no such home folder: set DETRKIT_HOME to a folder for downloads") from error
+        raise DetrkitError(f"{home}: no such home folder: set DETRKIT_HOME to a folder for downloads") from error
 
 
 def sha256(path: Path) -> str:

@@ -136,13 +136,13 @@ def note_files(folder: Path, names: Iterable[str], *, coming: Iterable[str] = ()
 
 
 @contextmanager
-def claimed_files(folder: Path, names: Sequence[str], *, ours: bool = False) -> Iterator[None]:
+def claimed_files(folder: Path, names: Sequence[str], *, written_before: bool = False) -> Iterator[None]:
     """Make a folder if needed and claim file names in it; files of others are never overwritten.
 
     Args:
         folder: the folder.
         names: of the files.
-        ours: existing files are known to be detrkit's, from a version without manifests.
+        written_before: existing files are detrkit's, from a version without manifests.
 
     Raises:
         DetrkitError: a file of one of these names is there and is not as detrkit wrote it; or the folder cannot be
@@ -150,7 +150,7 @@ def claimed_files(folder: Path, names: Sequence[str], *, ours: bool = False) -> 
     """
     noted = noted_files(folder)
     for name in names:
-        if os.path.lexists(folder / name) and not ours and not is_as_noted(folder, name, noted):
+        if os.path.lexists(folder / name) and not written_before and not is_as_noted(folder, name, noted):
             raise DetrkitError(
                 f"{folder / name} is there and was not written by detrkit, or was changed since: choose another folder"
             )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from detrkit.utils.own_files import IMAGE_MARK
+from detrkit.utils.overwriting import IMAGE_MARK
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
@@ -21,7 +21,7 @@ def image_bytes(
     Args:
         image: an image, or (H, W, 3) uint8 RGB.
         suffix: .png, .jpg or .jpeg, in any case.
-        marked: store in it that detrkit wrote it; see `own_files.check_marked`.
+        marked: store in it that detrkit wrote it; see `overwriting.check_marked`.
         **options: Pillow's for the format: quality, compress_level, ...
     """
     buffer = io.BytesIO()

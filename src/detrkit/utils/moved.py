@@ -61,6 +61,8 @@ MOVED = {
     "reproduction.hub": "compat.hub",
     "reproduction.official_command": "compat.main",
     "results": "structures.results",
+    "utils.ahead": "utils.prefetch",
+    "utils.own_files": "utils.overwriting",
 }
 
 

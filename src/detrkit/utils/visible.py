@@ -17,7 +17,7 @@ _MARKDOWN = re.compile(r"[`*~$|<]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)|(?<=\])[(\[]")
 
 def visible(text: str) -> str:
     """Write out control characters of a text: ESC is shown as its code; tabs and newlines stay."""
-    return _CONTROL.sub(lambda found: _written_out(found[0]), text)
+    return _CONTROL.sub(lambda match: _written_out(match[0]), text)
 
 
 def one_line(text: str) -> str:
@@ -32,7 +32,7 @@ def markdown(text: str) -> str:
     "[red]".
     """
     text = _BACKSLASH.sub(r"\\\\", one_line(text))
-    return _MARKDOWN.sub(lambda found: "&lt;" if found[0] == "<" else f"\\{found[0]}", text)
+    return _MARKDOWN.sub(lambda match: "&lt;" if match[0] == "<" else f"\\{match[0]}", text)
 
 
 def first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes
 from detrkit.utils.names import full_path
-from detrkit.utils.own_files import check_marked
+from detrkit.utils.overwriting import check_marked
 from detrkit.utils.ranges import Few, WideSeed, check_arguments
 
 

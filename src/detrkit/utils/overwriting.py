@@ -44,12 +44,12 @@ def has_keys(path: Path, keys: Iterable[str]) -> bool:
     return isinstance(content, dict) and set(keys) <= set(content)
 
 
-def _check(path: Path, ours: Callable[[], bool]) -> None:
+def _check(path: Path, is_of_this_kind: Callable[[], bool]) -> None:
     try:
-        if not path.exists() or (path.is_file() and ours()):
+        if not path.exists() or (path.is_file() and is_of_this_kind()):
             return
     except OSError:
-        pass  # an unreadable file cannot be identified as ours
+        pass  # the kind of an unreadable file is unknown
     raise DetrkitError(f"{path} is there and was not written by this command: choose another name, or remove it")
 
 

@@ -13,7 +13,7 @@ from detrkit.cli.results import evaluate_results
 from detrkit.evaluation import report_folder
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes
-from detrkit.utils.own_files import check_json, check_marked
+from detrkit.utils.overwriting import check_json, check_marked
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 REFUSED = "is there and was not written by this command: choose another name, or remove it"

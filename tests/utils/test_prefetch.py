@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from detrkit.utils.ahead import Stages
+from detrkit.utils.prefetch import Prefetcher
 
 
 def wait_until(true) -> None:
@@ -18,13 +18,13 @@ def wait_until(true) -> None:
 
 
 def names() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "detrkit ahead"]
+    return [thread.name for thread in threading.enumerate() if thread.name == "detrkit prefetch"]
 
 
 def test_stages_keep_the_order_and_end():
-    with Stages() as stages:
-        first = stages.ahead(range(100), most=3)
-        second = stages.ahead((n * n for n in first), most=2)
+    with Prefetcher() as prefetcher:
+        first = prefetcher.prefetch(range(100), max_items=3)
+        second = prefetcher.prefetch((n * n for n in first), max_items=2)
         assert list(second) == [n * n for n in range(100)]
     assert not names()
 
@@ -38,8 +38,8 @@ def test_so_much_is_made_ahead_and_no_more(most, weight, waiting):
             made.append(n)
             yield n
 
-    with Stages() as stages:
-        items = stages.ahead(source(), most=most, weight=lambda _: weight, heaviest=25)
+    with Prefetcher() as prefetcher:
+        items = prefetcher.prefetch(source(), max_items=most, weight=lambda _: weight, max_weight=25)
         for taken in range(5):
             wait_until(lambda taken=taken: len(made) == taken + waiting + 1)  # one is in the thread's hand
             time.sleep(0.02)
@@ -53,8 +53,8 @@ def test_errors_come_after_the_items_before_them():
         yield 1
         raise KeyError("two")
 
-    with Stages() as stages:
-        passed_on = stages.ahead((item for item in stages.ahead(source(), most=4)), most=4)
+    with Prefetcher() as prefetcher:
+        passed_on = prefetcher.prefetch((item for item in prefetcher.prefetch(source(), max_items=4)), max_items=4)
         assert next(passed_on) == 1
         with pytest.raises(KeyError, match="two"):
             next(passed_on)
@@ -70,10 +70,10 @@ def test_threads_end_wherever_they_are():
         answer.wait()
         yield 2
 
-    with pytest.raises(KeyboardInterrupt), Stages() as stages:
-        read = stages.ahead(hanging(), most=1, abandoned=True)
-        passed_on = stages.ahead((item for item in read), most=1)
-        stages.ahead(iter(range(9)), most=1)
+    with pytest.raises(KeyboardInterrupt), Prefetcher() as prefetcher:
+        read = prefetcher.prefetch(hanging(), max_items=1, abandoned=True)
+        passed_on = prefetcher.prefetch((item for item in read), max_items=1)
+        prefetcher.prefetch(iter(range(9)), max_items=1)
         assert next(passed_on) == 1
         raise KeyboardInterrupt
     assert len(names()) == 1  # the one that hangs; it ends with the program

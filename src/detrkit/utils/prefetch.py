@@ -22,7 +22,7 @@ class _Failed(NamedTuple):
     error: BaseException
 
 
-class Stages:
+class Prefetcher:
     """A context in which iterables are computed ahead of their readers; its threads end with it.
 
     Pillow and torch release the GIL while they decode, compress and compute, so stages run in parallel. Signals are
@@ -44,22 +44,22 @@ class Stages:
         for thread, abandoned in self._threads:
             thread.join(_GRACE_SECONDS if abandoned else None)
 
-    def ahead(
+    def prefetch(
         self,
         source: Iterable[Item],
         *,
-        most: int,
+        max_items: int,
         weight: Callable[[Item], int] | None = None,
-        heaviest: int = 0,
+        max_weight: int = 0,
         abandoned: bool = False,
     ) -> Iterator[Item]:
         """Yield the items of `source`, in its order, while a thread makes the next ones.
 
         Args:
             source: is read in the thread. Its exceptions are raised here, after the items before them.
-            most: items that wait at any time, besides the one that is being made.
+            max_items: items that wait at any time, besides the one that is being made.
             weight: of an item, such as bytes.
-            heaviest: the thread makes no further item while the waiting ones weigh more.
+            max_weight: the thread makes no further item while the waiting ones weigh more.
             abandoned: at the end of the context, the thread is not waited for: it only reads.
         """
         waiting: deque[tuple[Item | _Failed | None, int]] = deque()  # None: the end
@@ -67,8 +67,8 @@ class Stages:
         def run() -> None:
             try:
                 for item in source:
-                    self._put(waiting, item, 0 if weight is None else weight(item), most, heaviest)
-                self._put(waiting, None, 0, most + 1, heaviest)
+                    self._put(waiting, item, 0 if weight is None else weight(item), max_items, max_weight)
+                self._put(waiting, None, 0, max_items + 1, max_weight)
             except _Stopped:
                 pass
             except BaseException as error:
@@ -76,22 +76,26 @@ class Stages:
                     waiting.append((_Failed(error), 0))
                     self._changed.notify_all()
 
-        thread = threading.Thread(target=run, name="detrkit ahead", daemon=True)
+        thread = threading.Thread(target=run, name="detrkit prefetch", daemon=True)
         self._threads.append((thread, abandoned))
         thread.start()
-        return self._taken(waiting)
+        return self._items(waiting)
 
-    def _put(self, waiting: deque[Any], item: Any, weight: int, most: int, heaviest: int) -> None:
+    def _put(self, waiting: deque[Any], item: Any, weight: int, max_items: int, max_weight: int) -> None:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._stopped or not waiting or (len(waiting) < most and sum(w for _, w in waiting) <= heaviest)
+                lambda: (
+                    self._stopped
+                    or not waiting
+                    or (len(waiting) < max_items and sum(w for _, w in waiting) <= max_weight)
+                )
             )
             if self._stopped:
                 raise _Stopped
             waiting.append((item, weight))
             self._changed.notify_all()
 
-    def _taken(self, waiting: deque[Any]) -> Iterator[Any]:
+    def _items(self, waiting: deque[Any]) -> Iterator[Any]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or waiting)
