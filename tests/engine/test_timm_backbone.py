@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -15,11 +17,7 @@ from helpers.weights import randomize
 
 timm = pytest.importorskip("timm")
 
-TIMM = ModelConfig(
-    **{**MODEL.options(), "backbone": "timm:test_resnet", "backbone_width": None},
-    name=MODEL.name,
-    backbone_weights="random",
-)
+TIMM = dataclasses.replace(MODEL, backbone="timm:test_resnet", backbone_width=None)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +83,7 @@ def test_pretrained_weights_of_a_file(shapes, tmp_path):
     network = randomize(timm.create_model("test_convnext"))
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     options = {"backbone": "timm:test_convnext", "backbone_weights": str(tmp_path / "weights.pth")}
-    config = tiny_config(shapes, tmp_path / "run", model=ModelConfig(**{**TIMM.options(), **options}))
+    config = tiny_config(shapes, tmp_path / "run", model=dataclasses.replace(TIMM, **options))
     model, spec, _ = make_model(config, open_splits(config).train)
     assert torch.equal(model.backbone.body.state_dict()["stem_0.weight"], network.state_dict()["stem.0.weight"])
     assert model.backbone.norm == "frozen" and "backbone_norm" not in spec.options
