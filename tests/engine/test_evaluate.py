@@ -16,7 +16,7 @@ import torch
 import detrkit
 from detrkit.data import Dataset
 from detrkit.engine.evaluating import evaluate
-from detrkit.engine.gathering import dataset_labels
+from detrkit.engine.evaluation_targets import dataset_labels
 from detrkit.models.pretrained import PUBLISHED
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError

@@ -17,7 +17,7 @@ from PIL import Image
 
 import detrkit
 from detrkit.cli import main
-from detrkit.engine.gathering import Evaluation
+from detrkit.engine.evaluation_loop import EvaluationAccumulator
 from detrkit.models.pretrained import PUBLISHED
 from detrkit.reproduction import MetricComparison
 from detrkit.reproduction.checkpoints import chosen_rows, weights_file
@@ -156,7 +156,7 @@ def test_truth_from_its_own_results(whole, data, weights, published, no_reports,
 def test_interrupted_and_resumed(whole, data, weights, published, no_reports, tmp_path, monkeypatch):
     """Stopped after the first batch and in the middle of a line: the rest is evaluated once, with the same results."""
     out, expected = whole
-    append, add = ResultsLog.append, Evaluation.add
+    append, add = ResultsLog.append, EvaluationAccumulator.add
     written, evaluated = [], []
 
     def interrupted(self, *args, **options):
@@ -168,7 +168,7 @@ def test_interrupted_and_resumed(whole, data, weights, published, no_reports, tm
         evaluated.extend(t.image_id for t in targets)
         add(self, outputs, batch, targets)
 
-    monkeypatch.setattr(Evaluation, "add", counted)
+    monkeypatch.setattr(EvaluationAccumulator, "add", counted)
     options = {**data, "weights": weights, "out": tmp_path, **SMALL}
     with monkeypatch.context() as stop:
         stop.setattr(ResultsLog, "append", interrupted)
@@ -272,7 +272,7 @@ def test_files_that_are_not_the_published_ones(weights, published, tmp_path):
     (tmp_path / rows[1].file).write_bytes(b"damaged")
     with pytest.raises(DetrkitError, match=r"its SHA-256 starts with [0-9a-f]{8}, not with " + rows[1].sha256):
         weights_file(rows[1], tmp_path)
-    with pytest.raises(DetrkitError, match="is a file: name the one model that it is of"):
+    with pytest.raises(DetrkitError, match="is a file: name the one model that it belongs to"):
         weights_file(rows[0], weights / rows[0].file)
     assert weights_file(rows[0], weights / rows[0].file, alone=True) == weights / rows[0].file
     with pytest.raises(DetrkitError, match="no such file or folder of weights"):

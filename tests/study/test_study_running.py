@@ -127,14 +127,14 @@ def test_resumed_study_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, qu
                 run_study(study, tmp_path / "part", command="detrkit study x")
         assert stop.value.number == signal.SIGINT
         torch.rand(5)  # what else a process draws must not matter
-    collect = evaluating.collect
+    run_evaluation = evaluating.run_evaluation
 
     def signaled(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)  # noted, and looked at between batches
-        collect(*args, **kwargs)
+        run_evaluation(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluating, "collect", signaled)
+        patch.setattr(evaluating, "run_evaluation", signaled)
         with pytest.raises(Interrupted) as stop:
             run_study(study, tmp_path / "part")
     assert stop.value.number == signal.SIGTERM and stop.value.agreed

@@ -19,8 +19,7 @@ from detrkit.utils.overwriting import check_json
 from detrkit.utils.ranges import BatchSize, Count, InputSize
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from detrkit.models.base import DetectionModel
     from detrkit.profiling import ProfileConfig, ProfileResult
     from detrkit.weights.checkpoint import ModelSpec
 
@@ -134,7 +133,7 @@ class Bench:
         if self.json is not None:
             check_json(self.json, ("work", "machine", "parts, s"))
 
-    def _model(self) -> tuple[nn.Module, ModelSpec]:
+    def _model(self) -> tuple[DetectionModel, ModelSpec]:
         """Return the model and its spec, with the size that was asked for.
 
         Raises:

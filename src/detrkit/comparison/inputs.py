@@ -114,7 +114,7 @@ def _labels(spec: ModelSpec, dataset: Dataset) -> dict[int, int]:
     Raises:
         DetrkitError: no common class.
     """
-    from detrkit.engine.gathering import dataset_labels
+    from detrkit.engine.evaluation_targets import dataset_labels
 
     of_model = dataset_labels(spec, dataset).label_of  # category id -> label
     return {label: of_model[category] for label, category in enumerate(dataset.classes.ids) if category in of_model}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,9 +18,10 @@ from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, ord
 from detrkit.data.loader import Loader
 from detrkit.detector import Detector, as_device, default_device, has_masks
 from detrkit.engine.agreement import check_agreement
-from detrkit.engine.examples import example_sheet, shown_above
+from detrkit.engine.evaluation_loop import EvaluationAccumulator, run_evaluation
+from detrkit.engine.evaluation_targets import EvaluationTargets, without_masks
+from detrkit.engine.examples import display_threshold, example_sheet
 from detrkit.engine.fingerprint import fingerprint_of
-from detrkit.engine.gathering import Evaluation, Truth, collect, without_masks
 from detrkit.engine.processes import StopSignals, join_processes
 from detrkit.evaluation import Metrics, report_folder, write_report
 from detrkit.models.base import DetectionModel
@@ -119,86 +122,132 @@ def evaluate(
         },
     )
     rank, world = join_processes(timeout)
-    net, spec, source = _resolved(model)
+    evaluated = _resolve(model, size, max_size)
+    check_batch(evaluated.spec.size, evaluated.spec.max_size, batch_size)
+    masks = masks and has_masks(evaluated.model)
+    dataset = data if isinstance(data, Dataset) else open_dataset(data, split=split, layout=layout, masks=masks)
+    dataset = _restricted(dataset, masks=masks, limit=limit, quiet=quiet)
+    if world > 1:
+        check_agreement(fingerprint_of(dataset), str(dataset.path))
+    where = default_device() if device is None else as_device(device)
+    evaluated.model.to(where)
+    process = {"rank": rank, "world_size": world, "device": where}
+    loader = eval_loader(dataset, evaluated.spec, batch_size=batch_size, workers=workers, **process)
+    loader.timeout = timeout or loader.timeout
+    folder = None if out is None else Path(out)
+    with ExitStack() as written:
+        if folder is not None and rank == 0:  # before hours of work whose results could not be written
+            segments = ("panoptic.json", "panoptic") if masks and dataset.panoptic else ()
+            written.enter_context(report_folder(folder, "results.json", *segments))
+        ground_truth = EvaluationTargets.of(dataset, evaluated.spec, evaluated.model)
+        note = _unknown_classes(ground_truth, dataset)
+        if note and rank == 0:
+            warnings.warn(note, stacklevel=2)
+        evaluation = EvaluationAccumulator(
+            ground_truth,
+            evaluated.spec,
+            max_dets=max_dets,
+            threshold=threshold,
+            panoptic_out=None if folder is None else folder / "panoptic.json",
+        )
+        began = time.perf_counter()
+        progress = track(loader, "evaluate", len(loader), quiet=quiet or rank != 0)
+        autocast = partial(torch.autocast, where.type, torch.bfloat16, enabled=precision == "bf16")
+        run_evaluation(evaluated.model, progress, evaluation, autocast=autocast, stop=stop)
+        seconds = time.perf_counter() - began
+        metrics = evaluation.compute()
+        if folder is not None and rank == 0:
+            settings = {
+                "batch size": f"{batch_size} x {world} process(es), padding {evaluated.spec.padding}",
+                "precision": precision,
+                "max detections": max_dets,
+            }
+            timing = {"images per second": round(len(dataset) / seconds, 2), "device": str(where)}
+            _write(folder, evaluated, dataset, evaluation, metrics, settings, timing, notes=[note] if note else [])
+    return metrics
+
+
+class _EvaluatedModel(NamedTuple):
+    """Model to evaluate, its spec with the size of the input, and a name of its weights for the report."""
+
+    model: DetectionModel
+    spec: ModelSpec
+    source: str
+
+
+def _resolve(
+    model: str | Path | Detector | DetectionModel | tuple[DetectionModel, ModelSpec],
+    size: int | None,
+    max_size: int | None,
+) -> _EvaluatedModel:
+    """Return the model that `model` stands for; `max_size` scales with `size` unless it is given."""
+    net, spec, source = _model_and_spec(model)
     if size is not None and max_size is None and spec.max_size is not None:
         max_size = round(spec.max_size * size / spec.size)
-    spec = replace(spec, size=size or spec.size, max_size=max_size or spec.max_size)
-    check_batch(spec.size, spec.max_size, batch_size)
-    masks = masks and has_masks(net)
-    dataset = data if isinstance(data, Dataset) else open_dataset(data, split=split, layout=layout, masks=masks)
+    return _EvaluatedModel(net, replace(spec, size=size or spec.size, max_size=max_size or spec.max_size), source)
+
+
+def _restricted(dataset: Dataset, *, masks: bool, limit: int | None, quiet: bool) -> Dataset:
+    """Return the dataset without masks unless they are evaluated, with the first images if there is a limit.
+
+    Notes on what the evaluation leaves out are printed unless it is to be quiet.
+    """
     if not quiet:
         for note in dataset.evaluation_notes:
             console.print(note, markup=False)
     if not masks:
         dataset = without_masks(dataset)
-    if limit is not None:
-        dataset = dataset.subset(range(min(limit, len(dataset))))
-    if world > 1:
-        check_agreement(fingerprint_of(dataset), str(dataset.path))
-    where = default_device() if device is None else as_device(device)
-    net = net.to(where)
-    process = {"rank": rank, "world_size": world, "device": where}
-    loader = eval_loader(dataset, spec, batch_size=batch_size, workers=workers, **process)
-    loader.timeout = timeout or loader.timeout
-    folder = None if out is None else Path(out)
-    written = ExitStack()
-    if folder is not None and rank == 0:  # before hours of work whose results could not be written
-        segments = ("panoptic.json", "panoptic") if masks and dataset.panoptic else ()
-        written.enter_context(report_folder(folder, "results.json", *segments))
-    truth = Truth.of(dataset, spec, net)
-    notes = []
-    if truth.unknown:
-        notes.append(truth.unknown.sentence(dataset.path.name, "AP" if truth.panoptic is None else "AP and PQ"))
-        if rank == 0:
-            warnings.warn(notes[0], stacklevel=2)
-    evaluation = Evaluation(
-        truth,
-        spec,
-        max_dets=max_dets,
-        threshold=threshold,
-        panoptic_out=None if folder is None else folder / "panoptic.json",
+    return dataset if limit is None else dataset.subset(range(min(limit, len(dataset))))
+
+
+def _unknown_classes(ground_truth: EvaluationTargets, dataset: Dataset) -> str:
+    """Return a sentence on the annotated classes that the model cannot predict, or ""."""
+    if not ground_truth.unknown:
+        return ""
+    metrics = "AP" if ground_truth.panoptic is None else "AP and PQ"
+    return ground_truth.unknown.sentence(dataset.path.name, metrics)
+
+
+def _write(
+    folder: Path,
+    evaluated: _EvaluatedModel,
+    dataset: Dataset,
+    evaluation: EvaluationAccumulator,
+    metrics: Metrics,
+    settings: Mapping[str, Any],
+    timing: Mapping[str, Any],
+    *,
+    notes: Sequence[str],
+) -> None:
+    """Write the results and the report of an evaluation into a folder."""
+    model, spec, source = evaluated
+    evaluation.objects.save(folder / "results.json")
+    segments: dict[str, str] = {}
+    if evaluation.segments is not None:
+        evaluation.segments.save()
+        segments["segments"] = f"queries with a score above {evaluation.threshold:g}"
+    write_report(
+        folder,
+        metrics=metrics,
+        masks=metrics.masks,
+        panoptic=metrics.panoptic,
+        title=f"{Path(source).name} on {dataset.path.name} {dataset.split or ''}".strip(),
+        settings={
+            "model": spec.name,
+            "weights": source,
+            "dataset": f"{dataset.path.name}, split {dataset.split}, {len(dataset)} images",
+            "input": f"short side {spec.size}, longest side {spec.max_size}",
+            **settings,
+            **segments,
+        },
+        confusion=evaluation.objects.confusion(score=display_threshold(spec)),
+        sheet=example_sheet(model, spec, dataset),
+        notes=notes,
+        timing=timing,
     )
 
-    def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
 
-    with written:
-        began = time.perf_counter()
-        progress = track(loader, "evaluate", len(loader), quiet=quiet or rank != 0)
-        collect(net, progress, evaluation, device=where, autocast=autocast, stop=stop)
-        seconds = time.perf_counter() - began
-        metrics = evaluation.compute()
-        if folder is not None and rank == 0:
-            evaluation.objects.save(folder / "results.json")
-            if evaluation.segments is not None:
-                evaluation.segments.save()
-            settings = {
-                "model": spec.name,
-                "weights": source,
-                "dataset": f"{dataset.path.name}, split {dataset.split}, {len(dataset)} images",
-                "input": f"short side {spec.size}, longest side {spec.max_size}",
-                "batch size": f"{batch_size} x {world} process(es), padding {spec.padding}",
-                "precision": precision,
-                "max detections": max_dets,
-            }
-            if evaluation.segments is not None:
-                settings["segments"] = f"queries with a score above {evaluation.threshold:g}"
-            write_report(
-                folder,
-                metrics=metrics,
-                masks=metrics.masks,
-                panoptic=metrics.panoptic,
-                title=f"{Path(source).name} on {dataset.path.name} {dataset.split or ''}".strip(),
-                settings=settings,
-                confusion=evaluation.objects.confusion(score=shown_above(spec)),
-                sheet=example_sheet(net, spec, dataset),
-                notes=notes,
-                timing={"images per second": round(len(dataset) / seconds, 2), "device": str(where)},
-            )
-    return metrics
-
-
-def _resolved(
+def _model_and_spec(
     model: str | Path | Detector | DetectionModel | tuple[DetectionModel, ModelSpec],
 ) -> tuple[DetectionModel, ModelSpec, str]:
     """Return the model that `model` stands for, its spec and a name for the report."""

@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import torch
 from PIL import Image
-from torch import nn
 
 from detrkit.data import Dataset
 from detrkit.data.sample import Sample
 from detrkit.detector import Detector
+from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture
 from detrkit.structures.panoptic import PanopticResult, Prediction, Segment
 from detrkit.visualize import SheetRow, as_detections, comparison_sheet
 from detrkit.weights.checkpoint import ModelSpec
 
 
-def shown_above(spec: ModelSpec) -> float:
+def display_threshold(spec: ModelSpec) -> float:
     """Return the score above which detections of a model are drawn and counted."""
     return architecture(spec.name).thresholds.show
 
@@ -30,7 +30,7 @@ def evenly_spaced(length: int, count: int) -> list[int]:
 
 
 def example_sheet(
-    model: nn.Module,
+    model: DetectionModel,
     spec: ModelSpec,
     dataset: Dataset,
     *,
@@ -46,15 +46,15 @@ def example_sheet(
         dataset: images with objects.
         count: number of images, evenly spaced over the dataset.
         indices: these images instead.
-        threshold: score above which something is drawn; by default `shown_above(spec)`, and for segments
+        threshold: score above which something is drawn; by default `display_threshold(spec)`, and for segments
             `Detector.threshold`.
     """
     if indices is None:
         indices = evenly_spaced(len(dataset), count)
     training = model.training
-    detector = Detector(model, spec)
+    detector = Detector(model, spec, device=next(model.parameters()).device)
     if threshold is None:
-        threshold = detector.threshold if detector.panoptic else shown_above(spec)
+        threshold = detector.threshold if detector.panoptic else display_threshold(spec)
     rows = []
     for index in indices:
         sample = dataset[index]

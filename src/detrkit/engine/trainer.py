@@ -19,8 +19,9 @@ from detrkit.data import make_loader, train_transform
 from detrkit.data.loader import Loader
 from detrkit.data.samplers import derived_seed
 from detrkit.engine.evaluating import eval_loader
+from detrkit.engine.evaluation_loop import EvaluationAccumulator, run_evaluation
+from detrkit.engine.evaluation_targets import EvaluationTargets
 from detrkit.engine.fingerprint import Fingerprint
-from detrkit.engine.gathering import Evaluation, Truth, collect
 from detrkit.engine.loggers import RunLogs
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.memory import peak_mib, reset_peak
@@ -107,7 +108,7 @@ class Trainer:
         self.steps_per_epoch = len(self.loader) // config.optim.accumulate  # at least 1: the loader fills a step
         self.progress = Progress()
         self._saved = (0, 0)  # the last state's epoch and step in it: nothing needs to be saved twice
-        self.truths: dict[str, Truth] = {}
+        self.ground_truths: dict[str, EvaluationTargets] = {}
         self.steps_log = CsvLog(folder / "steps.csv", key="step")
         self.epochs_log = CsvLog(folder / "epochs.csv", key="epoch")
         self.train_step = TrainStep(
@@ -249,7 +250,7 @@ class Trainer:
         progress.batch, progress.sums, progress.seconds, progress.memory = 0, None, 0.0, 0.0
         self.save()
 
-    def best_evaluations(self) -> dict[str, Evaluation]:
+    def best_evaluations(self) -> dict[str, EvaluationAccumulator]:
         """Evaluate the best checkpoint on the splits "val" and "test", if they exist.
 
         Only the main process needs to see the run's folder: it sends the weights to the others.
@@ -267,7 +268,7 @@ class Trainer:
         with self.stop.waiting():
             return {name: self.evaluation(name) for name in splits}
 
-    def evaluation(self, split: str) -> Evaluation:
+    def evaluation(self, split: str) -> EvaluationAccumulator:
         """Evaluate the current weights (their moving average, if there is one) on a split, in every process.
 
         Args:
@@ -284,15 +285,14 @@ class Trainer:
             device=self.fabric.device,
         )
         self._watch_loading(loader)
-        if split not in self.truths:  # masks take a while
-            self.truths[split] = Truth.of(dataset, self.spec, self.current)
-        run = self.config.run
-        evaluation = Evaluation(self.truths[split], self.spec, max_dets=run.max_dets, threshold=run.threshold)
-        collect(
+        if split not in self.ground_truths:  # masks take a while
+            self.ground_truths[split] = EvaluationTargets.of(dataset, self.spec, self.current)
+        run, ground_truth = self.config.run, self.ground_truths[split]
+        evaluation = EvaluationAccumulator(ground_truth, self.spec, max_dets=run.max_dets, threshold=run.threshold)
+        run_evaluation(
             self.current,
             track(loader, "evaluate", len(loader), quiet=not self.main),
             evaluation,
-            device=self.fabric.device,
             autocast=self.fabric.autocast,
             stop=self.stop,
         )

@@ -14,10 +14,10 @@ from lightning_fabric import Fabric
 from detrkit.config import TrainConfig
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
-from detrkit.engine.examples import example_sheet, shown_above
+from detrkit.engine.evaluation_loop import EvaluationAccumulator
+from detrkit.engine.examples import display_threshold, example_sheet
 from detrkit.engine.fine_tune import InitReport
 from detrkit.engine.fingerprint import fingerprint
-from detrkit.engine.gathering import Evaluation
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.metrics import format_metrics, overfit_metric, selection_metric
 from detrkit.engine.objects import count_objects
@@ -255,7 +255,12 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
 
 
 def _finish(
-    config: TrainConfig, splits: Splits, evaluations: dict[str, Evaluation], folder: Path, seconds: float, world: int
+    config: TrainConfig,
+    splits: Splits,
+    evaluations: dict[str, EvaluationAccumulator],
+    folder: Path,
+    seconds: float,
+    world: int,
 ) -> RunResult:
     """Write the report of the best checkpoint, which `world` processes trained in so many seconds."""
     best = folder / "best.safetensors"
@@ -284,7 +289,7 @@ def _finish(
         panoptic=metrics["val"].panoptic,
         title=f"{spec.name} on {Path(config.data.path).name}",
         settings=settings,
-        confusion=evaluations["val"].objects.confusion(score=shown_above(spec)),
+        confusion=evaluations["val"].objects.confusion(score=display_threshold(spec)),
         sheet=example_sheet(model, spec, splits.val),
         curves=rows,
         timing={"training, minutes": round(seconds / 60, 1)},

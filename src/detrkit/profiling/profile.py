@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detrkit.config import OptimConfig, RunConfig, TrainConfig
 from detrkit.data import make_loader, train_transform
@@ -21,6 +21,7 @@ from detrkit.engine.optim import build_optimizer
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.setup import make_fabric
 from detrkit.engine.train_step import TrainStep
+from detrkit.models.base import DetectionModel
 from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import HungarianMatcher, Matches, NonFiniteError
 from detrkit.profiling.generated_images import generated_dataset
@@ -29,7 +30,7 @@ from detrkit.profiling.result import ProfileConfig, ProfileResult
 from detrkit.profiling.timer import Timer, finished, instrument
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
-from detrkit.utils.console import meter
+from detrkit.utils.console import progress_bar
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.timing import NoTimer, PartTimer
 
@@ -99,7 +100,7 @@ def _timing(target: Detector | TrainStep, timer: PartTimer) -> Iterator[None]:
         target.timer = NoTimer()
 
 
-def profile_model(model: nn.Module, config: ProfileConfig, *, training: bool = False) -> ProfileResult:
+def profile_model(model: DetectionModel, config: ProfileConfig, *, training: bool = False) -> ProfileResult:
     """Measure a model on the code path of users: `Detector.predict`, or loader and `engine.TrainStep`.
 
     Iterations with and without the timer alternate on the same images, so other load on the machine affects both.
@@ -121,7 +122,7 @@ def profile_model(model: nn.Module, config: ProfileConfig, *, training: bool = F
         ) from error
 
 
-def _profile_prediction(model: nn.Module, config: ProfileConfig) -> ProfileResult:
+def _profile_prediction(model: DetectionModel, config: ProfileConfig) -> ProfileResult:
     """Profile prediction, from image files to results."""
     detector = Detector(model, config.spec, device=config.device)
     device, iterations = detector.device, _Iterations(detector.device)
@@ -149,7 +150,7 @@ def _profile_prediction(model: nn.Module, config: ProfileConfig) -> ProfileResul
     return iterations.result("predicting", config, objects=statistics.mean(counts))
 
 
-def _profile_training(model: nn.Module, config: ProfileConfig) -> ProfileResult:
+def _profile_training(model: DetectionModel, config: ProfileConfig) -> ProfileResult:
     """Profile a full training step, including data loading, as `engine.Trainer` runs it."""
     train_step = _train_step(model, config)
     device = train_step.fabric.device
@@ -186,7 +187,7 @@ def _profile_training(model: nn.Module, config: ProfileConfig) -> ProfileResult:
         raise DetrkitError(f"{error.what} is not finite: give --precision fp32, or other weights") from error
 
 
-def _train_step(model: nn.Module, config: ProfileConfig) -> TrainStep:
+def _train_step(model: DetectionModel, config: ProfileConfig) -> TrainStep:
     """Make the training step of a model with its criterion and optimizer.
 
     Raises:
@@ -206,13 +207,13 @@ def _train_step(model: nn.Module, config: ProfileConfig) -> TrainStep:
         wrapped,
         optimizer,
         criterion,
-        queries=int(model.num_queries),  # type: ignore[arg-type]
+        queries=model.num_queries,
         clip_max_norm=optim.clip_max_norm,
         all_reduce_mean=StopSignals(world=1).all_reduce_mean,
     )
 
 
-def _loader(model: nn.Module, config: ProfileConfig, workers: int, device: torch.device) -> Loader:
+def _loader(model: DetectionModel, config: ProfileConfig, workers: int, device: torch.device) -> Loader:
     """Make a loader of enough batches for the warm-up and all repeats, with so many processes that load."""
     spec = config.spec
     steps = config.repeats + max(WARM_UP, 2 * default_workers() + 1)
@@ -238,7 +239,7 @@ def _alternate(
     timed: Callable[[Any], object],
 ) -> None:
     """Run the warm-up, then iterations of both kinds, each on what `data_of` returns for its number."""
-    with meter("bench", WARM_UP + config.repeats) as bar:
+    with progress_bar("bench", WARM_UP + config.repeats) as bar:
         for k in range(WARM_UP + config.repeats):
             if k == WARM_UP:
                 iterations.totals.clear()

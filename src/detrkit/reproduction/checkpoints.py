@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
-
 from detrkit.backbones.resnet import Padding
+from detrkit.models.base import DetectionModel
 from detrkit.models.pretrained import PUBLISHED, Published
 from detrkit.reproduction.data import DatasetPaths
 from detrkit.utils.console import console
@@ -79,7 +78,7 @@ def weights_file(row: Published, weights: Path | None, *, alone: bool = False) -
 
 def load_published(
     row: Published, file: Path, *, size: int | None, max_size: int | None
-) -> tuple[nn.Module, ModelSpec]:
+) -> tuple[DetectionModel, ModelSpec]:
     """Load a published checkpoint, and return it with the spec of its published evaluation.
 
     Args:
@@ -102,7 +101,7 @@ def load_published(
     return model, spec
 
 
-def with_padding(model: nn.Module, spec: ModelSpec, padding: Padding) -> nn.Module:
+def with_padding(model: DetectionModel, spec: ModelSpec, padding: Padding) -> DetectionModel:
     """Return a model with the same weights and another kind of padding."""
     if padding == spec.padding:
         return model

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from detrkit.data import Dataset, open_dataset
-from detrkit.engine.gathering import Truth, dataset_labels
+from detrkit.engine.evaluation_targets import EvaluationTargets, dataset_labels
 from detrkit.evaluation import DetectionGroundTruth, PanopticGroundTruth
 from detrkit.models.pretrained import EvaluationSettings
 from detrkit.utils.errors import DetrkitError
@@ -96,14 +96,14 @@ class EvaluationData:
             return cls(images, images.things(), note)
         return cls(images, instances.subset([index_of[record.image_id] for record in images.records]))
 
-    def ground_truth(self, spec: ModelSpec, model: nn.Module) -> Truth:
+    def ground_truth(self, spec: ModelSpec, model: nn.Module) -> EvaluationTargets:
         """Return the ground truth, restricted to the model's classes.
 
         Raises:
             DetrkitError: no common class, or annotations that cannot be read.
         """
         if not self.images.panoptic:
-            return Truth.of(self.images, spec, model)
+            return EvaluationTargets.of(self.images, spec, model)
         segments = PanopticGroundTruth.load(*self.images.panoptic_ground_truth())
         objects = DetectionGroundTruth.load(self.objects.ground_truth())
-        return Truth(dataset_labels(spec, self.images), objects, segments, masks=True)
+        return EvaluationTargets(dataset_labels(spec, self.images), objects, segments, masks=True)

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import nn
 
 from detrkit.data import Dataset, eval_transform, make_loader
-from detrkit.engine.examples import annotated, evenly_spaced, shown_above
+from detrkit.engine.evaluation_loop import iter_outputs
+from detrkit.engine.examples import annotated, display_threshold, evenly_spaced
 from detrkit.models.postprocess import PostProcessor
 from detrkit.visualize import SheetRow, models_sheet
 from detrkit.weights.checkpoint import ModelSpec
@@ -17,7 +18,6 @@ from detrkit.weights.checkpoint import ModelSpec
 _COLORS = ((42, 120, 214), (235, 104, 52))  # of the two columns of predictions
 
 
-@torch.no_grad()
 def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: int) -> Image.Image:
     """Draw images of a panoptic dataset with annotated segments, predicted masks and predicted segments.
 
@@ -40,10 +40,9 @@ def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: i
         device=device,
     )
     rows, masks, segments = [], [], []
-    postprocessor = replace(PostProcessor.of(spec), threshold=shown_above(spec))
-    for index, (batch, _) in enumerate(loader):
+    postprocessor = replace(PostProcessor.of(spec), threshold=display_threshold(spec))
+    for index, (outputs, batch, _) in enumerate(iter_outputs(model, loader)):
         sample = subset[index]
-        outputs = model(batch.to(device), defer_masks=True)
         sizes = [sample.orig_size], batch.sizes
         masks += [one.to("cpu") for one in postprocessor.detections(outputs, *sizes)]
         segments += [one.to("cpu") for one in postprocessor.panoptic(outputs, *sizes)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.engine.gathering import Evaluation
+from detrkit.engine.evaluation_loop import EvaluationAccumulator
 from detrkit.evaluation.evaluator import ImageResults
 from detrkit.evaluation.panoptic_matching import ImageMatches
 from detrkit.utils.atomic import append, write_atomic
@@ -60,7 +60,7 @@ class ResultsLog:
         """Write the settings; one process calls this after all have compared theirs."""
         write_atomic(self.folder / SETTINGS, json.dumps(self.settings, indent=2) + "\n")
 
-    def read(self, evaluation: Evaluation) -> float:
+    def read(self, evaluation: EvaluationAccumulator) -> float:
         """Add the images that are done to an evaluation.
 
         Returns:
@@ -85,7 +85,9 @@ class ResultsLog:
             evaluation.segments.merge(segments)
         return seconds
 
-    def append(self, evaluation: Evaluation, image_ids: Sequence[int | str], *, rank: int, seconds: float) -> None:
+    def append(
+        self, evaluation: EvaluationAccumulator, image_ids: Sequence[int | str], *, rank: int, seconds: float
+    ) -> None:
         """Append the images of a batch.
 
         Args:

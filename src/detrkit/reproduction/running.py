@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from detrkit.backbones.resnet import Padding
 from detrkit.data import Dataset, eval_transform, make_loader, order_by_aspect
 from detrkit.detector import as_device, default_device
-from detrkit.engine.examples import example_sheet, shown_above
-from detrkit.engine.gathering import Evaluation, without_masks
+from detrkit.engine.evaluation_loop import EvaluationAccumulator, iter_outputs
+from detrkit.engine.evaluation_targets import without_masks
+from detrkit.engine.examples import display_threshold, example_sheet
 from detrkit.engine.processes import join_processes
 from detrkit.evaluation import write_report
+from detrkit.models.base import DetectionModel
 from detrkit.models.pretrained import Published
 from detrkit.reproduction.checkpoints import chosen_rows, load_published, weights_file, with_padding
 from detrkit.reproduction.data import DatasetPaths, EvaluationData
@@ -123,7 +124,7 @@ def reproduce(
 
 
 def run(
-    model: nn.Module,
+    model: DetectionModel,
     spec: ModelSpec,
     data: EvaluationData,
     folder: Path,
@@ -160,7 +161,7 @@ def run(
     torch_device = default_device() if device is None else as_device(device)
     model = model.eval().to(torch_device)
     results = folder / "panoptic.json"
-    evaluation = Evaluation(
+    evaluation = EvaluationAccumulator(
         data.ground_truth(spec, model), spec, threshold=threshold, panoptic_out=results, duplicates="published"
     )
     images = data.images
@@ -176,7 +177,7 @@ def run(
         for seconds, ids in _evaluated(model, spec, images, batches, evaluation, torch_device, batch_size, workers):
             log.append(evaluation, ids, rank=rank, seconds=seconds)
             progress.advance()
-    evaluation.gather()
+    evaluation.all_gather()
     metrics = evaluation.compute()
     wait()
     settings: dict[str, Any] = {
@@ -199,7 +200,7 @@ def run(
     return result
 
 
-def _remaining_batches(images: Dataset, batch_size: int, evaluation: Evaluation) -> list[list[int]]:
+def _remaining_batches(images: Dataset, batch_size: int, evaluation: EvaluationAccumulator) -> list[list[int]]:
     """Return the batches, as indices of images, that have not been evaluated yet.
 
     The batches depend only on the dataset, and each goes to one process: any number of processes, interrupted at any
@@ -212,7 +213,7 @@ def _remaining_batches(images: Dataset, batch_size: int, evaluation: Evaluation)
 
 
 def _result_settings(
-    weights: Path, spec: ModelSpec, images: Dataset, batch_size: int, evaluation: Evaluation
+    weights: Path, spec: ModelSpec, images: Dataset, batch_size: int, evaluation: EvaluationAccumulator
 ) -> dict[str, Any]:
     """Return the settings that results depend on, so that a log is not continued with other settings."""
     settings: dict[str, Any] = {
@@ -230,13 +231,12 @@ def _result_settings(
     return settings
 
 
-@torch.no_grad()
 def _evaluated(
-    model: nn.Module,
+    model: DetectionModel,
     spec: ModelSpec,
     images: Dataset,
     batches: Sequence[Sequence[int]],
-    evaluation: Evaluation,
+    evaluation: EvaluationAccumulator,
     device: torch.device,
     batch_size: int,
     workers: int | None,
@@ -255,11 +255,10 @@ def _evaluated(
         device=device,
     )
     began = time.perf_counter()
-    for batch, targets in loader:
-        batch = batch.to(device)
-        evaluation.add(model(batch, defer_masks=True), batch, targets)
+    for one in iter_outputs(model, loader):
+        evaluation.add(*one)
         now = time.perf_counter()
-        yield now - began, [t.image_id for t in targets if t.image_id is not None]
+        yield now - began, [t.image_id for t in one.targets if t.image_id is not None]
         began = now
 
 
@@ -271,10 +270,10 @@ def wait() -> None:
 
 def _write_report(
     result: ReproductionResult,
-    model: nn.Module,
+    model: DetectionModel,
     spec: ModelSpec,
     data: EvaluationData,
-    evaluation: Evaluation,
+    evaluation: EvaluationAccumulator,
     weights: Path,
     evaluated: dict[str, Any],
     device: torch.device,
@@ -312,7 +311,7 @@ def _write_report(
         panoptic=result.metrics.panoptic,
         title=f"{spec.name} on {data.images.name} {data.images.split}",
         settings=settings,
-        confusion=evaluation.objects.confusion(score=shown_above(spec)),
+        confusion=evaluation.objects.confusion(score=display_threshold(spec)),
         sheet=sheet or example_sheet(model, spec, data.images, count=EXAMPLE_IMAGES),
         timing=timing,
     )

@@ -15,7 +15,7 @@ from torch import nn
 
 from detrkit.config import TrainConfig
 from detrkit.engine.evaluating import evaluate
-from detrkit.engine.examples import shown_above
+from detrkit.engine.examples import display_threshold
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.processes import StopSignals
 from detrkit.evaluation import Metrics
@@ -133,7 +133,7 @@ def evaluate_last(folder: Path, config: TrainConfig, split: str, *, stop: StopSi
         figures=_table_metrics(metrics),
         classes={name: row["AP"] for name, row in metrics.per_class.items()},
         parameters=trainable(model, config),
-        shown_above=shown_above(spec),
+        shown_above=display_threshold(spec),
         machine=_machine(config),
     )
     with write_errors(folder / FAILURE):

@@ -44,6 +44,7 @@ MOVED = {
     "data.shapes": "data.tools.shapes",
     "download": "utils.download",
     "engine.figures": "engine.metrics",
+    "engine.gathering": "engine.evaluation_loop",
     "engine.steps": "engine.phases",
     "engine.update": "engine.train_step",
     "errors": "utils.errors",
