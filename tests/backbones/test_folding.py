@@ -64,16 +64,16 @@ def test_kept_until_a_tensor_changes():
         torch.testing.assert_close(folded(convolution, norm, x), apart(convolution, norm, x), atol=1e-4, rtol=1e-5)
 
 
-def test_a_step_of_the_optimiser_is_seen():
+def test_a_step_of_the_optimizer_is_seen():
     convolution, norm = pair()
-    optimiser = torch.optim.AdamW(convolution.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(convolution.parameters(), lr=0.1)
     x = picture()
     for _ in range(3):
         with torch.inference_mode():
             want = apart(convolution, norm, x)
             torch.testing.assert_close(folded(convolution, norm, x), want, atol=1e-4, rtol=1e-5)
         folded(convolution, norm, x).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
 
 
 def test_gradient_of_the_weight():

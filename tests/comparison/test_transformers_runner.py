@@ -19,7 +19,7 @@ from detrkit.weights.checkpoint import save_huggingface, save_model
 pytest.importorskip("transformers")
 
 SMALL = {"hidden_dim": 128, "dim_feedforward": 128, "num_queries": 12, "enc_layers": 2, "dec_layers": 4}
-# width 128: transformers normalises projections in 32 groups whatever the width
+# width 128: transformers normalizes projections in 32 groups whatever the width
 NAMES = [
     "detr-r50",
     "detr-r50-panoptic",
@@ -41,7 +41,7 @@ def pair(name, seed, folder, **options):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_stage_agrees(name, seed, tmp_path):
-    # its mask head normalises in 8 groups whatever the width
+    # its mask head normalizes in 8 groups whatever the width
     ours, folder = pair(name, seed, tmp_path / "hf", **{"hidden_dim": 256} if "panoptic" in name else {})
     theirs = TransformersRunner.load(folder)
     assert theirs.has_masks == ours.has_masks == ("panoptic" in name)

@@ -51,7 +51,7 @@ def test_attention(name):
     ],
 )
 def test_sampling_points_and_weights(name, strides, coordinates):
-    """At the published initialisation: equal weights, and points on one ray a head (Deformable DETR, Sec. A.4)."""
+    """At the published initialization: equal weights, and points on one ray a head (Deformable DETR, Sec. A.4)."""
     model = build_model(name, **SMALL, nheads=4, enc_n_points=3, dec_n_points=2).eval()
     images = [goldens.image("a", 97, 131), goldens.image("b", 70, 90)]
     with torch.inference_mode():
@@ -155,11 +155,11 @@ def _points(references, shapes, valid, points):
     levels = []
     for (h, w), (valid_h, valid_w) in zip(shapes, valid, strict=True):
         size, ratio = torch.tensor([w, h]), torch.tensor([valid_w / w, valid_h / h])
-        centre = (references[:, :2] * ratio)[:, None, None]  # (N, 1, 1, 2)
+        center = (references[:, :2] * ratio)[:, None, None]  # (N, 1, 1, 2)
         if references.shape[1] == 2:
-            levels.append(centre + steps / size)
+            levels.append(center + steps / size)
         else:
-            levels.append(centre + steps / points * (references[:, 2:] * ratio)[:, None, None] / 2)
+            levels.append(center + steps / points * (references[:, 2:] * ratio)[:, None, None] / 2)
     return torch.stack(levels, 2)
 
 

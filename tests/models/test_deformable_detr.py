@@ -34,7 +34,7 @@ CRITERION = build_criterion("deformable-detr-r50", num_classes=SMALL["num_classe
 
 
 def build(name="deformable-detr-r50-two-stage", seed=0, **options):
-    """A small model with weights that let every part matter (published initialisation has heads of zeros)."""
+    """A small model with weights that let every part matter (published initialization has heads of zeros)."""
     torch.manual_seed(seed)
     model = build_model(name, **SMALL | options).train()
     for parameter in model.parameters():

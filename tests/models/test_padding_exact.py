@@ -132,7 +132,7 @@ def test_random_weights(options):
 def test_deformable(name, masks):
     options = {"backbone_norm": "group", "backbone_width": 16, "backbone": "resnet50", "masks": masks}
     model = build_model(name, **SMALL, **options).eval()
-    for parameter in model.parameters():  # published initialisation attends to everything alike
+    for parameter in model.parameters():  # published initialization attends to everything alike
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     difference = worst_difference(model, pictures(5))

@@ -334,7 +334,7 @@ def test_official_divisors_of_masks():
 
 
 def test_boxes_draw_attention_in_closed_form():
-    """Where states and memory say nothing: a Gaussian around the box's centre, over the image without its padding."""
+    """Where states and memory say nothing: a Gaussian around the box's center, over the image without its padding."""
     heads, stride, image, shape = 3, 16, (70, 150), (7, 12)
     prior = module.BoxPrior(heads)
     boxes = torch.tensor([[[0.3, 0.6, 0.2, 0.4], [0.8, 0.2, 0.001, 0.5]]])

@@ -20,7 +20,7 @@ VARIANTS = [
     "deformable_refine",
     "deformable_two_stage",
 ]
-# width 128: transformers normalises projections in 32 groups whatever the width
+# width 128: transformers normalizes projections in 32 groups whatever the width
 SMALL = {"hidden_dim": 128, "dim_feedforward": 128, "enc_layers": 2, "dec_layers": 3, "num_queries": 12}
 PUBLISHED = {"hidden_dim": 256, "enc_layers": 6, "dec_layers": 6}
 # one image; two that fill the batch one way each; two of odd sizes, each padded in one direction

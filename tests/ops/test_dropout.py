@@ -18,7 +18,7 @@ def test_share_and_scale(share):
     assert abs(dropped - share) < 4 * (share * (1 - share) / n) ** 0.5 + 2**-16
     kept = y[y != 0]
     assert float(kept.min()) == float(kept.max()) == pytest.approx(1 / (1 - share), abs=1e-4)
-    # neighbours come from one random number: they must not know of each other
+    # neighbors come from one random number: they must not know of each other
     zero = (y[: n // 4 * 4] == 0).view(-1, 4).double()
     together = (zero.T @ zero / len(zero))[~torch.eye(4, dtype=torch.bool)]
     assert float((together - share**2).abs().max()) < 0.002

@@ -66,7 +66,7 @@ def test_golden(operator, file):
     got = [out.detach(), *torch.autograd.grad(out, leaves, data["grad_output"])]
     want = [data[k] for k in ("output", "grad_value", "grad_locations", "grad_weights")]
     if "exact_grid" in file:
-        # on a pixel's centre both slopes are right, and a last bit decides whether a location is there
+        # on a pixel's center both slopes are right, and a last bit decides whether a location is there
         got[2] = want[2] = torch.zeros(())
     _assert_close(got, want, 1e-12)
 
@@ -258,6 +258,6 @@ def test_triton_at_the_published_size(b, q):
             return _with_gradients(lambda v, s, at, w: ms_deform_attn(v, s, at, w), tensors[0], shapes, *tensors[1:])
 
     for name, a, r in zip(("output", "value", "locations", "weights"), run("triton"), run("reference"), strict=True):
-        # a location within a rounding of a pixel's centre may take the other slope: few do
+        # a location within a rounding of a pixel's center may take the other slope: few do
         off = (a - r).abs() > 1e-4 * r.abs().max()
         assert float(off.float().mean()) < (1e-5 if name == "locations" else 1e-9), name

@@ -151,7 +151,7 @@ def test_input_is_prepared_alike(tmp_path):
     theirs = processor(picture, return_tensors="pt")["pixel_values"]
     ours = load(folder, device="cpu").processor([picture]).images[0]
     assert theirs[0].shape == ours.shape == (3, 256, 640)  # the longest side counts
-    assert float((theirs[0] - ours).abs().max()) < 0.02  # roundings of a resize: 1/255 is 0.0175 normalised
+    assert float((theirs[0] - ours).abs().max()) < 0.02  # roundings of a resize: 1/255 is 0.0175 normalized
     spec = ModelSpec("detr-r50", TINY, num_classes=2, size=100, max_size=None)
     folder = save_huggingface(tmp_path / "endless", spec.build(), spec)
     assert transformers.AutoImageProcessor.from_pretrained(folder)(picture)["pixel_values"][0].shape == (3, 100, 250)
@@ -290,7 +290,7 @@ def test_what_transformers_does_not_have(tmp_path):
         ("detr-r50", {"backbone_norm": "group"}, "backbone_norm='group'"),
         ("detr-r50", {"position_embedding": "learned", "position_entries": 9}, "position_entries"),
         ("detr-r50", {"backbone_stage": 4}, "backbone_stage"),
-        ("detr-r50-panoptic", {"hidden_dim": 48}, "mask head normalises in 8 groups"),
+        ("detr-r50-panoptic", {"hidden_dim": 48}, "mask head normalizes in 8 groups"),
         ("deformable-detr-r50", {"masks": True}, "no Deformable DETR with masks"),
         ("detr-demo", {}, "DETRdemo has no Hugging Face names"),
     ):

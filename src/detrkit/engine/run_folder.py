@@ -17,6 +17,7 @@ from detrkit.data import Dataset
 from detrkit.engine.run_files import MARK, sweep_old
 from detrkit.utils.atomic import make_folder, sweep, write_atomic, write_errors
 from detrkit.utils.launch import restarted_by
+from detrkit.utils.machine import cpu_name
 from detrkit.weights.checkpoint import ModelSpec
 
 ENVIRONMENT = "environment.txt"
@@ -29,7 +30,7 @@ _README = """# {name}
 |---|---|
 | report.md | result: metrics, per-class table, curves, examples (written when the run ends) |
 | best.safetensors | weights of the best evaluation with class list and input settings: for predict, eval, --init-from |
-| last.pt | the whole training state: weights, average, optimiser, generators, position in the data |
+| last.pt | the whole training state: weights, average, optimizer, generators, position in the data |
 | config.yaml | every setting; `detrkit train --recipe config.yaml` repeats the run |
 | classes.txt | label, dataset id and name of every class |
 | environment.txt | command, versions, machine, git state |
@@ -73,7 +74,7 @@ def _environment(spec: ModelSpec) -> str:
     packages = ("detrkit", "torch", "torchvision", "lightning-fabric", "hotcoco", "numpy")
     lines = ["command: " + " ".join(sys.argv), f"python: {platform.python_version()} on {platform.platform()}"]
     lines += [f"{name}: {metadata.version(name)}" for name in packages if _installed(name)]
-    lines.append(f"processors: {os.cpu_count()}, torch threads: {torch.get_num_threads()}")
+    lines.append(f"cpu: {cpu_name()}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}")
     if torch.cuda.is_available():
         lines.append(f"gpu: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
     lines.append(f"git: {_git_state()}")

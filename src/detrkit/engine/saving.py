@@ -72,7 +72,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
             trainer.average.n_averaged.fill_(state["ema_updates"])
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise DetrkitError(
-            f"{path}: the state does not fit the model or the optimiser of this config "
+            f"{path}: the state does not fit the model or the optimizer of this config "
             f"({_reason(error)}): resume with the run's own settings, or start anew with --init-from"
         ) from error
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from detrkit.backbones import ResNetBackbone
+from detrkit.backbones.resnet import SHALLOW
 from detrkit.utils.errors import DetrkitError
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ DEPTHS = {
     (3, 23, True): "resnet101",
     (3, 36, True): "resnet152",
 }
-UNDILATED = ("resnet10", "resnet18", "resnet34")  # have no DC5 form, so dilation is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +208,7 @@ def infer_sizes(state: Mapping[str, Tensor], width: int, *, queries: str) -> dic
         options["num_queries"] = len(state[queries])
     if (backbone := depth(state)) is not None:
         options["backbone"] = backbone
-        if backbone in UNDILATED:
+        if backbone in SHALLOW:  # has no DC5 form, so dilation is known
             options["dilation"] = False
     if (stem := state.get(f"{body}conv1.weight")) is not None and len(stem) != 64:
         options["backbone_width"] = len(stem)

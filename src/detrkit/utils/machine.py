@@ -41,7 +41,7 @@ def machine_line(device_type: str, *, processes: int = 1) -> str:
     if device_type == "cuda":
         device = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     else:
-        device = f"{cpu_name()}, processors: {os.cpu_count()}, torch threads: {torch.get_num_threads()}"
+        device = f"{cpu_name()}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}"
     several = f"{processes} x " if processes > 1 else ""
     return f"{several}{device}, torch {torch.__version__}, detrkit {detrkit.__version__}"
 

@@ -207,7 +207,7 @@ def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
         raise DetrkitError("transformers has no backbone with backbone_norm='group': use 'frozen' or 'batch'")
     if isinstance(model, DeformableDETR) and (groups := model.projection_norms[0].num_groups) != 32:
         raise DetrkitError(
-            f"transformers normalises projections in 32 groups, this model in {groups}: hidden_dim >= 128"
+            f"transformers normalizes projections in 32 groups, this model in {groups}: hidden_dim >= 128"
         )
     rules = [*RULES[kind], *BACKBONE_RULES[backbone]]
     if model.segmentation is None:
@@ -216,7 +216,7 @@ def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
         raise DetrkitError("transformers has no Deformable DETR with masks")
     norms: Any = model.segmentation.head.norms
     if any(norm.num_groups != min(8, norm.num_channels) for norm in norms):
-        raise DetrkitError("transformers' mask head normalises in 8 groups, this model's in others: hidden_dim 2 ** n")
+        raise DetrkitError("transformers' mask head normalizes in 8 groups, this model's in others: hidden_dim 2 ** n")
     return [*((f"detr.{ours}", f"detr.{theirs}", parts) for ours, theirs, parts in rules), *MASK_RULES]
 
 

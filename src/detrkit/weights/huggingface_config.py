@@ -14,11 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD, SHALLOW
 from detrkit.models.base import DetectionModel
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.detr import DETR
-from detrkit.models.official_names import UNDILATED
 from detrkit.models.settings import constructor_defaults
 from detrkit.models.spec import MAX_SIDE, ModelSpec
 from detrkit.structures.coco_classes import COCO_91, COCO_250
@@ -272,7 +271,7 @@ def _input(folder: Path) -> dict[str, Any]:
         raise DetrkitError(f"{path}: size.{error}") from error
     for field in ("do_resize", "do_rescale", "do_normalize"):
         if not fields.get(field, True):
-            raise DetrkitError(f"{path}: {field} is false: detrkit always resizes and normalises its input")
+            raise DetrkitError(f"{path}: {field} is false: detrkit always resizes and normalizes its input")
     if abs(fields.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
         raise DetrkitError(f"{path}: rescale_factor is {fields['rescale_factor']}: detrkit has 1/255")
     if fields.get("resample") not in (None, BILINEAR):
@@ -361,7 +360,7 @@ def _backbone_config(model: nn.Module, options: Mapping[str, Any], names: Backbo
 
 def _own(name: str, width: int = 64) -> dict[str, Any]:
     """Build the description of a ResNet that transformers' own classes have."""
-    bottleneck = name not in UNDILATED
+    bottleneck = name not in SHALLOW
     return {
         "embedding_size": width,
         "hidden_sizes": [width * 2**i * (4 if bottleneck else 1) for i in range(4)],

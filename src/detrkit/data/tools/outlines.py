@@ -82,13 +82,13 @@ SHAPES: dict[str, Callable[[], tuple[np.ndarray, np.ndarray | None]]] = {
 _OUTLINES = {name: make() for name, make in SHAPES.items()}
 
 
-def coverage(shape: str, side: int, centre: tuple[float, float], radius: float, angle: float) -> np.ndarray:
+def coverage(shape: str, side: int, center: tuple[float, float], radius: float, angle: float) -> np.ndarray:
     """Return (side, side) float: the share of every pixel that the shape covers, in steps of 1/16.
 
     Args:
         shape: a key of `SHAPES`.
         side: pixels of the square canvas.
-        centre: x, y in pixels of the canvas (pixel centers at .5).
+        center: x, y in pixels of the canvas (pixel centers at .5).
         radius: of the circle around the shape, in pixels.
         angle: radians, clockwise.
     """
@@ -97,7 +97,7 @@ def coverage(shape: str, side: int, centre: tuple[float, float], radius: float, 
     draw = ImageDraw.Draw(canvas)
     for polygon, fill in zip(_OUTLINES[shape], (255, 0), strict=True):
         if polygon is not None:
-            points = (polygon @ turn * radius + centre) * _SUPERSAMPLING - 0.5
+            points = (polygon @ turn * radius + center) * _SUPERSAMPLING - 0.5
             draw.polygon([(float(x), float(y)) for x, y in points], fill=fill)
     share: np.ndarray = np.asarray(canvas.reduce(_SUPERSAMPLING), np.float64) / 255
     return share

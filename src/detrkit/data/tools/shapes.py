@@ -39,7 +39,7 @@ from detrkit.utils.ranges import (
 THINGS = tuple(SHAPES)
 # Official panoptic code takes an id <= 90 for a thing, so stuff starts above.
 STUFF = {91: "sky", 92: "grass", 93: "sand"}
-_STUFF_COLOURS = {91: (120, 170, 220), 92: (90, 150, 70), 93: (205, 180, 130)}
+_STUFF_COLORS = {91: (120, 170, 220), 92: (90, 150, 70), 93: (205, 180, 130)}
 # Image ids of different splits never meet, and do not depend on how many images a split has.
 _FIRST_ID = {"train": 1, "val": 1_000_001, "test": 2_000_001}
 _OTHER_FIRST_ID = 3_000_001
@@ -186,7 +186,7 @@ def _write_split(root: Path, split: str, count: int, seed: int, options: ShapesO
 def _panoptic_categories(things: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the categories of the shapes and of the stuff behind them, each with a color (RGB, 0..255)."""
     stuff = [
-        {"id": i, "name": n, "supercategory": "background", "isthing": 0, "color": list(_STUFF_COLOURS[i])}
+        {"id": i, "name": n, "supercategory": "background", "isthing": 0, "color": list(_STUFF_COLORS[i])}
         for i, n in STUFF.items()
     ]
     colored = [
