@@ -13,7 +13,6 @@ MAX_FILE_LINES = 450
 
 # function -> why it is longer
 LONG_FUNCTIONS = {
-    "engine/evaluating.py:evaluate": "helper: to be split with the evaluation loop",
     "engine/trainer.py:__init__": "one line for each part that a step needs",
     "models/deformable_detr.py:__init__": "one assignment for each part, in the order of the data",
     "models/deformable_detr.py:forward": "the paper's figure, read from top to bottom",
@@ -47,6 +46,7 @@ def test_functions_are_short():
                 if count > MAX_FUNCTION_LINES:
                     long[f"{file.relative_to(SRC).as_posix()}:{node.name}"] = count
     assert not {name: count for name, count in long.items() if name not in LONG_FUNCTIONS}
+    assert not set(LONG_FUNCTIONS) - set(long)  # an exception that is short by now
 
 
 def test_files_are_short():

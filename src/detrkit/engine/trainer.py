@@ -39,7 +39,7 @@ from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import NonFiniteError
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
-from detrkit.utils.console import console, meter, track
+from detrkit.utils.console import console, progress_bar, track
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.signals import Stopped
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
@@ -173,7 +173,7 @@ class Trainer:
         if progress.sums is None:
             progress.sums = {}
         title = f"epoch {progress.epoch + 1}/{self.config.optim.epochs}"
-        with meter(title, self.steps_per_epoch, start=progress.batch, quiet=not self.main) as bar:
+        with progress_bar(title, self.steps_per_epoch, start=progress.batch, quiet=not self.main) as bar:
             while progress.batch < self.steps_per_epoch:
                 began = time.perf_counter()
                 values = self._step(batches)

@@ -124,9 +124,6 @@ def progress_bar(title: str, total: int, *, start: int = 0, quiet: bool = False)
         progress.close()
 
 
-meter = progress_bar  # its name in earlier versions
-
-
 def track(items: Iterable[T], title: str, total: int, *, quiet: bool = False) -> Iterator[T]:
     """Iterate with a progress bar."""
     with progress_bar(title, total, quiet=quiet) as progress:
