@@ -1,7 +1,7 @@
 """Draws where the decoder looks for the best objects of an image: a skeleton for explanations of your own.
 
 python examples/attention.py detr-r50 street.jpg --out attention               published weights, downloaded once
-python examples/attention.py runs/first street.jpg --objects 3 --layer -1      weights of one's own
+python examples/attention.py runs/first street.jpg --objects 3 --layer -1      your weights
 
 DETR attends to all cells of one map: a heat map. Deformable DETR samples points on maps of several sizes: dots, red
 where the weight is large.

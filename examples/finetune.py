@@ -1,7 +1,7 @@
-"""Fine-tunes a detector on data of one's own, evaluates it, and shows what it finds.
+"""Fine-tunes a detector on your data, evaluates it, and draws its detections.
 
-python examples/finetune.py my_data --init-from detr-r50      a COCO, Pascal VOC, YOLO or parquet dataset
-python examples/finetune.py my_data --init-from runs/first    from weights of one's own
+python examples/finetune.py my_data --init-from detr-r50      a COCO, Pascal VOC, YOLO, parquet or CSV dataset
+python examples/finetune.py my_data --init-from runs/first    from your weights
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Files, names and documents: helpers that every package uses."""
+"""Files, names, documents, settings and registries: helpers that every package uses."""
