@@ -367,7 +367,7 @@ def as_device(name: torch.device | str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no common exception for this
         raise DetrkitError(
-            f"device {name}: not to be had on this machine; use cpu, or cuda where there is one"
+            f"device {name}: not available on this machine; use cpu, or cuda where there is one"
         ) from error
     return device
 

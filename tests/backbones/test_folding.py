@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from detrkit.backbones import build_backbone
 from detrkit.backbones.folding import _KEPT, fold
-from detrkit.backbones.resnet import build_backbone
 from detrkit.layers.norms import FrozenBatchNorm2d
 from detrkit.ops.dense import convolve
 from detrkit.structures.batch import Batch

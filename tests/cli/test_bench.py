@@ -112,7 +112,7 @@ def test_one_process_alone(capsys, monkeypatch):
 
 def test_no_such_device(capsys):
     assert main(["bench", "--device", "cuda:77"]) == 2
-    assert "device cuda:77: not to be had on this machine" in capsys.readouterr().err
+    assert "device cuda:77: not available on this machine" in capsys.readouterr().err
 
 
 def test_durations():

@@ -133,9 +133,9 @@ def test_predict_refuses(weights, photos, tmp_path, monkeypatch, inputs, options
 
 
 def test_predict_refuses_devices_and_folders(weights, photos, tmp_path):
-    with pytest.raises(DetrkitError, match="device nowhere: not to be had on this machine"):
+    with pytest.raises(DetrkitError, match="device nowhere: not available on this machine"):
         Predict(str(weights), (str(photos),), device="nowhere").run()
-    with pytest.raises(DetrkitError, match="device meta: not to be had on this machine"):
+    with pytest.raises(DetrkitError, match="device meta: not available on this machine"):
         Predict(str(weights), (str(photos),), device="meta").run()
     (tmp_path / "file").write_text("")
     with pytest.raises(DetrkitError, match="file is a file: choose another output folder"):

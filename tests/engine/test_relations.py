@@ -10,7 +10,7 @@ from detrkit.engine import train
 from detrkit.engine.relations import check_config
 from detrkit.utils import memory
 from detrkit.utils.errors import DetrkitError, SettingError
-from detrkit.utils.memory import check_batch, check_memory, used_up
+from detrkit.utils.memory import check_batch, check_memory, is_out_of_memory
 from detrkit.utils.ranges import as_option
 from detrkit.weights.build import build_model
 
@@ -60,7 +60,7 @@ def test_wrong_together(sections, message, tmp_path):
 def test_options_are_named_as_they_are_typed():
     config = TrainConfig().changed(data={"size": 64, "max_size": 32})
     with pytest.raises(SettingError, match=r"^--size 64 and --max-size 32: "):
-        check_config(config, said=as_option)
+        check_config(config, format_field=as_option)
 
 
 @pytest.mark.parametrize("width", [4, 8, 16, 32, 64, 96, 128])
@@ -90,4 +90,4 @@ def test_memory(monkeypatch):
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
 )
 def test_used_up(error):
-    assert used_up(error) and not used_up(RuntimeError("expected a tensor"))
+    assert is_out_of_memory(error) and not is_out_of_memory(RuntimeError("expected a tensor"))

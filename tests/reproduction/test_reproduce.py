@@ -291,7 +291,7 @@ def test_input_is_checked_before_downloads(data, tmp_path, monkeypatch, capsys):
         for extra, message in (
             (["--panoptic", str(tmp_path / "nowhere")], "nowhere: no such file or folder"),
             ([], "give its folder with --panoptic"),
-            (["--panoptic", str(data["panoptic"]), "--device", "abacus"], "device abacus: not to be had"),
+            (["--panoptic", str(data["panoptic"]), "--device", "abacus"], "device abacus: not available"),
             *(
                 ([f"--{option}", "0"], f"--{option} 0: must be at least")
                 for option in ("batch-size", "size", "max-size", "limit")

@@ -74,7 +74,7 @@ def test_wrong_numbers(path, value):
 )
 def test_messages(path, value, message):
     with pytest.raises(DetrkitError) as caught:
-        check_values(changed(path, value), said=as_option)
+        check_values(changed(path, value), format_field=as_option)
     assert message in str(caught.value) and len(str(caught.value)) < 160
 
 
@@ -140,4 +140,4 @@ def test_every_command_refuses_before_it_writes(words, tmp_path, monkeypatch, ca
 
 def test_fields_of_commands_are_checked_too():
     with pytest.raises(DetrkitError, match="--limit 0: must be at least 1"):
-        check_values(dataclasses.replace(Eval("run", "data"), limit=0), said=as_option)
+        check_values(dataclasses.replace(Eval("run", "data"), limit=0), format_field=as_option)

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-# importable here, too, as in earlier versions
-from detrkit.backbones.base import IMAGENET_MEAN as IMAGENET_MEAN
-from detrkit.backbones.base import IMAGENET_STD as IMAGENET_STD
-from detrkit.backbones.base import WIDTH, Backbone, PretrainedWeights, register_backbone
-from detrkit.backbones.base import Norm as Norm
-from detrkit.backbones.base import Padding as Padding
-from detrkit.backbones.base import build_backbone as build_backbone
+from detrkit.backbones.base import WIDTH, Backbone, Norm, Padding, PretrainedWeights, register_backbone
 from detrkit.backbones.folding import fold
 from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.norms import GROUPS, FrozenBatchNorm2d, GroupNorm, groups_divide
@@ -235,11 +229,11 @@ class _PaddingMasks:
             x: (B, C, h, w), whose padded values are not needed.
             stride: of the map.
         """
-        keep = self.valid(stride)
-        if keep is None:
+        valid = self.valid(stride)
+        if valid is None:
             return x
         if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
-            return x.masked_fill(~keep, 0.0)
+            return x.masked_fill(~valid, 0.0)
         x = x if self.in_place else x.clone()
         for image, (h, w) in zip(x, self._sizes(stride), strict=True):  # only the padding is written
             image[:, h:] = 0.0
@@ -251,12 +245,12 @@ def _step(
     convolution: nn.Module,
     norm: nn.Module,
     x: Tensor,
-    keep: Tensor | None,
+    valid: Tensor | None,
     *,
     relu: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Apply a convolution, its norm, the residual and a ReLU if asked; only group norm is told what is padded."""
+    """Apply a convolution, its norm, the residual and, with `relu`, a ReLU; only group norm uses `valid`."""
     assert isinstance(convolution, nn.Conv2d)
     if isinstance(norm, FrozenBatchNorm2d):
         weight, bias = fold(convolution, norm, x)
@@ -266,7 +260,7 @@ def _step(
             x, weight, bias, stride=stride, padding=padding, dilation=dilation, residual=residual, relu=relu
         )
     y = convolution(x)
-    y = norm(y, keep) if isinstance(norm, GroupNorm) else norm(y)
+    y = norm(y, valid) if isinstance(norm, GroupNorm) else norm(y)
     y = y if residual is None else y + residual
     return F.relu(y) if relu else y
 

@@ -30,7 +30,7 @@ from detrkit.cli.train import Train, with_defaults, with_values
 from detrkit.utils.console import FIRST_PROCESS, MAX_COLUMNS, MIN_COLUMNS
 from detrkit.utils.errors import DetrkitError, Interrupted, PeerError
 from detrkit.utils.launch import check_ranks, several
-from detrkit.utils.memory import MAPPING_FIX, used_up
+from detrkit.utils.memory import MAPPING_FIX, is_out_of_memory
 from detrkit.utils.parent import end_with_launcher
 from detrkit.utils.ranges import as_option, check_values
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
@@ -82,7 +82,7 @@ def _run(words: Sequence[str], streams: Streams) -> int:
         command: Any = _parse(words)
         _check_working_directory()
         streams.out.patient = isinstance(command, _FILES)
-        check_values(command, said=as_option)
+        check_values(command, format_field=as_option)
         check_ranks()
         if _has_nothing_to_do(command):
             return 0
@@ -146,8 +146,8 @@ def _of_the_machine(error: Exception) -> str | None:
     library = next(filter(_SHARED_OBJECT.search, str(error).splitlines()), None)
     of_loader = isinstance(error, ImportError) or (isinstance(error, OSError) and error.filename is None)
     if of_loader and library is not None:
-        return f"cannot load a library: {one_line(library.strip())}{MAPPING_FIX if used_up(error) else ''}"
-    if used_up(error):
+        return f"cannot load a library: {one_line(library.strip())}{MAPPING_FIX if is_out_of_memory(error) else ''}"
+    if is_out_of_memory(error):
         reason = one_line(str(error).partition(". ")[0].partition("\n")[0])
         return f"out of memory: {reason}; smaller images, a smaller batch or a smaller model need less"
     if isinstance(error, OSError) and error.filename is not None:

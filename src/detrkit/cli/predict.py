@@ -22,7 +22,7 @@ from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
 from detrkit.utils.console import Terminal
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.lock import FolderLock
-from detrkit.utils.memory import used_up
+from detrkit.utils.memory import is_out_of_memory
 from detrkit.utils.names import full_path
 from detrkit.utils.prefetch import Prefetcher
 from detrkit.utils.ranges import BatchSize, InputSize, Share
@@ -252,7 +252,7 @@ def _predict_batch(
         if len(batch) == 1:
             return [error]
     except (MemoryError, RuntimeError) as error:
-        if not used_up(error):
+        if not is_out_of_memory(error):
             raise
         if len(batch) == 1:
             return [_too_large(batch[0][0])]

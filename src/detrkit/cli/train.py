@@ -57,7 +57,7 @@ class Train:
         config = self.config if self.dataset is None else self.config.changed(data={"path": self.dataset})
         if not config.data.path:
             raise DetrkitError("no dataset: give its path, as in `detrkit train my_data`, or --resume a run")
-        check_config(config, said=as_option)
+        check_config(config, format_field=as_option)
         result = train(config, resume=self.resume is not None)
         if result.metrics is None:
             console.print(f"weights: {result.best}")

@@ -13,7 +13,7 @@ from detrkit.comparison.recording import Recording, load_recording, record, save
 from detrkit.comparison.runners import DetrkitRunner, ModelRunner, open_runner, seeded_model
 
 # names in earlier versions
-Side, DetrkitSide, Difference, open_side = ModelRunner, DetrkitRunner, StageDifference, open_runner
+Side, DetrkitSide, Difference = ModelRunner, DetrkitRunner, StageDifference
 
 __all__ = [
     "Comparison",
@@ -27,7 +27,6 @@ __all__ = [
     "compare",
     "load_recording",
     "open_runner",
-    "open_side",
     "record",
     "save_recording",
     "seeded_model",

@@ -48,7 +48,7 @@ def made_input(kind: str, size: tuple[int, int] = SIZE, *, seed: int = 0) -> Mod
     if kind == "ones":
         return ModelInput(torch.ones(1, 3, *size))
     if kind != "noise":
-        raise DetrkitError(f"input {kind!r}: choose ones, noise or a picture's file")
+        raise DetrkitError(f"input {kind!r}: choose ones, noise or an image file")
     return ModelInput(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed)))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrkit.backbones.resnet import Padding
+from detrkit.backbones.base import Padding
 from detrkit.models.base import DetectionModel
 from detrkit.models.instance_masks import Size, largest
 from detrkit.models.postprocess import PostProcessor

@@ -78,7 +78,7 @@ class Collate:
 
 
 def shared_from(batch_bytes: int, *, batches: int, handles: int) -> tuple[int, str | None]:
-    """Choose from how many bytes on tensors travel in shared memory; also return why none can, or None.
+    """Return the size in bytes from which tensors travel in shared memory; and why none do, or None.
 
     Args:
         batch_bytes: of the largest batch.

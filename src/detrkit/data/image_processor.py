@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.collate import PixelBatch
 from detrkit.data.images import ImageInput, as_rgb
 from detrkit.data.transforms import PUBLISHED_MAX_SIZE, PUBLISHED_SIZE, Normalization, resize_pixels, resized_size

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data._workers import begin_worker, end_with_program, give_up
 from detrkit.data.dataset import Dataset
 from detrkit.data.handing import SHARED_FROM_BYTES, Collate, Packed, shared_from, usable_workers
@@ -191,7 +191,7 @@ def _explain(error: Exception) -> None:
 
 
 def _shared_from(prepared: TransformedDataset, batch_size: int, workers: int) -> int:
-    """Choose from how many bytes on tensors travel in shared memory, which may be small."""
+    """Return the size in bytes from which tensors travel in shared memory, which may be small."""
     count = len(prepared)
     if not workers or not count:
         return SHARED_FROM_BYTES

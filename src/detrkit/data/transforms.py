@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.sample import Sample
 from detrkit.structures.outputs import Target
 from detrkit.utils.errors import DetrkitError

@@ -1,4 +1,4 @@
-"""The check before the first step that all processes have the same settings and data: else they would wait forever."""
+"""Check that all processes have the same settings and data, before the first step: else they would wait forever."""
 
 from __future__ import annotations
 

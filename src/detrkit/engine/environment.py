@@ -1,4 +1,4 @@
-"""The processes of a run, described for Fabric."""
+"""Cluster environment of a run's processes for Fabric, and checks of it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class LaunchEnvironment(LightningEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """True: the processes run already."""
+        """True: Fabric starts no processes."""
         return True
 
     @property
     def main_address(self) -> str:
-        """Address at which the first process listens."""
+        """Address of the first process."""
         return self._launch.address
 
     def set_world_size(self, size: int) -> None:
@@ -82,7 +82,7 @@ def check_processes(config: TrainConfig) -> tuple[int, int]:
 
 
 def check_gpus(processes: int) -> None:
-    """Check that each process of this machine has a GPU of its own.
+    """Check that each process of this machine has its GPU.
 
     Raises:
         SettingError: there are more processes.
@@ -96,7 +96,7 @@ def check_gpus(processes: int) -> None:
 
 
 def cluster_environment() -> ClusterEnvironment | None:
-    """Return the environment for Fabric, or None to let Fabric look for itself."""
+    """Return the environment for Fabric, or None to let Fabric detect it."""
     launch = launched()
     if launch is not None:
         return LaunchEnvironment(launch)

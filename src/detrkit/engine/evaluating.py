@@ -136,7 +136,7 @@ def evaluate(
     loader.timeout = timeout or loader.timeout
     folder = None if out is None else Path(out)
     with ExitStack() as written:
-        if folder is not None and rank == 0:  # before hours of work whose results could not be written
+        if folder is not None and rank == 0:  # checked before hours of work, not when the results are written
             segments = ("panoptic.json", "panoptic") if masks and dataset.panoptic else ()
             written.enter_context(report_folder(folder, "results.json", *segments))
         ground_truth = EvaluationTargets.of(dataset, evaluated.spec, evaluated.model)
@@ -190,7 +190,7 @@ def _resolve(
 def _restricted(dataset: Dataset, *, masks: bool, limit: int | None, quiet: bool) -> Dataset:
     """Return the dataset without masks unless they are evaluated, with the first images if there is a limit.
 
-    Notes on what the evaluation leaves out are printed unless it is to be quiet.
+    Notes on what the evaluation leaves out are printed unless `quiet`.
     """
     if not quiet:
         for note in dataset.evaluation_notes:
@@ -257,7 +257,7 @@ def _model_and_spec(
         return model.model, model.spec, model.spec.name
     if isinstance(model, nn.Module):
         arch = architecture_of(model)
-        name = "detr-r50" if arch is None else arch.name  # a module of nobody's: its logits are taken for DETR's
+        name = "detr-r50" if arch is None else arch.name  # an unregistered module: its logits are taken for DETR's
         classes = next((c for c in (COCO_91, COCO_250) if len(c) == model.num_classes), None)
         return model, ModelSpec(name, num_classes=model.num_classes, classes=classes), type(model).__name__
     return *load_any(model), str(model)

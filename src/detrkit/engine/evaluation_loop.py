@@ -22,7 +22,7 @@ from detrkit.weights.checkpoint import ModelSpec
 
 
 class EvaluatedBatch(NamedTuple):
-    """A batch of a loader with the outputs of a model for it; masks are computed on request."""
+    """A batch of a loader and the outputs of a model; masks are computed on request."""
 
     outputs: Outputs
     batch: Batch
@@ -36,7 +36,7 @@ def iter_outputs(
     *,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Generator[EvaluatedBatch, None, None]:
-    """Run a model over batches, in eval mode; it is left in the mode that it was in.
+    """Run a model over batches in eval mode, and restore its mode.
 
     Args:
         model: on the device of the batches.

@@ -70,8 +70,8 @@ class EvaluationTargets:
         labels: the model's labels as the dataset's categories.
         objects: boxes, and masks if they are evaluated; on panoptic data only of things.
         panoptic: segments, if model and dataset are panoptic.
-        masks: whether masks of objects are evaluated. For a panoptic model on panoptic data they are not: a mask for
-            each of a hundred queries takes several times the work of those few that become segments.
+        masks: whether masks of objects are evaluated. For a panoptic model on panoptic data they are not: the masks of
+            a hundred queries take several times the work of the few that become segments.
         unknown: annotated classes that the model cannot predict; None if this was not checked.
     """
 

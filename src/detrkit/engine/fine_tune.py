@@ -27,8 +27,8 @@ class FirstWeights(NamedTuple):
     Attributes:
         state: the tensors that fit the model of `spec`, by detrkit's names.
         spec: of the model that they belong to.
-        backbone: name of its backbone; None for a model that has none by a name.
-        norm: of its backbone; None likewise.
+        backbone: name of its backbone; None for a model without a named one.
+        norm: norm of its backbone, or None.
         left_over: names of tensors in the file that do not fit that model.
     """
 
@@ -44,12 +44,11 @@ def load_first_weights(name_or_path: str | Path, *, whole: bool = False, dilatio
 
     Args:
         name_or_path: as `load_any`.
-        whole: require every tensor of the model. Otherwise the class head, or another part, may be missing, and other
-            tensors may be left over.
+        whole: require every tensor of the model, and no other. Otherwise parts such as the class head may be missing.
         dilation: whether the model is a DC5 one, for files that do not say it.
 
     Raises:
-        DetrkitError: missing, damaged or foreign file; weights that do not fit, or of which less than half do.
+        DetrkitError: missing, damaged or foreign file; weights that do not fit, or less than half of which do.
     """
     path, name = located(name_or_path)
     file, empty, spec = read_model(path, name=name, dilation=dilation)
@@ -72,11 +71,11 @@ class InitReport:
 
     Attributes:
         kept: tensors taken over unchanged.
-        adapted: tensors of which some rows were taken over, with the reason.
+        adapted: tensors some rows of which were taken over, with the reason.
         new: tensors of the model that the source lacks or has in another shape; they keep their random values.
         unused: tensors of the source that the model lacks.
         classes_kept, classes_new: names of the model's classes that the source has, and lacks.
-        nearest: for new classes, the similar name of a class of the source that is none of the model's.
+        nearest: new class -> similarly named class of the source, if the model lacks that one.
     """
 
     kept: list[str] = field(default_factory=list)
@@ -173,6 +172,6 @@ def init_from(
             [],
             list(names),
             {},
-        )  # the source's class head is not there, or no fit
+        )  # the source's class head is missing or does not fit
     report.unused = [name for name in source if name not in model_state]
     return report

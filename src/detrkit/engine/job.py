@@ -27,7 +27,7 @@ from detrkit.data._workers import end_workers
 from detrkit.utils.errors import PeerError
 from detrkit.utils.signals import NUMBERS, raise_in_main_thread, signal_name
 
-NOTICE_SECONDS = 10  # of waiting, after which a notice is printed
+NOTICE_SECONDS = 10  # of waiting before a notice is printed
 _TICK_SECONDS = 0.5
 _CAUSE_SECONDS = 6  # for the cause of a lost connection to arrive, if a process is left to report it
 _READ_SECONDS = 3  # for the others to read a cause
@@ -131,7 +131,7 @@ class Job:
         self._thread.join(_STORE_SECONDS)
 
     def end_children(self, seconds: float) -> int:
-        """Wait for the processes that this one started, and kill those that are not done after so many seconds.
+        """Wait for the processes that this one started, and kill those that are still running after `seconds`.
 
         Returns:
             The first exit status that is not 0; 128 + n of one that a signal ended.
@@ -202,7 +202,7 @@ class Job:
             self._watch_store.add("read", 1)
 
     def _lost_words(self, error: BaseException | None = None) -> str:
-        """Describe a lost connection to another process, or one that takes too long, without a known cause."""
+        """Describe a connection to another process that is lost, or takes too long, for an unknown reason."""
         if error is not None and re.search("time(d )?out", str(error), re.IGNORECASE):
             return f"another process has not done its part within {self.timeout:.0f} s{self._advice()}"
         dead = [rank for rank, seconds in self._silent.items() if seconds >= _CAUSE_SECONDS / 2]

@@ -89,7 +89,7 @@ def join(
         rank: of this process.
         world: number of processes.
         address: of the machine of the first process.
-        port: at which the first process listens.
+        port: of the first process.
         device: a CUDA device, for NCCL; None for gloo.
         timeout: as in `launch`.
         children: the processes that this one started, in the order of their ranks, which follow this one's.
@@ -154,7 +154,7 @@ class _Waiting:
     def __init__(self, place: Place, limit: int) -> None:
         self._place, self._limit = place, limit
         self._began = time.monotonic()
-        self._said = False
+        self._noticed = False
         self._trouble = ""
 
     def listens(self) -> bool:
@@ -196,8 +196,8 @@ class _Waiting:
                     f"{self._missing(store)} did not join at {self._where()} within {self._limit} s: start every "
                     "process, with the same MASTER_ADDR and MASTER_PORT; --timeout waits longer"
                 )
-            if seconds >= NOTICE_SECONDS and not self._said:
-                self._said = True
+            if seconds >= NOTICE_SECONDS and not self._noticed:
+                self._noticed = True
                 text = f"waiting for {self._missing(store)} to join at {self._where()}, at most {self._limit} s"
                 print(f"detrkit: {text}", file=sys.stderr, flush=True)
             time.sleep(_LOOK_SECONDS)

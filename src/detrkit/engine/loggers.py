@@ -22,9 +22,9 @@ LOGGERS: Registry[LoggerFactory] = Registry("logger")
 def register_logger(name: str, *, replace: bool = False) -> Callable[[LoggerFactory], LoggerFactory]:
     """Register a logger, as a decorator: `detrkit train --loggers NAME` then uses it.
 
-    What is decorated is a class or function that takes the run's `TrainConfig` and its folder (a `pathlib.Path`) and
-    returns a Lightning Fabric logger (https://lightning.ai/docs/fabric/stable/guide/loggers.html), of which those of
-    Lightning (Weights & Biases, MLflow, Comet, ...) are some. It is called in the main process alone.
+    The decorated class or function takes the run's `TrainConfig` and its folder (a `pathlib.Path`) and returns a
+    Lightning Fabric logger (https://lightning.ai/docs/fabric/stable/guide/loggers.html), such as Lightning's for
+    Weights & Biases, MLflow or Comet. It is called in the main process alone.
 
     Args:
         name: for `run.loggers`.
@@ -103,7 +103,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """Check that there are loggers of these names.
 
     Raises:
-        SettingError: there is none; the message lists those there are.
+        SettingError: an unknown name; the message lists the names.
     """
     for name in names:
         LOGGERS.find(name)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from detrkit.utils.atomic import append, check_there, make_folder, write_atomic
+from detrkit.utils.atomic import append, check_exists, make_folder, write_atomic
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError, WriteError
 
@@ -20,7 +20,7 @@ class CsvLog:
 
     Args:
         path: the file.
-        key: the column that orders the lines; on resume, lines at or beyond a value of it are dropped.
+        key: the column that orders the lines; a resumed run drops the lines from its first step or epoch on.
     """
 
     def __init__(self, path: Path, *, key: str) -> None:
@@ -59,7 +59,7 @@ class CsvLog:
         Raises:
             WriteError: it cannot be written, or the folder is gone.
         """
-        check_there(self.path.parent)
+        check_exists(self.path.parent)
         if set(row) - set(self.columns) or not self.path.exists():
             rows = self.rows()
             self.columns += [c for c in row if c not in self.columns]
@@ -68,7 +68,7 @@ class CsvLog:
         append(self.path, self._text([row], header=False).encode(), lines=True)
 
     def keep_before(self, value: int) -> None:
-        """Drop lines whose key is `value` or more, which came after the resumed state, and incomplete lines.
+        """Drop incomplete lines, and those with a key of `value` or more, which came after the resumed state.
 
         Raises:
             DetrkitError: the file cannot be read or written, or is no such table.
@@ -91,7 +91,7 @@ class TensorBoardLog:
     """Log of scalars for TensorBoard; does nothing when switched off.
 
     The file is written here and not by torch's SummaryWriter, whose thread prints a traceback when the disk is full
-    and raises the error anywhere later. A failed write never ends a run: it is printed once, and the run goes on
+    and raises the error anywhere later. A failed write never ends a run: the error is printed once, and the run goes on
     without this log.
 
     Args:

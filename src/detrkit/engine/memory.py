@@ -46,7 +46,7 @@ def free_unused() -> None:
 
 
 def _largest_resident_mib() -> float:
-    """Return the peak since the process began, for systems without /proc; NaN on Windows, which has no getrusage."""
+    """Return the peak in MiB since the process began, for systems without /proc; NaN on Windows (no getrusage)."""
     try:
         import resource
     except ImportError:

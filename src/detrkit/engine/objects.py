@@ -10,7 +10,7 @@ from detrkit.data import Dataset
 from detrkit.data.readers import READERS, Reader
 from detrkit.utils.errors import DetrkitError
 
-FEW_CLASSES = 8  # up to this number a line names every class; beyond it, the rarest and the most frequent
+FEW_CLASSES = 8  # up to this number a line names every class; above it, the rarest and the most frequent
 _EXTREMES = 3
 
 

@@ -1,4 +1,4 @@
-"""The two phases in which the published panoptic models were trained, as configs made of one (`optim.mask_epochs`)."""
+"""The two phases of the published panoptic training, detector and masks: two configs from one (`optim.mask_epochs`)."""
 
 from __future__ import annotations
 

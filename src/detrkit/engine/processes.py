@@ -93,7 +93,7 @@ def global_normalizers(
 
 
 class StopSignals(SignalWatch):
-    """Graceful shutdown: the signals that stop a run, and the agreement of its processes on them.
+    """Graceful shutdown: the signals that stop a run, on which its processes agree.
 
     In training and evaluation a signal is only noted; a signal to one process takes effect when `all_reduce_mean`,
     `between` or `check` has passed it to all. At other times it ends the run at once, with `Stopped`.
@@ -117,7 +117,7 @@ class StopSignals(SignalWatch):
         self._looked = 0.0
 
     def join(self, world: int) -> None:
-        """Set the number of processes; each of them calls it when they have found each other."""
+        """Set the number of processes; each process calls it once all have joined."""
         self._world = world
         if Job.current is not None:
             Job.current.advice = self.advice

@@ -61,7 +61,7 @@ def _remove_run(run: Path) -> None:
     """Remove an earlier run, if there is one.
 
     Raises:
-        DetrkitError: it is still running, or something else is there; nothing was removed.
+        DetrkitError: the run is still going on, or the folder holds something else; nothing was removed.
     """
     if not os.path.lexists(run):
         return

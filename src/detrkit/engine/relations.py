@@ -10,27 +10,27 @@ from detrkit.models.criterion import build_criterion, loss_settings
 from detrkit.models.registry import architecture, build_options
 from detrkit.models.settings import check_parameters
 from detrkit.utils.errors import SettingError
-from detrkit.utils.ranges import Said, as_field, check_values
+from detrkit.utils.ranges import FieldFormat, as_field, check_values
 
 
-def check_config(config: TrainConfig, *, said: Said = as_field) -> None:
+def check_config(config: TrainConfig, *, format_field: FieldFormat = as_field) -> None:
     """Check the settings of a run, one by one and together.
 
     Settings that depend on the weights of --init-from are checked when these are read.
 
     Args:
         config: of the run.
-        said: how messages name a field.
+        format_field: formats a field for messages.
 
     Raises:
         SettingError: an impossible value or combination; names the field or both fields, and what would be right.
     """
-    check_values(config, said=said)
+    check_values(config, format_field=format_field)
     check_loggers(config.run.loggers)
 
     def refuse(*fields: str, reason: str) -> None:
         paths = [tuple(field.split(".")) for field in fields]
-        values = [said(path, getattr(getattr(config, path[0]), path[1])) for path in paths]
+        values = [format_field(path, getattr(getattr(config, path[0]), path[1])) for path in paths]
         raise SettingError(f"{' and '.join(values)}: {reason}")
 
     data, model, optim, run = config.data, config.model, config.optim, config.run

@@ -41,8 +41,8 @@ class Beginning(NamedTuple):
 
     Attributes:
         fabric: launched.
-        place: the subfolder with the state to resume from: ".", or "detector" of a run in two phases whose second
-            phase, the masks, has not begun; None for a run from its first step.
+        place: the subfolder with the state to resume from: ".", or "detector" in the first of a run's two phases; None
+            for a run that starts.
         state: what last.pt there holds, or None.
     """
 
@@ -74,7 +74,7 @@ def begin(config: TrainConfig, *, resume: bool, held: ExitStack) -> Beginning:
             resume = True
         _look(config, resume=resume)  # a folder that is refused is left as it is
         held.enter_context(FolderLock(folder))
-        _look_inside(config, folder, resume=resume)  # another process may have come and gone
+        _look_inside(config, folder, resume=resume)  # another process may have written there in the meantime
         place = saved_in(folder) if resume else None
         if place is not None:
             state = load_state(folder / place / "last.pt")

@@ -12,7 +12,7 @@ from detrkit.engine.phases import DETECTOR
 from detrkit.utils.atomic import is_temporary
 from detrkit.utils.errors import WriteError
 from detrkit.utils.lock import NAME as LOCK
-from detrkit.utils.parent import lives
+from detrkit.utils.parent import is_running
 from detrkit.weights.files import METADATA_KEY
 
 MARK = "A training run of detrkit."  # in the README.md of each run
@@ -36,7 +36,7 @@ def saved_in(folder: Path) -> str | None:
 
 
 def in_the_way(folder: Path) -> str | None:
-    """Return the name of a file that is of no run and that a run in this folder would overwrite; None without one.
+    """Return the name of a file that belongs to no run and that a run would overwrite; None without one.
 
     Raises:
         WriteError: the folder cannot be read.
@@ -75,7 +75,7 @@ def naming_last_state(folder: Path) -> Iterator[None]:
 
 
 def foreign_to_run(folder: Path) -> str | None:
-    """Return the path of something in the folder that is not of a run of detrkit; None without one.
+    """Return the path of something in the folder that does not belong to a run; None without one.
 
     Raises:
         WriteError: the folder cannot be read.
@@ -130,7 +130,7 @@ def _is_old_temporary(file: Path) -> bool:
         return False
     numbered = _OLD_WITH_PROCESS.fullmatch(file.name)
     if numbered is not None:
-        return not lives(int(numbered["process"] or numbered["first"]))
+        return not is_running(int(numbered["process"] or numbered["first"]))
     if _OLD_WEIGHTS.fullmatch(file.name):
         with suppress(OSError), file.open("rb") as stream:
             return METADATA_KEY.encode() in stream.read(_HEAD_BYTES)

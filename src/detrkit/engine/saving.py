@@ -1,4 +1,4 @@
-"""last.pt: the saved state of a trainer, and how another trainer resumes from it."""
+"""last.pt: the state of a trainer, saved and restored."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def load_source(config: TrainConfig) -> Source | None:
     dilation = config.model.dilation
     if dilation is None and config.model.name is not None:
         dilation = bool(architecture(config.model.name).options.get("dilation", False))
-    # fine-tuning takes what fits; a detector that is not trained any more must be complete
+    # fine-tuning takes what fits; a frozen detector must be complete
     whole = config.run.freeze_detector is not None
     return Source(name, load_first_weights(name, whole=whole, dilation=dilation))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs it below Python 3.12, and brings it
 
 from detrkit.models.spec import ModelSpec
-from detrkit.utils.atomic import atomic_file, check_there
+from detrkit.utils.atomic import atomic_file, check_exists
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.schema import validated_as
 from detrkit.weights.files import STATE_FORMAT
@@ -30,7 +30,7 @@ Amount = Annotated[float, Field(strict=True, ge=0)]
 
 @dataclass
 class Progress:
-    """Progress of a run. An epoch whose steps are all done is yet to be evaluated and logged.
+    """Progress of a run. When all steps of an epoch are done, its evaluation and its log line are still to come.
 
     Attributes:
         epoch: the current epoch, from 0.
@@ -144,7 +144,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     Raises:
         WriteError: it cannot be written; the old file is as it was.
     """
-    check_there(path.parent)
+    check_exists(path.parent)
     with atomic_file(path) as part, part.open("wb") as file:
         torch.save({"format": STATE_FORMAT, **state}, file)
 
@@ -169,7 +169,7 @@ def load_state(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"generators are of {len(state['generators'])} processes, world_size is {state['world_size']}"
             )
-        with torch.device("meta"):  # nothing is allocated before sizes are known to be those of the tensors
+        with torch.device("meta"):  # sizes are compared with those of the tensors before anything is allocated
             model = ModelSpec.from_json(state["spec"]).build()
         for weights in (state["model"], state.get("ema")):
             if weights is not None:

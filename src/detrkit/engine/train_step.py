@@ -80,7 +80,7 @@ class TrainStep:
                     self.model, self.optimizer, max_norm=self.clip_max_norm, error_if_nonfinite=False
                 )
             assert isinstance(norm, Tensor)
-            terms["grad_norm"] = norm.detach()  # of all processes alike
+            terms["grad_norm"] = norm.detach()  # the same in all processes
         values = self.all_reduce_mean(terms)
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
@@ -96,7 +96,7 @@ class TrainStep:
     def _gradients(self, parts: Sequence[tuple[Batch, list[Target]]]) -> dict[str, Tensor]:
         """Compute the gradient of all parts; return the terms and the loss of this process."""
         fabric = self.fabric
-        # the whole global batch is counted before any part is run, so its split does not change the result
+        # the objects of the whole global batch are counted first, so that its split does not change the result
         counts = global_normalizers(
             self.criterion, [targets for _, targets in parts], self.queries, fabric.device, fabric.world_size
         )
@@ -118,7 +118,7 @@ class TrainStep:
     def _losses(
         self, batch: Batch, targets: Sequence[Target], normalizers: Normalizers
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the loss terms of one part, and their weighted sum. The outputs are not kept beyond that."""
+        """Compute the loss terms of one part, and their weighted sum; free the outputs."""
         outputs = self.model(batch, targets)
         with self.timer.part(LOSSES):
             losses = self.criterion(outputs, targets, normalizers=normalizers)

@@ -1,4 +1,4 @@
-"""The training loop, in the order things happen."""
+"""The training loop: epochs, evaluations, checkpoints and logs of a run."""
 
 from __future__ import annotations
 
@@ -212,8 +212,8 @@ class Trainer:
         sums = progress.sums or {}
         last = progress.epoch + 1 == config.optim.epochs
         due = self.splits.val is not None and (last or (progress.epoch + 1) % config.run.eval_every == 0)
-        # An evaluation may take longer than the time between a signal and a kill. And the first epoch saves a state
-        # before it saves weights.
+        # Saved before the evaluation, which may take longer than the time between a signal and a kill; and in the first
+        # epoch the state is saved before the weights.
         if due or progress.epoch == 0:
             self.save()
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step}
@@ -299,7 +299,7 @@ class Trainer:
         return evaluation
 
     def _watch_loading(self, loader: Loader) -> None:
-        """Limit the wait for images, during which a signal can be acted on, since no step has begun."""
+        """Limit the wait for images after a signal; no step has begun, so the state is safe."""
         loader.timeout = self.config.run.timeout or loader.timeout
         loader.while_waiting = self._while_waiting
 

@@ -96,7 +96,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
             fabric, place, state = begin(config, resume=resume, held=held)
             stop.join(fabric.world_size)
             if config.optim.mask_epochs:
-                return _run_in_two_steps(config, fabric, stop, place, state)
+                return _run_in_two_phases(config, fabric, stop, place, state)
             return _run(config, fabric, stop, state)
     except Stopped as stopped:
         raise _interrupted(stopped.number, folder, stop.during, agreed=stopped.agreed) from stopped
@@ -106,7 +106,7 @@ def _interrupted(number: int, folder: Path, during: str, *, agreed: bool = True)
     return Interrupted(number, str(folder), during=during, saved=saved_in(folder) is not None, agreed=agreed)
 
 
-def _run_in_two_steps(
+def _run_in_two_phases(
     config: TrainConfig, fabric: Fabric, stop: StopSignals, place: str | None, state: dict[str, Any] | None
 ) -> RunResult:
     """Train first the detector, then its masks; resume in the phase in which the run was interrupted.
@@ -221,7 +221,7 @@ def _normal(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Trainer, kept: list[str]) -> None:
+def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Trainer, lines: list[str]) -> None:
     """Print a summary of the run that begins, with a warning where it cannot work."""
     train, val = splits.train, splits.val
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -236,7 +236,7 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
         + f" on {trainer.fabric.device}"
         + (f" x {trainer.world}" if trainer.world > 1 else "")
     )
-    for line in [*counts.lines(), *kept]:
+    for line in [*counts.lines(), *lines]:
         console.print(line)
     if config.run.patience and (val is None or not count_objects(val).objects):
         why = "there is no split to evaluate on" if val is None else f"no image of {val.split} has an object"
@@ -301,6 +301,6 @@ def _finish(
 
 
 def _reason(metrics: Metrics) -> str:
-    """Explain why the best epoch is the best."""
+    """Say by which metric the best epoch was selected."""
     name, value = selection_metric(metrics)
     return f"by its {name}" if value >= 0 else f"the last evaluated: {name} is n/a"

@@ -4,11 +4,11 @@ from detrkit.evaluation.coco import evaluate_detections
 from detrkit.evaluation.confusion import Confusion, confusion_matrix
 from detrkit.evaluation.curves import PrecisionRecall
 from detrkit.evaluation.evaluator import DetectionEvaluator
-from detrkit.evaluation.ground_truth import DetectionGroundTruth, GroundTruth
+from detrkit.evaluation.ground_truth import DetectionGroundTruth
 from detrkit.evaluation.metrics import Metrics
 from detrkit.evaluation.panoptic import PanopticEvaluator
 from detrkit.evaluation.panoptic_files import evaluate_panoptic, read_panoptic, write_panoptic
-from detrkit.evaluation.panoptic_ground_truth import PanopticGroundTruth, PanopticTruth
+from detrkit.evaluation.panoptic_ground_truth import PanopticGroundTruth
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.evaluation.report import report_folder, write_report
 from detrkit.evaluation.result_table import ResultTable
@@ -17,12 +17,10 @@ __all__ = [
     "Confusion",
     "DetectionEvaluator",
     "DetectionGroundTruth",
-    "GroundTruth",
     "Metrics",
     "PanopticEvaluator",
     "PanopticGroundTruth",
     "PanopticMetrics",
-    "PanopticTruth",
     "PrecisionRecall",
     "ResultTable",
     "confusion_matrix",

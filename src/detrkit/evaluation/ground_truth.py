@@ -316,9 +316,6 @@ def by_id(entries: Sequence[Any], where: str) -> dict[Any, Mapping[str, Any]]:
     return dict(sorted(indexed.items(), key=lambda item: identity_order(item[0])))
 
 
-GroundTruth = DetectionGroundTruth  # its name in earlier versions
-
-
 def unique_names(names: Mapping[int, str]) -> tuple[str, ...]:
     """Return unique names: repeated ones get their id appended, so that tables can be keyed by name."""
     seen = list(names.values())

@@ -160,9 +160,6 @@ class PanopticGroundTruth:
         )
 
 
-PanopticTruth = PanopticGroundTruth  # its name in earlier versions
-
-
 def image_entries(content: Any, name: str) -> dict[Any, Mapping[str, Any]]:
     """Index the `annotations` by image id, ascending; each entry has segments_info and file_name.
 

@@ -74,9 +74,9 @@ class PanopticMetrics(Mapping[str, Any]):
             false_negatives: (K,) false negatives.
             images: number of images.
         """
-        counted = matched + false_positives / 2 + false_negatives / 2
-        present = counted > 0
-        divisor = np.maximum(counted, 0.5)  # a class that is present counts at least a half
+        denominator = matched + false_positives / 2 + false_negatives / 2  # Kirillov et al. 2019, Eq. 1
+        present = denominator > 0
+        divisor = np.maximum(denominator, 0.5)  # no division by 0; of a class that is present it is 0.5 or more
         rows = np.where(present, [iou / divisor, iou / np.maximum(matched, 1), matched / divisor], -1.0)  # PQ, SQ, RQ
         thing = np.array(things, bool)
         numbers = {

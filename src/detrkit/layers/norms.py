@@ -52,23 +52,23 @@ class FrozenBatchNorm2d(nn.Module):
 class GroupNorm(nn.GroupNorm):
     """Group norm (Wu & He 2018) whose statistics can be taken over the valid positions of a padded batch alone."""
 
-    def forward(self, input: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, valid: Tensor | None = None) -> Tensor:
         """Normalize every image by itself.
 
         Args:
             input: (B, C, H, W).
-            keep: (B, 1, H, W) bool, False where padded; None when nothing is.
+            valid: (B, 1, H, W) bool, True where not padded (the inverse of a padding mask); None without padding.
 
         Returns:
             (B, C, H, W); values at padded positions have no meaning.
         """
-        if keep is None:
+        if valid is None:
             return super().forward(input)
         grouped = input.unflatten(1, (self.num_groups, -1))  # (B, G, C / G, H, W)
-        valid = keep[:, None].to(input.dtype)  # (B, 1, 1, H, W)
-        count = valid.sum((2, 3, 4), keepdim=True) * grouped.shape[2]
-        mean = (grouped * valid).sum((2, 3, 4), keepdim=True) / count
-        centered = (grouped - mean) * valid
+        weights = valid[:, None].to(input.dtype)  # (B, 1, 1, H, W)
+        count = weights.sum((2, 3, 4), keepdim=True) * grouped.shape[2]
+        mean = (grouped * weights).sum((2, 3, 4), keepdim=True) / count
+        centered = (grouped - mean) * weights
         variance = centered.square().sum((2, 3, 4), keepdim=True) / count
         normed = (centered * (variance + self.eps).rsqrt()).flatten(1, 2)
         return normed * self.weight[:, None, None] + self.bias[:, None, None]

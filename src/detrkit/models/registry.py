@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
-from detrkit.backbones.resnet import Padding
+from detrkit.backbones.base import Padding
 from detrkit.models.base import DetectionModel
 from detrkit.models.official_names import OfficialNames
 from detrkit.models.pretrained import PUBLISHED, Published

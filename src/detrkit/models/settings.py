@@ -63,8 +63,8 @@ def check_options(build: type[nn.Module], options: Mapping[str, Any]) -> None:
     full = full_options(build, options)
 
     def refuse(*names: str, reason: str) -> None:
-        said = " and ".join(f"{name}={full[name]!r}" for name in names)
-        raise SettingError(f"{said}: {reason}")
+        values = " and ".join(f"{name}={full[name]!r}" for name in names)
+        raise SettingError(f"{values}: {reason}")
 
     width, heads = full.get("hidden_dim"), full.get("nheads")
     deformable = "num_feature_levels" in full
@@ -127,8 +127,8 @@ def check_parameters(build: type[nn.Module], options: Mapping[str, Any], *, trai
     full = full_options(build, options)
     count = least_parameters(full)
     names = ("hidden_dim", "dim_feedforward", "enc_layers", "dec_layers", "num_queries", "backbone_width")
-    given = ", ".join(f"{name}={full[name]}" for name in names if name in options)
-    what = f"a model with {given or 'these options'} {'in training' if training else ''}".strip()
+    chosen = ", ".join(f"{name}={full[name]}" for name in names if name in options)
+    what = f"a model with {chosen or 'these options'} {'in training' if training else ''}".strip()
     check_memory(count * (16 if training else 4), what, fix="make the model smaller")
 
 

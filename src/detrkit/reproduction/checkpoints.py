@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from detrkit.backbones.resnet import Padding
+from detrkit.backbones.base import Padding
 from detrkit.models.base import DetectionModel
 from detrkit.models.pretrained import PUBLISHED, Published
 from detrkit.reproduction.data import DatasetPaths

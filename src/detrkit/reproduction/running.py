@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from detrkit.backbones.resnet import Padding
+from detrkit.backbones.base import Padding
 from detrkit.data import Dataset, eval_transform, make_loader, order_by_aspect
 from detrkit.detector import as_device, default_device
 from detrkit.engine.evaluation_loop import EvaluationAccumulator, iter_outputs
@@ -174,7 +174,9 @@ def run(
     batches = _remaining_batches(images, batch_size, evaluation)[rank::world]
     wait()  # all processes have read the log before any of them writes to it
     with progress_bar(spec.name, len(batches), quiet=quiet or rank != 0) as progress:
-        for seconds, ids in _evaluated(model, spec, images, batches, evaluation, torch_device, batch_size, workers):
+        for seconds, ids in _evaluate_batches(
+            model, spec, images, batches, evaluation, torch_device, batch_size, workers
+        ):
             log.append(evaluation, ids, rank=rank, seconds=seconds)
             progress.advance()
     evaluation.all_gather()
@@ -231,7 +233,7 @@ def _result_settings(
     return settings
 
 
-def _evaluated(
+def _evaluate_batches(
     model: DetectionModel,
     spec: ModelSpec,
     images: Dataset,

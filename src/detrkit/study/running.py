@@ -125,8 +125,8 @@ def _plan(
         lock_stack: holds the lock until it is closed.
 
     Raises:
-        DetrkitError: another process writes the folder, or it holds a study with other settings, or files of others
-            where the study's would be.
+        DetrkitError: another process writes the folder; it holds a study with other settings, or other files with the
+            names of a study's.
     """
     lock_stack.enter_context(FolderLock(folder))
     saved = folder / "study.yaml"

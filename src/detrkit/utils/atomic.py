@@ -35,7 +35,7 @@ def write_errors(path: str | Path) -> Iterator[None]:
     """Turn the exceptions of a failed write into one line: OSError, safetensors' and torch's own errors.
 
     Args:
-        path: what is being written, for the message.
+        path: the file or folder that is written, for the message.
 
     Raises:
         WriteError: names the path and the reason.
@@ -85,11 +85,11 @@ def make_folder(path: str | Path) -> Path:
     return folder
 
 
-def check_there(folder: Path) -> None:
+def check_exists(folder: Path) -> None:
     """Check that a folder was not deleted or renamed while its files are written: it is not made again.
 
     Raises:
-        WriteError: it is not there.
+        WriteError: it does not exist.
     """
     if not folder.is_dir():
         raise WriteError(f"{folder} is gone: it has been deleted or renamed")
@@ -120,8 +120,8 @@ def atomic_file(path: str | Path, *, durable: bool = True, in_folder: bool = Fal
         path: the file; its folder is made. A link is followed: what it points to is replaced.
         durable: wait until it is on the disk, so that it survives a power cut. It takes some 7 ms, too long for
             each of thousands of images, which can be made again.
-        in_folder: put the temporary file into a temporary folder, for libraries that write by a temporary file of their
-            own beside it.
+        in_folder: put the temporary file into a temporary folder, for libraries that write another temporary file
+            beside it.
 
     Yields:
         The temporary file, which exists and is empty (in a folder of its own: does not exist), to be written by its
@@ -156,7 +156,7 @@ def append(path: str | Path, data: bytes, *, lines: bool = False) -> None:
     Args:
         path: the file; its folder must exist.
         data: what to append.
-        lines: it is whole lines: begin a new one after a line that was cut off when a process ended.
+        lines: `data` is whole lines: a new line begins after one that was cut off when a process ended.
 
     Raises:
         WriteError: it cannot be written; the file is as it was then.
@@ -221,7 +221,7 @@ def _temporary(target: Path, *, folder: bool = False) -> tuple[Path, int]:
 
 
 def _permissions(target: Path) -> int:
-    """Return those of the file that is replaced, or the default for new files."""
+    """Return the permissions of the file that is replaced, or the default for new files."""
     try:
         return target.stat().st_mode & 0o777
     except OSError:

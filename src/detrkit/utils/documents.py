@@ -57,7 +57,7 @@ def _open_regular(file: Path) -> Iterator[BinaryIO]:
                 yield stream
         finally:
             os.close(descriptor)
-    except UnicodeError:  # a ValueError, which `open_text` explains
+    except UnicodeError:  # a ValueError too; `open_text` explains it
         raise
     except (OSError, ValueError) as error:
         raise DetrkitError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
@@ -230,7 +230,7 @@ def _xml_text(data: bytes, where: str) -> str:
         if encoding in _NO_DOCUMENT:
             raise DetrkitError(f"{where}: encoding {name[:40]!r} is not known; save it as UTF-8")
         if encoding.startswith(("utf-16", "utf-32")):
-            # a declaration readable as single bytes is not in these encodings: another tool saved the file anew
+            # a declaration readable as single bytes is not in these encodings: another tool has saved the file again
             encoding = "utf-8"
     encoding = _WIDER_ENCODING.get(encoding, encoding)
     try:

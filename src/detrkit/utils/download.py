@@ -82,8 +82,8 @@ def download(
 
     Args:
         url: http(s) address.
-        sha256_prefix: the first hex digits of the file's SHA-256, which decide whether it is the right file.
-        md5_digest: the file's MD5 in hex instead, where no SHA-256 is published.
+        sha256_prefix: the first hex digits of the expected SHA-256.
+        md5_digest: the expected MD5 in hex, where no SHA-256 is published.
         folder: where to keep it; by default `home() / "weights"`.
         name: of the file; by default the last part of the URL.
         pause: seconds before another attempt after a lost connection, doubled each time.

@@ -87,7 +87,7 @@ def noted_files(folder: Path) -> dict[str, list[Any]]:
     """Read the manifest of a shared folder: size and time of each file that detrkit wrote there.
 
     Raises:
-        DetrkitError: it is damaged or no manifest, and must not be overwritten.
+        DetrkitError: the file is damaged or is no manifest, and must not be overwritten.
     """
     file = folder / MANIFEST
     try:
@@ -145,7 +145,7 @@ def claimed_files(folder: Path, names: Sequence[str], *, written_before: bool = 
         written_before: existing files are detrkit's, from a version without manifests.
 
     Raises:
-        DetrkitError: a file of one of these names is there and is not as detrkit wrote it; or the folder cannot be
+        DetrkitError: a file of one of these names exists and is not as detrkit wrote it; or the folder cannot be
             written.
     """
     noted = noted_files(folder)

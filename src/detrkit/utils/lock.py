@@ -28,7 +28,7 @@ except ImportError:  # Windows has no record locks
     fcntl = None  # type: ignore[assignment]
 
 NAME = "run.lock"
-_FIRST_LINE = "written by detrkit, "  # followed by the owner; a file that begins otherwise is not detrkit's
+_FIRST_LINE = "written by detrkit, "  # the owner follows; a file with another beginning is not detrkit's
 _ATTEMPTS = 50  # each fails only if another process has just released the folder
 _LINE_BYTES = 4096
 _held: dict[Path, int] = {}  # lock file -> process; a record lock does not exclude the process that has it
@@ -103,7 +103,7 @@ class FolderLock:
             try:
                 handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
             except FileNotFoundError:
-                continue  # the folder was removed: it was the other process's, and empty
+                continue  # the other process made the folder and removed it again
             except OSError as error:
                 raise DetrkitError(f"cannot write {self.folder / NAME}: {error.strerror}") from error
             try:

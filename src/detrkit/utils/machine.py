@@ -35,7 +35,7 @@ def machine_line(device_type: str, *, processes: int = 1) -> str:
     """Describe the machine of a run in one line: number of processes, device, versions.
 
     Args:
-        device_type: "cuda", or another device, of which the CPU is described.
+        device_type: "cuda"; for any other device the CPU is described.
         processes: number of processes of the run.
     """
     if device_type == "cuda":
@@ -47,7 +47,7 @@ def machine_line(device_type: str, *, processes: int = 1) -> str:
 
 
 def cpu_name() -> str:
-    """Return the CPU's name, as far as the system states it."""
+    """Return the CPU's name; its architecture where the system states no name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

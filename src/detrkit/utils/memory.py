@@ -87,10 +87,10 @@ def check_batch(size: int, max_size: int | None, batch_size: int, *, channels: i
     check_memory(least, f"{images} with a short side of {side} pixels", fix="make the images or the batch smaller")
 
 
-def used_up(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory was used up."""
-    of_others = isinstance(error, (RuntimeError, ImportError, OSError))
-    return isinstance(error, MemoryError) or (of_others and bool(_USED_UP.search(str(error))))
+    may_be = isinstance(error, (RuntimeError, ImportError, OSError))
+    return isinstance(error, MemoryError) or (may_be and bool(_USED_UP.search(str(error))))
 
 
 def _gib(count: int) -> str:

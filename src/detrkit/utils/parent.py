@@ -28,18 +28,18 @@ def end_with_parent(parent: int) -> None:
     The system regards the thread that started the process as its parent: that thread must outlive it.
 
     Args:
-        parent: its pid, as the parent itself knows it.
+        parent: its pid in its own PID namespace.
     """
     if sys.platform != "linux":
         return
     if os.getppid() == parent:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent and not lives(parent):  # the parent ended before the call, or just after the check
+    if os.getppid() != parent and not is_running(parent):  # the parent ended before the call, or just after the check
         os._exit(128 + signal.SIGKILL)
 
 
-def lives(process: int) -> bool:
+def is_running(process: int) -> bool:
     """Return whether there is a process of this number."""
     try:
         os.kill(process, 0)

@@ -60,7 +60,7 @@ class Prefetcher:
             max_items: items that wait at any time, besides the one that is being made.
             weight: of an item, such as bytes.
             max_weight: the thread makes no further item while the waiting ones weigh more.
-            abandoned: at the end of the context, the thread is not waited for: it only reads.
+            abandoned: do not wait for the thread at the end of the context, since it only reads.
         """
         waiting: deque[tuple[Item | _Failed | None, int]] = deque()  # None: the end
 

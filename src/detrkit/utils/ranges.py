@@ -1,8 +1,8 @@
 """Ranges of the numbers in settings, stated beside their fields, and the functions that check them.
 
 A field states its range as `Annotated[int, Field(ge=1)]`, mostly by one of the names below. pydantic reads it in files,
-`check_values` on the command line and in Python, before anything is written or generated. The upper bounds are far
-above what the largest machine holds today, where only a mistake can be.
+`check_values` on the command line and in Python, before anything is written or generated. A number above
+its upper bound can only be a mistake: the bounds are far above what the largest machine holds today.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ShapesObjects = Annotated[int, Field(ge=0, le=90)]
 ShapesSize = Annotated[float, Field(gt=0, le=1)]
 Layers = Annotated[int, Field(ge=1, le=1000)]
 
-Said = Callable[[tuple[str, ...], Any], str]  # formats a field's path and its value
+FieldFormat = Callable[[tuple[str, ...], Any], str]  # formats a field's path and its value
 
 _WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _FITS: dict[str, Callable[[Any, Any], bool]] = {
@@ -81,12 +81,12 @@ def shortened(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
-def check_values(settings: Any, *, said: Said = as_field) -> None:
+def check_values(settings: Any, *, format_field: FieldFormat = as_field) -> None:
     """Check every number, choice and path of a dataclass, and of the dataclasses in it.
 
     Args:
         settings: the dataclass.
-        said: formats a field for messages.
+        format_field: formats a field for messages.
 
     Raises:
         SettingError: a number that is out of its field's range or not finite, a word that is none of the field's, or a
@@ -95,7 +95,7 @@ def check_values(settings: Any, *, said: Said = as_field) -> None:
     for path, hint, value in _fields(settings):
         reason = _reason(value, hint)
         if reason is not None:
-            raise SettingError(f"{said(path, value)}: {reason}")
+            raise SettingError(f"{format_field(path, value)}: {reason}")
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -103,7 +103,7 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> 
 
     Args:
         function: with annotated parameters.
-        values: by name; those that are no parameters, or have no range, are not looked at.
+        values: by name; those that are no parameters, or have no range, are not checked.
 
     Raises:
         SettingError: as `check_values`.

@@ -37,7 +37,7 @@ def validated_as(kind: Any, plain: Any) -> Any:
     """Convert plain values to a type.
 
     Args:
-        kind: a dataclass, a TypedDict or another type that pydantic knows; its annotations say the ranges.
+        kind: a dataclass, a TypedDict or another type that pydantic supports; its annotations state the ranges.
         plain: the values.
 
     Raises:

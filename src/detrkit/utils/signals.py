@@ -73,9 +73,9 @@ class SignalWatch:
             its status: no work is left.
 
     Attributes:
-        asked: the first signal that came, 0 for none.
+        asked: number of the first signal that came, 0 for none.
         last_words: returns the message for the end of the process by a second Ctrl-C; a function of no arguments.
-        sent: an error that another thread of this process wants raised; of all watches.
+        sent: an error that another thread asks the main thread to raise; shared by all watches.
     """
 
     sent: ClassVar[BaseException | None] = None

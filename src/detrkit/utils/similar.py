@@ -27,23 +27,23 @@ def nearest_names(names: Iterable[str], candidates: Collection[str]) -> dict[str
         Name -> candidate, in the order of `names`; names without a similar candidate are left out.
     """
     names = list(names)
-    alike: dict[str, str] = {}
+    by_form: dict[str, str] = {}
     for candidate in candidates:
-        alike.setdefault(comparable(candidate), candidate)
-    search = len(names) * len(alike) <= _COMPARISONS
+        by_form.setdefault(comparable(candidate), candidate)
+    search = len(names) * len(by_form) <= _COMPARISONS
     nearest = {}
     for name in names:
         plain = comparable(name)
         for form in (plain, plain + "s", plain.removesuffix("s")):
-            if form in alike:
-                nearest[name] = alike[form]
+            if form in by_form:
+                nearest[name] = by_form[form]
                 break
         else:
             same_digits = (
-                [a for a in alike if _digits(a) == _digits(plain)] if search else []
+                [a for a in by_form if _digits(a) == _digits(plain)] if search else []
             )  # "class 1" is not "class 2"
             near = difflib.get_close_matches(plain, same_digits, n=1, cutoff=_SIMILARITY)
-            nearest |= {name: alike[near[0]]} if near else {}
+            nearest |= {name: by_form[near[0]]} if near else {}
     return nearest
 
 

@@ -23,8 +23,7 @@ class LossyStream:
 
     Attributes:
         failure: the first error; None without any.
-        patient: whether a reader that leaves (`| head -1`) is no reason to stop. Otherwise writing raises
-            BrokenPipeError then.
+        patient: whether writing goes on when the reader leaves (`| head -1`). Otherwise it raises BrokenPipeError.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -183,8 +183,8 @@ def load_any(name_or_path: str | Path, *, name: str | None = None) -> tuple[Dete
 
     Args and errors: as `load_model`.
     """
-    path, known = located(name_or_path)
-    return load_model(path, name=known or name)
+    path, published_name = located(name_or_path)
+    return load_model(path, name=published_name or name)
 
 
 def located(name_or_path: str | Path) -> tuple[Path, str | None]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detrkit.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD, SHALLOW
+from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.backbones.resnet import SHALLOW
 from detrkit.models.base import DetectionModel
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.detr import DETR
@@ -148,7 +149,7 @@ def config_of(spec: ModelSpec, options: Mapping[str, Any], model: nn.Module, nam
     labels = [f"LABEL_{i}" for i in range(spec.num_classes)] if spec.classes is None else spec.classes.names
     config: dict[str, Any] = {
         "architectures": ["DetrForSegmentation" if options["masks"] else kind],
-        "model_type": next(name for name, known in KINDS.items() if isinstance(model, known)),
+        "model_type": next(name for name, class_ in KINDS.items() if isinstance(model, class_)),
         **{theirs: options[ours] for theirs, ours in _SIZES},
         "decoder_attention_heads": heads,
         "decoder_ffn_dim": options["dim_feedforward"],
@@ -303,10 +304,10 @@ def _backbone_options(
     stated: Any
     if model_type == "resnet":
         width = described.get("embedding_size", 64)
-        fields = {**_own("resnet50"), "embedding_size": width} | {
-            k: described[k] for k in _own("resnet50") if k in described
+        fields = {**_resnet_config("resnet50"), "embedding_size": width} | {
+            k: described[k] for k in _resnet_config("resnet50") if k in described
         }
-        name = next((name for name in _DEPTHS if _own(name, width) == fields), None)
+        name = next((name for name in _DEPTHS if _resnet_config(name, width) == fields), None)
         result = {"backbone": name, "dilation": False} | ({} if width == 64 else {"backbone_width": width})
         stated = fields
     elif model_type == "timm_backbone":
@@ -341,10 +342,10 @@ def _backbone_config(model: nn.Module, options: Mapping[str, Any], names: Backbo
             "transformers' models read the last stage of the backbone, which backbone_stage(s) leave out"
         )
     if names == "resnet":
-        own = {"model_type": "resnet", **_own(backbone.name, backbone.body.conv1.out_channels)}
-        own["out_features"] = [f"stage{i}" for i in maps]
-        own["out_indices"] = maps
-        return {"use_timm_backbone": False, "backbone": None, "backbone_config": own, "dilation": False}
+        resnet = {"model_type": "resnet", **_resnet_config(backbone.name, backbone.body.conv1.out_channels)}
+        resnet["out_features"] = [f"stage{i}" for i in maps]
+        resnet["out_indices"] = maps
+        return {"use_timm_backbone": False, "backbone": None, "backbone_config": resnet, "dilation": False}
     if backbone.name == "resnet10" or backbone.body.conv1.out_channels != 64:
         raise DetrkitError(f"timm has no {backbone.name} of that width: use the names of transformers' own ResNet")
     if isinstance(model, DeformableDETR) and len(maps) not in (1, 3):
@@ -358,7 +359,7 @@ def _backbone_config(model: nn.Module, options: Mapping[str, Any], names: Backbo
     }
 
 
-def _own(name: str, width: int = 64) -> dict[str, Any]:
+def _resnet_config(name: str, width: int = 64) -> dict[str, Any]:
     """Build the description of a ResNet that transformers' own classes have."""
     bottleneck = name not in SHALLOW
     return {

@@ -60,7 +60,7 @@ class Config(TypedDict, total=False):
 class Preprocessor(TypedDict, total=False):
     """Fields of preprocessor_config.json."""
 
-    size: Any  # a number or an object: see `huggingface_folder`
+    size: Any  # a number or an object: see `huggingface_config`
     max_size: Number | None
     resample: Number | None
     do_resize: Truth | None

@@ -14,7 +14,7 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import shortened
 from detrkit.weights.keymap import official_names
 
-COUNTER = "num_batches_tracked"  # counter of an ordinary batch norm: frozen norms have none, and it is no weight
+COUNTER = "num_batches_tracked"  # of an ordinary batch norm; frozen norms have none, and no output depends on it
 CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight", "class_embed.0.weight")
 # parts of names that identify Deformable DETR's variants
 VARIANTS = (("transformer.decoder.bbox_embed.", "with_box_refine"), ("transformer.enc_output.", "two_stage"))
@@ -45,11 +45,11 @@ def named_weights(content: Any) -> tuple[Taken, Mapping[str, Tensor] | None]:
     Returns:
         Their key, and the tensors; None where there are none.
     """
-    found = dict(_state_dicts(content, "", depth=0))
-    if not found:
+    states = dict(_state_dicts(content, "", depth=0))
+    if not states:
         return Taken("", []), None
-    name = next(iter(found))
-    return Taken(name, [other for other in found if other != name]), found[name]
+    name = next(iter(states))
+    return Taken(name, [other for other in states if other != name]), states[name]
 
 
 def _state_dicts(content: Any, name: str, *, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
@@ -143,49 +143,49 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
     return {theirs: state[ours] for theirs, ours in official_names(model)}
 
 
-def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], model: nn.Module | str) -> None:
+def check_fit(expected: Mapping[str, Tensor], entries: Mapping[str, Tensor], model: nn.Module | str) -> None:
     """Compare names and shapes of entries.
 
     Args:
-        own: the model's entries.
-        given: the entries to load, named alike.
+        expected: the model's entries.
+        entries: the entries to load, named alike.
         model: the model or its name, for the message.
 
     Raises:
         WeightsError: with everything that does not fit, and what it probably means; or values that are not finite.
     """
-    missing = [name for name in own if name not in given]
-    left_over = [name for name in given if name not in own]
+    missing = [name for name in expected if name not in entries]
+    left_over = [name for name in entries if name not in expected]
     shapes = [
-        f"{shortened(name)} is {tuple(given[name].shape)}, the model has {tuple(own[name].shape)}"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
+        f"{shortened(name)} is {tuple(entries[name].shape)}, the model has {tuple(expected[name].shape)}"
+        for name in expected
+        if name in entries and entries[name].shape != expected[name].shape
     ]
     if not (missing or left_over or shapes):
-        check_values(given)
+        check_values(entries)
         return
     name = model if isinstance(model, str) else type(model).__name__
     lines = [f"these weights do not fit the model ({name}):"]
     for title, items in (("missing", missing), ("left over", left_over), ("wrong shape", shapes)):
         if items:
             lines.append(f"  {title} ({len(items)}): {_some(items)}")
-    lines += [f"  hint: {hint}" for hint in _hints(own, given)]
+    lines += [f"  hint: {hint}" for hint in _hints(expected, entries)]
     raise WeightsError("\n".join(lines))
 
 
-def check_values(given: Mapping[str, Tensor]) -> None:
-    """Check the values of weights before they are loaded: 10 ms for a R50 on one core.
+def check_values(entries: Mapping[str, Tensor]) -> None:
+    """Check the values of weights before they are loaded. It takes 10 ms for a R50 on one core.
 
     Raises:
         WeightsError: values that are no floating-point numbers, or not finite; names the tensors.
     """
     kinds, wrong = [], []
-    for name, tensor in given.items():
+    for name, tensor in entries.items():
         if name.endswith(COUNTER) or not tensor.numel():
             continue
         if not tensor.is_floating_point():
             kinds.append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
-        # the extremes take a sixth of the time of isfinite, which makes a tensor; they are NaN if one value is
+        # extremes, which are NaN if one value is, take a sixth of the time of isfinite, which makes a tensor
         elif not all(map(math.isfinite, _extremes(tensor))):
             wrong.append(name)
     if kinds:
@@ -199,7 +199,7 @@ def check_values(given: Mapping[str, Tensor]) -> None:
 
 
 def _extremes(tensor: Tensor) -> tuple[float, float]:
-    if tensor.itemsize < 2:  # 8 bits, of which torch computes nothing
+    if tensor.itemsize < 2:  # torch computes nothing in 8 bits
         tensor = tensor.float()
     lowest, highest = torch.aminmax(tensor.detach())
     return float(lowest), float(highest)
@@ -211,39 +211,41 @@ def _some(items: Sequence[str], most: int = 6) -> str:
     return ", ".join(shortened(item, 200) for item in items[:most]) + more
 
 
-def _hints(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def _hints(expected: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> list[str]:
     """Explain a mismatch in terms of `build_model`'s arguments."""
     hints = []
-    masks = [any(n.startswith("mask_head.") for n in names) for names in (given, own)]
+    masks = [any(n.startswith("mask_head.") for n in names) for names in (entries, expected)]
     if masks[0] and not masks[1]:
         hints.append("the weights are of a panoptic (segmentation) model: build the model with masks=True")
     elif masks[1] and not masks[0]:
         hints.append("the weights have no masks: build the model with masks=False, or train masks on this detector")
-    # a detector inside a panoptic model is compared by the names it has alone
-    given, own = ({n.removeprefix("detr."): t for n, t in names.items() if t.ndim} for names in (given, own))
-    theirs, ours = depth(given), depth(own)
+    # a detector inside a panoptic model is compared by the names that it has outside of one
+    entries, expected = (
+        {n.removeprefix("detr."): t for n, t in names.items() if t.ndim} for names in (entries, expected)
+    )
+    theirs, ours = depth(entries), depth(expected)
     if theirs and ours and theirs != ours:
         hints.append(f"the weights are of a {theirs}, the model has a {ours}: build the model the file is for")
-    if ("class_embed.0.weight" in given) != ("class_embed.0.weight" in own):
-        part = "a" if "class_embed.0.weight" in given else "no"
+    if ("class_embed.0.weight" in entries) != ("class_embed.0.weight" in expected):
+        part = "a" if "class_embed.0.weight" in entries else "no"
         hints.append(f"the weights are of {part} Deformable DETR")
-    elif ("linear_class.weight" in given) != ("linear_class.weight" in own):
+    elif ("linear_class.weight" in entries) != ("linear_class.weight" in expected):
         hints.append("one of the two is the notebook's demo model: its weights fit detr-demo only")
-    for sign, option in VARIANTS:
-        there = [any(n.startswith(sign) for n in names) for names in (given, own)]
-        if there[0] != there[1] and "class_embed.0.weight" in given and "class_embed.0.weight" in own:
-            hints.append(f"build the model with {option}={there[0]}")
+    for prefix, option in VARIANTS:
+        has_part = [any(n.startswith(prefix) for n in names) for names in (entries, expected)]
+        if has_part[0] != has_part[1] and "class_embed.0.weight" in entries and "class_embed.0.weight" in expected:
+            hints.append(f"build the model with {option}={has_part[0]}")
     for head in CLASS_HEADS:
-        if head in given and head in own and len(given[head]) != len(own[head]):
-            rows = len(given[head])
+        if head in entries and head in expected and len(entries[head]) != len(expected[head]):
+            rows = len(entries[head])
             classes = rows if head == "class_embed.0.weight" else rows - 1  # softmax heads have "no object" too
             coco = {91: " (COCO)", 250: " (COCO panoptic)"}.get(classes, "")
             hints.append(f"the class head has {rows} rows{coco}: build the model with num_classes={classes}")
     for name, option in (("query_embed.weight", "num_queries"), ("query_pos", "num_queries")):
-        if name in given and name in own and len(given[name]) != len(own[name]):
-            hints.append(f"build the model with {option}={len(given[name])}")
+        if name in entries and name in expected and len(entries[name]) != len(expected[name]):
+            hints.append(f"build the model with {option}={len(entries[name])}")
     for part, option in (("encoder", "enc_layers"), ("decoder", "dec_layers")):
-        count = blocks(given, rf"transformer\.{part}\.layers\.(\d+)\.")
-        if count and count != blocks(own, rf"transformer\.{part}\.layers\.(\d+)\."):
+        count = blocks(entries, rf"transformer\.{part}\.layers\.(\d+)\.")
+        if count and count != blocks(expected, rf"transformer\.{part}\.layers\.(\d+)\."):
             hints.append(f"build the model with {option}={count}")
     return hints

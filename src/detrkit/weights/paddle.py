@@ -129,12 +129,12 @@ def _renamed(name: str, *, deformable: bool) -> str | None:
         part = _CONVOLUTIONS[m[4]][m[5] == "norm"]
         return f"backbone.0.body.{layer}{part}.{_STATISTICS.get(m[6], m[6])}"
     for pattern, official in _RULES:
-        renamed, found = re.subn(f"^{pattern}", official, name)
-        if found and not official.startswith("transformer.decoder"):
+        renamed, count = re.subn(f"^{pattern}", official, name)
+        if count and not official.startswith("transformer.decoder"):
             return renamed
-        if found and deformable:  # numbered as published: 2 comes before 1
+        if count and deformable:  # numbered as published: 2 comes before 1
             return re.sub(r"\.norm([12])\.", lambda norm: f".norm{3 - int(norm[1])}.", renamed)
-        if found:
+        if count:
             return renamed.replace(".cross_attn.", ".multihead_attn.")
     return None
 

@@ -119,8 +119,8 @@ def load_pickle(path: Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            what = f" ({found[1][:80]})" if found else ""
+            refused = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" ({refused[1][:80]})" if refused else ""
             raise DetrkitError(
                 f"{path}: holds more than tensors and plain values{what}, or is no PyTorch file; it was not loaded"
             ) from error

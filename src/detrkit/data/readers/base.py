@@ -34,7 +34,7 @@ class Reader(ABC):
     one by a subclass with the decorator `detrkit.register_reader`; `detrkit.data.readers.csv_boxes` is an example.
 
     Attributes:
-        name: of the format, as `--layout` and `Dataset.layout` state it.
+        name: name of the format, in `--layout` and `Dataset.layout`.
         expects: the format's name and its files, for the message that none was recognized: "COCO (a json file)".
         no_objects_cause: the likeliest reason why a readable dataset of the format has no object, for a message.
     """
@@ -55,7 +55,7 @@ class Reader(ABC):
             path: a dataset that `recognize` accepts.
 
         Raises:
-            DetrkitError: the splits cannot be told, or one has a name that cannot be used.
+            DetrkitError: the splits cannot be determined, or one has a name that cannot be used.
         """
 
     @abstractmethod

@@ -14,7 +14,7 @@ from detrkit.utils.names import why_unusable
 def check_class_names(names: Iterable[tuple[str, str]], file: Path, findings: Findings) -> None:
     """Note names that cannot be used: empty, with control characters or half a character, too long, or used twice.
 
-    Results and other datasets are matched by the names of classes, so two classes of one name could not be told apart.
+    Results and other datasets are matched by the names of classes, so each class needs a name of its own.
 
     Args:
         names: of each class its id, as messages call it ("class 3"), and its name.

@@ -144,7 +144,7 @@ def is_int(value: Any) -> TypeGuard[int]:
 
 
 def is_one_of(value: Any, keys: Container[T]) -> TypeGuard[T]:
-    """Tell whether a value from a file is one of some keys; a list or an object is none, nor is True for 1."""
+    """Tell whether a value from a file is one of some keys. A list or an object never is; True is not 1."""
     try:
         return value in keys and type(value) is not bool
     except TypeError:  # not hashable; checking that first takes 5 times as long
@@ -301,25 +301,25 @@ class UnknownSplit(DetrkitError):
         self.names = tuple(names)
 
 
-def match_split(wanted: str | None, names: Sequence[str], path: Path) -> str:
-    """Find the split that `wanted` means: its exact name, or "train" for "train2017", or "val" for "valid".
+def match_split(name: str | None, names: Sequence[str], path: Path) -> str:
+    """Find the split that a name means: its exact name, or "train" for "train2017", or "val" for "valid".
 
     Raises:
         UnknownSplit: no such split, several that fit, or None where there is a choice.
     """
     have = ", ".join(names)
-    if wanted is None:
+    if name is None:
         if len(names) == 1:
             return names[0]
         raise DetrkitError(f"{path} has the splits {have}: say which one (split=... or --split)")
-    if wanted in names:
-        return wanted
-    fits = [n for n in names if re.fullmatch(re.escape(wanted) + r"[-_]?\d{4}", n)]
+    if name in names:
+        return name
+    fits = [n for n in names if re.fullmatch(re.escape(name) + r"[-_]?\d{4}", n)]
     if not fits:
-        same = next((a for a in _ALIASES if wanted in a), set())
+        same = next((a for a in _ALIASES if name in a), set())
         fits = [n for n in names if re.sub(r"[-_]?\d{4}$", "", n) in same]
     if len(fits) == 1:
         return fits[0]
     if fits:
-        raise DetrkitError(f"{path}: split {wanted!r} can mean {' or '.join(fits)}: write it out")
-    raise UnknownSplit(f"{path} has no split {wanted!r}; it has {have}", names)
+        raise DetrkitError(f"{path}: split {name!r} can mean {' or '.join(fits)}: write it out")
+    raise UnknownSplit(f"{path} has no split {name!r}; it has {have}", names)

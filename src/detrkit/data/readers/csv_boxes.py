@@ -1,12 +1,12 @@
 """CSV of boxes: one row for each box, as Kaggle's competitions, TensorFlow's tutorials and others have it.
 
-- `csv_columns` says what the columns mean. A row whose box is empty is an image without objects; so is none that has no
-  row, which `check` lists as unused.
+- `csv_columns` says what the columns mean. A row whose box is empty is an image without objects. An image
+  without a row is not part of the dataset; `check` lists it as unused.
 - The separator is the comma, semicolon or tab that is most often in the first line; the comma if it is none.
 - Numbers are pixels, or relative to the sides of the image: the largest of a table decides, up to 1 is relative, above
   2 pixels, anything between is refused. Open Images and AutoML are always relative.
-- Splits: the values of a column split or set (in lower case); else a table each, called as its file without words such
-  as labels (train_labels.csv, validation-annotations-bbox.csv), "all" if no other word is left.
+- Splits: the values of a column split or set (in lower case); else each table is one, named as its file without words
+  such as labels (train_labels.csv, validation-annotations-bbox.csv), "all" if no other word is left.
 - Classes: classes.txt or labels.txt, one name a line; classes.csv of name and number, as keras-retinanet has it; else
   the names in all tables, in alphabetical order. A table without a class has the one class "object". Category ids are
   the numbers, where classes have numbers, else they count from 1.

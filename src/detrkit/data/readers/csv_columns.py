@@ -95,7 +95,7 @@ class Columns:
 
 
 def find_columns(first_row: Sequence[str]) -> Columns | None:
-    """Find out what the columns of a table mean; None: it is no table of boxes.
+    """Find the meaning of a table's columns; None: it is no table of boxes.
 
     Args:
         first_row: the names of the columns, or the first row of a table without header.

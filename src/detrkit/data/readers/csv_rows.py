@@ -14,7 +14,7 @@ from detrkit.utils.errors import DetrkitError
 ONLY_CLASS = "object"  # of a table without a column of the class
 _RELATIVE_UP_TO, _PIXELS_ABOVE = 1.01, 2.0  # files round
 _LARGEST_AREA = 1e18  # square pixels, far more than an image has
-_TRUE, _FALSE = {"1", "true", "1.0"}, {"0", "false", "0.0", "", "-1"}  # Open Images writes -1 for "not known"
+_TRUE, _FALSE = {"1", "true", "1.0"}, {"0", "false", "0.0", "", "-1"}  # Open Images writes -1 for "unknown"
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ def csv_files(path: Path) -> list[Path]:
 
 
 def is_table(file: Path) -> bool:
-    """Tell whether a file is a table of boxes, be it one that cannot be read."""
+    """Tell whether a file is a table of boxes; also of one whose columns are ambiguous."""
     try:
         return find_columns(_first_row(file)) is not None
     except AmbiguousColumns:

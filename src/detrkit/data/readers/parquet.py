@@ -99,7 +99,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {_split_of(path): [path]}
     splits: dict[str, list[Path]] = {}
-    for file in next(found for place in _PLACES if (found := sorted(not_hidden(path, place)))):
+    for file in next(files for place in _PLACES if (files := sorted(not_hidden(path, place)))):
         splits.setdefault(_split_of(file), []).append(file)
     for split, files in splits.items():
         folders = sorted({file.parent for file in files})

@@ -94,7 +94,7 @@ class YoloReader(Reader):
                 records.append(_record(read_image, columns))
         for index, read_image in waiting:
             records[index] = _record(read_image, columns)
-        columns.tell()
+        columns.report()
         return Reading(classes, [record for record in records if record is not None], findings)
 
     def find_unused(self, path: Path, images: Sequence[Path], findings: Findings) -> None:

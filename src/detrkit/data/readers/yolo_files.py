@@ -52,7 +52,7 @@ def classes_file(path: Path) -> Path | None:
 
 
 def has_labels(path: Path) -> bool:
-    """Tell whether a dataset has a data.yaml or label files, be they in labels/ or beside the images."""
+    """Tell whether a dataset has a data.yaml, or label files in labels/ or beside the images."""
     if yaml_file(path) is not None or (path / "labels").is_dir():
         return True
     return bool(find_files(path / "images", frozenset({".txt"})).files)

@@ -166,13 +166,13 @@ class Columns:
         return None
 
     def _note_further(self, values: list[float], file: Path, number: int) -> None:
-        """Remember a line with more than a box, for `tell`."""
+        """Remember a line with more than a box, for `report`."""
         if self.keypoints is None:
             self._further.append((file, number))
         elif self.keypoints and len(values) != 5 + self.keypoints:
             self._other_counts.append((file, number, len(values)))
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Note, once, what was left out."""
         if self._further:
             file, number = self._further[0]

@@ -22,8 +22,8 @@ def _regular(corners: int, inner: float | None = None) -> np.ndarray:
 
 def _cross() -> np.ndarray:
     """Return (12, 2): a plus sign whose corners lie on the unit circle."""
-    a = 0.32
-    b = float(np.sqrt(1 - a * a))
+    a = 0.32  # half the width of a bar
+    b = float(np.sqrt(1 - a * a))  # half its length
     corners = [
         (a, -b),
         (a, -a),
