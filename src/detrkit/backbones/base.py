@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from detrkit.layers.checkpointing import checkpointed
 from detrkit.structures.batch import Batch, padding_mask
 from detrkit.utils.errors import SettingError
-from detrkit.utils.ranges import shortened
+from detrkit.utils.messages import shortened
 from detrkit.utils.registry import Registry
 
 Norm = Literal["frozen", "group", "batch"]

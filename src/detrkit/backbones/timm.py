@@ -25,7 +25,7 @@ from detrkit.backbones.base import (
     register_backbone,
 )
 from detrkit.utils.errors import DetrkitError, SettingError
-from detrkit.utils.ranges import shortened
+from detrkit.utils.messages import shortened
 from detrkit.utils.similar import nearest_names
 
 PREFIX = "timm:"

@@ -186,11 +186,10 @@ def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[DetectionModel
     return model.eval(), spec
 
 
-def _residual_norms(model: nn.Module) -> set[str]:
+def _residual_norms(model: DetectionModel) -> set[str]:
     """Return names of the last norms' weights of the residual branches: 1 there would double the values per block."""
-    backbone: Any = model.backbone
     names = set()
-    for name, block in backbone.named_modules():
+    for name, block in model.backbone.named_modules():
         last = next((norm for norm in ("bn3", "bn2") if hasattr(block, norm)), None)
         if last is not None:
             names.add(f"backbone.{name}.{last}.weight")

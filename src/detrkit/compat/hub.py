@@ -88,17 +88,17 @@ def _as_dict(outputs: Outputs) -> dict[str, Any]:
     return {"pred_logits": outputs.logits, "pred_boxes": outputs.boxes}
 
 
-def _to_official(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _to_official(module: OfficialModel, state: dict[str, Any], prefix: str, _: Any) -> None:
     """Rename the entries of a state dict to their official names, in the official order."""
-    for theirs, ours in module._names:  # type: ignore[union-attr]
+    for theirs, ours in module._names:
         state[prefix + theirs] = state[prefix + ours]
-    for _, ours in module._names:  # type: ignore[union-attr]
+    for _, ours in module._names:
         state.pop(prefix + ours, None)
 
 
-def _from_official(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _from_official(module: OfficialModel, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Rename the entries of a state dict to be loaded from their official names."""
-    for theirs, ours in module._names:  # type: ignore[union-attr]
+    for theirs, ours in module._names:
         if prefix + theirs in state:
             state[prefix + ours] = state.pop(prefix + theirs)
 

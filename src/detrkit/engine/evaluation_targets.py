@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from detrkit.evaluation import DetectionGroundTruth, PanopticGroundTruth
 from detrkit.evaluation.unknown_classes import UnknownClasses
 from detrkit.structures.classes import UNUSED, ClassList
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.messages import first_names
 from detrkit.utils.similar import nearest_names
 from detrkit.weights.checkpoint import ModelSpec
 
@@ -38,8 +38,8 @@ def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
     common = {label for name, label in spec.classes.used.items() if name in ids}
     if not common:
         raise DetrkitError(
-            f"the model knows none of the classes of {dataset.path} ({_first(ids)}): it knows "
-            f"{_first(spec.classes.used)}{_perhaps(nearest_names(ids, list(spec.classes.used)))}"
+            f"the model knows none of the classes of {dataset.path} ({first_names(ids)}): it knows "
+            f"{first_names(spec.classes.used)}{_perhaps(nearest_names(ids, list(spec.classes.used)))}"
         )
     free = iter(range(max(ids.values()) + 1, max(ids.values()) + 1 + len(spec.classes)))
     labels = list(enumerate(spec.classes.names))
@@ -49,12 +49,6 @@ def dataset_labels(spec: ModelSpec, dataset: Dataset) -> ClassList:
         spec.classes.things,
         frozenset(range(len(spec.classes))) - common,
     )
-
-
-def _first(names: Iterable[str]) -> str:
-    """Join the first five names; "..." stands for more."""
-    listed = list(names)
-    return ", ".join([*listed[:5], *(["..."] if len(listed) > 5 else [])])
 
 
 def _perhaps(nearest: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from detrkit.backbones.base import Backbone, Norm
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.messages import names_and_more
 from detrkit.utils.similar import nearest_names
 from detrkit.weights.build import Fit, check_weights, fitting_weights, load_weights
 from detrkit.weights.checkpoint import ModelSpec, located, read_model
@@ -95,24 +96,19 @@ class InitReport:
         lines = [f"{len(self.kept)} tensors kept, {len(self.adapted)} adapted, {len(self.new)} new"]
         lines += [f"  adapted {name}: {why}" for name, why in self.adapted.items()]
         if self.classes_kept:
-            lines.append(f"  classes kept by name: {_some(self.classes_kept, most)}")
+            lines.append(f"  classes kept by name: {names_and_more(self.classes_kept, most)}")
         if self.classes_new:
-            lines.append(f"  classes that start anew: {_some(self.classes_new, most)}")
+            lines.append(f"  classes that start anew: {names_and_more(self.classes_new, most)}")
         if self.nearest:
             pairs = [f"{name!r} ({near!r} in the weights)" for name, near in self.nearest.items()]
             lines.append(
-                f"  warning: start anew for another name: {_some(pairs, most)}; rename them to keep their rows"
+                f"  warning: start anew for another name: {names_and_more(pairs, most)}; rename them to keep their rows"
             )
         if self.new:
-            lines.append(f"  new (random): {_some(self.new, most)}")
+            lines.append(f"  new (random): {names_and_more(self.new, most)}")
         if self.unused:
-            lines.append(f"  not used: {_some(self.unused, most)}")
+            lines.append(f"  not used: {names_and_more(self.unused, most)}")
         return lines
-
-
-def _some(names: list[str], most: int | None) -> str:
-    rest = 0 if most is None else len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from lightning_fabric.strategies import DDPStrategy
 
 from detrkit.engine.job import NOTICE_SECONDS, Job, Place
 from detrkit.utils.errors import DetrkitError, PeerError, ProcessEnded
+from detrkit.utils.messages import first_names
 from detrkit.utils.parent import LAUNCHER, end_with_launcher
 from detrkit.utils.signals import command_watch, signal_name
 from detrkit.utils.visible import first_line
@@ -207,8 +208,7 @@ class _Waiting:
         if store is None:
             return place.name(0)
         missing = [rank for rank in range(place.world) if not store.check([f"joined/{rank}"])]
-        first = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        return f"process {first} of {place.world}"
+        return f"process {first_names(missing)} of {place.world}"
 
     def _where(self) -> str:
         return f"{self._place.address}:{self._place.port}{self._trouble}"

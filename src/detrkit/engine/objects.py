@@ -9,6 +9,7 @@ import numpy as np
 from detrkit.data import Dataset
 from detrkit.data.readers import READERS, Reader
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.messages import names_and_more
 
 FEW_CLASSES = 8  # up to this number a line names every class; above it, the rarest and the most frequent
 _EXTREMES = 3
@@ -75,8 +76,7 @@ class ObjectCounts:
         if left_out := self.left_out_in_words():
             lines.append(f"{left_out}: `detrkit data check` lists them")
         if self.without:
-            rest = len(self.without) - FEW_CLASSES
-            names = ", ".join(self.without[:FEW_CLASSES]) + (f" and {rest} more" if rest > 0 else "")
+            names = names_and_more(self.without, FEW_CLASSES)
             lines.append(f"warning: no object of {len(self.without)} of {len(self.per_class)} classes: {names}")
         return lines
 

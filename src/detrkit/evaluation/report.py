@@ -20,6 +20,7 @@ from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import claimed_files
 from detrkit.utils.image_files import image_bytes
+from detrkit.utils.messages import names_and_more
 from detrkit.utils.overwriting import has_keys
 from detrkit.utils.visible import markdown
 
@@ -281,5 +282,5 @@ def _classes(metrics: Metrics) -> str:
     table = metrics.table(per_class=True)
     if not absent:
         return table
-    names = ", ".join(map(markdown, absent[:20])) + (f" and {len(absent) - 20} more" if len(absent) > 20 else "")
+    names = names_and_more([markdown(name) for name in absent], 20)
     return f"{table}\n\nWithout objects in the ground truth: {names}."

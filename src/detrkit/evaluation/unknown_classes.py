@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detrkit.evaluation.ground_truth import DetectionGroundTruth
+from detrkit.utils.messages import names_and_more
 from detrkit.utils.similar import nearest_names
 from detrkit.utils.visible import one_line
 
@@ -83,5 +84,4 @@ class UnknownClasses:
 
 def some(names: Sequence[str]) -> str:
     """List the first five names and the number of the others in one line."""
-    rest = len(names) - _MAX_NAMES
-    return one_line(", ".join(names[:_MAX_NAMES])) + (f" and {rest} more" if rest > 0 else "")
+    return one_line(names_and_more(names, _MAX_NAMES))

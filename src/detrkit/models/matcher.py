@@ -24,7 +24,7 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
         what: the quantity, e.g. "matching cost" or "loss_giou".
-        images: ids of the images concerned, as far as they are known.
+        images: known ids of the images concerned.
     """
 
     def __init__(self, what: str, images: Sequence[int | str | None]) -> None:

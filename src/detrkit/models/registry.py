@@ -17,7 +17,7 @@ from detrkit.models.official_names import OfficialNames
 from detrkit.models.pretrained import PUBLISHED, Published
 from detrkit.models.settings import check_options, check_parameters, constructor_defaults
 from detrkit.utils.errors import SettingError
-from detrkit.utils.ranges import shortened
+from detrkit.utils.messages import shortened
 from detrkit.utils.registry import Registry
 
 if TYPE_CHECKING:

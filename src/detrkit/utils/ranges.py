@@ -20,6 +20,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from detrkit.utils.errors import SettingError
+from detrkit.utils.messages import shortened
 from detrkit.utils.names import NAME_BYTES
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -74,11 +75,6 @@ def as_option(path: tuple[str, ...], value: Any) -> str:
     name = "model" if path[-2:] == ("model", "name") else path[-1]
     values = value if isinstance(value, (tuple, list)) else (value,)
     return " ".join([f"--{name.replace('_', '-')}", *map(str, values)])
-
-
-def shortened(text: str, most: int = 80) -> str:
-    """Shorten a text in the middle if it is too long for a message."""
-    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 def check_values(settings: Any, *, format_field: FieldFormat = as_field) -> None:

@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from detrkit.utils.errors import SettingError
-from detrkit.utils.ranges import shortened
+from detrkit.utils.messages import shortened
 from detrkit.utils.similar import nearest_names
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""`build_model`: a model by name, with the weights asked for."""
+"""`build_model`: a model by name, with the requested weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from detrkit.backbones.base import Backbone, Padding
+from detrkit.backbones.base import Padding
 from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture, build_options
 from detrkit.utils.download import download
@@ -149,7 +149,7 @@ class Fit(NamedTuple):
     """The weights of a file that fit a model.
 
     Attributes:
-        state: the tensors that fit, by the model's own names.
+        state: the tensors that fit, by the model's names.
         left_over: names, as the file's format has them, of those that the model lacks or has in another shape.
     """
 
@@ -162,7 +162,7 @@ def fitting_weights(model: nn.Module, file: WeightsFile) -> Fit:
 
     Args:
         model: as inferred from the file.
-        file: of weights of which some were taken away or added.
+        file: weights, some of which may be missing or additional.
 
     Raises:
         WeightsError: less than half of the model's tensors are there, so these are weights of something else (the
@@ -190,7 +190,7 @@ def _translated(model: nn.Module, file: WeightsFile) -> tuple[list[tuple[str, st
     return official_names(model), file_state
 
 
-def load_backbone(model: nn.Module, weights: str | Path) -> None:
+def load_backbone(model: DetectionModel, weights: str | Path) -> None:
     """Load pretrained weights into a model's backbone.
 
     Args:
@@ -202,7 +202,7 @@ def load_backbone(model: nn.Module, weights: str | Path) -> None:
         ValueError: a backbone whose norm has no running statistics, or that has no such weights.
         DetrkitError: missing, damaged or other weights.
     """
-    backbone: Backbone = model.backbone  # type: ignore[assignment]
+    backbone = model.backbone
     path = None if weights == "imagenet" else find_weights(weights)
     source, tensors = backbone.pretrained_weights(path, _backbone_tensors)
     model_state: dict[str, Tensor] = backbone.body.state_dict()

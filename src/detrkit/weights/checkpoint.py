@@ -79,7 +79,7 @@ def save_huggingface(
         model: a DETR, with or without masks, or a Deformable DETR.
         spec: what the weights are of; class names become `id2label`.
         backbone: names of the ResNet's weights: "timm" as the published ones (loading them needs timm), or "resnet",
-            transformers' own; by default this, but timm's for DC5, which transformers' own has not.
+            transformers' own; by default "resnet", for DC5 "timm": transformers' ResNet has no DC5.
 
     Returns:
         The path.
@@ -188,7 +188,7 @@ def load_any(name_or_path: str | Path, *, name: str | None = None) -> tuple[Dete
 
 
 def located(name_or_path: str | Path) -> tuple[Path, str | None]:
-    """Return the weights file; and, if a model's name was given, that name (its published weights).
+    """Return the weights file, and the model's name if `name_or_path` is one (its published weights), else None.
 
     Raises:
         DetrkitError: no file, and no model of that name.

@@ -1,4 +1,4 @@
-"""The model of a weights file: what the file says of it, checked against what is asked for."""
+"""The model of a weights file: what the file states of it, checked against the requested options."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _FREE = {"num_classes", "padding", "dropout", "aux_loss", "train_backbone", "bac
 
 
 class Declaration(NamedTuple):
-    """What a weights file says of its model in words: by its spec, its hash or the official code's arguments.
+    """What a weights file states of its model: by its spec, its hash or the official code's arguments.
 
     Attributes:
         name: of the architecture.
         build: the model's class.
-        options: arguments of the class, as far as the file says them: all of them but in official files.
+        options: arguments of the class that the file states: all of them, except in official files.
     """
 
     name: str

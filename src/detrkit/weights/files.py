@@ -204,7 +204,7 @@ def _own_spec(path: Path, written: Any) -> ModelSpec:
 
 
 def _arguments(arguments: Any) -> dict[str, Any] | None:
-    """Return the arguments of the official `main.py` that are the model's, as far as they are plain values."""
+    """Return the arguments of the official `main.py` that belong to the model and are plain values."""
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
     if not isinstance(arguments, Mapping):
         return None

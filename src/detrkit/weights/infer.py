@@ -28,7 +28,7 @@ class InferredModel:
 
     Attributes:
         build: its class.
-        options: arguments of the class, as far as they are known.
+        options: the known arguments of the class.
     """
 
     build: type[DetectionModel]
@@ -82,7 +82,7 @@ def infer_model(state: Mapping[str, Tensor], arguments: Mapping[str, Any] | None
         options = names.infer(inner, width, masks)
         stated = {} if arguments is None else arguments
         options |= {option: stated[option] for option in OFFICIAL_ARGUMENTS if option in stated}
-        # Deformable DETR's main.py has DETR's arguments, too, some of which its model does not take
+        # Deformable DETR's main.py also has arguments of DETR that its model does not take
         allowed = constructor_defaults(build)
         return InferredModel(build, {option: value for option, value in options.items() if option in allowed})
     return None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detrkit.models.official_names import blocks, depth
 from detrkit.utils.errors import DetrkitError
-from detrkit.utils.ranges import shortened
+from detrkit.utils.messages import shortened
 from detrkit.weights.keymap import official_names
 
 COUNTER = "num_batches_tracked"  # of an ordinary batch norm; frozen norms have none, and no output depends on it

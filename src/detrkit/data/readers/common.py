@@ -239,11 +239,6 @@ def make_record(
     )
 
 
-def first_names(names: Sequence[str]) -> str:
-    """Join the first names of a list for a message."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
 def _text(box: np.ndarray) -> str:
     return "[" + ", ".join(f"{v:g}" for v in box) + "]"
 

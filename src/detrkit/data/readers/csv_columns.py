@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from detrkit.data.images import SUFFIXES
-from detrkit.data.readers.common import first_names
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.messages import first_names
 
 Form = Literal["xyxy", "xywh", "cxcywh"]
 

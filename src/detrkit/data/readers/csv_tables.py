@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from detrkit.data.readers.common import first_names
 from detrkit.data.readers.csv_columns import EXPECTED, AmbiguousColumns, Columns, find_columns
 from detrkit.utils.documents import open_text
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.messages import first_names
 from detrkit.utils.names import checked_name, not_hidden
 
 SUFFIXES = (".csv", ".tsv")

@@ -21,11 +21,12 @@ from typing import NamedTuple
 from detrkit.data.images import SUFFIXES, image_size
 from detrkit.data.readers.base import Reader, Reading, register_reader
 from detrkit.data.readers.class_names import check_class_names, read_class_file
-from detrkit.data.readers.common import Findings, Objects, first_names, make_record
+from detrkit.data.readers.common import Findings, Objects, make_record
 from detrkit.data.sample import Record
 from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import parse_xml, read_bytes, read_text
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.messages import first_names
 from detrkit.utils.names import checked_name, not_hidden, relative_path
 
 _CLASS_FILES = ("classes.txt", "labels.txt")

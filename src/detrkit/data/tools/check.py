@@ -12,7 +12,6 @@ from detrkit.data.dataset import nothing_left
 from detrkit.data.images import is_image_file
 from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
 from detrkit.data.readers.base import Reader
-from detrkit.data.readers.common import first_names
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.data.tools.check_images import check_images
@@ -20,6 +19,7 @@ from detrkit.data.tools.check_panoptic import check_panoptic
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
+from detrkit.utils.messages import first_names
 from detrkit.utils.names import full_path
 
 # COCO's limits between small, medium and large objects, square pixels.

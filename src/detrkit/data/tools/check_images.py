@@ -10,10 +10,10 @@ from urllib.parse import unquote
 
 from detrkit.data.images import deep_scale, read_header, read_rgb, size_mismatch
 from detrkit.data.readers import Fault, Findings
-from detrkit.data.readers.common import first_names
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.messages import first_names
 
 _NEARLY_BLACK = 32  # largest value in the image, of 255
 

@@ -13,6 +13,7 @@ from detrkit.data.panoptic import measure_segments, read_id_map
 from detrkit.data.readers import Fault, Findings
 from detrkit.data.sample import Record
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.messages import first_names
 from detrkit.utils.names import not_hidden
 
 
@@ -50,8 +51,8 @@ def check_panoptic(records: Sequence[Record], path: Path, split: str, findings: 
     for folder in sorted({file.parent for file in files}):
         unused = sorted(file.name for file in not_hidden(folder, "*.png") if file not in files)
         if unused:
-            names = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
-            findings.add("info", folder, "", f"{len(unused)} panoptic PNGs belong to no image: {names}")
+            reason = f"{len(unused)} panoptic PNGs belong to no image: {first_names(unused)}"
+            findings.add("info", folder, "", reason)
 
 
 def _examine(record: Record) -> _Examined:
@@ -83,8 +84,7 @@ def _examine(record: Record) -> _Examined:
             faults.append(Fault("warning", file, where, reason))
     if position:
         pixels = sum(int(measured.areas[k]) for k in position.values())
-        names = ", ".join(str(i) for i in list(position)[:5]) + (", ..." if len(position) > 5 else "")
-        reason = f"{pixels} pixels have ids that segments_info has not ({names}): taken as void"
+        reason = f"{pixels} pixels have ids that segments_info has not ({first_names(position)}): taken as void"
         faults.append(Fault("warning", file, image, reason))
     described = int(measured.areas.sum()) - sum(int(measured.areas[k]) for k in position.values())
     return _Examined(faults, 1 - described / ids.size)
