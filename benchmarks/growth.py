@@ -4,13 +4,13 @@
     python benchmarks/growth.py --processes --json docs/measurements/growth-processes.json
     python benchmarks/growth.py --json docs/measurements/growth.json --draw docs/images/growth.png
 
-Each point is measured in a process of its own, so that its memory is its own. A point that the file already has is not
-measured again: begun anew, the script goes on where it stopped. Images are square noise, weights random, the objects
-to train on as many as COCO has. Predicting is the model's forward pass; training is a step of detrkit's engine, whose
-images are there already. Memory is the most that is resident; "before" is what weights take, and of the program what
-was touched, before the first image. Parts are measured by the stopwatch of `detrkit bench`, in turns of their own.
+Each point is measured in a separate process, so that memory is that of the point alone. A point that the file already
+has is not measured again: started again, the script continues where it stopped. Images are square noise, weights are
+random, images have as many objects as COCO's on average. Predicting is the model's forward pass; training is a step of
+detrkit's engine, with the images on the device. Memory is the peak resident size; "before" is the resident size before
+the first image: weights and the program. Parts are measured by the timer of `detrkit bench`, in separate turns.
 
-The processes share the cores: two on two cores show what talking to each other costs, not what more machines bring.
+The processes share the cores: two on two cores show what their communication costs, not what more machines gain.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def onnxruntime(args: argparse.Namespace) -> Run:
 def openvino(args: argparse.Namespace) -> Run:
     import openvino as runtime
 
-    # float32 as everybody else; by itself it would take bfloat16 where the processor has it
+    # float32 as everybody else; by itself it would take bfloat16 where the CPU has it
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as folder:
         model = runtime.Core().compile_model(_onnx(args, folder), "CPU", hints)

@@ -4,7 +4,7 @@
     python benchmarks/loader.py --measure padding                      share of padding, with and without grouping
     python benchmarks/loader.py --measure draft                        large photographs, decoded whole or reduced
 
-Both load batches of 2 from the same folder, with one thread in each process, and hand over normalised float32 images.
+Both load batches of 2 from the same folder, with one thread in each process, and hand over normalized float32 images.
 Before that, both are given the same random choices: their pixels must agree to 2 of 255 grey levels (each of two
 resizes rounds once), boxes and labels to float precision. During the turns the mean size of their augmented images must
 agree, too. The folder is generated at first use: noise of many scales under ellipses, in the sizes of COCO's images.
@@ -47,7 +47,7 @@ SHAPES = {
 }
 NAMES = ("sky", "sea", "cat", "dog", "cup")
 CATEGORIES = [{"id": i, "name": name, "isthing": int(i > 2)} for i, name in enumerate(NAMES, 1)]
-GREY_LEVEL = 1 / 255 / 0.224  # of a normalised image, at most
+GREY_LEVEL = 1 / 255 / 0.224  # of a normalized image, at most
 
 
 def sizes(count: int) -> list[tuple[int, int]]:

@@ -5,11 +5,11 @@
     python benchmarks/padding.py --only time
 
 Each model runs an image alone, and together with a standing one, so that both are padded. Compared are the outputs of
-the first image in the batch with those alone. Weights and pictures come from the formula of tests/goldens: no trained
+the first image in the batch with those alone. Weights and images come from the formula of tests/goldens: no trained
 weights could be had where this was written, so the figures tell how far outputs move, not how much AP that costs. Times
 are medians of forward passes of the batch, exact and official taking turns.
 
-Columns are means over the pictures, maxima those of all:
+Columns are means over the images, maxima those of all:
 cells       share of the image's own cells, as the transformer reads them, that change by more than 1 % of the root mean
             square of all
 reach       how far from the padding the last of these is
@@ -94,7 +94,7 @@ def movement(alone: Outputs, together: Outputs, model: Any, size: tuple[int, int
 
 
 def cells(found: list[dict[str, float]]) -> list[str]:
-    """Means over the pictures, the two maxima over all of them, as the table shows them."""
+    """Means over the images, the two maxima over all of them, as the table shows them."""
     mean = {name: statistics.mean(figures[name] for figures in found) for name in found[0]}
     worst = {name: max(figures[name] for figures in found) for name in ("box max", "largest")}
     return [
