@@ -24,6 +24,7 @@ def test_every_public_name_resolves():
         _ = detrkit.nothing
 
 
+@pytest.mark.slow
 def test_functions_stay_functions_whatever_is_imported():
     code = (
         "import detrkit, detrkit.engine, detrkit.evaluation, detrkit.weights.official;"

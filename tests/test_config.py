@@ -25,6 +25,7 @@ def test_data_path_comes_on_top():
     assert load_config("small").data.path == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_build(name):
     config = load_config(name)

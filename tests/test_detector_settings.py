@@ -136,6 +136,7 @@ def test_settings_of_the_program_around(detector, expected, setting):
     assert_same(results, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["half", "meta", "meta within", "inference mode"])
 def test_a_loaded_model_is_that_of_its_file(detector, expected, tmp_path, setting):
     path = save_model(tmp_path / "a.safetensors", detector.model, detector.spec)

@@ -72,6 +72,7 @@ def test_shell_texts_are_read():
     assert len(COMMANDS) > 30 and len(PYTHON) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS)
 def test_commands_parse(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

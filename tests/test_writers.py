@@ -81,6 +81,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 300])
 @pytest.mark.parametrize("name", FILES)
 def test_files(name, size, tmp_path, model, dataset, metrics):
@@ -109,9 +110,9 @@ def test_drawn_pictures(name, size, tmp_path):
     results = Results(tmp_path / "out", [photo])
     (tmp_path / "out").mkdir()
     with pytest.raises(WriteError, match=r"^cannot write [^\n]*: File too large$"), full_disk(size):
-        results.picture(photo, Image.fromarray(NOISE))
+        results.write_image(photo, Image.fromarray(NOISE))
     assert list((tmp_path / "out").iterdir()) == []
-    results.picture(photo, Image.fromarray(NOISE))  # and with room again
+    results.write_image(photo, Image.fromarray(NOISE))  # and with room again
     with Image.open(tmp_path / "out" / name) as drawn:
         assert drawn.size == (64, 64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -110,6 +111,7 @@ def test_copies_and_saved_models_hold_none_of_it():
     assert len(_KEPT) == kept - 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_stages_that_are_returned_are_not_written_over():
     for name in ("resnet18", "resnet50"):

@@ -18,6 +18,7 @@ def _random_statistics(module):
             nn.init.normal_(part.running_mean, std=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("norm", ["frozen", "batch"])
 def test_all_stages_equal_torchvision(name, norm):

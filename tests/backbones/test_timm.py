@@ -48,6 +48,7 @@ def images(sizes=SIZES, dtype=torch.float64):
     return [torch.randn(3, *size, generator=generator).to(dtype) for size in sizes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_padding_does_not_leak(name):
     backbone = randomize(build_backbone(f"timm:{name}", stages=NETWORKS[name])).double().eval()
@@ -74,6 +75,7 @@ def test_padding_does_not_leak(name):
     assert float(difference.abs().max()) > 1e-6  # so the test would see it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_convnext", "swin_tiny_patch4_window7_224"])
 def test_maps_are_timms(name):
     """On an image of a size that needs no padding, and cut to its cells on another."""

@@ -52,6 +52,7 @@ def test_table_adds_up_and_is_in_the_file(weights, tmp_path, capsys):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_training_says_what_an_epoch_takes(weights, tmp_path, capsys):
     file = tmp_path / "bench.json"
     assert bench(weights, "--train", "--repeats", 2, "--json", file) == 0
@@ -79,6 +80,7 @@ def test_a_name_has_random_weights_and_downloads_nothing(tmp_path, capsys, monke
     assert out.startswith("detr-r50, random weights; 8 generated images") and "64 x 96 pixels" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

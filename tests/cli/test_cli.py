@@ -106,6 +106,7 @@ def test_models_lists_published_figures(capsys):
     assert "44.9" in row and "detr-r101-dc5-a2e86def.pth" in row
 
 
+@pytest.mark.slow
 def test_train_evaluate_predict(capsys, tmp_path, monkeypatch):
     """The way of a user, from generated data to drawn pictures, with a model that is far too small."""
     monkeypatch.chdir(tmp_path)
@@ -186,7 +187,7 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
         ),
         (
             RuntimeError("Failed to initialize cpuinfo!"),
-            "Failed to initialize cpuinfo! torch asks /proc and /sys for the processor: mount them",
+            "Failed to initialize cpuinfo! torch reads the CPU's features from /proc and /sys: mount them",
         ),
         (
             FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"),

@@ -36,6 +36,7 @@ def test_the_source_is_never_the_target(tmp_path, model, capsys):
     assert (source.read_bytes(), run.read_bytes()) == before
 
 
+@pytest.mark.slow
 def test_a_file_is_replaced_only_with_force(tmp_path, model, capsys):
     source = str(save_official(tmp_path / "a.pth", model, SPEC))
     for name in ("b.pth", "b.safetensors"):

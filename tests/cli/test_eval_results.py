@@ -67,6 +67,7 @@ def test_panoptic_results(folder, capsys, results, data):
     assert "**PQ 73.3** on 2 images with 4 segments" in (report / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_detections_with_masks(folder, capsys):
     dataset = {
         "images": [{"id": 1, "height": 24, "width": 32}],

@@ -177,6 +177,7 @@ def test_convert_masks_both_ways(tmp_path):
     assert all(torch.equal(v, back.state_dict()[k]) for k, v in load_model(source)[0].state_dict().items())
 
 
+@pytest.mark.slow
 def test_convert_asks_for_dilation_and_heads(tmp_path, capsys):
     model = build_model("detr-r50", num_classes=4, **{**OPTIONS, "backbone": "resnet50", "backbone_norm": "frozen"})
     torch.save(to_official(model), tmp_path / "a.pth")
@@ -195,6 +196,7 @@ def test_convert_asks_for_dilation_and_heads(tmp_path, capsys):
     assert "--backbone-names is for Hugging Face directories" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_convert_says_what_labels_mean(tmp_path, capsys):
     """Weights of the official code know no class names: a dataset has them, by its ids or in their order."""
     data = write_shapes(tmp_path / "set", images={"train": 4, "val": 2}, sides=(48, 64), classes=2, seed=1)
@@ -233,6 +235,7 @@ def test_convert_says_what_labels_mean(tmp_path, capsys):
     assert "the file says its classes: leave out --classes coco" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_hugging_face_directory_in_eval_and_training(tmp_path):
     data = write_shapes(tmp_path / "set", images={"train": 4, "val": 2}, sides=(48, 64), classes=2, seed=1)
     options = OPTIONS | {"backbone_norm": "frozen", "hidden_dim": 128}

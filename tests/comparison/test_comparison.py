@@ -43,6 +43,7 @@ def difference(a, b, **options):
     return compare(record(a, PIXELS), record(b, PIXELS), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_weight_in_decoder_layer_3(name):
     a, b = side(name), side(name)
@@ -55,6 +56,7 @@ def test_one_weight_in_decoder_layer_3(name):
     assert len(before) > 15 and all(d.absolute == 0 for d in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "part", "stage"),
     [
@@ -82,6 +84,7 @@ def test_a_wrong_epsilon(name, part, stage):
     assert found.agrees and found.first_unequal.name == stage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, "detr-r50-panoptic", "detr-demo"])
 def test_equal_models(name):
     options = {"backbone_norm": "frozen"} if name == "detr-demo" else {}
@@ -98,6 +101,7 @@ def test_equal_models(name):
     assert not difference(side(name, **options), side(name, seed=1, **options)).agrees
 
 
+@pytest.mark.slow
 def test_stages_are_the_official_codes():
     """The names stand for the tensors that the official code has at these places."""
     case = next(c for c in goldens.cases("model_forward") if c["file"] == "detr_resnet50__single.npz")
@@ -254,6 +258,7 @@ def test_made_inputs():
             made_input("ones", size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["detr-r50", "deformable-detr-r50-two-stage"])
 def test_seeded_models(name):
     a, b, c = (seeded_model(name, seed, **SMALL)[0].state_dict() for seed in (3, 3, 4))
@@ -283,6 +288,7 @@ def files(tmp_path):
     return paths
 
 
+@pytest.mark.slow
 def test_command(files, capsys, tmp_path):
     a, changed, official = files
     status, out, _ = _run(capsys, a, official, "--size", "64", "96", "--tolerance", "0")
@@ -294,6 +300,7 @@ def test_command(files, capsys, tmp_path):
     assert _run(capsys, a, changed, "--size", "64", "96", "--tolerance", "10")[0] == 0
 
 
+@pytest.mark.slow
 def test_command_with_a_file_of_stages(files, capsys, tmp_path):
     a, changed, _ = files
     dump = tmp_path / "new" / "stages.npz"
@@ -330,6 +337,7 @@ def test_command_on_a_dataset(dataset_side, shapes, capsys, tmp_path):
     assert status == 0 and "loss_dice" in out and "only in" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

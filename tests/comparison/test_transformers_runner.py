@@ -38,6 +38,7 @@ def pair(name, seed, folder, **options):
     return DetrkitRunner(name, model, spec), folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_stage_agrees(name, seed, tmp_path):
@@ -82,6 +83,7 @@ def test_dc5(tmp_path):
     assert {d.name for d in found.differences} >= {"backbone.2", "backbone.5", "decoder.3", "boxes.3"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["detr-r50", "deformable-detr-r50-refine"])
 def test_a_changed_weight(name, tmp_path, capsys):
     ours, folder = pair(name, 3, tmp_path / "hf")

@@ -50,6 +50,7 @@ def contents(dataset: Dataset, *, crowd: bool) -> Counter[tuple[Any, ...]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_pairs(

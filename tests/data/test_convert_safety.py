@@ -118,6 +118,7 @@ def test_a_damaged_image_is_not_copied(tmp_path: Path) -> None:
         convert(source, tmp_path / "out", to="coco")
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=8), st.booleans(), st.sampled_from(["PNG", "JPEG", "TGA"]))
 def test_every_name_is_free_and_a_name(names: list[str], listed: bool, form: str) -> None:
     with pytest.MonkeyPatch.context() as patch:

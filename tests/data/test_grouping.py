@@ -59,6 +59,7 @@ def flat(batches: Iterable[list[SampleKey]]) -> list[SampleKey]:
     return [item for batch in batches for item in batch]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 3])
 def test_grouped_batches_are_the_same_on_any_number_of_processes_and_accumulated(seed: int) -> None:
     options = {"seed": seed, "size_of": size_of}

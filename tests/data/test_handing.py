@@ -123,6 +123,7 @@ def test_stopped_loading_processes_are_said_and_given_up(dataset, monkeypatch, c
     ended(started)  # given up is killed
 
 
+@pytest.mark.slow
 def test_a_stopped_loading_process_does_not_outlast_its_iterator(dataset, monkeypatch):
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     loader = batches_of(dataset, workers=1)

@@ -326,6 +326,7 @@ raise RuntimeError("an error whose traceback holds the batches")
 """
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_program_that_an_error_ends(shapes: Path) -> None:
     """By themselves they obey a SIGTERM after 300 seconds, which the program would wait for."""
     done = subprocess.run([sys.executable, "-c", FAILS, str(shapes)], capture_output=True, text=True, timeout=240)

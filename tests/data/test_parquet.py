@@ -113,6 +113,7 @@ def _read_all(dataset: Dataset) -> list[bytes]:
     return [dataset.image(k).numpy().tobytes() for k in range(len(dataset))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_several_processes_copy_the_images_once(tmp_path: Path, home: Path, method: str) -> None:
     dataset = open_dataset(write_parquet(tmp_path / "hub"), split="train")

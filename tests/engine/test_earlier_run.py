@@ -36,6 +36,7 @@ def test_an_earlier_checkpoint_predicts_the_same(folder, name):
     assert np.allclose(detections.boxes, before["boxes"], rtol=0, atol=1e-3)  # pixels
 
 
+@pytest.mark.slow
 def test_an_earlier_run_evaluates_and_goes_on_the_same(folder):
     metrics = detrkit.evaluate("run", "set", device="cpu")
     assert {name: metrics[name] for name in NUMBERS["metrics"]} == pytest.approx(NUMBERS["metrics"], abs=1e-6)

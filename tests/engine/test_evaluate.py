@@ -48,6 +48,7 @@ def _pycocotools(truth, results) -> list[float]:
     return [float(v) for v in one.stats]
 
 
+@pytest.mark.slow
 def test_batch_size_changes_nothing(shapes, tmp_path):
     names = detrkit.open_dataset(shapes, split="val").class_names
     for i, size in enumerate((1, 3, 5)):
@@ -132,6 +133,7 @@ def test_a_class_may_be_called_like_an_unused_label():
     assert other.used == {"nan": 1} and other.ids[1] == 7
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("DETRKIT_DATA" not in os.environ, reason="DETRKIT_DATA is not set")
 def test_coco_mini_equals_pycocotools(tmp_path):
     """80 classes, crowd, images without annotations; untrained weights give low scores but many numbers above 0."""

@@ -35,6 +35,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_predict_example(run, tmp_path, monkeypatch, capsys):
     images = sorted((run / "data" / "val2017").glob("*.jpg"))
     words = ["predict.py", str(run / "run"), *map(str, images), "--threshold", "0", "--out", str(tmp_path / "found")]
@@ -46,6 +47,7 @@ def test_predict_example(run, tmp_path, monkeypatch, capsys):
         assert Image.open(tmp_path / "found" / f"{image.stem}.png").size == Image.open(image).size
 
 
+@pytest.mark.slow
 def test_finetune_example(run, tmp_path, monkeypatch, capsys):
     words = ["finetune.py", str(run / "data"), "--init-from", str(run / "run"), "--out", str(tmp_path), "--epochs", "1"]
     monkeypatch.setattr(sys, "argv", words)

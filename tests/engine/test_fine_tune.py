@@ -92,6 +92,7 @@ def test_other_layers_are_new_and_left_over():
     assert set(report.kept) == {n for n in state if n in other and state[n].shape == other[n].shape}
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_checkpoint(shapes, tmp_path):
     """The architecture comes from the checkpoint, and a rate of nothing shows the weights it starts with."""
     source = _model(2, 7)
@@ -135,6 +136,7 @@ def _without_one_bias_and_with_another_tensor(state):
     state["extra.weight"] = torch.zeros(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "new", "unused"),
     [

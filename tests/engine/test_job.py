@@ -78,6 +78,7 @@ def test_the_first_cause_is_the_only_one_that_is_said(pair, ends, capsys):
     assert capsys.readouterr().err == "the cause\n"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_process_without_a_sign_of_life_is_said_and_given_up(pair, ends, capsys, monkeypatch):
     (first, _), store = pair
@@ -107,6 +108,7 @@ def test_errors_of_a_lost_connection_are_known_from_others():
     assert not peer_gone(ValueError("Connection closed by peer"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_who_never_comes_is_named_and_waited_for_within_bounds(rank, monkeypatch, capsys):
     monkeypatch.setattr(launching, "NOTICE_SECONDS", 0.3)
@@ -140,6 +142,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_its_launcher_with_one_line(shapes, tmp_path):
     config = tiny_config(shapes, tmp_path / "run", optim={"epochs": 1}, run={"devices": 2, "save_every": 1})
     (tmp_path / "recipe.yaml").write_text(config.to_yaml())

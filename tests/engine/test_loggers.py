@@ -41,6 +41,7 @@ def register(monkeypatch):
     return add
 
 
+@pytest.mark.slow
 def test_a_logger_gets_settings_steps_and_epochs(shapes, tmp_path, register):
     memory, calls = Memory(), []
     register("memory", memory, calls)
@@ -55,6 +56,7 @@ def test_a_logger_gets_settings_steps_and_epochs(shapes, tmp_path, register):
     assert memory.status == "success"
 
 
+@pytest.mark.slow
 def test_a_logger_that_fails_is_named_and_the_run_goes_on(shapes, tmp_path, register, capsys):
     good, bad = Memory(), Memory(fails=2)
     register("bad", bad, [])

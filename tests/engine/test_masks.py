@@ -74,6 +74,7 @@ def untrained(data: Path, config: ModelConfig, layout: str):
     return model, ModelSpec(config.name, options, len(classes), classes, size=SIZE, max_size=107)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [PANOPTIC, TWO_STAGE], ids=["detr", "two-stage"])
 @pytest.mark.parametrize("layout", ["coco", "coco-panoptic"])
 def test_masks_do_not_depend_on_the_batch(things_and_stuff, tmp_path, monkeypatch, config, layout):
@@ -135,6 +136,7 @@ def epochs(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_two_steps_leave_the_detector_as_it_was(whole):
     _, result = whole
     detector, model = load_file(result.folder / "detector" / "best.safetensors"), load_file(result.best)
@@ -153,6 +155,7 @@ def test_two_steps_leave_the_detector_as_it_was(whole):
     assert set(spec.training["metrics"]) >= {"PQ", "PQ_things", "PQ_stuff", "AP"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "step"), [("detector", 4), ("part", 8)])
 def test_a_run_in_two_steps_goes_on_where_it_was_interrupted(whole, tmp_path, monkeypatch, folder, step):
     config, result = whole
@@ -170,6 +173,7 @@ def test_a_run_in_two_steps_goes_on_where_it_was_interrupted(whole, tmp_path, mo
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+@pytest.mark.slow
 def test_masks_on_a_detector_from_elsewhere(things_and_stuff, tmp_path):
     """Of instances, with accumulation: the classes are those of the dataset, in their order there."""
     detector = train(tiny_config(things_and_stuff, tmp_path / "detector", optim={"epochs": 1}))
@@ -215,6 +219,7 @@ def test_settings_that_contradict_each_other(things_and_stuff, tmp_path, section
         train(config.changed(**sections))
 
 
+@pytest.mark.slow
 def test_all_at_once_learns_masks(things_and_stuff, tmp_path):
     config = tiny_config(things_and_stuff, tmp_path / "run", model=TWO_STAGE, optim={"epochs": 3})
     result = train(config)
@@ -242,6 +247,7 @@ def test_instance_models_predict_masks(things_and_stuff):
     assert len(some) == 3 and torch.equal(some.masks, every.masks[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("DETRKIT_DATA" not in os.environ, reason="DETRKIT_DATA is not set")
 def test_coco_panoptic_in_both_steps(tmp_path):
     """Real panoptic data: 133 classes, crowd, void, a grey picture; trained, evaluated and read back."""

@@ -34,6 +34,7 @@ def test_peak_rises_with_what_is_used_and_is_reset():
     assert peak_mib(CPU) < before + 60
 
 
+@pytest.mark.slow
 def test_peak_of_an_epoch_outlives_an_interruption(shapes, tmp_path, monkeypatch):
     """The steps before the interruption took most."""
     config = tiny_config(shapes, tmp_path / "run")

@@ -28,6 +28,7 @@ def grid(registered):
     return registered("grid", activation="softmax")(Grid)
 
 
+@pytest.mark.slow
 def test_a_model_from_outside_trains_saves_loads_and_evaluates(registered, shapes, tmp_path, capsys):
     registered({"grid": {}, "grid-9": {"cells": 9}}, activation="softmax", criterion=PlainCriterion)(Grid)
     assert list_models()[-2:] == ["grid", "grid-9"]
@@ -59,6 +60,7 @@ def test_a_model_from_outside_trains_saves_loads_and_evaluates(registered, shape
     assert "grid-9" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_line_sets_the_options_of_a_model_from_outside(grid, shapes, tmp_path, capsys):
     words = ["train", str(shapes), "--model", "grid", "--out", str(tmp_path / "run"), "--epochs", "1", "--size", "64"]
     words += ["--device", "cpu", "--workers", "0", "--options"]
@@ -73,6 +75,7 @@ def test_the_command_line_sets_the_options_of_a_model_from_outside(grid, shapes,
     assert load_model(tmp_path / "run")[1].options == {"cells": 2}
 
 
+@pytest.mark.slow
 def test_targets_reach_a_model_in_training_alone(grid, shapes, tmp_path, monkeypatch):
     calls = []
     forward = Grid.forward

@@ -141,6 +141,7 @@ def test_patience_without_a_split_to_evaluate_on(two_images, tmp_path, capsys):
     assert "epoch 2/2" in out and "there is no split to evaluate on, so that --patience has nothing to count" in out
 
 
+@pytest.mark.slow
 def test_a_step_of_more_images_than_there_are_is_filled(two_images, tmp_path, capsys):
     """Two images, steps of 8: the same in one batch of 8 as in 4 of 2, and called what they are."""
     one = tiny_config(two_images, tmp_path / "one", data={"batch_size": 8, "augment": "flip"}, optim={"epochs": 3})

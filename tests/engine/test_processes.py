@@ -32,6 +32,7 @@ def _run(config, folder, processes: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(shapes, tmp_path):
     """13 training images in global batches of 4, 5 validation images: neither is a multiple of the processes' share.
 
@@ -62,6 +63,7 @@ def test_two_processes_equal_one(shapes, tmp_path):
     assert second["AP"] == pytest.approx(first["AP"], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_train_masks_as_one(tmp_path):
     """A frozen detector, and batches without any object, in which nothing asks for a mask."""
     data = write_shapes(
@@ -102,6 +104,7 @@ def test_divisors_of_a_share_may_be_less_than_one():
     torch.testing.assert_close(sum(parts) / 2, whole)
 
 
+@pytest.mark.slow
 def test_a_command_leaves_the_group_of_processes(tmp_path, capsys):
     """A process that ends inside its group aborts now and then: pytorch/pytorch#190489."""
     for words, status, inside in ((["models"], 0, False), (["eval", "nothing.pt", "nowhere"], 2, True)):

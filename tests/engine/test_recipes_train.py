@@ -60,6 +60,7 @@ def data(request, tmp_path_factory) -> Path:
     return write_classes(tmp_path_factory.mktemp("classes") / "set", request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", recipes())
 def test_a_recipe_trains(data, tmp_path, recipe, monkeypatch):
     if recipe not in ("small", "shapes-panoptic"):  # pictures take most of the time

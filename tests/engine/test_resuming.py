@@ -65,6 +65,7 @@ def _contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "splits", "message"),
     [
@@ -87,6 +88,7 @@ def test_other_classes_or_data_are_refused_before_anything_is_written(shapes, do
     assert _contents(folder) == before
 
 
+@pytest.mark.slow
 def test_a_dataset_may_have_moved(shapes, done, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(done.run.out, folder)
@@ -95,6 +97,7 @@ def test_a_dataset_may_have_moved(shapes, done, tmp_path):
     assert losses(folder)[-1][0] == 12
 
 
+@pytest.mark.slow
 def test_of_a_state_without_a_fingerprint_the_classes_are_compared(shapes, done, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(done.run.out, folder)
@@ -209,6 +212,7 @@ def test_a_restart_of_torchrun_goes_on_with_its_own_run_alone(done, tmp_path, mo
         beginning()
 
 
+@pytest.mark.slow
 def test_a_run_in_two_steps_that_left_no_state_starts_again(tmp_path, monkeypatch):
     """Its first step is in a folder of its own."""
     from detrkit.data.tools.shapes import write_shapes

@@ -67,6 +67,7 @@ def signal_in(patch, owner, name: str, number: int, *, call: int = 1) -> list[in
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["resume", "the same command"])
 def test_before_the_first_step_nothing_is_saved_and_the_folder_may_be_used_again(
     whole, tmp_path, monkeypatch, capsys, again
@@ -87,6 +88,7 @@ def test_before_the_first_step_nothing_is_saved_and_the_folder_may_be_used_again
     assert ("no saved state: the run starts from its beginning" in capsys.readouterr().out) == (again == "resume")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("evaluation", "number"), [(0, signal.SIGTERM), (1, signal.SIGUSR1)])
 def test_an_evaluation_stops_between_batches_and_is_done_by_the_resumed_run(
     whole, tmp_path, monkeypatch, capsys, evaluation, number
@@ -115,6 +117,7 @@ def test_an_evaluation_stops_between_batches_and_is_done_by_the_resumed_run(
     assert f"at the evaluation of epoch {evaluation + 1}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_report_is_written_by_the_resumed_run(whole, tmp_path, monkeypatch):
     config, result = whole
     part = config.changed(run={"out": str(tmp_path / "part")})
@@ -128,6 +131,7 @@ def test_the_report_is_written_by_the_resumed_run(whole, tmp_path, monkeypatch):
     assert again.report.exists()
 
 
+@pytest.mark.slow
 def test_states_of_earlier_versions_load(whole, tmp_path, monkeypatch):
     """Without the fields that came later."""
     config, result = whole
@@ -142,6 +146,7 @@ def test_states_of_earlier_versions_load(whole, tmp_path, monkeypatch):
     assert_same_run(train(part, resume=True), result)
 
 
+@pytest.mark.slow
 def test_an_overfitted_run_is_not_trained_on_when_its_report_is_written_again(shapes, tmp_path, monkeypatch):
     config = tiny_config(shapes, tmp_path / "run", optim={"epochs": 3}, run={"overfit": 2})
     monkeypatch.setattr("detrkit.engine.trainer.OVERFIT_DONE", -0.5)  # enough after one epoch, whatever it is
@@ -210,6 +215,7 @@ def _wait_for(condition) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_terminal_s_ctrl_c_twice_is_one_line(shapes, tmp_path):
     """Its signal goes to the workers too, which leave it to the run."""
     config = tiny_config(shapes, tmp_path / "run", data={"workers": 1}, optim={"epochs": 500}, run={"eval_every": 99})
@@ -224,6 +230,7 @@ def test_a_terminal_s_ctrl_c_twice_is_one_line(shapes, tmp_path):
     assert lines[0].endswith(f"go on with: detrkit train --resume {tmp_path / 'run'}")
 
 
+@pytest.mark.slow
 def test_a_job_s_sigterm_to_the_whole_group_saves_once(shapes, tmp_path):
     """As Slurm and systemd send it: the workers stay until the step is done. A second run is refused meanwhile."""
     config = tiny_config(shapes, tmp_path / "run", data={"workers": 1}, optim={"epochs": 500}, run={"eval_every": 99})

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from detrkit.utils.lock import FolderLock
@@ -41,6 +42,7 @@ os._exit(0)  # as the program ends: gloo's threads now and then abort a process 
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_refused_and_stopped_together(shapes, tmp_path):
     """5 images are three batches of one process and two of the other; the second one's second batch stops them."""
     config = tiny_config(shapes, tmp_path / "run", data={"batch_size": 1}, optim={"epochs": 1})

@@ -26,6 +26,7 @@ def done(shapes, tmp_path_factory):
     return train(tiny_config(shapes, tmp_path_factory.mktemp("runs") / "timm", model=TIMM))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_says_what_the_network_expects(done):
     model, spec = load_model(done.folder)
     assert spec.mean == spec.std == (0.5, 0.5, 0.5)  # of timm's weights, not torchvision's
@@ -39,6 +40,7 @@ def test_evaluation_of_the_checkpoint_is_that_of_the_run(done, shapes):
     assert list(metrics.stats) == list(done.metrics.stats)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(done, shapes, tmp_path):
     config = tiny_config(shapes, tmp_path / "run", model=TIMM)
     train(config.changed(optim={"epochs": 1}))

@@ -40,6 +40,7 @@ def _interrupt_at(monkeypatch, step: int, number: int) -> None:
     monkeypatch.setattr(Trainer, "_log_step", log_and_signal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "number"), [(4, signal.SIGINT), (9, signal.SIGTERM)])
 def test_resumed_run_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, step, number):
     config, result = whole
@@ -59,6 +60,7 @@ def test_resumed_run_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, step
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+@pytest.mark.slow
 def test_resume_from_an_earlier_state_drops_later_log_lines(whole, tmp_path, monkeypatch):
     config, result = whole
     part = config.changed(run={"out": str(tmp_path / "part"), "save_every": 4})
@@ -78,6 +80,7 @@ def test_resume_from_an_earlier_state_drops_later_log_lines(whole, tmp_path, mon
     assert losses(tmp_path / "part") == losses(result.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(2, 2), (1, 4)])
 @pytest.mark.parametrize("group_by_size", [False, True])
 def test_accumulated_batches_equal_one_large_batch(shapes, tmp_path, batch_size, accumulate, group_by_size):
@@ -142,6 +145,7 @@ def test_resume_refuses_other_settings(whole):
         train(config.changed(optim={"lr": 0.01}), resume=True)
 
 
+@pytest.mark.slow
 def test_resume_may_train_longer(whole, tmp_path):
     config, _ = whole
     longer = config.changed(run={"out": str(tmp_path / "longer")}, optim={"schedule": "step"})
@@ -196,6 +200,7 @@ def test_non_finite_loss_term_is_named(shapes, tmp_path, monkeypatch):
         train(tiny_config(shapes, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_early_stop(shapes, tmp_path, monkeypatch):
     """With a rate of nearly 0, AP never rises after the first evaluation."""
     config = tiny_config(
@@ -213,6 +218,7 @@ def test_without_validation_the_last_weights_are_kept(shapes, tmp_path):
     assert all(torch.equal(best[k], state[k]) for k in best)
 
 
+@pytest.mark.slow
 def test_overfit_learns_a_few_images(shapes, tmp_path):
     config = tiny_config(
         shapes,

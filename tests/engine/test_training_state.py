@@ -86,6 +86,7 @@ def test_a_state_there_and_back(saved, tmp_path):
 NAN = float("nan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [

@@ -91,6 +91,7 @@ def test_published_fake_results(kind):
     np.testing.assert_allclose(metrics.stats, expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("seed", [0, 1])
 def test_perturbed_boxes_of_coco(seed):
@@ -110,6 +111,7 @@ def test_perturbed_boxes_of_coco(seed):
     assert metrics.per_class["hot dog"]["AP"] == -1
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("seed", range(3))
 def test_perturbed_masks_of_coco(seed):

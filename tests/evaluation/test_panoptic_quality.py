@@ -131,6 +131,7 @@ def test_faults_among_many_files_are_named(tmp_path):
         evaluate_panoptic(tmp_path / "truth.json", None, tmp_path / "found.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3, 16])
 def test_any_number_of_threads(tmp_path, threads):
     """The same to the bit, so that a figure does not depend on the machine."""
@@ -147,6 +148,7 @@ def test_any_number_of_threads(tmp_path, threads):
     assert run.stdout.strip() == str(here.to_json())
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("seed", range(3))
 def test_perturbed_coco(seed, tmp_path):

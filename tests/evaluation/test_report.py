@@ -30,6 +30,7 @@ def links(page: str) -> list[str]:
     return re.findall(r"\]\(([^)]+)\)", page)
 
 
+@pytest.mark.slow
 def test_everything_linked_is_there(evaluation, tmp_path):
     metrics, confusion = evaluation
     path = write_report(

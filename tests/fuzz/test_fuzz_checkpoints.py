@@ -270,6 +270,7 @@ def read(path: Path) -> None:
             np.random.set_state(before[2])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 @pytest.mark.parametrize("kind", CASES)
 def test_any_files_are_read_or_refused_in_one_line(kind: str) -> None:
@@ -300,6 +301,7 @@ def test_any_files_are_read_or_refused_in_one_line(kind: str) -> None:
         logging.disable(logging.NOTSET)
 
 
+@pytest.mark.slow
 def test_unchanged_files_are_read(tmp_path: Path) -> None:
     """Or the test above would show nothing."""
     save_file(dict(made().state_dict()), tmp_path / "a.safetensors", metadata={METADATA_KEY: SPEC.to_json()})

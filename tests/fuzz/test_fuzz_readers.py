@@ -75,6 +75,7 @@ def try_one(kind: str, files: Files, on_disk: list[tuple[str, str]]) -> None:
             (read_settings if kind == "settings" else read_all)(root)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 @pytest.mark.parametrize("kind", CORPUS)
 def test_any_files_are_read_or_refused_in_one_line(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

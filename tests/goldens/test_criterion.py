@@ -71,6 +71,7 @@ def test_losses_indices_gradients(case):
         assert goldens.difference(case["file"], name.removesuffix("__sub"), gradient) <= 2e-6, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
 @pytest.mark.parametrize("case", goldens.cases("gradients"), ids=lambda c: c["file"].removesuffix(".npz"))
 def test_three_optimizer_steps(case, dtype):

@@ -51,6 +51,7 @@ def _step(name: str, options: dict[str, str], *, on: bool) -> tuple[dict[str, fl
     return {n: v.item() for n, v in losses.items()}, gradients, held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), MODELS)
 def test_same_gradients_from_less(name, options):
     losses, gradients, kept = _step(name, options, on=False)

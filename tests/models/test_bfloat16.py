@@ -17,6 +17,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["oneDNN", "own"])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_gradients_are_those_of_float32_to_bfloat16(name, kernels, monkeypatch):

@@ -40,6 +40,7 @@ def test_attention(name):
         assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "strides", "coordinates"),
     [
@@ -97,6 +98,7 @@ STAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_is_recorded(name):
     """Each stage is what its own part makes of the one before it."""

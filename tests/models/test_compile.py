@@ -10,6 +10,7 @@ from detrkit.weights.build import build_model
 SMALL = {"num_classes": 5, "enc_layers": 1, "dec_layers": 1, "dim_feedforward": 64, "num_queries": 20}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["detr-r50", "deformable-detr-r50"])
 def test_one_graph(name):
     torch.manual_seed(0)

@@ -43,6 +43,7 @@ def build(name="deformable-detr-r50-two-stage", seed=0, **options):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("with_box_refine", [True, False])
 @pytest.mark.parametrize("two_stage", [True, False])
@@ -105,6 +106,7 @@ def test_any_number_of_detections_is_kept(top_k):
 VARIANTS = ["single-scale", "base", "refine", "two-stage"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", VARIANTS)
 @pytest.mark.parametrize("source", VARIANTS)
 def test_weights_of_another_variant_are_refused(source, target):
@@ -124,6 +126,7 @@ def test_weights_of_another_variant_are_refused(source, target):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deformable-detr-r50", "deformable-detr-r50-refine", "deformable-detr-r50-two-stage"])
 def test_whole_models_in_bfloat16(name):
     torch.manual_seed(0)

@@ -82,6 +82,7 @@ def test_all_models_are_checked():
     assert len(PUBLISHED) == len(ARCHITECTURES) == 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", PUBLISHED)
 def test_official_weights(variant):
     model = goldens.model(variant)
@@ -99,6 +100,7 @@ def test_official_weights(variant):
         assert leaked > 1e-2  # so the test would see it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -119,6 +121,7 @@ def test_random_weights(options):
     assert difference <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize(
     "name",
@@ -143,6 +146,7 @@ def test_deformable(name, masks):
 CONVNEXT, RESNET = {"backbone": "timm:test_convnext"}, {"backbone": "timm:test_resnet"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -109,6 +109,7 @@ def assert_small(found, *, logits, boxes, masks):
         assert all(d <= most for d, most in zip(worst, (logits, boxes, masks), strict=False)), (name, worst)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("variant", [*VARIANTS, "deformable_single_scale"])
 def test_same_outputs(variant, seed, tmp_path):
@@ -120,6 +121,7 @@ def test_same_outputs(variant, seed, tmp_path):
         assert_small(differences(ours, theirs, images), logits=2e-5, boxes=5e-6, masks=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_same_outputs_at_the_published_size(variant, tmp_path):
     """On the goldens' pictures, whose proposals differ enough to have one order."""
@@ -131,6 +133,7 @@ def test_same_outputs_at_the_published_size(variant, tmp_path):
     assert_small(differences(ours, theirs, goldens.images(case)), logits=6e-5, boxes=1e-5, masks=6e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["detr_resnet50_dc5", "detr_resnet50_dc5_panoptic", "deformable_single_scale_dc5"])
 def test_dc5(variant, tmp_path):
     """Which transformers has with timm's ResNet alone."""
@@ -142,6 +145,7 @@ def test_dc5(variant, tmp_path):
     assert_small(differences(ours, theirs, images), logits=2e-5, boxes=5e-6, masks=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_transformers_writes(variant, tmp_path):
     kind, options = goldens.VARIANTS[variant]
@@ -157,6 +161,7 @@ def test_what_transformers_writes(variant, tmp_path):
             tensor.zero_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_captured_attention(variant, tmp_path):
     """In double precision: sharp attention makes more of single's noise than of a fault in the last digit.

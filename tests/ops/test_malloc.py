@@ -37,12 +37,14 @@ def run(**environment):
     return kept == "True", int(faults)
 
 
+@pytest.mark.slow
 def test_pages_are_kept():
     kept, faults = run()
     assert kept
     assert faults < 2000  # one tensor has 16384
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, value",
     [("DETRKIT_RETAIN_FREED_MEMORY", "0"), ("DETRKIT_KEEP_PAGES", "0"), ("MALLOC_MMAP_THRESHOLD_", "131072")],

@@ -57,6 +57,7 @@ def _assert_close(got, want, atol):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", CASES)
 def test_golden(operator, file):
     data = {k: torch.from_numpy(v) for k, v in goldens.arrays(file).items()}
@@ -71,6 +72,7 @@ def test_golden(operator, file):
     _assert_close(got, want, 1e-12)
 
 
+@pytest.mark.slow
 def test_gradcheck(operator):
     shapes = [(3, 4), (1, 1)]
     inputs = [t.requires_grad_() for t in _random(shapes, b=1, q=2, h=2, d=3, p=2)]
@@ -78,6 +80,7 @@ def test_gradcheck(operator):
     assert torch.autograd.gradcheck(lambda v, at, w: operator(v, shapes, at, w), inputs, fast_mode=interpreted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     "shapes", [[(7, 9), (4, 5), (2, 3)], [(1, 6), (5, 1)], [(1, 1)], [(2, 2), (1, 1), (1, 2), (2, 1)]]
@@ -90,6 +93,7 @@ def test_equals_reference(operator, shapes, seed):
     _assert_close(got, want, 1e-12)
 
 
+@pytest.mark.slow
 def test_chunks_do_not_show(operator, monkeypatch):
     """Parts that end in the middle of an image; as many points as in an encoder, and as few as in a decoder."""
     monkeypatch.setattr(ms_deform_cpu, "_ELEMENTS_PER_THREAD", 20)
@@ -102,6 +106,7 @@ def test_chunks_do_not_show(operator, monkeypatch):
     ms_deform_cpu._cached_pyramid.cache_clear()
 
 
+@pytest.mark.slow
 def test_far_outside_is_zero(operator):
     shapes = [(4, 6), (2, 3)]
     value, locations, weights = _random(shapes)
@@ -135,6 +140,7 @@ def test_empty(operator, b, q):
     assert all(float(g.abs().sum()) == 0 for g in grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sums_of_half_precision_are_in_float32(operator, dtype):
     """Values in half precision, locations and weights in float32, as under autocast: one rounding at the end."""
@@ -165,6 +171,7 @@ def test_results_do_not_depend_on_threads_or_run():
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
+@pytest.mark.slow
 def test_one_operator_for_compile_and_export():
     shapes = [(4, 5), (2, 3)]
     value, locations, weights = _random(shapes, dtype=torch.float32)

@@ -39,6 +39,7 @@ print("compiled")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 def test_compiles(capability, tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}

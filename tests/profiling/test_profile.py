@@ -71,6 +71,7 @@ def taken(result):
 MODEL = ["backbone", "projection, positions", "encoder", "decoder", "heads"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "more"), [(DETR, []), (TWO_STAGE, ["proposals"]), (PANOPTIC, ["masks"])], ids=lambda x: str(x)[:30]
 )
@@ -104,6 +105,7 @@ def test_masks_are_made_for_as_many_as_a_picture_has(files):
     assert trained.objects_per_image == 0  # nothing is above the threshold of trained weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "part"),
     [
@@ -151,6 +153,7 @@ def test_training_has_these_parts_and_moves_the_weights(files, monkeypatch):
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "part"),
     [

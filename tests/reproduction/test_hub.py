@@ -65,6 +65,7 @@ def test_arguments_in_the_official_order(entry):
     assert {name: given[name].default for name in official} == defaults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_outputs_are_the_official_ones(entry):
     """Official weights by the official names; a batch with padding as published, as a NestedTensor."""
@@ -115,6 +116,7 @@ def test_state_dicts_are_strict_and_say_what_is_wrong():
     inside.load_state_dict(inside.state_dict())
 
 
+@pytest.mark.slow
 def test_pretrained(tmp_path, monkeypatch):
     """The published file, from the cache; its class head starts anew for other classes."""
     monkeypatch.setenv("DETRKIT_HOME", str(tmp_path))

@@ -106,6 +106,7 @@ def words(name, data, resume, folder):
     return [*SEVEN[name].split(), *places, *where]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEVEN)
 def test_the_seven_commands(name, weights, data, tmp_path, monkeypatch, capsys):
     file = weights / PUBLISHED[name].file
@@ -121,6 +122,7 @@ def test_the_seven_commands(name, weights, data, tmp_path, monkeypatch, capsys):
     assert settings["batch size"] == (2 if name in ("detr-r50", "detr-r101") else 1) and settings["size"] == 800
 
 
+@pytest.mark.slow
 def test_masks_of_instances(data, tmp_path, capsys):
     """`--masks` on instances, with as many classes: a checkpoint of one's own, that nothing was published of."""
     sizes = {"hidden_dim": 32, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
@@ -135,6 +137,7 @@ def test_masks_of_instances(data, tmp_path, capsys):
     assert re.search(r"mask AP +\| +- \| +- \|", printed) and "(published" not in printed
 
 
+@pytest.mark.slow
 def test_from_an_address(weights, data, tmp_path, monkeypatch):
     """As in the README of the official code, the checkpoint is downloaded; here from a server on this machine."""
     file = weights / PUBLISHED["detr-r50"].file
@@ -215,6 +218,7 @@ def test_the_page_has_commands_that_parse():
     assert models == [("detr-r101-dc5", {}), ("detr-r50-panoptic", {})]
 
 
+@pytest.mark.slow
 def test_the_script_runs_where_nothing_is_installed(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "reproduce.py"), "--eval"], cwd=tmp_path, capture_output=True, text=True

@@ -78,6 +78,7 @@ def whole(weights, data, tmp_path_factory):
         return out, detrkit.reproduce(MODELS, **data, weights=weights, out=out, **SMALL)
 
 
+@pytest.mark.slow
 @needs_data
 def test_from_download_to_report(weights, tmp_path, monkeypatch, capsys):
     """The command, with a file that a server cuts off in the middle, on images of COCO-MINI."""
@@ -110,6 +111,7 @@ def test_from_download_to_report(weights, tmp_path, monkeypatch, capsys):
     assert measured.detections == 400
 
 
+@pytest.mark.slow
 @needs_data
 def test_panoptic_report(whole):
     """Boxes, masks and segments of one pass, in the table and in the report."""
@@ -126,6 +128,7 @@ def test_panoptic_report(whole):
     assert Image.open(out / "detr-r50-panoptic" / "examples.png").width == 5 * 10 + 4 * 320
 
 
+@pytest.mark.slow
 @needs_data
 def test_truth_from_its_own_results(whole, data, weights, published, no_reports, tmp_path):
     """What the model finds, taken for the truth, has PQ 100, and the difference is said."""
@@ -152,6 +155,7 @@ def test_truth_from_its_own_results(whole, data, weights, published, no_reports,
     assert figures["PQ"].within is False and not result.within
 
 
+@pytest.mark.slow
 @needs_data
 def test_interrupted_and_resumed(whole, data, weights, published, no_reports, tmp_path, monkeypatch):
     """Stopped after the first batch and in the middle of a line: the rest is evaluated once, with the same results."""
@@ -203,6 +207,7 @@ def test_a_second_one_into_the_same_folder_is_refused(data, weights, published, 
     assert not (tmp_path / "detr-r50-panoptic").exists()
 
 
+@pytest.mark.slow
 @needs_data
 def test_two_processes_equal_one(whole, data, weights, tmp_path):
     """Under torchrun, 5 images in batches of 2: the same detections, masks, segments and figures."""
@@ -234,6 +239,7 @@ def test_two_processes_equal_one(whole, data, weights, tmp_path):
     assert first["figures"] == second["figures"] and first["differences"] == second["differences"]
 
 
+@pytest.mark.slow
 @needs_data
 def test_deformable_by_path(data, weights, no_reports, tmp_path, monkeypatch):
     """A file without address or hash, found by its usual name; its classes are COCO's."""
@@ -249,6 +255,7 @@ def test_deformable_by_path(data, weights, no_reports, tmp_path, monkeypatch):
         detrkit.reproduce("deformable-detr-r50-refine", weights=other, **options)
 
 
+@pytest.mark.slow
 @needs_data
 def test_objects_of_other_images(data, weights, published, tmp_path):
     """Without instances of the panoptic images boxes and masks are compared with their things, and that is said."""

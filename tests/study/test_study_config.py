@@ -32,6 +32,7 @@ def member(i: int, **changes) -> list[dict]:
     return members
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", studies())
 def test_shipped_studies_train_the_four_models_under_one_budget(name):
     study = load_study(name, data="somewhere")

@@ -70,6 +70,7 @@ def signal_at(monkeypatch, model: str, step: int) -> None:
     monkeypatch.setattr(Trainer, "_log_step", log_and_signal)
 
 
+@pytest.mark.slow
 def test_every_member_has_its_figures_of_the_last_epoch(whole):
     _, result = whole
     assert not result.failed
@@ -116,6 +117,7 @@ def test_members_that_are_done_are_read_back(whole, monkeypatch, quick):
     assert numbers(result.folder) == before and again.outcome == result.outcome
 
 
+@pytest.mark.slow
 def test_resumed_study_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, quick):
     """Stopped in the first epoch of the first member, then in the second of the second."""
     file, result = whole
@@ -142,6 +144,7 @@ def test_resumed_study_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, qu
     assert numbers(tmp_path / "part") == numbers(result.folder)
 
 
+@pytest.mark.slow
 def test_a_member_killed_before_its_first_saved_state_begins_anew(whole, tmp_path, monkeypatch, quick):
     file, result = whole
     study = load_study(file)
@@ -160,6 +163,7 @@ def test_a_member_killed_before_its_first_saved_state_begins_anew(whole, tmp_pat
     assert "++ two-stage (not trained)" in (tmp_path / "part" / "study.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_member_that_fails_does_not_lose_the_others(whole, tmp_path, monkeypatch, quick, capsys):
     """The first one diverges in its second epoch; when that has been mended it goes on."""
     file, result = whole
@@ -225,6 +229,7 @@ def test_unknown_shapes_are_refused(tmp_path):
         run_study(study, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_two_processes_train_every_member(whole, tmp_path):
     """Under torchrun: the first process writes, the tables are those of one process but for rounding."""
     _, result = whole

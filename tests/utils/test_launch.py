@@ -148,6 +148,7 @@ def test_one_task_of_slurm_starts_processes_itself(environment):
     assert check_processes(TrainConfig(run=RunConfig(device="cpu", devices=3))) == (3, 1)
 
 
+@pytest.mark.slow
 def test_ranks_that_are_no_numbers(environment, capsys):
     """lightning_fabric takes them for numbers when it is imported, which is before any command has looked."""
     environment({"RANK": "", "SLURM_PROCID": " "})

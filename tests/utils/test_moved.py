@@ -37,6 +37,7 @@ def test_modules_inside_a_package_that_moved():
     assert present_name("detrkit.models.detr") is None and present_name("torch.classes") is None
 
 
+@pytest.mark.slow
 def test_earlier_imports_in_a_new_process():
     code = (
         "from detrkit.checkpoint import load_model, save_model, ModelSpec\n"

@@ -68,6 +68,7 @@ def test_a_closed_stream(monkeypatch, capsys):
     assert capsys.readouterr().out == "" and sys.stderr is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "status", "error"),
     [
@@ -87,6 +88,7 @@ def test_a_command_whose_output_goes_nowhere(tmp_path, words, status, error):
     assert not said.exists() or said.read_text().startswith("detrkit: error: nowhere.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", ["1", "-5", "999999999"])
 def test_a_terminal_of_any_width(capsys, monkeypatch, columns):
     """In one column the layout of a help text has no end."""

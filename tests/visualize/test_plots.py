@@ -121,6 +121,7 @@ def test_figures_are_saved_whole_and_without_pyplot(tmp_path):
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
+@pytest.mark.slow
 def test_drawing_does_not_wait_for_matplotlib():
     code = "import sys, detrkit.visualize as v; v.draw_boxes; assert 'matplotlib' not in sys.modules; v.training_curves"
     subprocess.run([sys.executable, "-c", code], check=True)

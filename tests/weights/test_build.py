@@ -139,6 +139,7 @@ def test_published_by_download_and_by_hash(published, monkeypatch, tmp_path):
     assert asked == [(f"https://dl.fbaipublicfiles.com/detr/{file.name}", file.stem.rsplit("-", 1)[1])]
 
 
+@pytest.mark.slow
 def test_dc5_file_in_a_plain_model_is_an_error(published):
     options = TINY | {"backbone": "resnet50"}
     source = build_model("detr-r50-dc5", **options)
@@ -150,6 +151,7 @@ def test_dc5_file_in_a_plain_model_is_an_error(published):
     assert same(build_model("detr-r50-dc5", weights=file), source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "other", "reason"),
     [
@@ -197,6 +199,7 @@ def test_official_training_checkpoint_declares_its_arguments(tmp_path):
         build_model("detr-r50", weights=tmp_path / "checkpoint.pth", **TINY, pre_norm=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["official", "detrkit"])
 def test_another_number_of_classes_starts_a_new_head(tmp_path, caplog, kind):
     source = build_model("detr-r50", **TINY)
@@ -216,6 +219,7 @@ def test_another_number_of_classes_starts_a_new_head(tmp_path, caplog, kind):
         build_model("detr-r50", weights=tmp_path / "b.safetensors", **TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["frozen", "batch"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_backbone_weights(tmp_path, monkeypatch, norm, suffix):

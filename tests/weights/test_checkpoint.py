@@ -117,6 +117,7 @@ def test_run_directory(model, tmp_path):
     assert same(load_model(tmp_path)[0], best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("averaged", [False, True])
 def test_training_state(model, tmp_path, averaged):
     average = SPEC.build()
@@ -133,6 +134,7 @@ def test_training_state(model, tmp_path, averaged):
     assert same(loaded, average if averaged else model) and spec == SPEC
 
 
+@pytest.mark.slow
 def test_official_file_asks_for_what_its_tensors_do_not_tell(tmp_path, caplog):
     path = tmp_path / "a.pth"
     model = build_model("detr-r50", num_classes=5, num_queries=7, enc_layers=2)
@@ -183,6 +185,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_tensors_tell_everything_else(tmp_path, name, options):
     model = build_model(name, num_classes=3, **TINY | options)
@@ -192,6 +195,7 @@ def test_tensors_tell_everything_else(tmp_path, name, options):
     assert {option: spec.options.get(option) for option in options} == options
 
 
+@pytest.mark.slow
 def test_every_published_model_is_told_from_its_tensors():
     for name, known in registry.ARCHITECTURES.items():
         with torch.device("meta"):
@@ -205,6 +209,7 @@ def test_every_published_model_is_told_from_its_tensors():
         assert all(defaults[option] == value for option, value in inferred.options.items()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dilation", [False, True])
 def test_official_training_checkpoint_says_what_it_is(tmp_path, dilation):
     options = {k: v for k, v in TINY.items() if k != "backbone"} | {"backbone": "resnet50", "pre_norm": True}
@@ -219,6 +224,7 @@ def test_official_training_checkpoint_says_what_it_is(tmp_path, dilation):
         load_model(tmp_path / "checkpoint.pth", name=other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Namespace", "dict"])
 def test_arguments_of_the_deformable_main(tmp_path, kind):
     """Which has arguments that are not its model's, and no pre_norm."""
@@ -256,6 +262,7 @@ def test_official_file_of_our_own_comes_back_whole(model, tmp_path):
     assert list(content["model"]) == list(to_official(model))
 
 
+@pytest.mark.slow
 def test_published_file_is_recognised(tmp_path, monkeypatch):
     model = build_model("detr-demo")
     torch.save({k: v.half() if v.is_floating_point() else v for k, v in to_official(model).items()}, tmp_path / "x.pth")

@@ -171,6 +171,7 @@ def test_weights_of_every_precision_are_looked_at(model, tmp_path, dtype):
         load_model(tmp_path / "a.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["model", "state_dict", "net", "ema", "model_ema", "module", "params", "ema.module"])
 def test_weights_under_the_usual_keys(model, tmp_path, caplog, key):
     content = to_official(model)

@@ -41,6 +41,7 @@ def assert_same(model, other):
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["timm", "resnet"])
 @pytest.mark.parametrize("name", KINDS)
 def test_there_and_back_through_a_file(name, backbone, tmp_path):
@@ -99,6 +100,7 @@ def test_names_of_the_published_files():
     } <= set(deformable)
 
 
+@pytest.mark.slow
 def test_the_three_norms_of_a_decoder_layer_keep_their_places():
     """Published numbers go 2, 1, 3 in Deformable DETR, where DETR has 1, 2, 3."""
     for name, order in (("detr", (1, 2, 3)), ("multi-scale", (2, 1, 3))):
@@ -110,6 +112,7 @@ def test_the_three_norms_of_a_decoder_layer_keep_their_places():
             assert torch.equal(state[f"model.decoder.layers.1.{theirs}_layer_norm.weight"], norm.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_names_inside_transformers(name):
     """A state dict of a model in memory: transformers 5 names it otherwise than its files."""
@@ -124,6 +127,7 @@ def test_names_inside_transformers(name):
     assert_same(source, target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "left_out"), [("multi-scale", r"embed\.[12]\."), ("two-stage", r"^\w+_embed")])
 def test_copies_of_a_head_may_be_left_out(name, left_out):
     source, target = build(name, seed=3), build(name)
@@ -149,6 +153,7 @@ def test_class_heads_tied_by_transformers():
         load_huggingface(target, state)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit():
     state = to_huggingface(build("detr", backbone="resnet34"))
     with pytest.raises(WeightsError, match="of a resnet34, the model has a resnet18"):
@@ -169,6 +174,7 @@ def test_what_does_not_fit():
         load_huggingface(build("detr"), {"config": 1})
 
 
+@pytest.mark.slow
 def test_models_that_transformers_does_not_have():
     with pytest.raises(DetrkitError, match=r"no DETR with transformer\.encoder\.norm\.weight"):
         to_huggingface(build("detr", pre_norm=True))

@@ -101,6 +101,7 @@ def assert_same_outputs(ours, theirs, images, logits=1e-4, boxes=1e-5, masks=3e-
     assert all(d <= most for d, most in zip(found, (logits, boxes, masks)[: len(found)], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_both_ways(kind, tmp_path, monkeypatch, caplog):
     name, options, backbone = MODELS[kind]
@@ -123,6 +124,7 @@ def test_both_ways(kind, tmp_path, monkeypatch, caplog):
     assert whole(read) == whole(spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "name"),
     [
@@ -143,6 +145,7 @@ def test_published_sizes(variant, name, tmp_path, monkeypatch, caplog):
     assert_same_outputs(ours, theirs, goldens.images(case), logits=6e-5, boxes=1e-5, masks=6e-4)
 
 
+@pytest.mark.slow
 def test_input_is_prepared_alike(tmp_path):
     transformers = pytest.importorskip("transformers")
     _, _, folder = written(tmp_path / "ours", "detr-r50", TINY)
@@ -165,6 +168,7 @@ def edited(folder, file="config.json", drop=(), **fields):
     path.write_text(json.dumps({k: v for k, v in content.items() if k not in drop}))
 
 
+@pytest.mark.slow
 def test_published_configuration_of_transformers_4(tmp_path):
     """The fields of facebook/detr-resnet-50-panoptic's config.json: what is default is left out."""
     ours, _, folder = written(
@@ -180,6 +184,7 @@ def test_published_configuration_of_transformers_4(tmp_path):
     assert (load_model(folder)[1].size, load_model(folder)[1].max_size) == (600, 900)
 
 
+@pytest.mark.slow
 def test_other_files_of_weights(tmp_path):
     ours, _, folder = written(tmp_path / "a", "detr-r50", TINY)
     state = load_file(folder / "model.safetensors")
@@ -244,6 +249,7 @@ def test_what_is_no_index(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_names_that_somebody_changed(tmp_path):
     _, _, folder = written(tmp_path / "a", "detr-r50", TINY)
     edited(folder, id2label={"0": "CAT", "1": "dog", "2": "sky"})
@@ -252,6 +258,7 @@ def test_names_that_somebody_changed(tmp_path):
     assert load_model(folder)[1].classes is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "fields", "message"),
     [
@@ -324,6 +331,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
 
 
+@pytest.mark.slow
 def test_wherever_a_checkpoint_is_taken(tmp_path, capsys):
     """`detrkit.load`, predict, convert, and weights of a new model."""
     from detrkit.cli.convert import Convert

@@ -15,6 +15,7 @@ from detrkit.utils.errors import DetrkitError
 SMALL = {"backbone": "resnet18", "hidden_dim": 32, "dim_feedforward": 64, "enc_layers": 1, "dec_layers": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", goldens.VARIANTS)
 def test_there_and_back_is_the_identity(variant):
     state = goldens.filled(variant)
@@ -24,6 +25,7 @@ def test_there_and_back_is_the_identity(variant):
         assert tensor.dtype == state[name].dtype and torch.equal(tensor, state[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DETR, DETRdemo])
 def test_content_with_model_key_prefix_and_half_precision(kind):
     source, target = kind(**SMALL), kind(**SMALL)
@@ -105,6 +107,7 @@ def test_message_names_what_is_wrong():
     assert isinstance(error.value, DetrkitError) and isinstance(error.value, RuntimeError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
@@ -186,6 +189,7 @@ DEFORMABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "heads"),
     [

@@ -38,6 +38,7 @@ def saved(path, content, protocol=4):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_same_outputs_as_paddle(model, tmp_path):
     path = saved(tmp_path / f"{model}_1x_coco.pdparams", arrays(model))
@@ -56,6 +57,7 @@ def test_same_outputs_as_paddle(model, tmp_path):
     assert spec.classes.ids == tuple(COCO_NAMES) and spec.classes.names[:2] == ("person", "bicycle")
 
 
+@pytest.mark.slow
 def test_converted_whole(tmp_path, capsys):
     path = saved(tmp_path / "detr_r50_1x_coco.pdparams", arrays("detr_r50"), protocol=2)
     assert Convert(path, tmp_path / "a.safetensors").run() == 0
@@ -68,6 +70,7 @@ def test_converted_whole(tmp_path, capsys):
         Convert(path, tmp_path / "a.pdparams").run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -91,6 +94,7 @@ def test_what_does_not_fit(tmp_path, change, message):
     assert str(error.value).startswith(f"{path}: ")
 
 
+@pytest.mark.slow
 def test_other_forms_of_the_same_arrays(tmp_path):
     """Names beside arrays (paddle.save of tensors), weights under "model", an ordered dictionary."""
     state = arrays("deformable_detr_r50")
