@@ -44,6 +44,11 @@ def test_an_unknown_name_lists_the_names_and_the_similar_one(things):
     things.add("three", 3)
     with pytest.raises(SettingError, match=r"^unknown thing 'Three_': choose one of one, three; did you mean three\?$"):
         things.find("Three_")
+    things.add("timm:", 4)  # a prefix
+    with pytest.raises(SettingError, match=r"choose one of one, three, timm:NAME$"):
+        things.find("four")
+    with pytest.raises(SettingError, match=r"^unknown logger 'four': no installed package has registered any$"):
+        Registry("logger").find("four")
     with pytest.raises(KeyError):
         things["four"]
     assert things.get("four") is None and "four" not in things

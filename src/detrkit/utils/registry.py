@@ -73,8 +73,9 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self:
             similar = nearest_names([name], self._entries).get(name)
             hint = f"; did you mean {similar}?" if similar else ""
-            names = ", ".join(self._entries)
-            raise SettingError(f"unknown {self.kind} {shortened(name)!r}: choose one of {names}{hint}")
+            names = ", ".join(f"{entry}NAME" if entry.endswith(":") else entry for entry in self._entries)
+            choices = f"choose one of {names}" if names else "no installed package has registered any"
+            raise SettingError(f"unknown {self.kind} {shortened(name)!r}: {choices}{hint}")
         return self._entries[name]
 
     def __getitem__(self, name: str) -> T:
