@@ -60,7 +60,8 @@ class Backbone(nn.Module):
         padding: "exact": an image's maps do not depend on its batch; "official": the padded batch runs as it is.
         norm: see `check`.
         multiple: pixels; sides of the images that `maps` gets are multiples of it; by default 2 ** (last stage).
-        mean, std: per RGB channel, for pixels in [0, 1]: the normalization that pretrained weights expect.
+        mean: per RGB channel, for pixels in [0, 1], of the normalization that pretrained weights expect.
+        std: likewise.
 
     Attributes:
         channels, strides: of `stages`, in their order.

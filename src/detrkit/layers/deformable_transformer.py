@@ -138,11 +138,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.ModuleList):
-    """A stack of deformable encoder layers. It is a list of them, which is how their parameters are named.
-
-    Args:
-        modules: the layers, `DeformableEncoderLayer`.
-    """
+    """A stack of `DeformableEncoderLayer`: it is made of them and is a list of them, which names their parameters."""
 
     checkpointing = False  # see `set_checkpointing`
 
@@ -245,11 +241,7 @@ class DeformableDecoderLayer(nn.Module):
 
 
 class DeformableDecoder(nn.ModuleList):
-    """A stack of deformable decoder layers. It is a list of them, which is how their parameters are named.
-
-    Args:
-        modules: the layers, `DeformableDecoderLayer`.
-    """
+    """A stack of `DeformableDecoderLayer`: it is made of them and is a list of them, which names their parameters."""
 
     checkpointing = False  # see `set_checkpointing`
 
