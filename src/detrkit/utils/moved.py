@@ -10,9 +10,12 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 # earlier module, or package with its modules -> present one; both below `detrkit`
 MOVED = {
@@ -81,14 +84,17 @@ def present_name(name: str) -> str | None:
     return f"detrkit.{MOVED[before]}{rest}"
 
 
-class MovedModules(MetaPathFinder, Loader):
-    """Finder of modules by their earlier names."""
+class MovedModules:
+    """Finder and loader of modules by their earlier names.
+
+    The base classes of `importlib.abc`, which Python does not ask for, would take half the time of `import detrkit`.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return a spec for an earlier name, None for all others."""
-        return None if present_name(fullname) is None else ModuleSpec(fullname, self)
+        return None if present_name(fullname) is None else ModuleSpec(fullname, cast("Loader", self))
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module that the earlier name stands for."""
@@ -103,7 +109,7 @@ class MovedModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Restore the module's own spec; it has been executed under its present name."""
         spec = module.__spec__
-        if spec is not None and spec.loader is self:
+        if spec is not None and isinstance(spec.loader, MovedModules):
             vars(module).update(spec.loader_state)
 
 
