@@ -14,7 +14,7 @@ from detrkit.utils.ranges import Count, Seed
 class Quickstart:
     """Generate a dataset, train a detector on it from random weights, evaluate it and draw what it finds.
 
-    Needs no download and no GPU: about four minutes on two CPU cores.
+    Needs no download and no GPU: three to six minutes on two CPU cores.
     """
 
     out: Path = Path("detrkit-quickstart")
