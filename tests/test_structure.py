@@ -9,7 +9,7 @@ import detrkit
 
 SRC = Path(detrkit.__file__).parent
 MAX_FUNCTION_LINES = 60  # of code: without docstring, comments and blank lines
-MAX_FILE_LINES = 450
+MAX_FILE_LINES = 400
 
 # function -> why it is longer
 LONG_FUNCTIONS = {

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
-from detrkit.utils.documents import decoded, parse_yaml, read_text
-from detrkit.utils.errors import DetrkitError, SettingError
+from detrkit.utils.documents import parse_yaml
+from detrkit.utils.errors import SettingError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.ranges import (
     BatchSize,
@@ -30,12 +28,10 @@ from detrkit.utils.ranges import (
     Weight,
     Width,
     Workers,
-    out_of_range,
 )
+from detrkit.utils.settings_files import read_yaml, shipped, validated
 
-T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-_OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's names
 
 
 def _named_values(words: list[str]) -> dict[str, Any] | None:
@@ -366,59 +362,3 @@ def load_config(source: str | Path, *, data: str | None = None) -> TrainConfig:
     plain = {section: values for section, values in plain.items() if values is not None}  # all of it commented out
     config = validated(TrainConfig, plain, str(source), hint="see `detrkit train --help` for the fields")
     return config if data is None else config.changed(data={"path": data})
-
-
-def shipped(folder: str = "recipes") -> list[str]:
-    """Return the names of the YAML files that come with detrkit in a folder of the package."""
-    files = resources.files("detrkit").joinpath(folder).iterdir()
-    return sorted(p.name.removesuffix(".yaml") for p in files if p.name.endswith(".yaml"))
-
-
-def read_yaml(source: str | Path, *, expected: str, folder: str = "recipes") -> dict[str, Any]:
-    """Read the content of a YAML file, given by its path or by the name of one that comes with detrkit.
-
-    Args:
-        source: the path or name.
-        expected: what the file should hold, for the message when it is something else.
-        folder: of the package, where the named ones are.
-
-    Raises:
-        DetrkitError: no such file, not YAML, or not a mapping.
-    """
-    path = Path(source)
-    if str(source) in shipped(folder):
-        text = decoded(resources.files("detrkit").joinpath(folder, f"{source}.yaml").read_bytes(), str(source))
-    elif os.path.exists(path):  # False for an impossible path, for which Path.exists raises an error
-        text = read_text(path)
-    else:
-        names = ", ".join(shipped(folder))
-        raise DetrkitError(f"{source}: no such file, and no recipe of that name (there are {names})")
-    plain = parse_yaml(text, str(source))
-    plain = {} if plain is None else plain
-    if not isinstance(plain, dict):
-        raise DetrkitError(f"{source}: expected {expected}; found {type(plain).__name__}")
-    return plain
-
-
-def validated(kind: type[T], plain: Any, where: str, *, hint: str) -> T:
-    """Convert plain YAML values to a dataclass.
-
-    Args:
-        kind: the dataclass.
-        plain: its fields.
-        where: file, and field in it, of the values.
-        hint: where the fields are explained.
-
-    Raises:
-        DetrkitError: a field that is unknown, missing, of the wrong type or out of range; names `where` and the field.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(plain)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field_name = ".".join(str(part) for part in first["loc"])
-        if first["type"] in (*_OUT_OF_RANGE, "finite_number"):
-            reason = out_of_range(first["ctx"]) if first["type"] in _OUT_OF_RANGE else "must be a finite number"
-            raise DetrkitError(f"{where}: {field_name} is {first['input']}: {reason}") from error
-        reason = "unknown field" if first["type"] == "unexpected_keyword_argument" else first["msg"]
-        raise DetrkitError(f"{where}: {field_name}: {reason} ({hint})") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import hotcoco
 import numpy as np
 
+from detrkit.evaluation.positions import IdPositions
 from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import parse_json, read_bytes, shown
 from detrkit.utils.errors import DetrkitError
@@ -124,7 +124,7 @@ def _id_range(ids: Mapping[Any, int]) -> str:
 
 
 @dataclass(frozen=True)
-class DetectionGroundTruth:
+class DetectionGroundTruth(IdPositions):
     """Annotated objects as columns; images and categories are numbered by their position.
 
     The evaluator works on positions, so ids of any kind do no harm: text ids, gaps, and the annotation id 0 that
@@ -158,16 +158,6 @@ class DetectionGroundTruth:
 
     def __len__(self) -> int:
         return len(self.image)
-
-    @cached_property
-    def image_position(self) -> dict[int | str, int]:
-        """Dict of image id -> position."""
-        return {value: i for i, value in enumerate(self.image_ids)}
-
-    @cached_property
-    def category_position(self) -> dict[int, int]:
-        """Dict of category id -> position."""
-        return {value: i for i, value in enumerate(self.category_ids)}
 
     @classmethod
     def load(cls, source: DetectionGroundTruth | str | Path | Mapping[str, Any]) -> DetectionGroundTruth:

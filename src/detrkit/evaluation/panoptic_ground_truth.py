@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from detrkit.evaluation.ground_truth import by_id, identity_order, read_json, unique_names
+from detrkit.evaluation.positions import IdPositions
 from detrkit.structures.classes import ClassList
 from detrkit.structures.panoptic import VOID
 from detrkit.utils.errors import DetrkitError
@@ -60,7 +60,7 @@ class Segments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PanopticGroundTruth:
+class PanopticGroundTruth(IdPositions):
     """Annotated segments of a dataset. Images and categories are numbered by their position.
 
     Attributes:
@@ -82,16 +82,6 @@ class PanopticGroundTruth:
     things: tuple[bool, ...]
     segments: tuple[Segments, ...]
     id_map: IdMaps
-
-    @cached_property
-    def image_position(self) -> dict[int | str, int]:
-        """Dict of image id -> position."""
-        return {value: i for i, value in enumerate(self.image_ids)}
-
-    @cached_property
-    def category_position(self) -> dict[int, int]:
-        """Dict of category id -> position."""
-        return {value: i for i, value in enumerate(self.category_ids)}
 
     @property
     def classes(self) -> ClassList:

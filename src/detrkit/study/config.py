@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict
 
-from detrkit.config import TrainConfig, read_yaml, shipped, validated
+from detrkit.config import TrainConfig
 from detrkit.engine.resuming import first_difference
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.settings_files import read_yaml, shipped, validated
 from detrkit.visualize.colors import LINE_COLORS
 
 _STRICT = ConfigDict(extra="forbid")
