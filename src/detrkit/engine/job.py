@@ -103,6 +103,7 @@ class Job:
         self._watch_store = place.connect()
         self._closed = threading.Event()
         self._failing = threading.Lock()  # held by the thread that ends the process
+        self._telling = threading.Lock()  # held from the record of a failure until its message is printed
         self._read = False
         self._silent = dict.fromkeys(range(place.world), 0.0)  # seconds without a heartbeat
         self._beats: dict[int, bytes] = {}
@@ -172,15 +173,16 @@ class Job:
     def _tell(self, lines: Sequence[str], status: int) -> int:
         """Print what ended the job, unless another process was first, and return the status of the job."""
         mine = json.dumps([self.place.rank, status])
-        try:
-            first = self._watch_store.compare_set("failure", "", mine).decode()
-        except RuntimeError:  # the store is gone with its process: the first process that is left prints
-            if self.place.rank == 1 or self.place.agent:
-                _say(lines)
-            return status
-        if first != mine:
-            return int(json.loads(first)[1])
-        _say(lines)
+        with self._telling:
+            try:
+                first = self._watch_store.compare_set("failure", "", mine).decode()
+            except RuntimeError:  # the store is gone with its process: the first process that is left prints
+                if self.place.rank == 1 or self.place.agent:
+                    _say(lines)
+                return status
+            if first != mine:
+                return int(json.loads(first)[1])
+            _say(lines)
         busy = self.place.world - 1 - self._watch_store.add("done", 0)
         self._await(lambda: self._watch_store.add("read", 0) >= busy, _READ_SECONDS)
         return status
@@ -226,6 +228,7 @@ class Job:
                 stream.flush()
         end_workers()
         self.end_children(_GRACE_SECONDS)
+        self._telling.acquire(timeout=_GRACE_SECONDS)  # another thread of this process may be about to print
         os._exit(status)
 
     # the thread
