@@ -6,9 +6,16 @@ import os
 import signal
 
 import pytest
-import torch
 
-from detrkit.utils.signals import NUMBERS
+# Torch's threads of several workers (`-n 2`) would wait for each other's cores; commands that tests start inherit it.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if workers > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
+
+import torch  # noqa: E402  (libgomp reads both when torch is imported)
+
+from detrkit.utils.signals import NUMBERS  # noqa: E402
 
 # Without a GPU, Triton's kernels run in its interpreter. Triton looks when imported, which torch alone does not do.
 if not torch.cuda.is_available():
