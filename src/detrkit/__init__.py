@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from detrkit.detector import load as load
     from detrkit.engine import evaluate as evaluate
     from detrkit.engine import train as train
+    from detrkit.engine.callbacks import Callback as Callback
     from detrkit.engine.loggers import register_logger as register_logger
     from detrkit.evaluation import evaluate_detections as evaluate_detections
     from detrkit.evaluation import evaluate_panoptic as evaluate_panoptic
@@ -47,6 +48,7 @@ _moved.install()
 _HOMES = {
     "Backbone": "detrkit.backbones.base",
     "Batch": "detrkit.structures.batch",
+    "Callback": "detrkit.engine.callbacks",
     "DetectionModel": "detrkit.models.base",
     "Detections": "detrkit.structures.detections",
     "Detector": "detrkit.detector",
@@ -74,6 +76,7 @@ _PACKAGES = ("convert", "ops")
 __all__ = [
     "Backbone",
     "Batch",
+    "Callback",
     "DetectionModel",
     "Detections",
     "Detector",

@@ -6,8 +6,9 @@ import pytest
 from lightning_fabric.loggers import Logger
 
 import detrkit
-from detrkit.engine.loggers import LOGGERS
+from detrkit.engine.loggers import LOGGERS, RunLogs
 from detrkit.utils.errors import SettingError
+from detrkit.utils.signals import Stopped
 from helpers.tiny import losses, tiny_config
 
 
@@ -74,3 +75,11 @@ def test_an_unknown_logger_is_refused_before_anything_is_written(shapes, tmp_pat
     with pytest.raises(SettingError, match="unknown logger 'wandb': choose one of memory"):
         detrkit.train(tiny_config(shapes, tmp_path / "run", run={"loggers": ("wandb",)}))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("error", "status"), [(Stopped(2), "interrupted"), (ValueError("x"), "failed")])
+def test_how_a_run_ended_is_told(error, status):
+    logs = RunLogs()
+    logs.loggers["memory"] = memory = Memory()
+    logs.on_error(None, error)
+    assert memory.status == status

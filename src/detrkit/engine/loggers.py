@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_fabric.loggers import Logger
 
 from detrkit.config import TrainConfig
+from detrkit.engine.callbacks import Callback, RunView
 from detrkit.engine.logs import TensorBoardLog
 from detrkit.utils.console import console
 from detrkit.utils.registry import Registry
+from detrkit.utils.signals import Stopped
 from detrkit.utils.visible import first_line
+
+if TYPE_CHECKING:
+    from detrkit.engine.training import RunResult
 
 LoggerFactory = Callable[[TrainConfig, Path], Logger]
 LOGGERS: Registry[LoggerFactory] = Registry("logger")
@@ -41,48 +46,52 @@ def register_logger(name: str, *, replace: bool = False) -> Callable[[LoggerFact
     return register
 
 
-class RunLogs:
+class RunLogs(Callback):
     """Logs of a run beside its CSV files: TensorBoard, and the loggers that the config names.
 
     A logger that fails never ends a run: its error is printed once, and the run goes on without it.
 
-    Args:
-        config: of the run.
-        folder: of the run.
-        next_step: the step with which the run begins or goes on.
-        on: whether to log; only the main process does.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, *, next_step: int, on: bool) -> None:
-        self.board = TensorBoardLog(folder / "tensorboard", on=on and config.run.tensorboard, purge_step=next_step)
+    def __init__(self) -> None:
+        self.board: TensorBoardLog | None = None
         self.loggers: dict[str, Logger] = {}
-        for name in config.run.loggers if on else ():
+
+    def on_run_start(self, run: RunView) -> None:
+        """Start the loggers, and log the settings of the run."""
+        config, folder = run.config, run.folder
+        # TensorBoard forgets what a resumed run had logged after its state
+        self.board = TensorBoardLog(folder / "tensorboard", on=config.run.tensorboard, purge_step=run.step + 1)
+        for name in config.run.loggers:
             try:
                 self.loggers[name] = LOGGERS.find(name)(config, folder)
                 self.loggers[name].log_hyperparams(_flat(config))
             except Exception as error:  # whatever other people's code raises
                 self._give_up(name, error)
 
-    def add_step(self, values: Mapping[str, float], step: int) -> None:
-        """Log the loss terms, learning rate and gradient norm of a training step, as "step/loss"."""
+    def on_step_end(self, run: RunView, values: Mapping[str, float]) -> None:
+        """Log loss terms, learning rate and gradient norm of every `log_every`th step, as "step/loss"."""
+        if run.step % run.config.run.log_every and run.step != 1:
+            return
         row = {f"step/{name}": value for name, value in values.items() if not name[-1].isdigit()}
-        self.board.add(row, step)
-        self._log(row, step)
+        self._log(row, run.step, board_step=run.step)
 
-    def add_epoch(self, row: Mapping[str, Any], epoch: int, step: int) -> None:
+    def on_epoch_end(self, run: RunView, row: Mapping[str, Any]) -> None:
         """Log a row of epochs.csv: TensorBoard by the number of the epoch, the others by that of its last step."""
-        self.board.add(dict(row), epoch)
-        self._log(row, step)
+        self._log(row, run.step, board_step=run.epoch)
 
-    def finish(self, status: str) -> None:
-        """End the loggers.
+    def on_run_end(self, run: RunView, result: RunResult) -> None:
+        """End the loggers with the status "success"."""
+        self._each(lambda logger: logger.finalize("success"))
 
-        Args:
-            status: "success", "interrupted" or "failed".
-        """
+    def on_error(self, run: RunView, error: BaseException) -> None:
+        """End the loggers with the status "interrupted" for a stop signal, else "failed"."""
+        status = "interrupted" if isinstance(error, Stopped) else "failed"
         self._each(lambda logger: logger.finalize(status))
 
-    def _log(self, row: Mapping[str, Any], step: int) -> None:
+    def _log(self, row: Mapping[str, Any], step: int, *, board_step: int) -> None:
+        if self.board is not None:
+            self.board.add(dict(row), board_step)
         numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
         self._each(lambda logger: logger.log_metrics(numbers, step))
 

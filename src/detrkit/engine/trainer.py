@@ -18,11 +18,11 @@ from detrkit.config import TrainConfig
 from detrkit.data import make_loader, train_transform
 from detrkit.data.loader import Loader
 from detrkit.data.samplers import derived_seed
+from detrkit.engine.callbacks import Callback, Callbacks, RunView
 from detrkit.engine.evaluating import eval_loader
 from detrkit.engine.evaluation_loop import EvaluationAccumulator, run_evaluation
 from detrkit.engine.evaluation_targets import EvaluationTargets
 from detrkit.engine.fingerprint import Fingerprint
-from detrkit.engine.loggers import RunLogs
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.memory import peak_mib, reset_peak
 from detrkit.engine.metrics import checkpoint_metrics, format_row, overfit_metric, selection_metric, to_row
@@ -60,6 +60,7 @@ class Trainer:
         folder: of the run.
         stop: the signals that stop it, watched.
         data: fingerprint of its datasets.
+        callbacks: called in the main process alone.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class Trainer:
         *,
         stop: StopSignals,
         data: Fingerprint,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.fabric, self.splits, self.spec, self.folder = config, fabric, splits, spec, folder
         self.stop, self.data = stop, data
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.main = self.rank == 0
+        self.callbacks = Callbacks(RunView(self), callbacks if self.main else ())
         self.criterion = build_criterion(spec.name, num_classes=spec.num_classes, **config.loss.overrides())
         self.criterion.to(fabric.device)
         self.model = model  # plain: for evaluation and checkpoints
@@ -118,7 +121,7 @@ class Trainer:
             self.criterion,
             queries=self.queries,
             clip_max_norm=config.optim.clip_max_norm,
-            all_reduce_mean=self.stop.all_reduce_mean,
+            all_reduce_mean=self.callbacks.all_reduce_mean,
             average=self.average,
             averaged=model,
         )
@@ -134,24 +137,18 @@ class Trainer:
             Stopped: a signal asked to stop; the state is saved.
             DetrkitError: a loss is not finite.
         """
-        logs = RunLogs(self.config, self.folder, next_step=self.progress.step + 1, on=self.main)
-        status = "failed"
-        try:
-            with self.stop.waiting():
-                while self.progress.epoch < self.config.optim.epochs and not self._enough():
-                    self._train_epoch(logs)
-                    self._end_epoch(logs)
-                    self.stop.check()
-            status = "success"
-        except Stopped:
-            status = "interrupted"
-            raise
-        finally:
-            logs.finish(status)
+        with self.stop.waiting():
+            while self.progress.epoch < self.config.optim.epochs and not self._enough():
+                self._train_epoch()
+                self._end_epoch()
+                self.stop.check()
 
     def _enough(self) -> bool:
         """Return whether to end before the last epoch."""
         run, progress = self.config.run, self.progress
+        if self.callbacks.stop_asked("epoch"):
+            self._say(f"a callback ends the run: {self.callbacks.run.reason or 'it gave no reason'}")
+            return True
         if run.overfit and progress.learned >= OVERFIT_DONE:
             name = progress.figure if progress.figure == "PQ" else f"{progress.figure}50"
             self._say(f"{name} {progress.learned * 100:.1f} on {len(self.splits.learned)} images: enough")
@@ -161,7 +158,7 @@ class Trainer:
             return True
         return False
 
-    def _train_epoch(self, logs: RunLogs) -> None:
+    def _train_epoch(self) -> None:
         """Run the remaining steps of an epoch."""
         progress, accumulate = self.progress, self.config.optim.accumulate
         if progress.batch >= self.steps_per_epoch:
@@ -183,7 +180,7 @@ class Trainer:
                 progress.batch += 1
                 progress.step += 1
                 self.stop.during = ""
-                self._log_step(values, logs)
+                self._log_step(values)
                 bar.advance(f"loss {values['loss']:.3f}")
                 every = self.config.run.save_every
                 if self.stop.number or (every and progress.step % every == 0):
@@ -191,6 +188,8 @@ class Trainer:
                     self.save()
                 if self.stop.number:
                     raise Stopped(self.stop.number, agreed=True)
+                if self.callbacks.stop_asked("step"):
+                    break
         progress.memory = max(progress.memory, peak_mib(self.fabric.device))
 
     def _step(self, batches: Iterator[tuple[Batch, list[Target]]]) -> dict[str, float]:
@@ -199,6 +198,7 @@ class Trainer:
         factor = lr_factor(config, self.progress.step, self.steps_per_epoch)
         set_lr(self.optimizer, factor)
         parts = [next(batches) for _ in range(config.accumulate)]
+        self.callbacks.step_start(parts)
         try:
             values = self.train_step(parts)
         except NonFiniteError as error:
@@ -206,11 +206,11 @@ class Trainer:
         values["lr"] = config.lr * factor
         return values
 
-    def _end_epoch(self, logs: RunLogs) -> None:
+    def _end_epoch(self) -> None:
         """Save, evaluate, save the best checkpoint, log, save."""
         progress, config = self.progress, self.config
         sums = progress.sums or {}
-        last = progress.epoch + 1 == config.optim.epochs
+        last = progress.epoch + 1 == config.optim.epochs or self.callbacks.stop_asked("epoch")
         due = self.splits.val is not None and (last or (progress.epoch + 1) % config.run.eval_every == 0)
         # Saved before the evaluation, which may take longer than the time between a signal and a kill; and in the first
         # epoch the state is saved before the weights.
@@ -231,6 +231,7 @@ class Trainer:
             row |= to_row(metrics)
             row["val/seconds"] = time.perf_counter() - began
             self.stop.during = ""
+            self.callbacks.evaluation_end(metrics)
         improved = undefined = False
         if metrics is not None:
             progress.figure, value = selection_metric(metrics)
@@ -244,8 +245,8 @@ class Trainer:
             if improved or self.splits.val is None or (undefined and progress.best_epoch < 0):
                 self._save_best(metrics, progress.epoch + 1)
             self.epochs_log.add(row)
-            logs.add_epoch(row, progress.epoch + 1, progress.step)
         self._say(_epoch_line(row, config.optim.epochs, improved))
+        self.callbacks.epoch_end(row)
         progress.epoch += 1
         progress.batch, progress.sums, progress.seconds, progress.memory = 0, None, 0.0, 0.0
         self.save()
@@ -325,6 +326,7 @@ class Trainer:
         state = training_state(self)
         if state is not None:
             save_state(self.folder / "last.pt", state)
+            self.callbacks.checkpoint(self.folder / "last.pt", "last")
         self._saved = place
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -351,6 +353,7 @@ class Trainer:
         figures = {} if metrics is None else checkpoint_metrics(metrics)
         training = {**self.spec.training, "epoch": epoch, "metrics": figures}
         save_model(self.folder / "best.safetensors", self.current, replace(self.spec, training=training))
+        self.callbacks.checkpoint(self.folder / "best.safetensors", "best")
 
     # messages
 
@@ -363,11 +366,11 @@ class Trainer:
             "`detrkit data check`"
         )
 
-    def _log_step(self, values: dict[str, float], logs: RunLogs) -> None:
+    def _log_step(self, values: dict[str, float]) -> None:
         step = self.progress.step
         if self.main and (step % self.config.run.log_every == 0 or step == 1):
             self.steps_log.add({"step": step, "epoch": self.progress.epoch + 1, **values})
-            logs.add_step(values, step)
+        self.callbacks.step_end(values)
 
     def _say(self, text: str) -> None:
         if self.main:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from lightning_fabric import Fabric
 from detrkit.config import TrainConfig
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
+from detrkit.engine.callbacks import Callback, check_callbacks
 from detrkit.engine.evaluation_loop import EvaluationAccumulator
 from detrkit.engine.examples import display_threshold, example_sheet
 from detrkit.engine.fine_tune import InitReport
 from detrkit.engine.fingerprint import fingerprint
+from detrkit.engine.loggers import RunLogs
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.metrics import format_metrics, overfit_metric, selection_metric
 from detrkit.engine.objects import count_objects
@@ -71,7 +74,7 @@ class RunResult:
     overfitted: int | None = None
 
 
-def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
+def train(config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> RunResult:
     """Train a model and write checkpoints, settings, logs and report into the run's folder.
 
     Starts unchanged under `torchrun` and Slurm: each process trains on its share of every global batch. The loss and
@@ -81,12 +84,15 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
         config: of the run.
         resume: continue the run in `config.run.out` exactly where it stopped. One that has no saved state yet is
             started from its beginning.
+        callbacks: called at each step, evaluation, checkpoint, ...: see `Callback`.
 
     Raises:
         DetrkitError: bad input; a folder that holds another run, or that another process writes; a loss that is not
             finite.
         Interrupted: the run was asked to stop.
+        Exception: of a callback, unchanged.
     """
+    check_callbacks(callbacks)
     config = _normal(config)
     folder, stop = Path(config.run.out), StopSignals()
     stop.advice = lambda: how_to_go_on(str(folder), saved=saved_in(folder) is not None)
@@ -96,8 +102,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
             fabric, place, state = begin(config, resume=resume, held=held)
             stop.join(fabric.world_size)
             if config.optim.mask_epochs:
-                return _run_in_two_phases(config, fabric, stop, place, state)
-            return _run(config, fabric, stop, state)
+                return _run_in_two_phases(config, fabric, stop, place, state, callbacks)
+            return _run(config, fabric, stop, state, callbacks)
     except Stopped as stopped:
         raise _interrupted(stopped.number, folder, stop.during, agreed=stopped.agreed) from stopped
 
@@ -107,7 +113,12 @@ def _interrupted(number: int, folder: Path, during: str, *, agreed: bool = True)
 
 
 def _run_in_two_phases(
-    config: TrainConfig, fabric: Fabric, stop: StopSignals, place: str | None, state: dict[str, Any] | None
+    config: TrainConfig,
+    fabric: Fabric,
+    stop: StopSignals,
+    place: str | None,
+    state: dict[str, Any] | None,
+    callbacks: Sequence[Callback],
 ) -> RunResult:
     """Train first the detector, then its masks; resume in the phase in which the run was interrupted.
 
@@ -117,16 +128,17 @@ def _run_in_two_phases(
         stop: the signals that stop it.
         place: as in `Beginning`.
         state: of one of the two phases, or None.
+        callbacks: of the user.
     """
     first, second = detector_phase(config), mask_phase(config)
     if place != ".":
         console.print("phase 1 of 2: the detector")
-        detector = _run(first, fabric, stop, state, whole=config)
+        detector = _run(first, fabric, stop, state, callbacks, whole=config)
         if detector.can_learn is False:
             return detector
         console.print("phase 2 of 2: the masks")
         stop.during, state = BEFORE_FIRST_STEP, None
-    return _run(second, fabric, stop, state, whole=config)
+    return _run(second, fabric, stop, state, callbacks, whole=config)
 
 
 def _run(
@@ -134,6 +146,7 @@ def _run(
     fabric: Fabric,
     stop: StopSignals,
     state: dict[str, Any] | None,
+    callbacks: Sequence[Callback],
     *,
     whole: TrainConfig | None = None,
 ) -> RunResult:
@@ -144,6 +157,7 @@ def _run(
         fabric: launched.
         stop: the signals that stop it.
         state: to resume from; None to start.
+        callbacks: of the user.
         whole: the longer run's config.
     """
     folder = Path(config.run.out)
@@ -164,20 +178,39 @@ def _run(
             if init_report is not None:
                 write_atomic(folder / "init.txt", "\n".join(init_report.lines(most=None)) + "\n")
     fabric.barrier()
-    trainer = Trainer(config, fabric, splits, model, spec, folder, stop=stop, data=data)
+    called = [RunLogs(), *callbacks]
+    trainer = Trainer(config, fabric, splits, model, spec, folder, stop=stop, data=data, callbacks=called)
     if state is not None:
         trainer.resume(state)
         state.clear()  # the trainer has a copy: free this one's memory
     if main:
         _announce(config, spec, splits, trainer, init_report.lines() if init_report is not None else [])
+    try:
+        result = _fit(trainer, stop)
+    except BaseException as error:
+        trainer.callbacks.error(error)
+        raise
+    trainer.callbacks.run_end(result)
+    return result
+
+
+def _fit(trainer: Trainer, stop: StopSignals) -> RunResult:
+    """Train to the end and write the report.
+
+    Args:
+        trainer: at the start of the run, or where it goes on.
+        stop: the signals that stop it.
+    """
+    trainer.callbacks.run_start()
     began = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - began
     stop.during = "in the report"
     evaluations = trainer.best_evaluations()
-    if not main:
+    folder = trainer.folder
+    if not trainer.main:
         return RunResult(folder, None, None, folder / "best.safetensors", None)
-    return _finish(config, splits, evaluations, folder, seconds, fabric.world_size)
+    return _finish(trainer.config, trainer.splits, evaluations, folder, seconds, trainer.world)
 
 
 def _materials(
