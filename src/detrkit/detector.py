@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from detrkit.data.grouping import split_by_shape
 from detrkit.data.image_processor import ImageProcessor
-from detrkit.data.images import SUFFIXES, ImageInput, is_image_file
+from detrkit.data.images import ImageInput, image_files
 from detrkit.data.sources import ParquetImage
 from detrkit.models.base import DetectionModel
 from detrkit.models.postprocess import PostProcessor
@@ -25,11 +24,15 @@ from detrkit.structures.batch import Batch
 from detrkit.structures.classes import ClassList
 from detrkit.structures.outputs import Outputs
 from detrkit.structures.panoptic import PanopticResult, Prediction
+from detrkit.structures.thresholds import ScoreThresholds
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.memory import CHANNELS, batch_pixels, check_batch, check_memory
-from detrkit.utils.ranges import BatchSize, Pixels, Share, check_arguments
+from detrkit.utils.ranges import BatchSize, Pixels, ScoreThreshold, check_arguments
 from detrkit.utils.timing import NORMALIZING, POSTPROCESSING, READING, RESIZING, NoTimer, PartTimer
+from detrkit.utils.torch_defaults import own_defaults
 from detrkit.weights.checkpoint import ModelSpec, load_any
+
+Threshold = float | tuple[float, ...]  # of all labels, or of each
 
 
 class ImageOutputs(NamedTuple):
@@ -114,9 +117,22 @@ class Detector:
 
     @property
     def threshold(self) -> float:
-        """Default score threshold of `predict`: as the model was registered, that of segments if it is panoptic."""
-        thresholds = architecture(self.spec.name).thresholds
+        """Score threshold of `predict` where the checkpoint suggests none, else the suggested one of all classes.
+
+        Without a suggestion it is as the model was registered: 0.5, for panoptic models that of segments.
+        """
+        thresholds, suggested = architecture(self.spec.name).thresholds, self.suggested_thresholds
+        if suggested is not None:
+            return suggested.general
         return thresholds.segment if self.panoptic else thresholds.predict
+
+    @property
+    def suggested_thresholds(self) -> ScoreThresholds | None:
+        """Scores with the best F1 on the validation images of the run, of all classes (`general`) and of each.
+
+        None for weights that hold none (published ones, those of earlier versions), and for panoptic models.
+        """
+        return None if self.panoptic else self.spec.score_thresholds
 
     def to(self, device: torch.device | str) -> Detector:
         """Move the model, and return the detector itself."""
@@ -139,22 +155,26 @@ class Detector:
         self,
         images: Image.Image | np.ndarray | Tensor | bytes | ParquetImage,
         *,
-        threshold: Share | None = None,
+        threshold: ScoreThreshold | None = None,
         batch_size: BatchSize = 8,
     ) -> Prediction: ...
 
     @overload  # of a folder a list; `Any` spares callers with one file a check (typeshed's convention)
     def predict(
-        self, images: str | Path, *, threshold: Share | None = None, batch_size: BatchSize = 8
+        self, images: str | Path, *, threshold: ScoreThreshold | None = None, batch_size: BatchSize = 8
     ) -> Prediction | Any: ...
 
     @overload
     def predict(
-        self, images: list[Any] | tuple[Any, ...], *, threshold: Share | None = None, batch_size: BatchSize = 8
+        self, images: list[Any] | tuple[Any, ...], *, threshold: ScoreThreshold | None = None, batch_size: BatchSize = 8
     ) -> list[Prediction]: ...
 
     def predict(
-        self, images: ImageInput | Sequence[ImageInput], *, threshold: Share | None = None, batch_size: BatchSize = 8
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        threshold: ScoreThreshold | None = None,
+        batch_size: BatchSize = 8,
     ) -> Prediction | list[Prediction]:
         """Detect objects in one or more images, or with a panoptic model segments.
 
@@ -164,8 +184,10 @@ class Detector:
                 uint8 RGB tensor; gray and RGBA are accepted, too (`detrkit.data.images.as_rgb`). EXIF orientation of
                 files and PIL images is applied, so boxes fit the upright image; pixels of 12, 16 and 32 bits are
                 scaled (`detrkit.data.pixels.to_rgb`).
-            threshold: only results with a greater score are returned, 0 to 1; by default `Detector.threshold`. 0.5
-                shows most objects; the DETR notebooks use 0.7, and 0.85 for segments. For evaluation use 0.
+            threshold: only results with a greater score are returned, 0 to 1. "auto": each class has the one that the
+                checkpoint suggests (`suggested_thresholds`). By default "auto" where the checkpoint suggests any, else
+                `Detector.threshold`: 0.5, which shows most objects of published weights; the DETR notebooks use 0.7,
+                and 0.85 for segments. For evaluation use 0.
             batch_size: images per forward pass; the result does not depend on it (but see `padding="official"`).
 
         Returns:
@@ -174,7 +196,8 @@ class Detector:
             has masks. Their tensors are ordinary ones: they may be changed in place and used in a loss.
 
         Raises:
-            DetrkitError: a file is missing, not an image or damaged, or a folder has no images.
+            DetrkitError: a file is missing, not an image or damaged, a folder has no images, or "auto" for weights
+                that suggest no threshold.
             ValueError: an array or tensor of another shape or type, an image without pixels (the message names it), a
                 threshold that is not from 0 to 1, or a batch size below 1.
         """
@@ -182,16 +205,16 @@ class Detector:
             return list(self.stream(image_files(Path(images)), threshold=threshold, batch_size=batch_size))
         if isinstance(images, (list, tuple)):
             return list(self.stream(images, threshold=threshold, batch_size=batch_size))
-        return next(self._stream([images], self._threshold(threshold, 1), 1, single=True))
+        return next(self._stream([images], self.resolve_threshold(threshold, 1), 1, single=True))
 
     def stream(
-        self, images: Iterable[ImageInput], *, threshold: float | None = None, batch_size: int = 8
+        self, images: Iterable[ImageInput], *, threshold: float | str | None = None, batch_size: int = 8
     ) -> Iterator[Prediction]:
         """Yield the results of `predict` one by one, so that memory holds no more than a batch.
 
         Args and errors: as `predict`.
         """
-        return self._stream(images, self._threshold(threshold, batch_size), batch_size)
+        return self._stream(images, self.resolve_threshold(threshold, batch_size), batch_size)
 
     def outputs(self, images: Sequence[ImageInput], *, capture: bool = False) -> ImageOutputs:
         """Run the model on images as one batch, without post-processing: for attention, features and own results.
@@ -215,18 +238,32 @@ class Detector:
             batch = self._batch(read)
             return ImageOutputs(self.model(batch, capture=capture, defer_masks=True), batch, read)
 
-    def _threshold(self, threshold: float | None, batch_size: int) -> float:
-        """Check the arguments, and return the threshold or the default one.
+    def resolve_threshold(self, threshold: float | str | None, batch_size: int = 1) -> Threshold:
+        """Check the arguments of `predict`, and return the threshold that they mean, or one for each label.
 
         Raises:
             ValueError: a number out of range, or images that do not fit into memory.
+            DetrkitError: "auto", and the checkpoint suggests none.
         """
         check_arguments(Detector.predict, {"threshold": threshold, "batch_size": batch_size})
         check_batch(self.spec.size, self.spec.max_size, 1)
-        return self.threshold if threshold is None else float(threshold)
+        if threshold is not None and threshold != "auto":
+            return float(threshold)
+        suggested = self.suggested_thresholds
+        if suggested is not None:
+            return suggested.per_label(self.classes, self.spec.num_classes)
+        if threshold == "auto":
+            why = (
+                "a panoptic model has no suggested thresholds"
+                if self.panoptic
+                else "this checkpoint holds no suggested thresholds (published weights and those of earlier versions "
+                "hold none, nor do weights of a run that learned next to nothing)"
+            )
+            raise DetrkitError(f"threshold auto: {why}: give a number, such as {self.threshold:g}")
+        return self.threshold
 
     def _stream(
-        self, images: Iterable[Any], threshold: float, batch_size: int, *, single: bool = False
+        self, images: Iterable[Any], threshold: Threshold, batch_size: int, *, single: bool = False
     ) -> Iterator[Prediction]:
         """Yield results as `stream`; messages give a `single` image no number."""
         source = self._read(images, single=single)
@@ -242,7 +279,7 @@ class Detector:
                 rgb = processor.read(image, None if single else f"image {number}")
             yield rgb
 
-    def _detect(self, images: Sequence[Image.Image], threshold: float) -> list[Prediction]:
+    def _detect(self, images: Sequence[Image.Image], threshold: Threshold) -> list[Prediction]:
         """Predict one batch; the results are on the CPU."""
         sizes = self._check_memory(images)
         device = self.device
@@ -268,7 +305,7 @@ class Detector:
             )
         return sizes
 
-    def _ordinary(self, images: Sequence[Image.Image], threshold: float) -> list[Prediction]:
+    def _ordinary(self, images: Sequence[Image.Image], threshold: Threshold) -> list[Prediction]:
         """Predict images that are padded to one size; the results are ordinary tensors on the CPU."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             results = self._results(self._batch(images), images, threshold)
@@ -291,11 +328,13 @@ class Detector:
             batch = processor.batch(resized, device=device)
             return replace(batch, images=batch.images.to(dtype))
 
-    def _results(self, batch: Batch, images: Sequence[Image.Image], threshold: float) -> Sequence[Prediction]:
+    def _results(self, batch: Batch, images: Sequence[Image.Image], threshold: Threshold) -> Sequence[Prediction]:
         """Run the model on a batch; the results are on its device, in pixels of the images."""
         # masks are computed only for queries above the threshold
         outputs = self.model(batch, defer_masks=True)
-        postprocessor = replace(self.postprocessor, threshold=threshold, segment_threshold=threshold)
+        postprocessor = replace(self.postprocessor, threshold=threshold)
+        if isinstance(threshold, float):
+            postprocessor = replace(postprocessor, segment_threshold=threshold)
         with self.timer.part(POSTPROCESSING):
             if self.panoptic:
                 return postprocessor.panoptic(outputs, _sizes(images), batch.sizes)
@@ -314,23 +353,9 @@ def load(name_or_path: str | Path, *, name: str | None = None, device: torch.dev
     Raises:
         DetrkitError: the weights are missing, damaged, unknown or do not fit.
     """
-    with _own_defaults():
+    with own_defaults():
         model, spec = load_any(name_or_path, name=name)
     return Detector(model, spec, device=device)
-
-
-@contextmanager
-def _own_defaults() -> Iterator[None]:
-    """Set torch's defaults as at its import, so that a model is the same in every program that loads it."""
-    dtype = torch.get_default_dtype()
-    if dtype != torch.float32:
-        torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False), torch.device("cpu"):
-            yield
-    finally:
-        if dtype != torch.float32:
-            torch.set_default_dtype(dtype)
 
 
 def has_masks(model: nn.Module) -> bool:
@@ -370,15 +395,3 @@ def as_device(name: torch.device | str) -> torch.device:
             f"device {name}: not available on this machine; use cpu, or cuda where there is one"
         ) from error
     return device
-
-
-def image_files(folder: Path) -> list[Path]:
-    """List the image files in a folder by name, without hidden ones.
-
-    Raises:
-        DetrkitError: the folder has no image files.
-    """
-    files = sorted(f for f in folder.iterdir() if is_image_file(f) and f.is_file())
-    if not files:
-        raise DetrkitError(f"{folder}: no images in this folder (known: {', '.join(sorted(SUFFIXES))})")
-    return files

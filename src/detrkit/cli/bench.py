@@ -76,7 +76,8 @@ class Bench:
     def run(self) -> int:
         """Measure and print."""
         self._check()
-        from detrkit.detector import as_device, image_files
+        from detrkit.data.images import image_files
+        from detrkit.detector import as_device
         from detrkit.profiling import ProfileConfig, machine, profile_model
 
         device = None if self.device is None else as_device(self.device)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,17 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from rich.text import Text
 
 from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
+from detrkit.cli.predict_summary import Summary
 from detrkit.utils.console import Terminal
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.memory import is_out_of_memory
 from detrkit.utils.names import full_path
 from detrkit.utils.prefetch import Prefetcher
-from detrkit.utils.ranges import BatchSize, InputSize, Share
+from detrkit.utils.ranges import BatchSize, InputSize, ScoreThreshold
 from detrkit.utils.signals import SignalWatch, Stopped
 from detrkit.utils.visible import one_line
 
@@ -62,9 +60,10 @@ class Predict:
     """Images: files, folders (searched one level deep) and quoted patterns such as 'photos/**/*.jpg'."""
     out: Path = Path("predictions")
     """Folder to write into; created if it does not exist."""
-    threshold: Share | None = None
-    """Keep what has a greater score, 0 to 1; by default 0.5, for panoptic models 0.85 as published (Deformable DETR,
-    whose scores are lower: 0.4). The DETR notebooks use 0.7 for objects."""
+    threshold: ScoreThreshold | None = None
+    """Keep what has a greater score, 0 to 1; auto: for each class the score with the best F1 on the validation images
+    of the run, which its checkpoint holds. By default auto where the checkpoint holds them (a run's do), else 0.5, for
+    panoptic models 0.85 as published (Deformable DETR, whose scores are lower: 0.4). The DETR notebooks use 0.7."""
     pictures: Annotated[bool, tyro.conf.arg(aliases=("--images",))] = True
     """Draw and write the images; --no-pictures (or --no-images): write predictions.json only. The id maps of panoptic
     models are written in any case."""
@@ -74,6 +73,8 @@ class Predict:
     """Images in one forward pass. Results do not depend on it."""
     device: str | None = None
     """Such as cpu, cuda or cuda:1; by default an accelerator if there is one."""
+    verbose: bool = False
+    """List every image at the end, not only the first ones."""
     model: str | None = None
     """Model name, for official .pth files that do not name their model."""
 
@@ -94,6 +95,7 @@ class Predict:
         detector = load(self.checkpoint, name=self.model, device=self.device)
         if self.size is not None:
             detector = detector.resized(self.size)
+        detector.resolve_threshold(self.threshold)  # one message, not one for each image
         results.check(maps=detector.panoptic)
         with FolderLock(results.out):  # else each of two commands would find the other's files in the way
             try:
@@ -108,7 +110,7 @@ class Predict:
             DetrkitError: nothing could be read, or nothing more can be written; what is done is kept.
         """
         files = results.files
-        done: dict[str, Counter[str]] = {}
+        done = Summary()
         try:
             results.begin()
             self._predict(detector, results, done, errors)
@@ -138,13 +140,13 @@ class Predict:
         if not done:
             raise DetrkitError("no image could be read and written, see above")
         results.save()
-        _print(done, console, panoptic=detector.panoptic)
+        done.print(console, detector, self.threshold, verbose=self.verbose)
         _say(console, f"{len(done)} image{'s' * (len(done) != 1)} in {self.out}")
         _say(console, str(self.out / PREDICTIONS))
         return 0 if len(done) == len(files) else 1
 
-    def _predict(self, detector: Detector, results: Results, done: dict[str, Counter[str]], errors: Console) -> None:
-        """Fill `results`, and `done` with the names of the objects in every image that was written.
+    def _predict(self, detector: Detector, results: Results, done: Summary, errors: Console) -> None:
+        """Fill `results`, and `done` with the objects of every image that was written.
 
         Raises:
             DetrkitError: nothing can be written any more.
@@ -180,9 +182,7 @@ class Predict:
                     results.save_sometimes()
                     progress.advance(bar)
 
-    def _write_one(
-        self, file: Path, result: Detections | PanopticResult, results: Results, done: dict[str, Counter[str]]
-    ) -> None:
+    def _write_one(self, file: Path, result: Detections | PanopticResult, results: Results, done: Summary) -> None:
         """Write the predictions of one image.
 
         Raises:
@@ -200,7 +200,7 @@ class Predict:
             ids = results.id_map(file, fromarray(result.to_coco()[0]))
             entry = {"ids": ids, "segments": rows}
         results.add(file, entry)
-        done[str(file)] = Counter(one["name"] for one in rows)
+        done.add(str(file), [one["name"] for one in rows], result.near_miss)
 
 
 def _read(files: Sequence[Path]) -> Iterator[tuple[Path, Image | DetrkitError]]:
@@ -227,7 +227,7 @@ def _bytes(item: tuple[Path, Image | Detections | PanopticResult | DetrkitError]
 def predictions(
     detector: Detector,
     images: Iterable[tuple[Path, Image | DetrkitError]],
-    threshold: float | None,
+    threshold: float | str | None,
     batch_size: int,
 ) -> Iterator[tuple[Path, Detections | PanopticResult | DetrkitError]]:
     """Yield the predictions of each image, in order, or the error: a bad image does not stop the others."""
@@ -240,7 +240,7 @@ def predictions(
 
 
 def _predict_batch(
-    detector: Detector, batch: Sequence[tuple[Path, Image]], threshold: float | None
+    detector: Detector, batch: Sequence[tuple[Path, Image]], threshold: float | str | None
 ) -> list[Detections | PanopticResult | DetrkitError]:
     """Predict a batch, or each image alone if the batch does not fit."""
     if not batch:
@@ -267,18 +267,3 @@ def _say(console: Console, text: str, *, error: bool = False) -> None:
     """Print a line in which nothing is markup or a control character."""
     text = one_line(text)
     console.print(Text.assemble(("error", "red"), " ", text) if error else text, soft_wrap=True)
-
-
-def _print(done: dict[str, Counter[str]], console: Console, max_rows: int = 20, *, panoptic: bool = False) -> None:
-    """Print a table of the images; on a pipe all of them, on a terminal the first ones."""
-    table = Table(title="Segments" if panoptic else "Detections", title_justify="left")
-    table.add_column("image", overflow="fold")
-    table.add_column("segments" if panoptic else "objects", justify="right")
-    table.add_column("what", overflow="fold")
-    shown = list(done.items())[: max_rows if sys.stdout.isatty() else None]
-    for file, counts in shown:
-        what = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.most_common())
-        table.add_row(one_line(file), str(counts.total()), one_line(what))
-    console.print(table)
-    if len(shown) < len(done):
-        console.print(f"... and {len(done) - len(shown)} more", highlight=False)

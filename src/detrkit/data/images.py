@@ -371,3 +371,15 @@ def decode(
     """
     array = np.array(read_rgb(file, size, at_least=at_least))  # (H, W, 3), a writable copy
     return torch.from_numpy(array).permute(2, 0, 1).as_subclass(tv_tensors.Image)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List the image files in a folder by name, without hidden ones.
+
+    Raises:
+        DetrkitError: the folder has no image files.
+    """
+    files = sorted(f for f in folder.iterdir() if is_image_file(f) and f.is_file())
+    if not files:
+        raise DetrkitError(f"{folder}: no images in this folder (known: {', '.join(sorted(SUFFIXES))})")
+    return files

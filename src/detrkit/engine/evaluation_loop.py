@@ -134,7 +134,7 @@ class EvaluationAccumulator:
         """Compute the metrics of the boxes, with those of the masks and segments that were evaluated."""
         masks = self.objects.compute() if self.ground_truth.masks else None
         segments = None if self.segments is None else self.segments.compute()
-        return replace(self.objects.compute(iou_type="bbox"), masks=masks, panoptic=segments)
+        return replace(self.objects.compute(iou_type="bbox", scores=True), masks=masks, panoptic=segments)
 
 
 def run_evaluation(

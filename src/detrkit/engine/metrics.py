@@ -7,6 +7,7 @@ from typing import Any
 
 from detrkit.evaluation import Metrics, PanopticMetrics
 from detrkit.evaluation.metrics import percent
+from detrkit.models.spec import SCORE_THRESHOLDS
 
 _BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MASKS = ("AP", "AP50", "AP75")
@@ -42,6 +43,13 @@ def checkpoint_metrics(metrics: Metrics) -> dict[str, float]:
     if metrics.panoptic is not None:
         figures |= {_PANOPTIC[name]: metrics.panoptic[name] for name in _PANOPTIC}
     return figures
+
+
+def stored_thresholds(metrics: Metrics | None) -> dict[str, Any]:
+    """Return the entry of a checkpoint's `training` with the score thresholds that an evaluation suggests, if any."""
+    scores = None if metrics is None else metrics.scores
+    thresholds = None if scores is None else scores.suggest()
+    return {} if thresholds is None else {SCORE_THRESHOLDS: thresholds.to_json()}
 
 
 def to_row(metrics: Metrics) -> dict[str, float]:

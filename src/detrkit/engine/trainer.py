@@ -25,7 +25,14 @@ from detrkit.engine.evaluation_targets import EvaluationTargets
 from detrkit.engine.fingerprint import Fingerprint
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.memory import peak_mib, reset_peak
-from detrkit.engine.metrics import checkpoint_metrics, format_row, overfit_metric, selection_metric, to_row
+from detrkit.engine.metrics import (
+    checkpoint_metrics,
+    format_row,
+    overfit_metric,
+    selection_metric,
+    stored_thresholds,
+    to_row,
+)
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.saving import restore, training_state
@@ -351,7 +358,7 @@ class Trainer:
 
     def _save_best(self, metrics: Metrics | None, epoch: int) -> None:
         figures = {} if metrics is None else checkpoint_metrics(metrics)
-        training = {**self.spec.training, "epoch": epoch, "metrics": figures}
+        training = {**self.spec.training, "epoch": epoch, "metrics": figures, **stored_thresholds(metrics)}
         save_model(self.folder / "best.safetensors", self.current, replace(self.spec, training=training))
         self.callbacks.checkpoint(self.folder / "best.safetensors", "best")
 

@@ -12,17 +12,20 @@ from detrkit.evaluation.panoptic_ground_truth import PanopticGroundTruth
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
 from detrkit.evaluation.report import report_folder, write_report
 from detrkit.evaluation.result_table import ResultTable
+from detrkit.evaluation.scores import OperatingPoint, ScoreCurves
 
 __all__ = [
     "Confusion",
     "DetectionEvaluator",
     "DetectionGroundTruth",
     "Metrics",
+    "OperatingPoint",
     "PanopticEvaluator",
     "PanopticGroundTruth",
     "PanopticMetrics",
     "PrecisionRecall",
     "ResultTable",
+    "ScoreCurves",
     "confusion_matrix",
     "evaluate_detections",
     "evaluate_panoptic",

@@ -13,6 +13,7 @@ from detrkit.evaluation.curves import PrecisionRecall
 from detrkit.evaluation.ground_truth import ClassNames, DetectionGroundTruth
 from detrkit.evaluation.metrics import Metrics
 from detrkit.evaluation.result_table import IouType, OnUnknown, ResultTable
+from detrkit.evaluation.scores import ScoreCurves
 from detrkit.utils.errors import DetrkitError
 
 # Positions in the evaluator's arrays: IoU 0.5:0.05:0.95; all, small, medium, large objects.
@@ -29,6 +30,7 @@ def evaluate_detections(
     class_names: ClassNames | None = None,
     image_ids: Iterable[int | str] | None = None,
     unknown_categories: OnUnknown = "error",
+    scores: bool = False,
 ) -> Metrics:
     """Compute the COCO metrics of detection results, equal to pycocotools'.
 
@@ -42,6 +44,7 @@ def evaluate_detections(
         class_names: other names than the file's, see `DetectionGroundTruth.renamed`.
         image_ids: only these images; by default all of the ground truth's.
         unknown_categories: "ignore" leaves out detections of categories that the ground truth does not have.
+        scores: also keep the matches, for precision, recall and F1 at any score (`Metrics.scores`).
 
     Raises:
         DetrkitError: a malformed file, an unknown image or category, NaN: with the file, the entry and the fix.
@@ -55,7 +58,7 @@ def evaluate_detections(
         ground_truth, table = restrict(ground_truth, table, image_ids)
     if not ground_truth.image_ids or not ground_truth.category_ids:
         raise DetrkitError(f"{ground_truth.source}: no images or no categories; there is nothing to evaluate")
-    return _metrics(ground_truth, table, limits, iou_type)
+    return _metrics(ground_truth, table, limits, iou_type, scores=scores)
 
 
 def _three_limits(max_dets: int | Sequence[int]) -> tuple[int, int, int]:
@@ -92,7 +95,12 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _metrics(
-    ground_truth: DetectionGroundTruth, table: ResultTable, max_dets: tuple[int, int, int], iou_type: IouType
+    ground_truth: DetectionGroundTruth,
+    table: ResultTable,
+    max_dets: tuple[int, int, int],
+    iou_type: IouType,
+    *,
+    scores: bool,
 ) -> Metrics:
     """Run hotcoco without its summary, so that nothing is printed and AP is taken at the last of max_dets."""
     segmentation = iou_type == "segm"
@@ -146,11 +154,19 @@ def _metrics(
         images=len(ground_truth.image_ids),
         objects=int(objects.sum()),
         detections=len(table),
-        curves=PrecisionRecall(
-            names=ground_truth.names,
-            recall=np.array(params.rec_thrs),
-            iou_thresholds=np.array(params.iou_thrs),
-            precision=precision[:, :, :, _ALL, -1].copy(),
-            scores=arrays["scores"][:, :, :, _ALL, -1].copy(),
-        ),
+        curves=_curves(ground_truth.names, params, arrays),
+        scores=ScoreCurves.of(evaluation, ground_truth.names, objects, table.category, table.scores)
+        if scores
+        else None,
+    )
+
+
+def _curves(names: tuple[str, ...], params: hotcoco.Params, arrays: Mapping[str, np.ndarray]) -> PrecisionRecall:
+    """Copy the curves of all areas at the largest number of detections from the evaluator's arrays."""
+    return PrecisionRecall(
+        names=names,
+        recall=np.array(params.rec_thrs),
+        iou_thresholds=np.array(params.iou_thrs),
+        precision=arrays["precision"][:, :, :, _ALL, -1].copy(),
+        scores=arrays["scores"][:, :, :, _ALL, -1].copy(),
     )

@@ -208,12 +208,13 @@ class DetectionEvaluator:
         """Write the COCO results file atomically, and return its path."""
         return write_atomic(path, json.dumps(self.results()))
 
-    def compute(self, *, only_added: bool = False, iou_type: IouType | None = None) -> Metrics:
+    def compute(self, *, only_added: bool = False, iou_type: IouType | None = None, scores: bool = False) -> Metrics:
         """Compute the COCO metrics over all images of the ground truth, or only over those that were added.
 
         Args:
             only_added: leave the other images out.
             iou_type: by default the evaluator's; an evaluator of masks can evaluate the boxes, too.
+            scores: also keep precision, recall and F1 over the score.
 
         Raises:
             DetrkitError: there is no image to evaluate, or there are no masks.
@@ -224,6 +225,7 @@ class DetectionEvaluator:
             max_dets=self.max_dets,
             iou_type=iou_type or self.iou_type,
             image_ids=list(self._images) if only_added else None,
+            scores=scores,
         )
 
     def confusion(self, *, iou: float = 0.5, score: float = 0.5) -> Confusion:

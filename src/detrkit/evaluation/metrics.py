@@ -12,6 +12,7 @@ from detrkit.utils.visible import markdown
 
 if TYPE_CHECKING:
     from detrkit.evaluation.panoptic_metrics import PanopticMetrics
+    from detrkit.evaluation.scores import ScoreCurves
 
 # The order of pycocotools' `stats`.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -50,6 +51,7 @@ class Metrics(Mapping[str, Any]):
         objects: number of objects in these images, crowd left out.
         detections: number of detections that were given.
         curves: precision-recall curves.
+        scores: precision, recall and F1 over the score, if they were asked for.
         masks: metrics of the objects' masks, if they were evaluated beside the boxes.
         panoptic: panoptic quality, if it was evaluated beside the boxes; then the boxes are those of things.
     """
@@ -73,6 +75,7 @@ class Metrics(Mapping[str, Any]):
     objects: int = 0
     detections: int = 0
     curves: PrecisionRecall | None = field(default=None, repr=False, compare=False)
+    scores: ScoreCurves | None = field(default=None, repr=False, compare=False)
     masks: Metrics | None = None
     panoptic: PanopticMetrics | None = None
 

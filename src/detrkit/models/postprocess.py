@@ -16,7 +16,7 @@ from detrkit.models.segments import assign_pixels, segment_owners
 from detrkit.models.spec import ModelSpec
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures.classes import ClassList
-from detrkit.structures.detections import Detections
+from detrkit.structures.detections import Detections, NearMiss
 from detrkit.structures.outputs import Outputs
 from detrkit.structures.panoptic import PanopticResult, Segment
 from detrkit.utils.renamed import renamed_keywords
@@ -34,7 +34,8 @@ class PostProcessor:
         classes: names and ids to attach.
         top_k: number of detections, sigmoid only (fewer where there are fewer); None: 100, or the number of queries if
             that is larger.
-        threshold: only detections of a greater score are returned, and no mask is computed for the others; None: all.
+        threshold: only detections of a greater score are returned, and no mask is computed for the others; one number,
+            or one for each label; None: all.
         segment_threshold: only queries of a greater score become segments (published: 0.85; sigmoid scores are lower).
         things: per label whether it is a thing; None: as `classes` says, and without them all are.
         duplicates: of stuff that is predicted more than once, "merged": all pixels belong to the one segment;
@@ -51,7 +52,7 @@ class PostProcessor:
     activation: Activation = "softmax"
     classes: ClassList | None = None
     top_k: int | None = 100
-    threshold: float | None = None
+    threshold: float | Sequence[float] | None = None
     segment_threshold: float = 0.85
     things: Sequence[bool] | None = None
     duplicates: Duplicates = "merged"
@@ -100,7 +101,7 @@ class PostProcessor:
         detections = [Detections(*row, classes=self.classes) for row in rows]
         chosen = list(queries)
         if self.threshold is not None:
-            chosen = [q[one.scores > self.threshold] for q, one in zip(chosen, detections, strict=True)]
+            chosen = [q[one.is_above(self.threshold)] for q, one in zip(chosen, detections, strict=True)]
             detections = [one.above(self.threshold) for one in detections]
         if not outputs.has_masks or input_sizes is None:
             yield from detections
@@ -152,8 +153,20 @@ class PostProcessor:
             segments = [
                 Segment(0, label, score, 0, thing=things is None or bool(things[label])) for label, score in queries
             ]
-            results.append(self._assigned(masks, segments, target_sizes[i]))
+            result = self._assigned(masks, segments, target_sizes[i])
+            if not len(chosen[i]):
+                result = replace(result, near_miss=self._near_miss(scores[i], labels[i], objects[i]))
+            results.append(result)
         return results
+
+    def _near_miss(self, scores: Tensor, labels: Tensor, objects: Tensor) -> NearMiss | None:
+        """Return the query of an image, of those (Q,) that predict an object, with the best score."""
+        if not objects.any():
+            return None
+        best = int(scores.where(objects, -1.0).argmax())
+        label = int(labels[best])
+        name = f"class {label}" if self.classes is None else self.classes.names[label]
+        return NearMiss(name, float(scores[best]), self.segment_threshold, label)
 
     def _best_detections(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return (B, K) scores, labels and queries, and (B, K, 4) boxes cxcywh, of the detections of every image."""

@@ -16,13 +16,15 @@ from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Padding
 from detrkit.models.base import DetectionModel
 from detrkit.models.registry import MAX_CLASSES, architecture, build_options
 from detrkit.structures.classes import ClassList
+from detrkit.structures.thresholds import ScoreThresholds
 from detrkit.utils.documents import parse_json, shown
-from detrkit.utils.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.utils.schema import validated_as
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the spec's JSON
+SCORE_THRESHOLDS = "score_thresholds"  # key in `training`
 MAX_SIDE = 1_000_000  # pixels: Hugging Face's files state this for no limit
 _WRONG = "not a detrkit model description"
 
@@ -47,7 +49,7 @@ class ModelSpec:
         size: short side of the input in pixels.
         max_size: longest side of the input in pixels, None for no limit.
         padding: "exact" or "official" (see `build_model`).
-        training: where the weights come from: detrkit version, epoch, metrics; plain JSON values.
+        training: where the weights come from: detrkit version, epoch, metrics, score thresholds; plain JSON values.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -78,6 +80,15 @@ class ModelSpec:
         """Options that define the model; the source of its initial weights is left out."""
         return {k: v for k, v in self.options.items() if k != "backbone_weights"}
 
+    @property
+    def score_thresholds(self) -> ScoreThresholds | None:
+        """Thresholds of the scores that the evaluation of these weights suggests; None if there is none.
+
+        They are part of `training`, which versions without them read, too.
+        """
+        value = self.training.get(SCORE_THRESHOLDS)
+        return None if value is None else ScoreThresholds.from_json(value)
+
     def check(self) -> None:
         """Check what single fields cannot: that the options fit the model, and the classes their number.
 
@@ -86,6 +97,10 @@ class ModelSpec:
                 classes.
         """
         build_options(architecture(self.name), self.build_options)
+        try:
+            _ = self.score_thresholds
+        except SettingError as error:
+            raise ValueError(f"training.{SCORE_THRESHOLDS}: {error}") from error
         if self.classes is None:
             return
         if len(self.classes) != self.num_classes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,32 @@ if TYPE_CHECKING:
     from detrkit.data.images import ImageInput
 
 
+class NearMiss(NamedTuple):
+    """The best of the results of an image that were left out for their score, where none was kept.
+
+    Attributes:
+        name: of its class.
+        score: in [0, 1].
+        threshold: the score that it does not exceed.
+        label: of its class.
+        box: xyxy pixels of the image; None for a segment.
+    """
+
+    name: str
+    score: float
+    threshold: float
+    label: int
+    box: tuple[float, float, float, float] | None = None
+
+    @property
+    def decimals(self) -> str:
+        """The score with two decimals, or as many as show two digits of a small one: 0.21, 0.0034."""
+        return f"{self.score:.2f}" if self.score >= 0.1 or self.score == 0 else f"{self.score:.2g}"
+
+    def __str__(self) -> str:
+        return f"nothing above {self.threshold:g}; best score {self.decimals} ({self.name})"
+
+
 @dataclass
 class Detections:
     """The objects found in one image, in descending order of score unless said otherwise.
@@ -31,6 +58,7 @@ class Detections:
         classes: names and dataset ids of the labels, or None when unknown.
         image_id: the dataset's id of the image, or None.
         image: the input image, kept by `Detector.predict` so that `draw()` needs nothing else.
+        near_miss: the best detection that a threshold left out, where it left out all.
     """
 
     boxes: Tensor
@@ -40,6 +68,7 @@ class Detections:
     classes: ClassList | None = None
     image_id: int | str | None = None
     image: Image.Image | None = None
+    near_miss: NearMiss | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -57,9 +86,31 @@ class Detections:
         masks = None if self.masks is None else self.masks[keep]
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
 
-    def above(self, threshold: float) -> Detections:
-        """Return the detections whose score is greater than `threshold`."""
-        return self.select(self.scores > threshold)
+    def is_above(self, threshold: float | Sequence[float]) -> Tensor:
+        """Return (N,) bool: whether each score is greater than `threshold`, or than that of its label."""
+        return self.scores > self._limits(threshold)
+
+    def above(self, threshold: float | Sequence[float]) -> Detections:
+        """Return the detections whose score is greater than `threshold`.
+
+        Args:
+            threshold: one for all, or one for each label.
+        """
+        kept = self.select(self.is_above(threshold))
+        if len(kept) or not len(self):
+            return kept
+        # the score that comes nearest to its threshold, in proportion
+        limits = self._limits(threshold).expand_as(self.scores)
+        best = int((self.scores / limits.clamp(min=1e-6)).argmax())
+        label, box = int(self.labels[best]), self.boxes[best].tolist()
+        name = f"class {label}" if self.classes is None else self.classes.names[label]
+        miss = NearMiss(name, float(self.scores[best]), _shown(limits[best]), label, tuple(box))
+        return replace(kept, near_miss=miss)
+
+    def _limits(self, threshold: float | Sequence[float]) -> Tensor:
+        """Return the threshold of every detection, (N,), or of all, ()."""
+        limits = torch.as_tensor(threshold, dtype=self.scores.dtype, device=self.scores.device)
+        return limits[self.labels] if limits.ndim else limits
 
     def to(self, device: torch.device | str) -> Detections:
         """Return a copy with all tensors on `device`."""
@@ -146,6 +197,11 @@ class Detections:
             mask=None if self.masks is None else self.masks.cpu().numpy(),
             data={"class_name": np.array(self.names)},
         )
+
+
+def _shown(limit: Tensor) -> float:
+    """Return a threshold without the digits that float32 added."""
+    return round(float(limit), 6)
 
 
 def plain(value: Any) -> Any:

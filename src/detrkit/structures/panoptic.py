@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detrkit.structures.classes import ClassList
-from detrkit.structures.detections import Detections, as_tensor, image_to_draw_on, plain
+from detrkit.structures.detections import Detections, NearMiss, as_tensor, image_to_draw_on, plain
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,6 +50,7 @@ class PanopticResult:
         classes: names and dataset ids of the labels, or None when unknown.
         image_id: the dataset's id of the image, or None.
         image: the input image, so that `draw()` needs nothing else.
+        near_miss: the best query that the threshold left out, where it left out all.
     """
 
     id_map: Tensor
@@ -57,6 +58,7 @@ class PanopticResult:
     classes: ClassList | None = None
     image_id: int | str | None = None
     image: Image.Image | None = None
+    near_miss: NearMiss | None = None
 
     def __len__(self) -> int:
         return len(self.segments)

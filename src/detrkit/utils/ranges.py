@@ -32,6 +32,7 @@ Workers = Annotated[int, Field(ge=0, le=1024)]  # processes
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy's seeds
 WideSeed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # seeds of a separate generator
 Share = Annotated[float, Field(ge=0, le=1)]  # a score or a share
+ScoreThreshold = Share | Literal["auto"]  # auto: as the checkpoint suggests
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # a factor of a loss, a cost or a rate
 Width = Annotated[int, Field(ge=1, le=65_536)]  # channels
