@@ -283,8 +283,8 @@ class RunConfig:
     timeout: Count | None = None
     """Seconds that a process waits for another one before it gives up; by default 300 for all to join, 1800 later."""
     init_from: str | None = None
-    """Fine-tune: start from these weights (a model name for the published ones, a checkpoint, or a run). Heads are
-    adapted by class name and what was kept is printed."""
+    """Fine-tune: start from these weights (a model name for the published ones, a name on the Hugging Face Hub, a
+    checkpoint, or a run). Heads are adapted by class name and what was kept is printed."""
     freeze_detector: str | None = None
     """Train masks alone, on this detector (a model name for the published weights, a checkpoint, or a run), which stays
     frozen. It must know every class of the dataset."""

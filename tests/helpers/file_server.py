@@ -1,4 +1,4 @@
-"""A server on this machine that gives one file and misbehaves as asked."""
+"""A server on this machine that gives one file, or several, and misbehaves as asked."""
 
 from __future__ import annotations
 
@@ -58,6 +58,53 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def serving(content: bytes, path: str) -> Iterator[Server]:
     """A server that runs during the block."""
     with Server(content, path) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+class FilesServer(http.server.ThreadingHTTPServer):
+    """Serves `files`, path -> content, below `url`; `cut` as of `Server`.
+
+    `requests` lists path and Range header of what was asked for.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), FilesHandler)
+        self.files, self.cut, self.requests = dict(files), [], []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class FilesHandler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, header = self.server, self.headers.get("Range")
+        server.requests.append((self.path, header))
+        content = server.files.get(self.path)
+        if content is None:
+            return self.send_error(404)
+        start = int(re.fullmatch(r"bytes=(\d+)-", header)[1]) if header else 0
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        body = content[start:]
+        self.wfile.write(body[: server.cut.pop(0)] if server.cut else body)
+        self.wfile.flush()
+        return self.connection.shutdown(socket.SHUT_WR)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving_files(files: dict[str, bytes]) -> Iterator[FilesServer]:
+    """A server of several files that runs during the block."""
+    with FilesServer(files) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server

@@ -36,7 +36,7 @@ class Compare:
 
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
     """A checkpoint, a run's folder, a model name for its published weights or with a seed (detr-r50:0) for weights from
-    it, or a file of stages (.npz)."""
+    it, a name on the Hugging Face Hub, or a file of stages (.npz)."""
     b: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="B")] = None
     """The same; may be left out with --save."""
     framework: Literal["detrkit", "transformers"] = "detrkit"

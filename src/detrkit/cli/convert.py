@@ -31,17 +31,24 @@ class Convert:
     the tensors in them. Tensors do not show dilation (DC5): if nothing else does, give --dilation. They do not show
     class names, either: evaluation and prediction by name need --classes.
 
+    transformers has DETR and Deformable DETR with ResNets of frozen batch norm. Runs from trained weights go there, and
+    runs from random weights if they were trained with --backbone-norm batch; those of the recipes small and quickstart
+    have group norm and do not, nor does a Deformable DETR with masks.
+
     Such as:
 
     detrkit convert detr-r50-e632da11.pth detr.safetensors
 
-    detrkit convert runs/first my-hugging-face-model
+    detrkit convert facebook/detr-resnet-50 detr.safetensors
+
+    detrkit convert runs/tuned my-hugging-face-model
 
     detrkit convert weights.pth detr.safetensors --dilation False --classes my_data
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Weights to read: .pth, .safetensors, .pdparams, a training state, a run directory or a Hugging Face directory."""
+    """Weights to read: .pth, .safetensors, .pdparams, a training state, a run directory, a Hugging Face directory, or a
+    name on the Hugging Face Hub such as SenseTime/deformable-detr."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """What to write: a .pth or .safetensors file, or a new directory."""
     model: str | None = None

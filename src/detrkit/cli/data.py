@@ -6,7 +6,6 @@ Heavy modules (torch) are imported when a command runs, so that --help is quick.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
+from detrkit.cli.data_download import DataDownload
 from detrkit.utils.console import table_console
 from detrkit.utils.layouts import Layout, TargetLayout
 from detrkit.utils.names import full_path
@@ -264,46 +264,6 @@ class DataPreview:
         transform = train_transform(self.size, augment=self.augment)
         out = preview(dataset, transform, count=self.count, out=self.out, seed=self.seed, variants=self.variants)
         table_console().print(str(out), soft_wrap=True)
-        return 0
-
-
-@dataclass(frozen=True)
-class DataDownload:
-    """Download a public dataset, verified and ready to train on.
-
-    cppe5: CPPE-5, medical protective equipment: 1000 images to train on, 29 to test on, 5 classes (240 MB). An
-    interrupted download resumes when the command is run again; the archive is kept in DETRKIT_HOME (by default
-    ~/.cache/detrkit).
-    """
-
-    name: Positional[Literal["cppe5"]]
-    """The dataset."""
-    to: Path | None = None
-    """The folder to make. By default the dataset's name, here."""
-    archive: Path | None = None
-    """Unpack this file (dataset.tar.gz) instead of downloading it: for machines without a network."""
-    force: bool = False
-    """Replace a dataset that detrkit wrote there and nobody has changed since."""
-
-    def run(self) -> int:
-        """Download the dataset and print what it holds and how to train on it."""
-        from detrkit.data.dataset import open_dataset
-        from detrkit.data.tools.cppe5 import download_cppe5
-
-        root = download_cppe5(self.to or Path(self.name), archive=self.archive, force=self.force)
-        table = Table(title="CPPE-5", title_justify="left")
-        table.add_column("split")
-        for name in ("images", "unusable (not of the annotated size)", "objects in the others"):
-            table.add_column(name, justify="right")
-        for split in ("train", "test"):
-            dataset = open_dataset(root, split=split, unusable="skip")
-            objects = sum(int((~r.crowd).sum()) for r in dataset.records)
-            table.add_row(split, *map(str, (len(dataset) + dataset.skipped, dataset.skipped, objects)))
-        console = table_console()
-        console.print(table)
-        console.print(str(root), soft_wrap=True)
-        words = shlex.join(["detrkit", "train", str(self.to or self.name), "--recipe", self.name])
-        console.print(f"train on it: {words}", soft_wrap=True)
         return 0
 
 

@@ -40,7 +40,8 @@ class Eval:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A checkpoint, a run's folder, or a model name for its published weights. Or results: COCO's results json, or the
+    """A checkpoint, a run's folder, a model name for its published weights, or one on the Hugging Face Hub
+    (facebook/detr-resnet-50). Or results: COCO's results json, or the
     json of panoptic results, whose PNGs are in the folder of its name."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """The dataset: a folder of COCO, Pascal VOC, YOLO, parquet or CSV, or a COCO json, data.yaml or CSV. Classes are

@@ -55,7 +55,8 @@ class Predict:
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """Weights: a run directory, a .safetensors or official .pth file, or a model name such as detr-r50 (published)."""
+    """Weights: a run directory, a .safetensors or official .pth file, a model name such as detr-r50 (published), or one
+    on the Hugging Face Hub such as facebook/detr-resnet-50."""
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER|GLOB")]
     """Images: files, folders (searched one level deep) and quoted patterns such as 'photos/**/*.jpg'."""
     out: Path = Path("predictions")

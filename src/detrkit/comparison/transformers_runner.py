@@ -17,6 +17,7 @@ from detrkit.models.criterion import SetCriterion, build_criterion
 from detrkit.structures.outputs import Outputs
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.visible import first_line
+from detrkit.weights.hub import download_checkpoint, hub_name
 
 # class in transformers -> detrkit model with the same losses
 KINDS = {
@@ -57,7 +58,7 @@ class TransformersRunner:
 
     @classmethod
     def load(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> TransformersRunner:
-        """Read a folder that `save_pretrained` or detrkit wrote; nothing is downloaded.
+        """Read a folder that `save_pretrained` or detrkit wrote, or a model of the Hub ("owner/name", see `hub_name`).
 
         Raises:
             DetrkitError: transformers is not installed, or the folder has no model of transformers, or none of KINDS.
@@ -67,6 +68,8 @@ class TransformersRunner:
             from transformers.utils import logging
         except ImportError as error:
             raise DetrkitError("--framework transformers needs transformers: pip install transformers") from error
+        name = hub_name(folder)
+        folder = folder if name is None else download_checkpoint(name)
         if not (Path(folder) / "config.json").is_file():
             raise DetrkitError(f"{folder}: no config.json there; transformers reads a model's folder")
         bars = logging.is_progress_bar_enabled()

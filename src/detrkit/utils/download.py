@@ -73,6 +73,7 @@ def download(
     md5_digest: str | None = None,
     folder: Path | None = None,
     name: str | None = None,
+    size: int | None = None,
     pause: float = 1.0,
 ) -> Path:
     """Return the file behind a URL, from the cache or the network.
@@ -86,6 +87,7 @@ def download(
         md5_digest: the expected MD5 in hex, where no SHA-256 is published.
         folder: where to keep it; by default `home() / "weights"`.
         name: of the file; by default the last part of the URL.
+        size: the expected size in bytes, where it is known: a server that states another one is refused at once.
         pause: seconds before another attempt after a lost connection, doubled each time.
 
     Returns:
@@ -118,11 +120,11 @@ def download(
                 part.unlink(missing_ok=True)
                 return path
             resumed = file.tell() > 0
-            _fetch(url, file, path, pause)
+            _fetch(url, file, path, pause, size)
             file.flush()
             if resumed and not fits(part):
                 _restart(file)  # the partial file may be of another version: restart from the beginning
-                _fetch(url, file, path, pause)
+                _fetch(url, file, path, pause, size)
                 file.flush()
             if not fits(part):
                 digest = _digest(part, algorithm)[:8]
@@ -176,18 +178,18 @@ def locked(file: IO[bytes]) -> Iterator[None]:
     yield
 
 
-def _fetch(url: str, file: IO[bytes], path: Path, pause: float) -> None:
+def _fetch(url: str, file: IO[bytes], path: Path, pause: float, size: int | None) -> None:
     """Append to `file` until it is complete, over as many connections as it takes.
 
     Raises:
-        DownloadError: the server cannot be reached, refuses, or keeps closing the connection.
+        DownloadError: the server cannot be reached, refuses, states another size, or keeps closing the connection.
     """
     failures = 0
     with _Bar(path.name) as bar:
         while True:
             start = file.tell()
             try:
-                if _connection(url, file, bar):
+                if _connection(url, file, bar, size):
                     return
                 reason: object = "the connection was cut"
             except urllib.error.HTTPError as error:
@@ -204,8 +206,12 @@ def _fetch(url: str, file: IO[bytes], path: Path, pause: float) -> None:
             time.sleep(pause * 2**failures)
 
 
-def _connection(url: str, file: IO[bytes], bar: _Bar) -> bool:
-    """Append the data of one connection; return whether the file is complete, as the server states."""
+def _connection(url: str, file: IO[bytes], bar: _Bar, size: int | None) -> bool:
+    """Append the data of one connection; return whether the file is complete, as the server states.
+
+    Raises:
+        DownloadError: the server states another size than the expected one.
+    """
     start = file.tell()
     request = urllib.request.Request(url, headers={"User-Agent": "detrkit", "Accept-Encoding": "identity"})
     if start:
@@ -214,8 +220,8 @@ def _connection(url: str, file: IO[bytes], bar: _Bar) -> bool:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if start and error.code == 416:  # nothing after `start`: complete, or longer than the file
-            size = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-            if size and int(size[1]) == start:
+            stated = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+            if stated and int(stated[1]) == start:
                 return True
             _restart(file)
             return False
@@ -226,6 +232,9 @@ def _connection(url: str, file: IO[bytes], bar: _Bar) -> bool:
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
+        if size is not None and total not in (None, size):
+            reason = f"it has {total:,} bytes there, not {size:,}"
+            raise DownloadError(f"{url} is not the expected file: {reason}", f"not the expected file: {reason}")
         bar.begin(start, total)
         while chunk := response.read(CHUNK):
             file.write(chunk)

@@ -24,6 +24,7 @@ from detrkit.utils.documents import parse_json, read_bytes, require_regular
 from detrkit.utils.download import sha256
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import expanded_path, relative_path
+from detrkit.weights.hub import download_checkpoint, hub_name
 from detrkit.weights.huggingface_config import WEIGHTS as HUGGINGFACE_FILES
 from detrkit.weights.huggingface_config import spec_of_folder
 from detrkit.weights.infer import OFFICIAL_ARGUMENTS, InferredModel, infer_model
@@ -69,16 +70,18 @@ class WeightsFile:
 
 
 def find_weights(path: str | Path) -> Path:
-    """Return the weights file at a path.
+    """Return the weights file at a path, or of a repository on the Hugging Face Hub ("owner/name").
 
     That is the file itself, or of a directory that of a run (the best one, else the last), of Hugging Face or of the
-    official code.
+    official code. What is not there as a path may be a name on the Hub (`hub_name`): it is downloaded once.
 
     Raises:
         DetrkitError: nothing there, a directory without weights, no regular file, or one that is empty, a web page or
-            something else that was saved in the place of weights.
+            something else that was saved in the place of weights; or the Hub does not give it.
     """
-    path = _chosen(expanded_path(path))
+    path = expanded_path(path)
+    name = hub_name(path)
+    path = _chosen(path if name is None else download_checkpoint(name))
     check_beginning(path)
     return path
 

@@ -204,7 +204,11 @@ def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
             "(.safetensors)"
         )
     if backbone_module.norm == "group":
-        raise DetrkitError("transformers has no backbone with backbone_norm='group': use 'frozen' or 'batch'")
+        raise DetrkitError(
+            "transformers has no backbone with backbone_norm='group', which random weights have by default: train with "
+            "--backbone-norm batch, or from trained weights (--backbone-weights imagenet or --init-from), which have "
+            "'frozen'; or use a detrkit file (.safetensors)"
+        )
     if isinstance(model, DeformableDETR) and (groups := model.projection_norms[0].num_groups) != 32:
         raise DetrkitError(
             f"transformers normalizes projections in 32 groups, this model in {groups}: hidden_dim >= 128"
