@@ -306,6 +306,8 @@ class RunConfig:
     """Steps between saves of last.pt within an epoch; it is also saved after every epoch."""
     tensorboard: bool = True
     """Also log for TensorBoard."""
+    pictures: bool = True
+    """Draw while it trains: labels and first batch at the start, curves and examples after evaluations."""
     loggers: tuple[str, ...] = ()
     """Further loggers, by the names under which other packages register them (docs/extending.md)."""
 

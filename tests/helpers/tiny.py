@@ -29,7 +29,7 @@ def tiny_config(path: Path, out: Path, /, *, model: ModelConfig = MODEL, **secti
         data=DataConfig(path=str(path), size=64, batch_size=2, workers=0),
         model=model,
         optim=OptimConfig(epochs=2, lr=1e-3, lr_backbone=1e-3),
-        run=RunConfig(out=str(out), device="cpu", log_every=1, tensorboard=False, seed=3),
+        run=RunConfig(out=str(out), device="cpu", log_every=1, tensorboard=False, pictures=False, seed=3),
     )
     return config.changed(**sections)
 

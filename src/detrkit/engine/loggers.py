@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_fabric.loggers import Logger
+from PIL import Image
 
 from detrkit.config import TrainConfig
 from detrkit.engine.callbacks import Callback, RunView
@@ -79,6 +81,25 @@ class RunLogs(Callback):
     def on_epoch_end(self, run: RunView, row: Mapping[str, Any]) -> None:
         """Log a row of epochs.csv: TensorBoard by the number of the epoch, the others by that of its last step."""
         self._log(row, run.step, board_step=run.epoch)
+
+    def add_image(self, name: str, content: bytes, step: int) -> None:
+        """Log a picture: to TensorBoard, and to the loggers that have Lightning's `log_image(key, images, step)`.
+
+        Args:
+            name: of the picture.
+            content: of a PNG file.
+            step: of the run.
+        """
+        if self.board is not None:
+            self.board.add_image(name, content, step)
+        for logger_name, logger in list(self.loggers.items()):
+            log_image = getattr(logger, "log_image", None)
+            if log_image is None:
+                continue
+            try:
+                log_image(name, [Image.open(io.BytesIO(content)).convert("RGB")], step)
+            except Exception as error:  # whatever other people's code raises
+                self._give_up(logger_name, error)
 
     def on_run_end(self, run: RunView, result: RunResult) -> None:
         """End the loggers with the status "success"."""

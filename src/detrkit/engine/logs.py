@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from detrkit.utils.atomic import append, check_exists, make_folder, write_atomic
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError, WriteError
@@ -128,6 +130,17 @@ class TensorBoardLog:
             if isinstance(value, int | float)
         ]
         self._write([{"step": step, "summary": Summary(value=points)}])
+
+    def add_image(self, name: str, png: bytes, step: int) -> None:
+        """Add an image, the content of a PNG file."""
+        if not self.on:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with Image.open(io.BytesIO(png)) as image:
+            width, height = image.size
+        shown = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+        self._write([{"step": step, "summary": Summary(value=[Summary.Value(tag=name, image=shown)])}])
 
     def _write(self, events: list[dict[str, Any]]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

@@ -30,6 +30,9 @@ _README = """# {name}
 |---|---|
 | report.md | result: metrics, per-class table, curves, examples (written when the run ends) |
 | best.safetensors | weights of the best evaluation with class list and input settings: for predict, eval, --init-from |
+| labels.png | objects of each class, sizes, places and shapes of the boxes to learn |
+| first_batch.png | the first batch as the model gets it: augmented, with its boxes |
+| training.png, examples.png | curves and predictions of the latest evaluation drawn; at the end, of the best one |
 | last.pt | the whole training state: weights, average, optimizer, generators, position in the data |
 | config.yaml | every setting; `detrkit train --recipe config.yaml` repeats the run |
 | classes.txt | label, dataset id and name of every class |

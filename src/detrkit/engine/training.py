@@ -25,6 +25,7 @@ from detrkit.engine.logs import CsvLog
 from detrkit.engine.metrics import format_metrics, overfit_metric, selection_metric
 from detrkit.engine.objects import count_objects
 from detrkit.engine.phases import detector_phase, mask_phase
+from detrkit.engine.pictures import RunPictures
 from detrkit.engine.processes import BEFORE_FIRST_STEP, StopSignals
 from detrkit.engine.relations import check_config
 from detrkit.engine.resuming import begin, check_same_data
@@ -178,7 +179,8 @@ def _run(
             if init_report is not None:
                 write_atomic(folder / "init.txt", "\n".join(init_report.lines(most=None)) + "\n")
     fabric.barrier()
-    called = [RunLogs(), *callbacks]
+    logs = RunLogs()
+    called = [logs, RunPictures(logs), *callbacks]
     trainer = Trainer(config, fabric, splits, model, spec, folder, stop=stop, data=data, callbacks=called)
     if state is not None:
         trainer.resume(state)

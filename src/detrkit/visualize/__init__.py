@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from detrkit.visualize.colors import color_of, instance_color, palette
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         study_curves,
         training_curves,
     )
+    from detrkit.visualize.labels import label_plots
 
 __all__ = [
     "SheetRow",
@@ -30,6 +32,7 @@ __all__ = [
     "draw_panoptic",
     "grid",
     "instance_color",
+    "label_plots",
     "models_sheet",
     "palette",
     "panoptic_sheet",
@@ -39,13 +42,16 @@ __all__ = [
     "training_curves",
 ]
 
-_PLOTS = ("confusion_heatmap", "precision_recall_curves", "save_figure", "study_curves", "training_curves")
+_PLOTS = {
+    **dict.fromkeys(
+        ("confusion_heatmap", "precision_recall_curves", "save_figure", "study_curves", "training_curves"), "curves"
+    ),
+    "label_plots": "labels",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import the plots on first use: matplotlib takes 0.8 s, which drawing boxes does not need."""
     if name not in _PLOTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from detrkit.visualize import curves
-
-    return getattr(curves, name)
+    return getattr(importlib.import_module(f"detrkit.visualize.{_PLOTS[name]}"), name)

@@ -12,50 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from detrkit.utils.atomic import write_atomic
-from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import LINE_COLORS, color_of, text_color
+from detrkit.visualize.style import GRID_COLOR as _GRID_COLOR
+from detrkit.visualize.style import LABEL_COLOR as _LABEL_COLOR
+from detrkit.visualize.style import TEXT_COLOR as _TEXT_COLOR
+from detrkit.visualize.style import literal as _literal
+from detrkit.visualize.style import new_figure as _figure
+from detrkit.visualize.style import set_titles as _titled
 
 if TYPE_CHECKING:  # evaluation/ draws with this module, so importing it here would be circular
     from detrkit.evaluation.confusion import Confusion
     from detrkit.evaluation.curves import PrecisionRecall
 
-_TEXT_COLOR, _LABEL_COLOR, _GRID_COLOR = "#1c1c1e", "#5f5f66", "#d9d9de"
 _TERMS = {"ce": "classification", "bbox": "box L1", "giou": "box GIoU", "mask": "mask focal", "dice": "mask dice"}
-
-
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """Create a figure (size in inches) with panels side by side, in the common style of all plots."""
-    figure = Figure(figsize=(width, height), dpi=144, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
-    for ax in axes:
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            ax.spines[side].set_color(_GRID_COLOR)
-        ax.tick_params(colors=_LABEL_COLOR, labelsize=9, length=3, color=_GRID_COLOR)
-        ax.grid(color=_GRID_COLOR, linewidth=0.6, alpha=0.7)
-        ax.set_axisbelow(True)
-    return figure, axes
-
-
-def _titled(ax: Axes, title: str, x: str, y: str = "") -> None:
-    ax.set_title(title, loc="left", fontsize=11, color=_TEXT_COLOR, pad=8)
-    ax.set_xlabel(x, fontsize=9, color=_LABEL_COLOR)
-    if y:
-        ax.set_ylabel(y, fontsize=9, color=_LABEL_COLOR)
-
-
-def _literal(name: str) -> str:
-    """Escape a name so that matplotlib draws it as it is: $ is no mathematics, a leading _ is not hidden in legends."""
-    name = one_line(name).replace("$", r"\$")
-    return f" {name}" if name.startswith("_") else name
 
 
 def _number(value: Any) -> float:
