@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from detrkit.data.grouping import split_by_shape
 from detrkit.data.image_processor import ImageProcessor
 from detrkit.data.images import ImageInput, image_files
-from detrkit.data.sources import ParquetImage
+from detrkit.data.sources import TableImage
 from detrkit.models.base import DetectionModel
 from detrkit.models.postprocess import PostProcessor
 from detrkit.models.registry import architecture
@@ -153,7 +153,7 @@ class Detector:
     @overload
     def predict(
         self,
-        images: Image.Image | np.ndarray | Tensor | bytes | ParquetImage,
+        images: Image.Image | np.ndarray | Tensor | bytes | TableImage,
         *,
         threshold: ScoreThreshold | None = None,
         batch_size: BatchSize = 8,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit.data.dataset import open_dataset
+from detrkit.data import open_dataset
 from detrkit.data.readers import READERS
 from detrkit.data.readers.common import corners_of, finite, size_fault, whole
 from detrkit.data.tools.check import check

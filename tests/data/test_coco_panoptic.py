@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from detrkit.data.dataset import Dataset, open_dataset
+from detrkit.data import Dataset, open_dataset
 from detrkit.data.panoptic import write_id_map
 from detrkit.data.tools.check import check
 from detrkit.data.tools.convert import convert

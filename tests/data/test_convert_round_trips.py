@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from detrkit.data.dataset import Dataset, open_dataset
+from detrkit.data import Dataset, open_dataset
 from detrkit.data.images import decode
 from detrkit.data.readers import READERS
 from detrkit.data.tools.convert import convert

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detrkit.data.dataset import open_dataset
+from detrkit.data import open_dataset
 from detrkit.data.sources import ParquetImage
 from detrkit.data.tools import placing as _placing
 from detrkit.data.tools.convert import convert

@@ -8,7 +8,7 @@ import tyro
 from PIL import Image
 
 from detrkit.cli.data import DataCommand
-from detrkit.data.dataset import open_dataset
+from detrkit.data import open_dataset
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.data.transforms import train_transform
 from detrkit.utils.errors import DetrkitError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detrkit.data.dataset import Dataset, open_dataset
+from detrkit.data import Dataset, open_dataset
 from detrkit.data.tools.convert import convert
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.utils.errors import DetrkitError

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from detrkit.data.dataset import open_dataset
+from detrkit.data import open_dataset
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from helpers.datasets import coco, picture, write_coco

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from detrkit.data import Dataset, open_dataset
 from detrkit.data import loader as loader_module
-from detrkit.data.dataset import Dataset, open_dataset
 from detrkit.data.loader import make_loader
 from detrkit.data.samplers import EvalSampler, SampleKey, TrainSampler, derived_seed, order_by_aspect
 from detrkit.data.tools.shapes import write_shapes

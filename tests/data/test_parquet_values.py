@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from detrkit.data.dataset import open_dataset
+from detrkit.data import open_dataset
 from detrkit.data.tools.check import check
 from detrkit.utils.errors import DetrkitError
 from helpers.cppe5 import picture

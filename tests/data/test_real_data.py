@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from detrkit.data.dataset import open_dataset
+from detrkit.data import open_dataset
 from detrkit.data.tools.check import check
 from detrkit.data.tools.convert import convert
 from detrkit.utils.errors import DetrkitError

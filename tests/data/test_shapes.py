@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit.data.dataset import open_dataset
+from detrkit.data import open_dataset
 from detrkit.data.tools.check import check
 from detrkit.data.tools.outlines import SHAPES, coverage
 from detrkit.data.tools.shapes import ShapesOptions, shapes_image, write_shapes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detrkit.data.dataset import open_dataset
+from detrkit.data import open_dataset
 from detrkit.data.tools.check import check
 from detrkit.utils.errors import DetrkitError
 from helpers.datasets import picture

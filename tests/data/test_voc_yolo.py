@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from detrkit.data.dataset import open_dataset
+from detrkit.data import open_dataset
 from detrkit.utils.errors import DetrkitError
 from helpers.datasets import picture
 

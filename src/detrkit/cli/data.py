@@ -256,7 +256,7 @@ class DataPreview:
 
     def run(self) -> int:
         """Write the image and print its path."""
-        from detrkit.data.dataset import open_dataset
+        from detrkit.data import open_dataset
         from detrkit.data.transforms import train_transform
         from detrkit.visualize.preview import preview
 

@@ -96,7 +96,7 @@ class DataDownload:
         Raises:
             SettingError: an option that it does not have.
         """
-        from detrkit.data.dataset import open_dataset
+        from detrkit.data import open_dataset
         from detrkit.data.tools.cppe5 import download_cppe5
 
         for option, value in (

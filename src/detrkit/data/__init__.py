@@ -1,8 +1,9 @@
 """Datasets: reading, checking, converting, augmenting and batching."""
 
-from detrkit.data.dataset import Dataset, open_dataset
+from detrkit.data.dataset import Dataset
 from detrkit.data.image_processor import ImageProcessor
 from detrkit.data.loader import Loader, make_loader
+from detrkit.data.opening import open_dataset
 from detrkit.data.sample import Record, Sample
 from detrkit.data.samplers import EvalSampler, TrainSampler, order_by_aspect
 from detrkit.data.transforms import eval_transform, to_target, train_transform

@@ -1,4 +1,4 @@
-"""`open_dataset`: a folder of any layout as a sequence of Samples."""
+"""`Dataset`: the images of one split as a sequence of Samples."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from detrkit.data.images import decode, size_mismatch
+from detrkit.data.images import decode
 from detrkit.data.panoptic import read_id_map
-from detrkit.data.readers import READERS, find_layout, match_split
-from detrkit.data.readers.coco_panoptic import CocoPanopticReader
 from detrkit.data.sample import Record, Sample
 from detrkit.data.segmentations import object_masks, panoptic_file
 from detrkit.structures.classes import ClassList
 from detrkit.structures.panoptic import VOID
 from detrkit.structures.rle import encode_masks
 from detrkit.utils.errors import DetrkitError
-from detrkit.utils.layouts import Layout
-from detrkit.utils.names import full_path
 
 
 class Dataset:
@@ -299,90 +295,9 @@ def _selected(record: Record, keep: np.ndarray) -> Record:
     return replace(record, **selected)
 
 
-def open_dataset(
-    path: str | Path,
-    *,
-    split: str | None = None,
-    layout: Layout | None = None,
-    masks: bool = False,
-    ids: Literal["contiguous", "official"] = "contiguous",
-    unusable: Literal["error", "skip"] = "error",
-    more_images: Sequence[Path] = (),
-) -> Dataset:
-    """Open a dataset; no image is decoded yet.
+def __getattr__(name: str) -> Any:
+    if name == "open_dataset":  # which was defined here
+        from detrkit.data.opening import open_dataset
 
-    Boxes are clamped to their image and those without area are left out, both counted in the result; images without
-    objects stay, as negatives.
-
-    Args:
-        path: the dataset's folder, or a COCO json, data.yaml, parquet or CSV file.
-        split: such as "train"; also finds train2017. May be left out where there is only one.
-        layout: name of the reader to use; by default the one that recognizes the files. A folder with both instances
-            and panoptic annotations is "coco-panoptic" with `masks`, else "coco".
-        masks: whether samples have masks (COCO, COCO panoptic, or YOLO polygons).
-        ids: "contiguous": labels 0, 1, ... in the order of the category ids; "official": labels are the category ids
-            themselves, as in the published models.
-        unusable: handling of images that are missing, unreadable or of another size than their annotations say.
-            "error": raise when one is decoded; "skip": leave them out now, counted in the result (reads the header of
-            every image).
-        more_images: folders to look for the images in, after the usual ones; for the layout "coco-panoptic", whose
-            images are those of another dataset.
-
-    Raises:
-        DetrkitError: nothing recognized, no such split, or an error in the files; one line that names the place.
-    """
-    path = full_path(path)
-    if ids not in ("contiguous", "official"):
-        raise DetrkitError(f'ids={ids!r}: choose "contiguous" or "official"')
-    if unusable not in ("error", "skip"):
-        raise DetrkitError(f'unusable={unusable!r}: choose "error" or "skip"')
-    layout_name = find_layout(path, layout, masks=masks)
-    reader = READERS[layout_name]
-    chosen = match_split(split, reader.splits(path), path)
-    if isinstance(reader, CocoPanopticReader):
-        reading = reader.read(path, chosen, masks=masks, more_images=more_images)
-    else:
-        reading = reader.read(path, chosen, masks=masks)
-    classes, records, findings = reading
-    listed = len(records)
-    if unusable == "skip":
-        with ThreadPoolExecutor(8) as pool:  # headers, often on a network disk
-            reasons = list(pool.map(lambda r: size_mismatch(r.file, (r.height, r.width)), records))
-        records = [record for record, reason in zip(records, reasons, strict=True) if reason is None]
-    if not records:
-        raise DetrkitError(f"{path}: split {chosen} has no image" + (" that can be used" if listed else ""))
-    if ids == "official":
-        table = np.array(classes.ids, np.int64)
-        things = None if classes.things is None else dict(zip(classes.ids, classes.things, strict=True))
-        classes = ClassList.official(dict(zip(classes.ids, classes.names, strict=True)), things)
-        records = [replace(r, labels=table[r.labels]) for r in records]
-    folder = path if path.is_dir() else path.parent
-    return Dataset(
-        records,
-        classes,
-        name=folder.parent.name if folder.name == "annotations" else folder.name,
-        split=chosen,
-        path=path,
-        layout=layout_name,
-        with_masks=masks,
-        dropped=findings.dropped,
-        clamped=findings.clamped,
-        skipped=listed - len(records),
-        notes=[
-            *findings.notes,
-            *(f"{path}: split {chosen}: {reason}" for reason in nothing_left(records, findings.dropped)),
-        ],
-    )
-
-
-def nothing_left(records: Sequence[Record], dropped: int) -> list[str]:
-    """Return one line if no object is left of what a split annotates: to training, every image is background.
-
-    Args:
-        records: of the split.
-        dropped: number of boxes that were left out.
-    """
-    crowd = sum(int(record.crowd.sum()) for record in records)
-    if any(not record.crowd.all() for record in records) or not crowd + dropped:
-        return []
-    return [f"no object is left: {crowd} crowd regions, {dropped} boxes without area; every image is background"]
+        return open_dataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,12 +22,12 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from detrkit.data.pixels import full_scale, to_rgb
-from detrkit.data.sources import ImageSource, ParquetImage
+from detrkit.data.sources import ImageSource, TableImage
 from detrkit.utils.documents import require_regular
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.visible import first_line
 
-ImageInput = str | Path | ParquetImage | bytes | Image.Image | np.ndarray | Tensor
+ImageInput = str | Path | TableImage | bytes | Image.Image | np.ndarray | Tensor
 
 # Images among the files that Pillow opens: no videos, documents, icons or measurements.
 _JPEG_2000 = {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
@@ -122,7 +122,7 @@ def open_image(file: ImageSource | bytes) -> ImageFile.ImageFile:
 
 def _name(image: object) -> str:
     """Return what messages call an image."""
-    return str(image) if isinstance(image, (str, Path, ParquetImage)) else "the image"
+    return str(image) if isinstance(image, (str, Path, TableImage)) else "the image"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -319,7 +319,7 @@ def as_rgb(image: ImageInput | Any, name: object = None) -> Image.Image:
         DetrkitError: a file or PIL image is missing, not an image, damaged or of pixels of no known range.
         ValueError: an array or tensor of another shape or type, or an image without pixels.
     """
-    if isinstance(image, (str, Path, ParquetImage)):
+    if isinstance(image, (str, Path, TableImage)):
         return read_rgb(Path(image) if isinstance(image, str) else image)
     name = name or "the image"
     if isinstance(image, bytes):

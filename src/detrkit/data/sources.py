@@ -1,4 +1,4 @@
-"""Sources of the bytes of an image: a file of its own, or a row of a parquet file.
+"""Sources of the bytes of an image: a file of its own, or a row of a parquet file or of a `datasets.Dataset`.
 
 Parquet is read by row groups, often of a hundred images (24 MB of CPPE-5); to get one, all are unpacked. So the
 images of a parquet file are copied once, when the first is needed, to an Arrow file in detrkit's cache, which is mapped
@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,22 @@ _COPIED_TOGETHER = 16  # images
 _POINTER_BYTES = 1024  # a Git LFS pointer is smaller
 
 
-@dataclass(frozen=True)
-class ParquetImage:
-    """Image in a row of a parquet file. Like a path it has a name, and `str` gives what messages call it.
+class TableImage:
+    """Image in a row of a table. Like a path it has a name, and `str` gives what messages call it.
 
     Attributes:
-        file: the parquet file.
-        row: from 0.
         name: what the row calls the image ("17.png").
     """
 
-    file: Path
-    row: int
     name: str
+
+    def read(self) -> bytes:
+        """Return the encoded image.
+
+        Raises:
+            DetrkitError: there is none.
+        """
+        raise NotImplementedError
 
     @property
     def stem(self) -> str:
@@ -47,6 +50,21 @@ class ParquetImage:
     def suffix(self) -> str:
         """The end of the name from its last dot, as in ".png"; empty if there is none."""
         return Path(self.name).suffix
+
+
+@dataclass(frozen=True)
+class ParquetImage(TableImage):
+    """Image in a row of a parquet file.
+
+    Attributes:
+        file: the parquet file.
+        row: from 0.
+        name: what the row calls the image.
+    """
+
+    file: Path
+    row: int
+    name: str
 
     def __str__(self) -> str:
         return f"{self.file}, row {self.row} ({self.name})"
@@ -64,7 +82,44 @@ class ParquetImage:
         return bytes(value.as_buffer())
 
 
-ImageSource = Path | ParquetImage
+@dataclass(frozen=True)
+class DatasetImage(TableImage):
+    """Image in a row of a `datasets.Dataset`.
+
+    Attributes:
+        rows: the Dataset, whose images are not decoded.
+        column: of the images: bytes, or a struct with a field `bytes`.
+        row: from 0.
+        name: what the row calls the image.
+        called: what messages call the Dataset.
+    """
+
+    rows: Any = field(compare=False, repr=False)
+    column: str
+    row: int
+    name: str
+    called: str
+
+    def __str__(self) -> str:
+        return f"{self.called}, row {self.row} ({self.name})"
+
+    def read(self) -> bytes:
+        """Return the encoded image.
+
+        Raises:
+            DetrkitError: the row has no image in it, or cannot be read.
+        """
+        try:
+            value = self.rows[self.row][self.column]
+        except Exception as error:  # of Arrow, or of a file that has been removed
+            raise DetrkitError(f"{self}: cannot be read ({_one_line(error)})") from error
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(value, bytes):
+            raise DetrkitError(f"{self}: column {self.column} has no image bytes")
+        return value
+
+
+ImageSource = Path | TableImage
 
 
 def open_parquet(file: Path) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -82,7 +82,14 @@ def usual_places(file: Path, split: str, also: Sequence[Path] = ()) -> list[Plac
 
 
 def image_files(
-    file: Path, split: str, names: Mapping[int, str], findings: Findings, also: Sequence[Path] = ()
+    file: Path,
+    split: str,
+    names: Mapping[int, str],
+    findings: Findings,
+    also: Sequence[Path] = (),
+    *,
+    called: Path | None = None,
+    where: Callable[[int], str] = "image {}".format,
 ) -> dict[int, Path]:
     """Map image ids to files, for the images whose file names lead to one.
 
@@ -94,11 +101,14 @@ def image_files(
         names: image id -> file_name as the json has it.
         findings: takes the file names that lead nowhere.
         also: places to look at after the usual ones.
+        called: what messages call the json, where it is no file; by default `file`.
+        where: names an image by its id, as messages do.
 
     Raises:
         DetrkitError: with strict findings, a name that leads nowhere or that fits several files, or no image at all.
     """
     places = usual_places(file, split, also)
+    file = called or file
     sample = list(names.values())[:_TRIED]
     chosen = next((place for place in places if any(map(place.has, sample))), None)
     files: dict[int, Path] = {}
@@ -124,7 +134,7 @@ def image_files(
         findings.missing.update(files.values())
         return files
     for image_id, problem in problems.items():
-        findings.add("error", file, f"image {image_id}", problem)
+        findings.add("error", file, where(image_id), problem)
     if matched:
         first = next(iter(matched))
         text = f"{len(matched)} file names do not lead to their images: taken by their last part, such as"

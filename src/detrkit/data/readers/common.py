@@ -27,6 +27,7 @@ ROUNDING_PIXELS = 0.05
 AREA_TOLERANCE = 1.05
 SMALLEST_SHARE = 1e-3  # a segment covers at least this share of its box; less is a mistake of units
 MOST_PIXELS = 2**31  # limit of an image where Pillow has none
+CHECK_HINT = "; `detrkit data check` lists every fault"
 _NUMBERS = frozenset({int, float})
 _ALIASES = ({"train", "training"}, {"val", "valid", "validation", "dev"}, {"test", "testing"})
 
@@ -59,6 +60,8 @@ class Findings:
         clamped: boxes cut at the border of the image.
         notes: remarks on what was handled, for whoever opens the dataset, one line each.
         missing: images that an error already reports as missing.
+        measured: images whose size is that of their header, because the annotations state none.
+        hint: the end of the message of an error.
     """
 
     strict: bool = True
@@ -67,6 +70,8 @@ class Findings:
     clamped: int = 0
     notes: list[str] = field(default_factory=list)
     missing: set[ImageSource] = field(default_factory=set)
+    measured: set[ImageSource] = field(default_factory=set)
+    hint: str = CHECK_HINT
 
     def add(self, severity: Severity, file: ImageSource, id: str, reason: str) -> None:
         """Note a fault.
@@ -76,7 +81,7 @@ class Findings:
         """
         if severity == "error" and self.strict:
             where = f"{file}: {id}: " if id else f"{file}: "
-            raise DetrkitError(f"{where}{reason}; `detrkit data check` lists every fault")
+            raise DetrkitError(f"{where}{reason}{self.hint}")
         if not self.strict:
             self.faults.append(Fault(severity, file, id, reason))
 

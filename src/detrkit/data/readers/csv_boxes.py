@@ -20,7 +20,7 @@ A table is read row by row. A million rows of 100,000 images take about 12 s of 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,9 +31,9 @@ from detrkit.data.readers.coco import no_garbage_collection
 from detrkit.data.readers.coco_places import Place, image_files, usual_places
 from detrkit.data.readers.common import Findings, make_record, size_or_error
 from detrkit.data.readers.csv_columns import Columns
-from detrkit.data.readers.csv_rows import ONLY_CLASS, Rows, Units, are_relative, collect_objects
+from detrkit.data.readers.csv_rows import ONLY_CLASS, ImageRows, Rows, Units, are_relative, collect_objects
 from detrkit.data.readers.csv_tables import SUFFIXES as CSV_SUFFIXES
-from detrkit.data.readers.csv_tables import Table, csv_files, find_tables, read_rows
+from detrkit.data.readers.csv_tables import Table, csv_files, find_tables
 from detrkit.structures.classes import ClassList
 from detrkit.utils.documents import shown
 from detrkit.utils.errors import DetrkitError
@@ -72,35 +72,72 @@ class CsvReader(Reader):
         """
         if masks:
             raise DetrkitError(f"{path}: a CSV of boxes has no masks; open it without masks")
-        findings = findings if findings is not None else Findings()
-        tables = find_tables(path)
-        table = tables[split]
-        with no_garbage_collection():
-            rows = Rows(table, split, findings)
+        return read_tables(path, find_tables(path), split, findings if findings is not None else Findings())
+
+
+def read_tables(
+    path: Path,
+    tables: Mapping[str, Table],
+    split: str,
+    findings: Findings,
+    class_names: Sequence[str] | None = None,
+) -> Reading:
+    """Read one split of tables of boxes, in files or in memory.
+
+    Args:
+        path: of the dataset, for lists of classes beside the tables and for messages.
+        tables: split -> its table.
+        split: one of them.
+        findings: takes what is wrong.
+        class_names: in label order, where the tables state it; by default as at the top of this file.
+
+    Raises:
+        DetrkitError: as `CsvReader.read`.
+    """
+    table = tables[split]
+    with no_garbage_collection():
+        rows = Rows(table, split, findings)
+        if class_names is None:
             others = [other for other in dict.fromkeys(tables.values()) if other is not table]
             names = rows.class_names.union(*map(_names_of_classes, others))
             classes = _read_classes(path, tables, names, findings)
-            relative = are_relative(table, rows.largest, findings)
-            images = dict(enumerate(rows.images.values(), 1))
-            file_names = {i: image.name for i, image in images.items()}
-            file_names = _with_suffixes(table.file, split, file_names, findings)
-            files = image_files(table.file, split, file_names, findings)
-            images = {i: image for i, image in images.items() if i in files}
-            with ThreadPoolExecutor(8) as pool:  # headers of thousands of files, often on a network disk
-                sizes = list(pool.map(lambda i: images[i].size or size_or_error(files[i]), images))
-            label_of = {name: label for label, name in enumerate(classes.names)}
-            units = Units(table, relative)
-            records = []
-            for (image_id, image), size in zip(images.items(), sizes, strict=True):
-                if isinstance(size, DetrkitError):
-                    reason = str(size).removeprefix(f"{files[image_id]}: ")
-                    if files[image_id] not in findings.missing:
-                        findings.add("error", files[image_id], "", reason)
-                    continue
-                objects = collect_objects(image, size, units, label_of, findings)
-                records.append(make_record(image_id, files[image_id], size, objects, table.file, findings))
-            units.check(findings)
-        return Reading(classes, records, findings)
+        else:
+            check_class_names((("name of a class", name) for name in class_names), table.file, findings)
+            classes = ClassList(tuple(class_names), tuple(range(1, len(class_names) + 1)), unused=frozenset())
+        relative = are_relative(table, rows.largest, findings)
+        images = dict(enumerate(rows.images.values(), 1))
+        files = _files_of(table, split, images, findings)
+        images = {i: image for i, image in images.items() if i in files}
+        findings.measured.update(files[i] for i, image in images.items() if image.size is None)
+        with ThreadPoolExecutor(8) as pool:  # headers of thousands of files, often on a network disk
+            sizes = list(pool.map(lambda i: images[i].size or size_or_error(files[i]), images))
+        label_of = {name: label for label, name in enumerate(classes.names)}
+        units = Units(table, relative)
+        records = []
+        for (image_id, image), size in zip(images.items(), sizes, strict=True):
+            if isinstance(size, DetrkitError):
+                reason = str(size).removeprefix(f"{files[image_id]}: ")
+                if files[image_id] not in findings.missing:
+                    findings.add("error", files[image_id], "", reason)
+                continue
+            objects = collect_objects(image, size, units, label_of, findings)
+            records.append(make_record(image_id, files[image_id], size, objects, table.file, findings))
+        units.check(findings)
+    return Reading(classes, records, findings)
+
+
+def _files_of(table: Table, split: str, images: Mapping[int, ImageRows], findings: Findings) -> dict[int, Path]:
+    """Map the ids of images to their files, for those that have one."""
+    names = {i: image.name for i, image in images.items()}
+    absolute = table.absolute_files(names)
+    names = _with_suffixes(table.place, split, {i: n for i, n in names.items() if i not in absolute}, findings)
+    if not names:
+        return absolute
+
+    def where(image_id: int) -> str:
+        return table.where_image(image_id, images[image_id].first_line)
+
+    return absolute | image_files(table.place, split, names, findings, called=table.file, where=where)
 
 
 def _names_of_classes(table: Table) -> set[str]:
@@ -109,7 +146,7 @@ def _names_of_classes(table: Table) -> set[str]:
     if column is None:
         return {ONLY_CLASS}
     box, count = table.columns.box, table.columns.count
-    names = {row[column] for _, row in read_rows(table) if len(row) >= count and any(row[k].strip() for k in box)}
+    names = {row[column] for _, row in table.rows() if len(row) >= count and any(row[k].strip() for k in box)}
     return {name.strip() for name in names} - {""}
 
 
@@ -124,7 +161,7 @@ def _read_classes(path: Path, tables: Mapping[str, Table], used: set[str], findi
     if 0 < len(without) < len(tables):
         raise DetrkitError(f"{path}: {without[0]} has no column of the class, but other tables have: add it")
     folders = [path] if path.is_dir() else [path.parent]
-    folders += [table.file.parent for table in tables.values()]
+    folders += [table.place.parent for table in tables.values()]
     for folder in dict.fromkeys(folders):
         for name in ("classes.txt", "labels.txt"):
             if (folder / name).is_file():
@@ -151,7 +188,7 @@ def _numbered_classes(file: Path, findings: Findings) -> ClassList:
         DetrkitError: other rows, or (strict findings) a name that cannot be used.
     """
     numbers: dict[int, str] = {}
-    for line, row in read_rows(Table(file, Columns(count=2, header=False, image=0, box=(), form="xyxy"))):
+    for line, row in Table(file, Columns(count=2, header=False, image=0, box=(), form="xyxy")).rows():
         if len(row) != 2 or not (row[1].strip().isascii() and row[1].strip().isdecimal() and len(row[1]) < 10):
             if line == 1:  # a header
                 continue

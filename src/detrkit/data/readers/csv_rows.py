@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from detrkit.data.readers.common import Findings, Objects, size_fault
-from detrkit.data.readers.csv_tables import Table, read_rows, split_value
+from detrkit.data.readers.csv_tables import Table, split_value
 from detrkit.utils.documents import shown
 from detrkit.utils.errors import DetrkitError
 
@@ -23,6 +23,7 @@ class ImageRows:
 
     Attributes:
         name: as the table has it.
+        first_line: line that it is first in.
         size: (height, width) in pixels, if the table has it.
         size_line: line that it is from.
         boxes: as in the file, four numbers each.
@@ -34,6 +35,7 @@ class ImageRows:
     """
 
     name: str
+    first_line: int = 0
     size: tuple[int, int] | None = None
     size_line: int = 0
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
@@ -62,7 +64,7 @@ class Rows:
         self._next = 1
         self._sizes: dict[tuple[str, str], tuple[int, int] | str | None] = {}
         column = table.columns.split
-        for number, row in read_rows(table):
+        for number, row in table.rows():
             if len(row) < table.columns.count or any(row[table.columns.count :]):
                 reason = f"has {len(row)} columns, but the first row has {table.columns.count}"
                 self._fault(number, f"{reason} (texts with a separator need quotes)")
@@ -73,8 +75,9 @@ class Rows:
             reason = f"has no column of the class: every box is of the one class {ONLY_CLASS!r}"
             findings.note("info", table.file, "", reason)
 
-    def _fault(self, number: int, reason: str) -> None:
-        self._findings.add("error", self._table.file, f"line {number}", reason)
+    def _fault(self, number: int, reason: str, *columns: int | None) -> None:
+        positions = [column for column in columns if column is not None]
+        self._findings.add("error", self._table.file, self._table.where(number, positions), reason)
 
     def _read(self, number: int, row: Sequence[str], in_split: bool) -> None:
         """Read one row; of another split only its class and its coordinates."""
@@ -93,20 +96,20 @@ class Rows:
             return
         image_name = row[columns.image].strip()
         if not image_name:
-            self._fault(number, "names no image")
+            self._fault(number, "names no image", columns.image)
             return
         image = self.images.get(image_name)
         if image is None:
-            image = self.images[image_name] = ImageRows(image_name)
+            image = self.images[image_name] = ImageRows(image_name, number)
         self._note_size(image, row, number)
         if empty:
             return
         self._next += 1
         if box is None:
             text = " ".join(row[k] for k in columns.box)
-            self._fault(number, f"box {shown(text)} is not four numbers")
+            self._fault(number, f"box {shown(text)} is not four numbers", *columns.box)
         elif not name:
-            self._fault(number, "has no class")
+            self._fault(number, "has no class", columns.label)
         else:
             image.boxes.append(box)
             image.labels.append(name)
@@ -120,7 +123,7 @@ class Rows:
         column = self._table.columns.crowd
         text = "" if column is None else row[column].strip().lower()
         if text not in _TRUE and text not in _FALSE:
-            self._fault(number, f"{shown(text)} is neither 0 nor 1, for a box of a group")
+            self._fault(number, f"{shown(text)} is neither 0 nor 1, for a box of a group", column)
         return text in _TRUE
 
     def _area(self, row: Sequence[str], number: int) -> float | None:
@@ -136,7 +139,7 @@ class Rows:
         if 0 < area < _LARGEST_AREA:
             return area
         reason = f"area {shown(text)} is not a positive number of square pixels: taken from the box"
-        self._findings.add("warning", self._table.file, f"line {number}", reason)
+        self._findings.add("warning", self._table.file, self._table.where(number, [column or 0]), reason)
         return None
 
     def _note_size(self, image: ImageRows, row: Sequence[str], number: int) -> None:
@@ -149,12 +152,12 @@ class Rows:
             self._sizes[texts] = _size(*texts)
         size = self._sizes[texts]
         if isinstance(size, str):
-            self._fault(number, size)
+            self._fault(number, size, *columns)
         elif image.size is None:
             image.size, image.size_line = size, number
         elif size is not None and image.size != size:
-            before = f"{image.size[1]}x{image.size[0]} in line {image.size_line}"
-            self._fault(number, f"image {image.name[:80]} is {size[1]}x{size[0]} pixels here, but {before}")
+            before = f"{image.size[1]}x{image.size[0]} in {self._table.where(image.size_line)}"
+            self._fault(number, f"image {image.name[:80]} is {size[1]}x{size[0]} pixels here, but {before}", *columns)
 
 
 def _four_numbers(texts: Sequence[str]) -> tuple[float, float, float, float] | None:
@@ -243,20 +246,35 @@ class Units:
         if self._boxes and self._corners == self._boxes and 2 * self._outside > self._boxes:
             reason = (
                 f"{self._outside} of {self._boxes} boxes leave their image when read as [x, y, width, height], and "
-                "none as corners: write corners into four columns xmin, ymin, xmax, ymax"
+                f"none as corners: {self.table.corners_advice}"
             )
             findings.add("error", self.table.file, "column of the box", reason)
 
 
 def collect_objects(
-    image: ImageRows, size: tuple[int, int], units: Units, label_of: Mapping[str, int], findings: Findings
+    image: ImageRows,
+    size: tuple[int, int],
+    units: Units,
+    label_of: Mapping[str, int],
+    findings: Findings,
+    where: Callable[[int], str] | None = None,
 ) -> Objects:
-    """Collect the objects of one image."""
+    """Collect the objects of one image.
+
+    Args:
+        image: its rows.
+        size: (height, width) in pixels.
+        units: of the table.
+        label_of: name of a class -> label.
+        findings: takes the faults.
+        where: names an object by its number in `image.lines`, as messages do; by default as the table does.
+    """
     objects = Objects()
+    where = where or units.table.where
     file, form = units.table.file, units.table.columns.form
     rows = zip(image.boxes, image.labels, image.crowd, image.areas, image.lines, image.numbers, strict=True)
     for box, class_name, crowd, area, line, number in rows:
-        name = f"line {line}"
+        name = where(line)
         if class_name not in label_of:
             findings.add("error", file, name, f"class {shown(class_name)} is not in the list of classes")
             continue

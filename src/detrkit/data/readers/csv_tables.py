@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar
 
 from detrkit.data.readers.csv_columns import EXPECTED, AmbiguousColumns, Columns, find_columns
 from detrkit.utils.documents import open_text
@@ -22,11 +23,58 @@ _USUAL_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test
 _OTHER_WORDS = {"annotations", "annotation", "labels", "label", "boxes", "bbox", "bboxes", "objects", "data", "dataset"}
 
 
-class Table(NamedTuple):
-    """A file of boxes and the meaning of its columns."""
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table of boxes and the meaning of its columns: here a CSV, see `frames` for one in memory.
+
+    Attributes:
+        file: the file; of a table in memory what messages call it.
+        columns: their meaning.
+    """
 
     file: Path
     columns: Columns
+    corners_advice: ClassVar[str] = "write corners into four columns xmin, ymin, xmax, ymax"
+
+    @property
+    def place(self) -> Path:
+        """Path that the images are looked for beside."""
+        return self.file
+
+    def absolute_files(self, names: Mapping[int, str]) -> dict[int, Path]:
+        """Return the files of images that the table may name by absolute paths; in a file there are none."""
+        return {}
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the rows that are not empty, with the numbers of their lines, without the header.
+
+        Raises:
+            DetrkitError: no text, or a quote without end.
+        """
+        with open_text(self.file) as stream:
+            delimiter = _delimiter(stream.readline(_FIRST_LINE_CHARACTERS))
+            stream.seek(0)
+            reader = csv.reader(stream, delimiter=delimiter)
+            before = 0
+            try:
+                if self.columns.header:
+                    next(reader)
+                    before = reader.line_num
+                for row in reader:
+                    before = reader.line_num
+                    if row:
+                        yield before, row
+            except csv.Error as error:
+                reason = f"{error} (a quote without its end?)"
+                raise DetrkitError(f"{self.file}: line {before + 1}: {reason}") from error
+
+    def where(self, number: int, columns: Sequence[int] = ()) -> str:
+        """Name a row, as messages do; a table in memory also names the columns."""
+        return f"line {number}"
+
+    def where_image(self, image_id: int, number: int) -> str:
+        """Name an image, as messages do, that row `number` is the first of."""
+        return f"image {image_id}"
 
 
 def csv_files(path: Path) -> list[Path]:
@@ -76,7 +124,7 @@ def find_tables(path: Path) -> dict[str, Table]:
             raise DetrkitError(
                 f"{path}: {split_by_column.file.name} has all splits, and {other.file.name} is a table, too: open one"
             )
-        return dict.fromkeys(_split_values(split_by_column), split_by_column)
+        return dict.fromkeys(split_values(split_by_column), split_by_column)
     splits: dict[str, Table] = {}
     for table in tables:
         split = checked_name(split_of(table.file.name), f"{table.file}: the split")
@@ -98,7 +146,7 @@ def split_of(name: str) -> str:
     return stem if set(words) - _OTHER_WORDS - {""} else "all"
 
 
-def _split_values(table: Table) -> list[str]:
+def split_values(table: Table) -> list[str]:
     """List the splits that the rows are in.
 
     Raises:
@@ -107,9 +155,9 @@ def _split_values(table: Table) -> list[str]:
     column = table.columns.split
     assert column is not None
     values: dict[str, None] = {}
-    for number, row in read_rows(table):
+    for number, row in table.rows():
         if len(row) > column and (value := split_value(row[column])) not in values:
-            values[checked_name(value, f"{table.file}: line {number}: the split")] = None
+            values[checked_name(value, f"{table.file}: {table.where(number, [column])}: the split")] = None
     return list(values) or ["all"]
 
 
@@ -135,27 +183,3 @@ def _first_row(file: Path) -> list[str]:
 def _delimiter(line: str) -> str:
     """Return what separates the columns, by the rule at the top of this file."""
     return max((",", ";", "\t"), key=line.count)
-
-
-def read_rows(table: Table) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows that are not empty, with the numbers of their lines, without the header.
-
-    Raises:
-        DetrkitError: no text, or a quote without end.
-    """
-    with open_text(table.file) as stream:
-        delimiter = _delimiter(stream.readline(_FIRST_LINE_CHARACTERS))
-        stream.seek(0)
-        reader = csv.reader(stream, delimiter=delimiter)
-        before = 0
-        try:
-            if table.columns.header:
-                next(reader)
-                before = reader.line_num
-            for row in reader:
-                before = reader.line_num
-                if row:
-                    yield before, row
-        except csv.Error as error:
-            reason = f"{error} (a quote without its end?)"
-            raise DetrkitError(f"{table.file}: line {before + 1}: {reason}") from error

@@ -20,7 +20,7 @@ def metadata_names(data: bytes, file: Path) -> list[str] | None:
     info = value.get("info") if isinstance(value, dict) else None
     features = info.get("features") if isinstance(info, dict) else None
     try:
-        return _label_names(_below(_below(features, "objects"), "category"))
+        return label_names(find_below(find_below(features, "objects"), "category"))
     except (TypeError, ValueError):
         return None
 
@@ -39,7 +39,7 @@ def card_names(path: Path) -> tuple[list[str] | None, Path]:
     value = parse_yaml("\n" + front[1], str(card), scalars=False) if front else None
     information = value.get("dataset_info") if isinstance(value, dict) else None
     try:
-        return _label_names(_below(_below(information, "objects"), "category")), card
+        return label_names(find_below(find_below(information, "objects"), "category")), card
     except (TypeError, ValueError) as error:
         raise DetrkitError(f"{card}: the names of class_label must be numbered 0, 1, ... ({error})") from error
 
@@ -54,7 +54,7 @@ def _nodes(tree: Any) -> Iterator[Any]:
             waiting.extend(reversed(list(node.values()) if isinstance(node, dict) else node))
 
 
-def _below(tree: Any, name: str) -> Any:
+def find_below(tree: Any, name: str) -> Any:
     """Find the first entry called `name` in nested mappings ({name: ...}) and lists ([{"name": name, ...}])."""
     for node in _nodes(tree):
         if isinstance(node, dict):
@@ -65,7 +65,7 @@ def _below(tree: Any, name: str) -> Any:
     return None
 
 
-def _label_names(tree: Any) -> list[str] | None:
+def label_names(tree: Any) -> list[str] | None:
     """Find the names of a ClassLabel in the metadata ({"_type": "ClassLabel"}) or the card ("class_label")."""
     for node in _nodes(tree):
         if not isinstance(node, dict):

@@ -76,6 +76,7 @@ class YoloReader(Reader):
         labels = _find_labels(images, file if config else path, split, findings)
         with ThreadPoolExecutor(8) as pool:  # headers of thousands of files, often on a network disk
             sizes = list(pool.map(size_or_error, images))
+        findings.measured.update(images)
         columns = Columns(classes.label_of, masks, keypoint_count(config, file, findings), findings)
         records: list[Record | None] = []
         waiting: list[tuple[int, _Image]] = []

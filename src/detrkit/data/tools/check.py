@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detrkit.data.dataset import nothing_left
 from detrkit.data.images import is_image_file
+from detrkit.data.opening import nothing_left
 from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
 from detrkit.data.readers.base import Reader
 from detrkit.data.sample import Record

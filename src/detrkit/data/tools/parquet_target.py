@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.data.dataset import Dataset
-from detrkit.data.sources import ImageSource, ParquetImage
+from detrkit.data.sources import ImageSource, TableImage
 from detrkit.data.tools.placing import ImagePlacer
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
@@ -109,7 +109,7 @@ def _content(file: ImageSource) -> bytes:
     Raises:
         DetrkitError: it cannot be read.
     """
-    if isinstance(file, ParquetImage):
+    if isinstance(file, TableImage):
         return file.read()
     try:
         return file.read_bytes()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from detrkit.data.images import COMMON_SUFFIXES, SUFFIX_OF, SUFFIXES, checked_format, read_rgb
 from detrkit.data.sample import Record
-from detrkit.data.sources import ImageSource, ParquetImage
+from detrkit.data.sources import ImageSource, TableImage
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes
 from detrkit.utils.names import checked_name
@@ -122,14 +122,14 @@ class ImagePlacer:
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / name
         anew = self.listed and form not in SUFFIX_OF and Path(file.name).suffix.lower() not in COMMON_SUFFIXES
-        if self.how != "copy" and (anew or isinstance(file, ParquetImage)):
+        if self.how != "copy" and (anew or isinstance(file, TableImage)):
             kind = f"a {form} image, which has to be written as PNG," if anew else "a row of a parquet file"
             raise DetrkitError(f"{file}: {kind} cannot be linked: use --images copy")
         if anew:
             pixels = np.asarray(read_rgb(file, (record.height, record.width)))
             target.write_bytes(image_bytes(pixels))  # from the pixels alone: no EXIF turns them again
             self.reencoded += 1
-        elif isinstance(file, ParquetImage):
+        elif isinstance(file, TableImage):
             target.write_bytes(file.read())
         elif self.how == "copy":
             shutil.copyfile(file, target)
