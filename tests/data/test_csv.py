@@ -18,6 +18,7 @@ from detrkit.data.tools.shapes import write_shapes
 from detrkit.utils.errors import DetrkitError
 from helpers.corpus import PICTURES, write
 from helpers.csv_sets import CONVENTIONS, text_of, write_table
+from helpers.datasets import picture
 
 SPLITS = ("train", "val")
 
@@ -343,3 +344,16 @@ def test_commands(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for split in SPLITS:
         expected = {r.file.name: r.boxes.tolist() for r in open_dataset(tmp_path / "set", split=split).records}
         assert {r.file.name: r.boxes.tolist() for r in open_dataset(tmp_path / "back", split=split).records} == expected
+
+
+@pytest.mark.parametrize("folder", ["", "images/", "images\\"])
+def test_a_number_stands_for_the_image_with_zeros_before_it(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("0007.jpg", "10.jpg"):
+        picture(8, 9).save(tmp_path / "images" / name)
+    rows = f"image_id,x1,y1,x2,y2\n{folder}7,1,1,4,4\n{folder}10,1,1,4,4\n"
+    (tmp_path / "train.csv").write_text(rows)
+    assert [r.file.name for r in open_dataset(tmp_path, split="train").records] == ["0007.jpg", "10.jpg"]
+    picture(8, 9).save(tmp_path / "images" / "07.png")
+    with pytest.raises(DetrkitError, match=r"'.*7' can be 0007.jpg or 07.png: write the suffix"):
+        open_dataset(tmp_path, split="train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -170,6 +171,12 @@ class Dataset:
     def subset(self, indices: Sequence[int]) -> Dataset:
         """Return the dataset with only the images at `indices`, in that order (to overfit a few, for instance)."""
         return self._with([self.records[i] for i in indices], self.classes)
+
+    def without_masks(self) -> Dataset:
+        """Return a copy of the dataset that loads no masks, which take time to decode."""
+        other = copy(self)
+        other.with_masks = False
+        return other
 
     def things(self) -> Dataset:
         """Return the dataset without stuff: only classes of things, labels renumbered; pixels of stuff become void.

@@ -63,6 +63,8 @@ def memory_reader(data: Any, *, root: Path | None, box_format: Form | None) -> R
         DetrkitError: anything else, or data without the columns that are needed.
     """
     kind = _kind(data)
+    if kind == "open":
+        raise DetrkitError(f"{name_in_memory(data)}: an open Dataset: give what it was opened from")
     return (FrameReader if kind == "frame" else HubReader)(data, root, box_format)
 
 
@@ -77,10 +79,8 @@ def chosen_open(data: Any, split: str | None, *, masks: bool) -> Dataset | None:
     parts: dict[str, Dataset] = {data.split or "all": data} if isinstance(data, Dataset) else dict(data)
     dataset = parts[match_split(split, list(parts), Path(name_in_memory(data)))]
     if masks and not dataset.with_masks:
-        raise DetrkitError(
-            f"{dataset.path}: opened without masks, which this model needs: open_dataset(..., masks=True)"
-        )
-    return dataset
+        raise DetrkitError(f"{dataset.path}: opened without masks, but they are needed: open it with masks=True")
+    return dataset if masks else dataset.without_masks()
 
 
 def _kind(data: Any) -> _Kind:

@@ -89,7 +89,7 @@ def open_dataset(
         things = None if classes.things is None else dict(zip(classes.ids, classes.things, strict=True))
         classes = ClassList.official(dict(zip(classes.ids, classes.names, strict=True)), things)
         records = [replace(r, labels=table[r.labels]) for r in records]
-    folder = path if path.is_dir() else path.parent
+    folder = path if path.is_dir() or reader.name not in READERS else path.parent
     return Dataset(
         records,
         classes,

@@ -51,7 +51,7 @@ def eval_loader(dataset: Dataset, spec: ModelSpec, *, batch_size: int, workers: 
 
 def evaluate(
     model: str | Path | Detector | DetectionModel | tuple[DetectionModel, ModelSpec],
-    data: str | Path | Dataset,
+    data: str | Path | Dataset | Any,
     *,
     split: str | None = "val",
     layout: Layout | None = None,
@@ -80,8 +80,9 @@ def evaluate(
     Args:
         model: a model name (its published weights), a checkpoint, a run directory, a Detector, a model with its spec,
             or a bare model, whose labels are then taken for the dataset's (or COCO's, if it has 91 or 250).
-        data: a dataset's path, or an open dataset. Classes are matched by name.
-        split: of the dataset, when a path is given.
+        data: a dataset's path, an open dataset, or data in memory that `open_dataset` takes. Classes are matched by
+            name.
+        split: of the dataset, unless it is an open one.
         layout: likewise: "coco-panoptic" or "coco" of a folder with both. By default models with masks are evaluated
             on the panoptic files.
         masks: False evaluates only the boxes of a model with masks.

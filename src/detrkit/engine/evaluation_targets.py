@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 
 from torch import nn
@@ -98,6 +97,4 @@ class EvaluationTargets:
 
 def without_masks(dataset: Dataset) -> Dataset:
     """Return a copy of the dataset that loads no masks, which take time to decode."""
-    other = copy(dataset)
-    other.with_masks = False
-    return other
+    return dataset.without_masks()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from detrkit.config import TrainConfig
+from detrkit.data.memory import IN_MEMORY
 from detrkit.data.readers import find_layout
 from detrkit.utils.names import full_path
 
@@ -19,7 +20,9 @@ def detector_phase(config: TrainConfig) -> TrainConfig:
     Raises:
         DetrkitError: the dataset is missing or not recognized.
     """
-    layout = find_layout(full_path(config.data.path), config.data.layout, masks=True)
+    layout = config.data.layout
+    if not config.data.path.startswith(IN_MEMORY):
+        layout = find_layout(full_path(config.data.path), layout, masks=True)
     return config.changed(
         # a detector would read the instances of a folder that has both
         data={"layout": layout if layout == "coco-panoptic" else config.data.layout},

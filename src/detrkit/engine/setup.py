@@ -15,6 +15,7 @@ import detrkit
 from detrkit.backbones import Backbone, backbone_class
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset, open_dataset
+from detrkit.data.memory import is_path
 from detrkit.data.readers.common import UnknownSplit
 from detrkit.engine.environment import check_processes, cluster_environment
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
@@ -141,32 +142,37 @@ class Splits:
         return self.val if self.overfit and self.val is not None else self.train
 
 
-def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
+def open_splits(config: TrainConfig, *, masks: bool = False, in_memory: Any = None) -> Splits:
     """Open the datasets of a config; with overfit, the same few images for training and evaluation.
 
     Args:
         config: of the run.
         masks: whether samples have masks, as a model that predicts them needs.
+        in_memory: opened in place of `config.data.path`, unless it is None.
 
     Raises:
         DetrkitError: a missing path or split, no object to learn, or classes that differ between the splits.
     """
     data = config.data
 
-    def opened(path: str, use: str, split: str | None, unusable: Literal["error", "skip"] = "error") -> Dataset:
+    def opened(path: Any, use: str, split: str | None, unusable: Literal["error", "skip"] = "error") -> Dataset:
+        layout = data.layout if is_path(path) else None
         try:
-            dataset = open_dataset(path, split=split, layout=data.layout, masks=masks, ids=data.ids, unusable=unusable)
+            dataset = open_dataset(path, split=split, layout=layout, masks=masks, ids=data.ids, unusable=unusable)
         except UnknownSplit as error:
-            raise DetrkitError(f"{error}; {_split_hint(use, error.names)}") from error
+            hint = _split_hint(use, error.names) if is_path(path) else _memory_hint(use, error.names)
+            raise DetrkitError(f"{error}; {hint}") from error
         for note in dataset.notes:
             console.print(note, markup=False)
         return dataset
 
-    train = opened(data.path, "train", data.train_split, data.unusable)
+    source = data.path if in_memory is None else in_memory
+    other_source = data.val_data or source
+    train = opened(source, "train", data.train_split, data.unusable)
     if train.skipped:
         console.print(f"{train.skipped} images of {train.split} are left out; `detrkit data check` says why")
     if len(train) == 0:
-        raise DetrkitError(f"{data.path}: the split {train.split} has no images")
+        raise DetrkitError(f"{train.path}: the split {train.split} has no images")
     check_objects(train)
     if config.run.overfit:
         with_objects = [i for i, r in enumerate(train.records) if (~r.crowd).any()][: config.run.overfit]
@@ -176,9 +182,9 @@ def open_splits(config: TrainConfig, *, masks: bool = False) -> Splits:
         return Splits(train.subset(with_objects * times), few, None, overfit=True)
     val = test = None
     if data.val_split not in (None, "none"):
-        val = opened(data.val_data or data.path, "val", data.val_split)
+        val = opened(other_source, "val", data.val_split)
     if data.test_split is not None:
-        test = opened(data.val_data or data.path, "test", data.test_split)
+        test = opened(other_source, "test", data.test_split)
     for other in (val, test):
         if other is not None and set(other.class_names) - set(train.class_names):
             extra = sorted(set(other.class_names) - set(train.class_names))
@@ -202,6 +208,17 @@ def _split_hint(use: str, names: Sequence[str]) -> str:
         return f"to train on it, without evaluation, pass --train-split {names[0]} --val-split none"
     without = " (none: no evaluation)" if use == "val" else ""
     return f"choose with --{use}-split{without}"
+
+
+def _memory_hint(use: str, names: Sequence[str]) -> str:
+    """Name the settings that choose a split of data in memory, and the way to give it splits."""
+    if use == "train" and len(names) == 1:
+        return (
+            f"train on it, without evaluation, by data.train_split={names[0]!r} and data.val_split='none', or give it "
+            "splits: data={'train': ..., 'val': ...}"
+        )
+    without = " ('none': no evaluation)" if use == "val" else ""
+    return f"choose with data.{use}_split{without}, or give it splits: data={{'train': ..., 'val': ...}}"
 
 
 def make_model(

@@ -13,6 +13,7 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from detrkit.config import TrainConfig
+from detrkit.data.memory import IN_MEMORY, is_path, name_in_memory
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
 from detrkit.engine.callbacks import Callback, check_callbacks
@@ -75,7 +76,9 @@ class RunResult:
     overfitted: int | None = None
 
 
-def train(config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> RunResult:
+def train(
+    config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Callback] = (), data: Any = None
+) -> RunResult:
     """Train a model and write checkpoints, settings, logs and report into the run's folder.
 
     Starts unchanged under `torchrun` and Slurm: each process trains on its share of every global batch. The loss and
@@ -86,6 +89,9 @@ def train(config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Call
         resume: continue the run in `config.run.out` exactly where it stopped. One that has no saved state yet is
             started from its beginning.
         callbacks: called at each step, evaluation, checkpoint, ...: see `Callback`.
+        data: a dataset in memory, in place of `config.data.path`: whatever `detrkit.open_dataset` takes, or a dict of
+            split -> open Dataset. A run is resumed with the same data: its fingerprint is checked. Every process of a
+            run hands it over, as the same program does when torchrun starts it several times.
 
     Raises:
         DetrkitError: bad input; a folder that holds another run, or that another process writes; a loss that is not
@@ -94,6 +100,10 @@ def train(config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Call
         Exception: of a callback, unchanged.
     """
     check_callbacks(callbacks)
+    if data is not None and not is_path(data):
+        config = config.changed(data={"path": f"{IN_MEMORY}{name_in_memory(data)}"})
+    elif data is not None:
+        config, data = config.changed(data={"path": str(data)}), None
     config = _normal(config)
     folder, stop = Path(config.run.out), StopSignals()
     stop.advice = lambda: how_to_go_on(str(folder), saved=saved_in(folder) is not None)
@@ -103,8 +113,8 @@ def train(config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Call
             fabric, place, state = begin(config, resume=resume, held=held)
             stop.join(fabric.world_size)
             if config.optim.mask_epochs:
-                return _run_in_two_phases(config, fabric, stop, place, state, callbacks)
-            return _run(config, fabric, stop, state, callbacks)
+                return _run_in_two_phases(config, fabric, stop, place, state, callbacks, data)
+            return _run(config, fabric, stop, state, callbacks, data)
     except Stopped as stopped:
         raise _interrupted(stopped.number, folder, stop.during, agreed=stopped.agreed) from stopped
 
@@ -120,6 +130,7 @@ def _run_in_two_phases(
     place: str | None,
     state: dict[str, Any] | None,
     callbacks: Sequence[Callback],
+    in_memory: Any,
 ) -> RunResult:
     """Train first the detector, then its masks; resume in the phase in which the run was interrupted.
 
@@ -130,16 +141,17 @@ def _run_in_two_phases(
         place: as in `Beginning`.
         state: of one of the two phases, or None.
         callbacks: of the user.
+        in_memory: the datasets, unless they are files.
     """
     first, second = detector_phase(config), mask_phase(config)
     if place != ".":
         console.print("phase 1 of 2: the detector")
-        detector = _run(first, fabric, stop, state, callbacks, whole=config)
+        detector = _run(first, fabric, stop, state, callbacks, in_memory, whole=config)
         if detector.can_learn is False:
             return detector
         console.print("phase 2 of 2: the masks")
         stop.during, state = BEFORE_FIRST_STEP, None
-    return _run(second, fabric, stop, state, callbacks, whole=config)
+    return _run(second, fabric, stop, state, callbacks, in_memory, whole=config)
 
 
 def _run(
@@ -148,6 +160,7 @@ def _run(
     stop: StopSignals,
     state: dict[str, Any] | None,
     callbacks: Sequence[Callback],
+    in_memory: Any,
     *,
     whole: TrainConfig | None = None,
 ) -> RunResult:
@@ -159,11 +172,12 @@ def _run(
         stop: the signals that stop it.
         state: to resume from; None to start.
         callbacks: of the user.
+        in_memory: the datasets, unless they are files.
         whole: the longer run's config.
     """
     folder = Path(config.run.out)
     main = fabric.global_rank == 0
-    splits, model, spec, init_report = _materials(config, fabric, state)
+    splits, model, spec, init_report = _materials(config, fabric, state, in_memory)
     data = fingerprint(splits)
     check_agreement(data, config.data.path, config)
     if state is not None:
@@ -216,7 +230,7 @@ def _fit(trainer: Trainer, stop: StopSignals) -> RunResult:
 
 
 def _materials(
-    config: TrainConfig, fabric: Fabric, state: dict[str, Any] | None
+    config: TrainConfig, fabric: Fabric, state: dict[str, Any] | None, in_memory: Any
 ) -> tuple[Splits, DetectionModel, ModelSpec, InitReport | None]:
     """Make datasets, the model with its first weights, its spec, and the report on the weights it started from.
 
@@ -224,15 +238,16 @@ def _materials(
         config: of the run.
         fabric: launched.
         state: of a resumed run, for which the weights it started from need not exist any more; else None.
+        in_memory: the datasets, unless they are files.
     """
     if state is not None:
         spec = ModelSpec.from_json(state["spec"])
-        splits = open_splits(config, masks=predicts_masks(spec.name, spec.options))
+        splits = open_splits(config, masks=predicts_masks(spec.name, spec.options), in_memory=in_memory)
         model, init_report = spec.build(), None
     else:
         with fabric.rank_zero_first(local=True):  # one process downloads, the others find the file
             source = load_source(config)
-        splits = open_splits(config, masks=predicts_masks(*chosen_model(config, source)))
+        splits = open_splits(config, masks=predicts_masks(*chosen_model(config, source)), in_memory=in_memory)
         with fabric.rank_zero_first(local=True):
             # the same first weights in every process
             fabric.seed_everything(config.run.seed, verbose=False)

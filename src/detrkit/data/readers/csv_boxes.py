@@ -20,6 +20,7 @@ A table is read row by row. A million rows of 100,000 images take about 12 s of 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,7 +119,9 @@ def read_tables(
             if isinstance(size, DetrkitError):
                 reason = str(size).removeprefix(f"{files[image_id]}: ")
                 if files[image_id] not in findings.missing:
-                    findings.add("error", files[image_id], "", reason)
+                    in_memory = table.file != table.place  # where no file has the row
+                    where = table.where_image(image_id, images[image_id].first_line) if in_memory else ""
+                    findings.add("error", files[image_id], where, reason)
                 continue
             objects = collect_objects(image, size, units, label_of, findings)
             records.append(make_record(image_id, files[image_id], size, objects, table.file, findings))
@@ -203,7 +206,10 @@ def _numbered_classes(file: Path, findings: Findings) -> ClassList:
 
 
 def _with_suffixes(file: Path, split: str, names: Mapping[int, str], findings: Findings) -> dict[int, str]:
-    """Add suffixes to names that have none, as Kaggle's ids of images, by the files in the first place with some."""
+    """Complete names without suffix, as Kaggle's ids of images, by the files in the first place with some.
+
+    A number also stands for a file whose name has zeros before it, which programs that read ids as numbers leave out.
+    """
     completed = dict(names)
     bare = {i: name for i, name in names.items() if os.path.splitext(name)[1].lower() not in SUFFIXES}
     listings: dict[Path, dict[str, list[str]]] = {}
@@ -214,27 +220,32 @@ def _with_suffixes(file: Path, split: str, names: Mapping[int, str], findings: F
             return []
         if target.parent not in listings:
             listings[target.parent] = _by_stem(target.parent)
-        return listings[target.parent].get(target.name, [])
+        listing = listings[target.parent]
+        found = listing.get(target.name, [])
+        return found or (listing.get(_number(target.name), []) if target.name.isdecimal() else [])
 
     sample = list(bare.values())[:_TRIED]
     place = next((p for p in usual_places(file, split) if any(fits(p, name) for name in sample)), None)
     if place is None:
         return completed
     for image_id, name in bare.items():
-        suffixes = fits(place, name)
-        if len(suffixes) > 1:
-            reason = (
-                f"{shown(name)} can be {' or '.join(name[-80:] + suffix for suffix in suffixes[:2])}: write the suffix"
-            )
+        files = fits(place, name)
+        if len(files) > 1:
+            reason = f"{shown(name)} can be {' or '.join(text[-80:] for text in files[:2])}: write the suffix"
             findings.add("error", file, f"image {image_id}", reason)
-        if suffixes:
-            completed[image_id] = name + suffixes[0]
+        if files:
+            completed[image_id] = name[: len(name) - len(re.split(r"[/\\]", name)[-1])] + files[0]
     return completed
 
 
+def _number(digits: str) -> str:
+    """Return the key of a number, however many zeros are before it; no stem of a file has it."""
+    return "/" + digits.lstrip("0")
+
+
 def _by_stem(folder: Path) -> dict[str, list[str]]:
-    """Map the names of images in a folder, without suffix, to their suffixes."""
-    suffixes: dict[str, list[str]] = {}
+    """Map the names of images in a folder, without suffix, to their names; numbers also by `_number`."""
+    names: dict[str, list[str]] = {}
     try:
         entries = sorted(os.listdir(folder))
     except OSError:  # there is no folder, or it cannot be read
@@ -242,5 +253,7 @@ def _by_stem(folder: Path) -> dict[str, list[str]]:
     for name in entries:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in SUFFIXES and not name.startswith("."):
-            suffixes.setdefault(stem, []).append(suffix)
-    return suffixes
+            names.setdefault(stem, []).append(name)
+            if stem.isdecimal():
+                names.setdefault(_number(stem), []).append(name)
+    return names

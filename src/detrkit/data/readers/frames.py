@@ -190,7 +190,7 @@ def _text(value: Any) -> str:
         value = value.tolist()
         return _text(value)
     if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
+        return " ".join(map(_text, value))
     return str(value)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from detrkit.data.images import is_image_file
-from detrkit.data.opening import nothing_left
+from detrkit.data.opening import find_reader, nothing_left
 from detrkit.data.readers import READERS, Fault, Findings, find_layout, match_split
 from detrkit.data.readers.base import Reader
+from detrkit.data.readers.csv_columns import Form
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
 from detrkit.data.tools.check_images import check_images
@@ -20,7 +22,6 @@ from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.messages import first_names
-from detrkit.utils.names import full_path
 
 # COCO's limits between small, medium and large objects, square pixels.
 SMALL_AREA, LARGE_AREA = 32**2, 96**2
@@ -100,7 +101,15 @@ class Report:
         return not self.of("error")
 
 
-def check(path: str | Path, split: str | None = None, *, decode: bool = False, layout: Layout | None = None) -> Report:
+def check(
+    path: str | Path | Any,
+    split: str | None = None,
+    *,
+    decode: bool = False,
+    layout: Layout | None = None,
+    root: str | Path | None = None,
+    box_format: Form | None = None,
+) -> Report:
     """Look for every fault in a dataset's files.
 
     Errors, at which opening ends: missing or unreadable images, sizes that differ from the annotations, boxes that are
@@ -113,17 +122,18 @@ def check(path: str | Path, split: str | None = None, *, decode: bool = False, l
     see `check_panoptic`.
 
     Args:
-        path: the dataset's folder or file.
+        path: the dataset's folder or file, or a DataFrame or Dataset in memory.
         split: the one to check; by default all.
         decode: decode every image instead of reading its header: finds truncated files, takes some 3 ms per image.
         layout: which reader to use; by default the one that recognizes the files, instances before panoptic.
+        root: of data in memory, as in `open_dataset`.
+        box_format: likewise.
 
     Raises:
         DetrkitError: no dataset there, or no such split. Everything else is a fault in the report.
     """
-    path = full_path(path)
-    chosen_layout = find_layout(path, layout)
-    reader = READERS[chosen_layout]
+    reader, path = find_reader(path, layout, root=root, box_format=box_format)
+    chosen_layout = reader.name
     report = Report(path, chosen_layout)
     findings = Findings(strict=False)
     try:
@@ -154,7 +164,7 @@ def check(path: str | Path, split: str | None = None, *, decode: bool = False, l
     _check_classes(classes_of, path, findings)
     if split is None and path.is_dir() and files:
         _check_unused(path, reader, [f for listed in files.values() for f in listed if isinstance(f, Path)], findings)
-    if layout is None and find_layout(path, masks=True) != chosen_layout:
+    if layout is None and chosen_layout in READERS and find_layout(path, masks=True) != chosen_layout:
         reason = "panoptic annotations are here too: check them with --layout coco-panoptic"
         findings.add("info", path, "", reason)
     report.faults = list(dict.fromkeys(findings.faults))  # VOC's trainval repeats what train and val had
