@@ -6,11 +6,10 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 import yaml
-from pydantic import ConfigDict, Field
 
 from detrkit.utils.documents import parse_yaml
 from detrkit.utils.errors import SettingError
@@ -23,6 +22,7 @@ from detrkit.utils.ranges import (
     Devices,
     InputSize,
     Layers,
+    Range,
     Seed,
     Share,
     Weight,
@@ -31,7 +31,10 @@ from detrkit.utils.ranges import (
 )
 from detrkit.utils.settings_files import read_yaml, shipped, validated
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
+
+_STRICT: ConfigDict = {"extra": "forbid", "allow_inf_nan": False}
 
 
 def _named_values(words: list[str]) -> dict[str, Any] | None:
@@ -83,9 +86,9 @@ class ModelConfig:
     """By default frozen with pretrained weights, group with random ones (timm: batch)."""
     backbone_width: Width | None = None
     """Channels of the stem (64); fewer for small work from random weights."""
-    backbone_stage: Annotated[int, Field(ge=2, le=5)] | None = None
+    backbone_stage: Annotated[int, Range(ge=2, le=5)] | None = None
     """DETR: the stage whose map the transformer reads (5 = stride 32)."""
-    backbone_stages: tuple[Annotated[int, Field(ge=2, le=5)], ...] | None = None
+    backbone_stages: tuple[Annotated[int, Range(ge=2, le=5)], ...] | None = None
     """Deformable DETR: the stages whose maps are read (3 4 5)."""
     dilation: bool | None = None
     """DC5: the last stage at stride 16."""
@@ -93,15 +96,15 @@ class ModelConfig:
     """Position encoding of the feature map, or maps (sine)."""
     position_entries: Width | None = None
     """Rows and columns a learned encoding can hold (50); Deformable DETR's first map has one per 8 pixels."""
-    num_queries: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    num_queries: Annotated[int, Range(ge=1, le=100_000)] | None = None
     """The most objects predicted in an image (100; deformable 300)."""
     hidden_dim: Width | None = None
     """Width of the transformer (256)."""
     nheads: Width | None = None
     """Attention heads (8)."""
-    dim_feedforward: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    dim_feedforward: Annotated[int, Range(ge=1, le=1_000_000)] | None = None
     """Width of the feed-forward networks (2048; deformable 1024)."""
-    enc_layers: Annotated[int, Field(ge=0, le=1000)] | None = None
+    enc_layers: Annotated[int, Range(ge=0, le=1000)] | None = None
     """Encoder layers (6; 0 as in the paper's Table 2)."""
     dec_layers: Layers | None = None
     """Decoder layers (6)."""
@@ -109,11 +112,11 @@ class ModelConfig:
     """Dropout in the transformer (0.1)."""
     pre_norm: bool | None = None
     """DETR: normalize before each sublayer instead of after it."""
-    num_feature_levels: Annotated[int, Field(ge=1, le=10)] | None = None
+    num_feature_levels: Annotated[int, Range(ge=1, le=10)] | None = None
     """Deformable DETR: levels of the feature pyramid (4)."""
-    enc_n_points: Annotated[int, Field(ge=1, le=1000)] | None = None
+    enc_n_points: Annotated[int, Range(ge=1, le=1000)] | None = None
     """Deformable DETR: sampled points per head and level in the encoder (4)."""
-    dec_n_points: Annotated[int, Field(ge=1, le=1000)] | None = None
+    dec_n_points: Annotated[int, Range(ge=1, le=1000)] | None = None
     """Deformable DETR: the same in the decoder (4)."""
     with_box_refine: bool | None = None
     """Deformable DETR: every decoder layer refines the boxes of the one before."""
@@ -198,15 +201,15 @@ class OptimConfig:
 
     epochs: Count = 300
     """Passes over the training split."""
-    lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
+    lr: Annotated[float, Range(gt=0, le=100)] = 1e-4
     """Learning rate of the transformer and the heads (AdamW), for the global batch given."""
-    lr_backbone: Annotated[float, Field(ge=0, le=100)] = 1e-5
+    lr_backbone: Annotated[float, Range(ge=0, le=100)] = 1e-5
     """Learning rate of the backbone; 0 freezes it."""
     lr_sampling_factor: Weight = 0.1
     """Deformable DETR: share of lr for sampling offsets and reference points."""
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
+    weight_decay: Annotated[float, Range(ge=0, le=100)] = 1e-4
     """Decoupled weight decay, on everything as published."""
-    clip_max_norm: Annotated[float, Field(ge=0, le=1e9)] = 0.1
+    clip_max_norm: Annotated[float, Range(ge=0, le=1e9)] = 0.1
     """Largest global gradient norm; 0 for no clipping."""
     schedule: Literal["step", "cosine"] = "step"
     """The learning rate falls to a tenth after lr_drop epochs, or along a cosine to 0."""
@@ -248,7 +251,7 @@ class LossConfig:
     """DETR: weight of the no-object class (0.1)."""
     focal_alpha: Share | None = None
     """Deformable DETR: alpha of the focal loss (0.25); the matching cost keeps 0.25."""
-    focal_gamma: Annotated[float, Field(ge=0, le=100)] | None = None
+    focal_gamma: Annotated[float, Range(ge=0, le=100)] | None = None
     """Deformable DETR: gamma of the focal loss (2); the matching cost keeps 2."""
     mask_loss_coef: Weight | None = None
     """With masks: weight of the focal loss of the pixels (1)."""
@@ -278,7 +281,7 @@ class RunConfig:
     """Device to train on."""
     devices: Devices = 1
     """Processes on this machine; under torchrun or Slurm their number counts."""
-    nodes: Annotated[int, Field(ge=1, le=100_000)] = 1
+    nodes: Annotated[int, Range(ge=1, le=100_000)] = 1
     """Machines; under torchrun or Slurm their number counts."""
     timeout: Count | None = None
     """Seconds that a process waits for another one before it gives up; by default 300 for all to join, 1800 later."""

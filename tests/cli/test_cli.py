@@ -42,8 +42,7 @@ def _run(capsys, *words) -> tuple[int, str, str]:
 def test_help_of_every_command(capsys, command):
     status, out, _ = _run(capsys, *command.split(), "--help")
     assert status == 0
-    assert f"usage: detrkit {command}" in out
-    assert "(required)" in out or "(default:" in out or command == "models"
+    assert out.startswith(f"usage: detrkit {command}")
 
 
 def test_no_words_are_help(capsys):

@@ -5,44 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any, TextIO
-
-import tyro
+from collections.abc import Sequence
+from typing import Any, TextIO
 
 from detrkit import __version__
-from detrkit.cli.bench import Bench
-from detrkit.cli.compare import Compare
-from detrkit.cli.convert import Convert
-from detrkit.cli.data import DataCommand
-from detrkit.cli.evaluate import Eval
-from detrkit.cli.models import Models
-from detrkit.cli.predict import Predict
-from detrkit.cli.quickstart import Quickstart
-from detrkit.cli.reproduce import Reproduce
-from detrkit.cli.study import Study
-from detrkit.cli.train import Train, with_defaults, with_values
-from detrkit.utils.console import FIRST_PROCESS, MAX_COLUMNS, MIN_COLUMNS
+from detrkit.cli.commands import command_of, family_help, find_command, overview
 from detrkit.utils.errors import DetrkitError, Interrupted, PeerError
-from detrkit.utils.launch import check_ranks, several
+from detrkit.utils.launch import FIRST_PROCESS, check_ranks, several
 from detrkit.utils.memory import MAPPING_FIX, is_out_of_memory
 from detrkit.utils.parent import end_with_launcher
-from detrkit.utils.ranges import as_option, check_values
 from detrkit.utils.signals import SignalWatch, Stopped, number_of
 from detrkit.utils.streams import BROKEN_PIPE, Streams, lossy_streams
 from detrkit.utils.visible import one_line, visible
 from detrkit.utils.workers import loading_failure
 
-_FILES = (Quickstart, Train, Study, Eval, Predict, Reproduce)  # their results go into files, not to the terminal
 # errors of the machine and not of the command: a full disk, no file handles left, a broken disk
 _TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS)
 _SHARED_OBJECT = re.compile(r"\.so(\.\d+)*(?![\w.])")
-_ABOUT = "The toolkit for the DETR family: train, evaluate and use detection transformers on any data, on any machine."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,16 +58,20 @@ def _run(words: Sequence[str], streams: Streams) -> int:
     """Run a command and return its status; an error is printed in one line, by one of several processes."""
     streams.out.patient = False
     try:
-        if list(words) == ["--version"]:
+        if list(words) in (["--version"], ["-V"], ["version"]):
             print(f"detrkit {__version__}")
             return 0
-        command: Any = _parse(words)
+        command = _parse(words, check=True)
         _check_working_directory()
-        streams.out.patient = isinstance(command, _FILES)
-        check_values(command, format_field=as_option)
+        streams.out.patient = command_of(command).in_files
+        _check_values(command)
         check_ranks()
         if _has_nothing_to_do(command):
             return 0
+        if (
+            hasattr(command, "check") and not several()
+        ):  # several processes must end together: the command's own checks do
+            command.check()
         status = int(command.run())
         return _leave_processes() or status
     except (Exception, KeyboardInterrupt) as error:
@@ -168,9 +154,10 @@ def _has_nothing_to_do(command: Any) -> bool:
     Raises:
         DetrkitError: several processes for a command that trains or measures in one process alone.
     """
-    if isinstance(command, (Train, Study, Eval, Reproduce)) or not several():
+    processes = command_of(command).processes
+    if processes == "several" or not several():
         return False
-    if isinstance(command, (Quickstart, Bench)):
+    if processes == "alone":
         raise DetrkitError("this command works in one process: start it without torchrun and srun")
     if FIRST_PROCESS:
         print("detrkit: this command works in one process: the others that were started do nothing", file=sys.stderr)
@@ -205,44 +192,33 @@ def _print_warning(
         print(f"warning: {one_line(str(message))}", file=sys.stderr)
 
 
-def _parse(words: Sequence[str]) -> Any:
-    sub = tyro.conf.subcommand
-    defaults = Train()
-    if words[:1] == ["train"]:
-        defaults, words = with_defaults(words), with_values(words)
-    commands = (
-        Annotated[Quickstart, sub("quickstart")]
-        | Annotated[Train, sub("train", default=defaults)]
-        | Annotated[Study, sub("study")]
-        | Annotated[Eval, sub("eval")]
-        | Annotated[Predict, sub("predict")]
-        | Annotated[Reproduce, sub("reproduce")]
-        | Annotated[DataCommand, sub("data", description="Check, convert, generate, preview and download datasets.")]
-        | Annotated[Models, sub("models")]
-        | Annotated[Convert, sub("convert")]
-        | Annotated[Compare, sub("compare")]
-        | Annotated[Bench, sub("bench")]
-    )
-    with _wide_terminal():
-        return tyro.cli(
-            commands,
-            prog="detrkit",
-            description=_ABOUT,
-            args=list(words) or ["--help"],
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        )
+def _parse(words: Sequence[str], *, check: bool = False) -> Any:
+    """Return the command of a command line, an instance of its dataclass.
+
+    Args:
+        words: of the command line.
+        check: also check the paths and names in it as far as the command's defaults depend on them.
+
+    Raises:
+        UsageError: words that no command takes.
+        SystemExit: help was asked for, and is printed.
+    """
+    words = list(words)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if not words or words[0] in ("-h", "--help", "--help-all"):
+        print(overview(__version__))
+        raise SystemExit(0)
+    command, rest = find_command(words)
+    if isinstance(command, str):
+        print(family_help(command))
+        raise SystemExit(0)
+    from detrkit.cli.parsing import parse  # tyro and the command's own module: 0.2 s that the texts above do without
+
+    return parse(command, rest, check=check)
 
 
-@contextmanager
-def _wide_terminal() -> Iterator[None]:
-    """Replace the width of a very narrow or very wide terminal by one that a layout can be made for."""
-    before = os.environ.get("COLUMNS")
-    columns = shutil.get_terminal_size().columns
-    os.environ["COLUMNS"] = str(min(max(columns, MIN_COLUMNS), MAX_COLUMNS))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
+def _check_values(command: Any) -> None:
+    from detrkit.utils.ranges import as_option, check_values
+
+    check_values(command, format_field=as_option)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
+from detrkit.cli.preflight import check_weights
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError
@@ -75,7 +76,6 @@ class Bench:
 
     def run(self) -> int:
         """Measure and print."""
-        self._check()
         from detrkit.data.images import image_files
         from detrkit.detector import as_device
         from detrkit.profiling import ProfileConfig, machine, profile_model
@@ -119,12 +119,13 @@ class Bench:
 
         return self.model in ARCHITECTURES and not self.published
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Check the options before anything takes time.
 
         Raises:
             DetrkitError: sides in the wrong order, or a missing path.
         """
+        check_weights(self.model)
         if self.size is not None and self.size[0] > self.size[1]:
             raise DetrkitError(f"--size {self.size[0]} {self.size[1]}: first the short side")
         if self.images is not None and not self.images.is_dir():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from detrkit.cli.preflight import check_dataset, check_model, check_weights
 from detrkit.utils.console import console, table_console
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import AnyInteger, Pixels, Tolerance, WideSeed
@@ -62,6 +63,19 @@ class Compare:
     """Write the stages of A to this file (.npz); it replaces an earlier file of stages, no other file."""
     device: str = "cpu"
     """Device of both models."""
+
+    def check(self) -> None:
+        """Check what needs no torch.
+
+        Raises:
+            DetrkitError: no such weights, model or dataset.
+        """
+        check_weights(self.a, seeded=True)
+        check_weights(self.b, seeded=True)
+        check_model(self.model)
+        check_dataset(self.data)
+        if self.input not in (None, "ones", "noise"):
+            check_dataset(self.input)
 
     def run(self) -> int:
         """Compare and print the table."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from detrkit.cli.preflight import check_dataset, check_model, check_weights
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.names import real_path
@@ -67,6 +68,17 @@ class Convert:
 
     force: bool = False
     """Replace a file that is there already."""
+
+    def check(self) -> None:
+        """Check what needs no torch.
+
+        Raises:
+            DetrkitError: no such weights, model or dataset.
+        """
+        check_weights(self.source)
+        check_model(self.model)
+        if self.classes not in ("coco", "coco-panoptic"):
+            check_dataset(self.classes)
 
     def run(self) -> int:
         """Convert the weights and print the path."""

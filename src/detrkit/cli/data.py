@@ -17,6 +17,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from detrkit.cli.data_download import DataDownload
+from detrkit.cli.preflight import check_dataset
 from detrkit.utils.console import table_console
 from detrkit.utils.layouts import Layout, TargetLayout
 from detrkit.utils.names import full_path
@@ -58,6 +59,10 @@ class DataCheck:
     """Decode every image instead of reading its header: finds truncated files, at about 3 ms per image."""
     limit: CountOrNone = 50
     """How many faults of each severity are printed (all are counted); 0 for all."""
+
+    def check(self) -> None:
+        """Check that the dataset is there."""
+        check_dataset(self.path)
 
     def run(self) -> int:
         """Check and print; return 1 if errors were found."""
@@ -131,6 +136,10 @@ class DataConvert:
     """What to do with the image files. Parquet holds the images themselves: copy."""
     force: bool = False
     """Replace a dataset that detrkit wrote at the destination and nobody has changed since."""
+
+    def check(self) -> None:
+        """Check that the dataset is there."""
+        check_dataset(self.source)
 
     def run(self) -> int:
         """Convert and print what was written."""
@@ -253,6 +262,10 @@ class DataPreview:
     """Annotations to show. By default those that are recognized, COCO panoptic with --masks, else instances."""
     seed: WideSeed = 0
     """Seed of the augmentation."""
+
+    def check(self) -> None:
+        """Check that the dataset is there."""
+        check_dataset(self.path)
 
     def run(self) -> int:
         """Write the image and print its path."""

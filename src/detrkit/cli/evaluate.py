@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from detrkit.cli.preflight import check_dataset, check_weights
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
@@ -83,6 +84,15 @@ class Eval:
     all to come under torchrun or Slurm, 1800 later."""
     per_class: bool = True
     """Also print the table of classes."""
+
+    def check(self) -> None:
+        """Check what needs no torch.
+
+        Raises:
+            DetrkitError: no such model, results or dataset.
+        """
+        check_weights(self.model)
+        check_dataset(self.data)
 
     def run(self) -> int:
         """Evaluate and print tables and paths."""

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
 from detrkit.cli.predict_summary import Summary
+from detrkit.cli.preflight import check_model, check_weights
 from detrkit.utils.console import Terminal
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.lock import FolderLock
@@ -91,6 +92,8 @@ class Predict:
             are = "1 file is no image" if len(left_out) == 1 else f"{len(left_out)} files are no images"
             _say(errors, f"{are}: {names}{more}")
 
+        check_weights(self.checkpoint)
+        check_model(self.model)
         from detrkit.detector import load
 
         detector = load(self.checkpoint, name=self.model, device=self.device)

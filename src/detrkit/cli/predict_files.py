@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.existing import missing
 from detrkit.utils.folders import MANIFEST, is_as_noted, note_files, noted_files
+from detrkit.utils.image_names import SUFFIXES, is_image_file
 from detrkit.utils.json_stream import JsonStream
 from detrkit.utils.names import NAME_BYTES, expanded_path
 
@@ -62,8 +64,6 @@ def find_images(inputs: tuple[str, ...]) -> Inputs:
 
 def _matching_images(text: str) -> Inputs:
     """Find the images of one input."""
-    from detrkit.data.images import SUFFIXES, is_image_file
-
     path = expanded_path(text)
     if path.is_file():
         return Inputs([path], [])
@@ -75,6 +75,8 @@ def _matching_images(text: str) -> Inputs:
     else:
         candidates = sorted(Path(hit) for hit in glob.glob(os.fspath(path), recursive=True))
         nothing = "no such file or folder, and no image matches it as a pattern"
+        if not glob.has_magic(text):
+            raise missing(text)
     candidates = [file for file in candidates if not file.name.startswith(".") and file.is_file()]
     images = [file for file in candidates if is_image_file(file)]
     if not images:

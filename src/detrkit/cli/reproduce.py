@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from detrkit.cli.preflight import check_folders, check_model
 from detrkit.utils.console import console
 from detrkit.utils.errors import Interrupted
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Workers
@@ -61,6 +62,16 @@ class Reproduce:
     """Processes that load images; by default 0 on a CPU, else CPU cores - 1, at most 4."""
     limit: Count | None = None
     """Evaluate only this many images, the first ones."""
+
+    def check(self) -> None:
+        """Check what needs no torch.
+
+        Raises:
+            DetrkitError: no such model, folder or file.
+        """
+        for name in self.names:
+            check_model(name)
+        check_folders([self.coco, self.panoptic, self.weights])
 
     def run(self) -> int:
         """Evaluate and print the table of metrics and the differences from the published evaluation."""

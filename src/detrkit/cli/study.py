@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from detrkit.cli.preflight import check_dataset, check_recipe
 from detrkit.utils.console import console
 from detrkit.utils.ranges import BatchSize, Count, Devices, Seed, Workers
 
@@ -65,6 +66,15 @@ class Study:
     """The split of the tables, by default that of the recipe; "none" for the split that is evaluated each epoch."""
     seed: Seed | None = None
     """Seed of weights, order and augmentation, for all members."""
+
+    def check(self) -> None:
+        """Check what needs no torch.
+
+        Raises:
+            DetrkitError: no such recipe or dataset.
+        """
+        check_recipe(self.recipe, "recipes/studies")
+        check_dataset(self.dataset)
 
     def run(self) -> int:
         """Train what is not trained yet and print the tables; return 1 if a member failed."""

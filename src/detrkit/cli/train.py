@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from detrkit.config import ModelConfig, TrainConfig, load_config
+from detrkit.cli.preflight import check_folders, check_model, check_recipe, check_weights
+from detrkit.cli.spelling import Typed
+from detrkit.config import RunConfig, TrainConfig, load_config
+from detrkit.engine.run_files import check_free
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.launch import attempt
+from detrkit.utils.lock import NAME as LOCK
+from detrkit.utils.names import expanded_path
 from detrkit.utils.ranges import as_option
+
+_NO_DATASET = "no dataset: give its path, as in `detrkit train my_data`, or --resume a run"
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,33 @@ class Train:
     """The folder of a run: continue it exactly where it stopped."""
     config: TrainConfig = field(default_factory=TrainConfig)
 
+    @staticmethod
+    def with_defaults(words: Sequence[str]) -> Train:
+        """Return the command's defaults for the words after it, see `with_defaults`."""
+        return with_defaults(words)
+
+    @staticmethod
+    def check_typed(typed: Typed) -> None:
+        """Check what needs no torch, before the defaults are chosen.
+
+        Raises:
+            DetrkitError: a path or a name that is not there, or a folder that holds another run.
+        """
+        resumed, recipe, out = typed.last("resume"), typed.last("recipe"), typed.last("out")
+        if not typed.positionals and resumed is None and recipe is None:
+            raise DetrkitError(_NO_DATASET)
+        if recipe is not None:
+            check_recipe(recipe)
+        check_folders([*typed.positionals, typed.last("val-data")])
+        check_model(typed.last("model"))
+        check_weights(typed.last("init-from"))
+        check_weights(typed.last("freeze-detector"))
+        if out is None and recipe is None:
+            out = RunConfig.out
+        # torchrun may restart a run in its folder; one that is being written has a message of its own
+        if resumed is None and out is not None and attempt() == 0 and not (expanded_path(out) / LOCK).exists():
+            check_free(Path(out))
+
     def run(self) -> int:
         """Train; return 0 when the run ended, 1 when --overfit could not learn."""
         from detrkit.engine.metrics import evaluated_parts, format_metrics, overfit_metric, part_name
@@ -56,7 +91,7 @@ class Train:
 
         config = self.config if self.dataset is None else self.config.changed(data={"path": self.dataset})
         if not config.data.path:
-            raise DetrkitError("no dataset: give its path, as in `detrkit train my_data`, or --resume a run")
+            raise DetrkitError(_NO_DATASET)
         check_config(config, format_field=as_option)
         result = train(config, resume=self.resume is not None)
         if result.metrics is None:
@@ -98,17 +133,3 @@ def with_defaults(argv: Sequence[str]) -> Train:
             raise DetrkitError(f"{saved}: not there, so {sources['--resume']} is no run to resume")
         return Train(config=load_config(saved).changed(run={"out": sources["--resume"]}))
     return Train()
-
-
-def with_values(argv: Sequence[str]) -> list[str]:
-    """Return a command line in which the model's switches have a value: `--masks` alone becomes `--masks True`.
-
-    Unset switches mean as the model was published, so there are three values, and tyro needs one of them.
-    """
-    switches = {"--" + f.name.replace("_", "-") for f in fields(ModelConfig) if f.type == "bool | None"}
-    words: list[str] = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        words.append(word)
-        if word in switches and following not in ("True", "False", "None"):
-            words.append("True")
-    return words

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
@@ -25,19 +25,13 @@ from detrkit.data.pixels import full_scale, to_rgb
 from detrkit.data.sources import ImageSource, TableImage
 from detrkit.utils.documents import require_regular
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.image_names import COMMON_SUFFIXES as COMMON_SUFFIXES
+from detrkit.utils.image_names import SUFFIXES as SUFFIXES
+from detrkit.utils.image_names import is_image_file as is_image_file
 from detrkit.utils.visible import first_line
 
 ImageInput = str | Path | TableImage | bytes | Image.Image | np.ndarray | Tensor
 
-# Images among the files that Pillow opens: no videos, documents, icons or measurements.
-_JPEG_2000 = {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
-# Suffixes that other programs find in image folders, too: written images have one of them.
-COMMON_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
-SUFFIXES = COMMON_SUFFIXES.union(
-    {".jpe", ".jfif", ".mpo", ".apng", ".dib", ".pbm", ".pnm", ".tga", ".qoi"},
-    _JPEG_2000 if features.check("jpg_2000") else (),
-    {".avif"} if features.check("avif") else (),
-)
 # The usual formats and the suffix that goes with each.
 SUFFIX_OF = {
     "JPEG": ".jpg",
@@ -50,7 +44,6 @@ SUFFIX_OF = {
     "PPM": ".ppm",
 }
 _DRAWINGS = ("EPS", "WMF")  # Pillow starts other programs for them
-_PLUGIN_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".jxl"})  # images once a plugin for Pillow is imported
 _ORIENTATION = 0x0112
 _TIFF_SIZE = 257, 256  # tags: height, width
 # How the pixels are turned upright for each EXIF orientation.
@@ -80,13 +73,6 @@ class ImageHeader(NamedTuple):
     stored: tuple[int, int]
     upright: tuple[int, int]
     orientation: int
-
-
-def is_image_file(file: Path) -> bool:
-    """Tell by its name whether a file of an image folder is an image; hidden files ("._a.jpg" of macOS) are not."""
-    suffix = file.suffix.lower()
-    is_image = suffix in SUFFIXES or (suffix in _PLUGIN_SUFFIXES and suffix in Image.EXTENSION)
-    return is_image and not file.name.startswith(".")
 
 
 def _refused(name: object, problem: str, error: Exception) -> DetrkitError:

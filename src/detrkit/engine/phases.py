@@ -7,9 +7,8 @@ from pathlib import Path
 from detrkit.config import TrainConfig
 from detrkit.data.memory import IN_MEMORY
 from detrkit.data.readers import find_layout
+from detrkit.engine.run_files import DETECTOR as DETECTOR
 from detrkit.utils.names import full_path
-
-DETECTOR = "detector"  # the first phase's folder in that of the run
 
 
 def detector_phase(config: TrainConfig) -> TrainConfig:

@@ -15,7 +15,7 @@ from detrkit.config import TrainConfig, load_config
 from detrkit.data import Dataset
 from detrkit.engine.environment import check_processes
 from detrkit.engine.fingerprint import Fingerprint, class_difference, data_difference
-from detrkit.engine.run_files import in_the_way, saved_in
+from detrkit.engine.run_files import check_free, saved_in
 from detrkit.engine.run_folder import ENVIRONMENT, STARTED_BY
 from detrkit.engine.setup import make_fabric
 from detrkit.engine.state import load_state
@@ -148,24 +148,15 @@ def _look(config: TrainConfig, *, resume: bool) -> None:
 
 
 def _look_inside(config: TrainConfig, folder: Path, *, resume: bool) -> None:
+    if not resume:
+        check_free(folder)
+        return
     if folder.exists() and not folder.is_dir():
         raise DetrkitError(f"{folder} is a file: choose another --out")
-    quoted = shlex.quote(str(folder))
-    saved, trained = saved_in(folder) is not None, (folder / "best.safetensors").exists()
-    if resume:
-        _check_same(config, folder)
-        if trained and not saved:
-            raise DetrkitError(
-                f"{folder}: its last.pt is gone: nothing to resume; start anew with --init-from {quoted}"
-            )
-    elif saved:
-        raise DetrkitError(
-            f"{folder} holds a run already: continue it with `detrkit train --resume {quoted}`, or choose another --out"
-        )
-    elif trained:
-        raise DetrkitError(f"{folder} holds a run already, without its last.pt: choose another --out")
-    elif (name := in_the_way(folder)) is not None:
-        raise DetrkitError(f"{folder / name} is of no run and would be written over: choose another --out")
+    _check_same(config, folder)
+    if (folder / "best.safetensors").exists() and saved_in(folder) is None:
+        quoted = shlex.quote(str(folder))
+        raise DetrkitError(f"{folder}: its last.pt is gone: nothing to resume; start anew with --init-from {quoted}")
 
 
 def _check_same(config: TrainConfig, folder: Path) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from detrkit.engine.phases import DETECTOR
 from detrkit.utils.atomic import is_temporary
-from detrkit.utils.errors import WriteError
+from detrkit.utils.errors import DetrkitError, WriteError
 from detrkit.utils.lock import NAME as LOCK
 from detrkit.utils.parent import is_running
-from detrkit.weights.files import METADATA_KEY
 
+DETECTOR = "detector"  # the first phase's folder in that of a run of two
 MARK = "A training run of detrkit."  # in the README.md of each run
 _NAMES = (
     *("README.md", "config.yaml", "classes.txt", "environment.txt", "init.txt", "steps.csv", "epochs.csv", LOCK),
@@ -33,6 +33,25 @@ _HEAD_BYTES = 65536
 def saved_in(folder: Path) -> str | None:
     """Return the subfolder with a run's last state: ".", or "detector" of a run in two phases; None without one."""
     return next((place for place in (".", DETECTOR) if (folder / place / "last.pt").exists()), None)
+
+
+def check_free(folder: Path) -> None:
+    """Check that a new run may be written into a folder.
+
+    Raises:
+        DetrkitError: it is a file, or it holds a run or other files that a run would overwrite.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DetrkitError(f"{folder} is a file: choose another --out")
+    quoted = shlex.quote(str(folder))
+    if saved_in(folder) is not None:
+        raise DetrkitError(
+            f"{folder} holds a run already: continue it with `detrkit train --resume {quoted}`, or choose another --out"
+        )
+    if (folder / "best.safetensors").exists():
+        raise DetrkitError(f"{folder} holds a run already, without its last.pt: choose another --out")
+    if (name := in_the_way(folder)) is not None:
+        raise DetrkitError(f"{folder / name} is of no run and would be written over: choose another --out")
 
 
 def in_the_way(folder: Path) -> str | None:
@@ -132,6 +151,8 @@ def _is_old_temporary(file: Path) -> bool:
     if numbered is not None:
         return not is_running(int(numbered["process"] or numbered["first"]))
     if _OLD_WEIGHTS.fullmatch(file.name):
+        from detrkit.weights.files import METADATA_KEY  # imports torch, which the check of a folder does without
+
         with suppress(OSError), file.open("rb") as stream:
             return METADATA_KEY.encode() in stream.read(_HEAD_BYTES)
     return _OLD_WITHOUT.fullmatch(file.name) is not None

@@ -5,7 +5,6 @@ Names of files and classes are shown as they are: nothing in a text is markup, a
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,18 +14,12 @@ from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from detrkit.utils.launch import FIRST_PROCESS as FIRST_PROCESS
 from detrkit.utils.visible import visible
 
 T = TypeVar("T")
 MIN_COLUMNS, MAX_COLUMNS = 40, 1000  # of a layout, whatever width a terminal or COLUMNS states
 SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
-
-# only rank 0 prints; torchrun, Slurm and Fabric's launcher set one of these
-_rank_variables = next(
-    (names for names in (("RANK",), ("SLURM_PROCID",), ("LOCAL_RANK", "NODE_RANK")) if os.environ.get(names[0])),
-    ("NODE_RANK",),  # started by hand on every node, where the process starts the others
-)
-FIRST_PROCESS = all((os.environ.get(name) or "0") == "0" for name in _rank_variables)
 
 
 class Terminal(Console):

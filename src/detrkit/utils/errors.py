@@ -16,6 +16,10 @@ class DetrkitError(Exception):
     status = 2
 
 
+class UsageError(DetrkitError):
+    """Words that no command takes: names the word, and what is written here instead."""
+
+
 class PeerError(DetrkitError):
     """Failure of another process of the run, which reports the reason itself.
 

@@ -23,6 +23,13 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _INTERACTIVE = ("bash", "interactive")  # names of interactive jobs
 _PORT = 15000  # port of Slurm's tasks, if MASTER_PORT is not set: this plus the last digits of the job
 
+# only rank 0 prints; torchrun, Slurm and Fabric's launcher set one of these
+_rank_variables = next(
+    (names for names in (("RANK",), ("SLURM_PROCID",), ("LOCAL_RANK", "NODE_RANK")) if os.environ.get(names[0])),
+    ("NODE_RANK",),  # started by hand on every node, where the process starts the others
+)
+FIRST_PROCESS = all((os.environ.get(name) or "0") == "0" for name in _rank_variables)
+
 
 class Launch(NamedTuple):
     """Position of this process among several that are started already.

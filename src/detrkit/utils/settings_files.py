@@ -7,8 +7,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from detrkit.utils.documents import decoded, parse_yaml, read_text
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import out_of_range
@@ -61,6 +59,8 @@ def validated(kind: type[T], plain: Any, where: str, *, hint: str) -> T:
     Raises:
         DetrkitError: a field that is unknown, missing, of the wrong type or out of range; names `where` and the field.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:

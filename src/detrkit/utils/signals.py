@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, ClassVar, Self
 
-from detrkit.utils.console import FIRST_PROCESS, console
+from detrkit.utils.launch import FIRST_PROCESS
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 _WORKER_GRACE_SECONDS = 300
@@ -135,7 +135,7 @@ class SignalWatch:
             self._leave_terminal()
         if first and self._waits:
             with suppress(RuntimeError, OSError):  # in the middle of another line
-                console.print("stopping as soon as the state is safe (Ctrl-C again: at once, without saving)")
+                _say("stopping as soon as the state is safe (Ctrl-C again: at once, without saving)")
         elif first:
             raise Stopped(number)
         elif number == int(signal.SIGINT):
@@ -188,3 +188,13 @@ def leave_signals_to_parent() -> None:
 
 def _obey_late(*_: Any) -> None:
     signal.alarm(_WORKER_GRACE_SECONDS)
+
+
+def _say(line: str) -> None:
+    """Print a line, above a progress bar if there is one; rich is not imported in a handler of a signal."""
+    module = sys.modules.get("detrkit.utils.console")
+    console = getattr(module, "console", None)
+    if console is not None:
+        console.print(line)
+    elif FIRST_PROCESS:
+        print(line, flush=True)

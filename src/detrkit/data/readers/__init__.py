@@ -10,6 +10,7 @@ from detrkit.data.readers.base import READERS, Reader, Reading, register_reader
 from detrkit.data.readers.common import Fault, Findings, match_split
 from detrkit.data.readers.yolo_files import has_labels
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.existing import missing
 from detrkit.utils.layouts import Layout
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -50,7 +51,7 @@ def find_layout(path: Path, layout: Layout | None = None, *, masks: bool = False
         if path.is_dir():
             next(path.iterdir(), None)
     except FileNotFoundError as error:
-        raise DetrkitError(f"{path}: no such file or folder") from error
+        raise missing(path) from error
     except OSError as error:
         raise DetrkitError(f"{path}: cannot be read ({error.strerror})") from error
     if path.is_file() and path.name.endswith(_ARCHIVES):
