@@ -78,8 +78,8 @@ def test_bad_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, words
     ("field", "value", "message"),
     [
         ("--batch-size", "0", "--batch-size 0: must be at least 1"),
-        ("--lr", "-1", "--lr -1.0: must be above 0"),
-        ("--ema", "1", "--ema 1.0: must be below 1"),
+        ("--lr", "-1", "--lr -1: must be above 0"),
+        ("--ema", "1", "--ema 1: must be below 1"),
     ],
 )
 def test_numbers_out_of_range(capsys, tmp_path, field, value, message):

@@ -139,7 +139,11 @@ def test_what_the_check_passes_tyro_reads():
 
 def _value(option, words, number=0):
     kind = option.value_kind(number)
-    choices = getattr(kind, "__args__", ())
+    choices = [c for c in getattr(kind, "__args__", ()) if isinstance(c, str | float)]
     if option.metavar == "NAME=VALUE ...":
         return f"a{number}=1"
-    return str(choices[0]) if choices else words.get(kind, "word")
+    if option.name in ("size", "max-size", "sides", "width"):
+        return "64"
+    if option.metavar.startswith("X"):
+        return "0.5"
+    return choices[-1] if choices else words.get(kind, "word")

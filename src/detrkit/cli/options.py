@@ -29,6 +29,7 @@ class Option:
     Attributes:
         path: of the field, such as ("config", "optim", "epochs").
         name: as typed, without dashes: "batch-size".
+        hint: annotation of the field, with the ranges of its numbers.
         kind: type of a value, without None and without markers: int, a `Literal`, a tuple, ...
         optional: whether None is a value.
         default: of the field; MISSING if one must be given.
@@ -39,6 +40,7 @@ class Option:
 
     path: tuple[str, ...]
     name: str
+    hint: Any
     kind: Any
     optional: bool
     default: Any
@@ -107,6 +109,7 @@ def options_of(kind: type, default: Any = None) -> list[Option]:
             Option(
                 path=path,
                 name=name,
+                hint=hint,
                 kind=core,
                 optional=optional,
                 default=_default(kind, path, default),

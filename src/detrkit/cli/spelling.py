@@ -16,6 +16,7 @@ from detrkit.cli.commands import Command
 from detrkit.cli.options import Option
 from detrkit.utils.errors import UsageError
 from detrkit.utils.messages import shortened
+from detrkit.utils.ranges import reason_against
 from detrkit.utils.visible import one_line
 
 _MOST_CHOICES = 12  # of a message
@@ -180,6 +181,9 @@ class _Reader:
             reason = value_reason(option, number, value)
             if reason is not None:
                 raise UsageError(f"{flag} {_shown(value)}: {reason}{self._help}")
+        reason = _range_reason(option, values)
+        if reason is not None:
+            raise UsageError(f"{flag} {' '.join(map(_shown, values))}: {reason}{self._help}")
         self.typed.options += [flag, *values] if attached is None else [f"{flag}={values[0]}", *values[1:]]
         self.typed.values[option.name] = values
         return position
@@ -302,6 +306,15 @@ def _kind_reason(kind: Any, word: str) -> str | None:
         except ValueError:
             return "must be a whole number" if kind is int else "must be a number"
     return None
+
+
+def _range_reason(option: Option, words: Sequence[str]) -> str | None:
+    """Return why numbers are out of an option's range; None if they are not, and for values of another kind."""
+    kinds = [option.value_kind(number) for number in range(len(words))]
+    if not all(kind in (int, float) for kind in kinds) or "None" in words:
+        return None
+    values = [kind(word) for kind, word in zip(kinds, words, strict=True)]
+    return reason_against(tuple(values) if get_origin(option.kind) is tuple else values[0], option.hint)
 
 
 def _is_flag(word: str) -> bool:

@@ -121,6 +121,11 @@ def out_of_range(bounds: Mapping[str, Any]) -> str:
     return "must be " + " and ".join(f"{_WORDS[kind]} {_plain(bounds[kind])}" for kind in _WORDS if kind in bounds)
 
 
+def reason_against(value: Any, hint: Any) -> str | None:
+    """Return why a value does not fit an annotation with ranges, such as "must be at least 1"; None if it fits."""
+    return _reason(value, hint)
+
+
 def has_range(hint: Any) -> bool:
     """Return whether an annotation has no numbers, or states the range of each number in it, above and below."""
     origin, arguments = get_origin(hint), get_args(hint)
