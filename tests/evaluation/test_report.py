@@ -23,7 +23,7 @@ ROWS = [{"epoch": e, "train/loss": 9 - e, "val/AP": e / 10, "lr": 1e-4} for e in
 @pytest.fixture(scope="module")
 def evaluation():
     truth, results = random_set(0)
-    return evaluate_detections(truth, results, max_dets=200), confusion_matrix(truth, results)
+    return evaluate_detections(truth, results, max_dets=200, scores=True), confusion_matrix(truth, results)
 
 
 def links(page: str) -> list[str]:
@@ -63,6 +63,9 @@ def test_everything_linked_is_there(evaluation, tmp_path):
     assert record["AP"] == metrics.AP
     assert record["max_dets"] == [1, 10, 200]
     assert record["settings"]["batch size"] == 2
+    thresholds = metrics.scores.suggest()
+    assert record["score_thresholds"] == metrics.scores.to_json(thresholds)
+    assert metrics.scores.table(thresholds) in page
     assert record["confusion"]["matrix"] == confusion.matrix.tolist()
 
 
@@ -139,3 +142,29 @@ def test_a_file_is_no_folder(evaluation, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DetrkitError, match="file is a file"):
         write_report(tmp_path / "file", metrics=evaluation[0], title="x", settings={})
+
+
+def test_scores_of_80_classes_are_readable():
+    """Ten curves have a color and a name in each panel, the others are gray; "all together" is in front."""
+    from detrkit.visualize import score_curves
+
+    truth, results = random_set(0, images=60, categories=81, objects=20)
+    scores = evaluate_detections(truth, results, scores=True).scores
+    thresholds = scores.suggest()
+    figure = score_curves(scores, thresholds)
+    for ax, quantity in zip(figure.axes, ("precision", "recall", "f1"), strict=True):
+        lines = {line.get_label(): line for line in ax.get_lines()}
+        assert sum(not label.startswith("_") for label in lines) == 11
+        x, y = lines["all together"].get_data()
+        assert lines["all together"].get_zorder() == max(line.get_zorder() for line in ax.get_lines())
+        expected = [getattr(scores.at(float(t)), quantity) for t in x[::40]]
+        assert y[::40].tolist() == pytest.approx(expected)
+    assert any(line.get_xdata()[0] == thresholds.general for line in figure.axes[2].get_lines())
+
+
+def test_no_useful_threshold_is_said(tmp_path):
+    truth, results = random_set(0)
+    metrics = evaluate_detections(truth, [r | {"bbox": [900, 900, 1, 1]} for r in results], scores=True)
+    page = write_report(tmp_path, metrics=metrics, title="x", settings={}).read_text()
+    assert "No threshold is suggested: at the best one F1 is below 0.05" in page
+    assert "score_thresholds" not in json.loads((tmp_path / "metrics.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from detrkit.cli.preflight import check_dataset, check_weights
-from detrkit.utils.console import console
+from detrkit.utils.console import FIRST_PROCESS, console
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.names import checked_name, expanded_path
@@ -82,8 +83,11 @@ class Eval:
     timeout: Count | None = None
     """Seconds that a process waits for another one, one that loads images too, before it gives up; by default 300 for
     all to come under torchrun or Slurm, 1800 later."""
-    per_class: bool = True
-    """Also print the table of classes."""
+    per_class: Annotated[bool, tyro.conf.arg(aliases=("--verbose",))] = False
+    """Print every class; by default at most the five best and the five worst. The report has all."""
+    save_thresholds: bool = False
+    """Write the suggested score thresholds into the checkpoint, a .safetensors file of detrkit or a run's folder, for
+    detrkit predict. Those of a run are of its validation split already."""
 
     def check(self) -> None:
         """Check what needs no torch.
@@ -96,8 +100,8 @@ class Eval:
 
     def run(self) -> int:
         """Evaluate and print tables and paths."""
+        from detrkit.cli.measured import print_measured
         from detrkit.cli.results import evaluate_results, results_file
-        from detrkit.engine.metrics import part_name
         from detrkit.evaluation import PanopticMetrics
 
         folder = None if self.out is None else expanded_path(self.out)
@@ -107,6 +111,8 @@ class Eval:
             split = checked_name(self.split or "all", "--split")
             inside = source.is_dir() and results is None
             folder = source / f"eval-{split}" if inside else Path(f"eval-{source.stem}-{split}")
+        if self.save_thresholds:
+            self._check_thresholds(results)
         if results is not None:
             measured = evaluate_results(
                 results,
@@ -118,16 +124,27 @@ class Eval:
             )
         else:
             measured = self._evaluate_model(folder)
-        for part in measured:
-            console.print(f"{part_name(part)}:\n{part.table()}")
-            if self.per_class:
-                console.print(part.table(per_class=True))
+        print_measured(measured, per_class=self.per_class)
+        if self.save_thresholds:
+            _save_thresholds(self.model, measured)
         console.print(f"report:  {folder / 'report.md'}")
         if results is None:
             console.print(f"results: {folder / 'results.json'}")
             if any(isinstance(part, PanopticMetrics) for part in measured):
                 console.print(f"         {folder / 'panoptic.json'}")
         return 0
+
+    def _check_thresholds(self, results: Path | None) -> None:
+        """Check before hours of work that thresholds can be saved.
+
+        Raises:
+            DetrkitError: results instead of a checkpoint, or a checkpoint that does not hold thresholds.
+        """
+        from detrkit.weights.thresholds import file_of_thresholds
+
+        if results is not None:
+            raise DetrkitError(f"--save-thresholds: {results} holds results, no weights; leave it out")
+        file_of_thresholds(self.model)
 
     def _evaluate_model(self, folder: Path) -> list[Metrics | PanopticMetrics]:
         """Run the model over the dataset; write report and results into `folder`."""
@@ -156,3 +173,15 @@ class Eval:
             quiet=False,
         )
         return evaluated_parts(metrics)
+
+
+def _save_thresholds(checkpoint: str, measured: Sequence[Metrics | PanopticMetrics]) -> None:
+    """Write the suggested thresholds into a checkpoint, in the first process, and say so."""
+    from detrkit.weights.thresholds import save_thresholds
+
+    scores = next((one for part in measured if (one := getattr(part, "scores", None)) is not None), None)
+    thresholds = None if scores is None else scores.suggest()
+    if thresholds is None:
+        console.print("warning: no thresholds were saved: none separates right detections from wrong ones")
+    elif FIRST_PROCESS:
+        console.print(f"saved:   {save_thresholds(checkpoint, thresholds)} with these thresholds")

@@ -24,7 +24,7 @@ from detrkit.utils.lock import FolderLock
 from detrkit.utils.memory import is_out_of_memory
 from detrkit.utils.names import full_path
 from detrkit.utils.prefetch import Prefetcher
-from detrkit.utils.ranges import BatchSize, InputSize, ScoreThreshold
+from detrkit.utils.ranges import BatchSize, InputSize, Scale, ScoreThreshold
 from detrkit.utils.signals import SignalWatch, Stopped
 from detrkit.utils.visible import one_line
 
@@ -69,6 +69,10 @@ class Predict:
     pictures: Annotated[bool, tyro.conf.arg(aliases=("--images",))] = True
     """Draw and write the images; --no-pictures (or --no-images): write predictions.json only. The id maps of panoptic
     models are written in any case."""
+    scale: Scale | None = None
+    """Factor to enlarge the images by before drawing, 1 for the original size; by default a whole number that makes
+    labels readable: 1 unless the image or its objects are small. The boxes of predictions.json are in pixels of the
+    original image."""
     size: InputSize | None = None
     """Short side in pixels to resize images to; by default the checkpoint's (800 for published weights)."""
     batch_size: BatchSize = 4
@@ -199,7 +203,7 @@ class Predict:
         rows: Any = result.to_json()
         entry = rows
         if self.pictures:
-            results.write_image(file, result.draw())
+            results.write_image(file, result.draw(scale=self.scale))
         if isinstance(result, PanopticResult):
             ids = results.id_map(file, fromarray(result.to_coco()[0]))
             entry = {"ids": ids, "segments": rows}

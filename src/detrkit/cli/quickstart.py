@@ -28,19 +28,19 @@ class Quickstart:
 
     def run(self) -> int:
         """Run the quickstart and print its results."""
+        from detrkit.cli.measured import print_measured
         from detrkit.engine.quickstart import quickstart
 
         result = quickstart(self.out, epochs=self.epochs, seed=self.seed, force=self.force)
         assert result.metrics is not None
-        console.print(result.metrics.table())
-        console.print(result.metrics.table(per_class=True))
+        print_measured([result.metrics])
         console.print(f"examples (image | ground truth | prediction): {result.folder / 'examples.png'}")
         console.print(f"report with curves and tables:                {result.report}")
         console.print(f"weights:                                      {result.best}")
         console.print("\nNext:")
         data = self.out / "shapes"
         run, shapes, val = (shlex.quote(str(place)) for place in (result.folder, data, data / "val2017"))
-        console.print(f"  detrkit predict {run} {val} --threshold 0.3", soft_wrap=True)
+        console.print(f"  detrkit predict {run} {val}", soft_wrap=True)
         console.print(f"  detrkit train {shapes} --recipe quickstart --epochs 40 --out runs/longer", soft_wrap=True)
         console.print("  detrkit data check YOUR_DATA         (COCO, Pascal VOC, YOLO, parquet or CSV)")
         console.print("  detrkit train YOUR_DATA --recipe small --overfit 8")

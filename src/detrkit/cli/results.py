@@ -84,7 +84,8 @@ def _detections(
 ) -> dict[str, Any]:
     """Compute average precision of boxes and masks, if there are any, as arguments of `write_report`."""
     from detrkit.evaluation import confusion_matrix, evaluate_detections
-    from detrkit.evaluation.result_table import has_masks
+    from detrkit.evaluation.diagnosis import reason_for_zero
+    from detrkit.evaluation.result_table import ResultTable, has_masks
     from detrkit.evaluation.unknown_classes import UnknownClasses
 
     kinds: list[IouType] = [iou_type] if iou_type else ["bbox", "segm"]
@@ -96,9 +97,14 @@ def _detections(
     if kinds == ["bbox", "segm"] and ground_truth.segmentations is None and len(ground_truth):
         console.print(f"{results}: the masks are not evaluated: {ground_truth.source} has none for each object")
         kinds = ["bbox"]
-    metrics, *masks = [evaluate_detections(ground_truth, results, max_dets=max_dets, iou_type=kind) for kind in kinds]
+    metrics, *masks = [
+        evaluate_detections(ground_truth, results, max_dets=max_dets, iou_type=kind, scores=True) for kind in kinds
+    ]
     missing = UnknownClasses.of(ground_truth, {e["category_id"] for e in entries}, ())
     notes = [missing.without_results()] if missing and entries else []
+    if metrics.iou_type == "bbox":
+        reason = reason_for_zero(ground_truth, ResultTable.load(entries, ground_truth), metrics.AP)
+        notes += [reason] if reason else []
     for note in notes:
         console.print(f"warning: {note}")
     return {

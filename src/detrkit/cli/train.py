@@ -85,7 +85,8 @@ class Train:
 
     def run(self) -> int:
         """Train; return 0 when the run ended, 1 when --overfit could not learn."""
-        from detrkit.engine.metrics import evaluated_parts, format_metrics, overfit_metric, part_name
+        from detrkit.cli.measured import print_measured
+        from detrkit.engine.metrics import evaluated_parts, format_metrics, overfit_metric
         from detrkit.engine.relations import check_config
         from detrkit.engine.training import train
 
@@ -97,8 +98,7 @@ class Train:
         if result.metrics is None:
             console.print(f"weights: {result.best}")
             return 0
-        for part in evaluated_parts(result.metrics):
-            console.print(f"{part_name(part)}:\n{part.table()}")
+        print_measured(evaluated_parts(result.metrics))
         if result.test_metrics is not None:
             console.print(f"test: {format_metrics(result.test_metrics)}")
         console.print(f"report:  {result.report}\nweights: {result.best}")

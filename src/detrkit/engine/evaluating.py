@@ -157,6 +157,9 @@ def evaluate(
         run_evaluation(evaluated.model, progress, evaluation, autocast=autocast, stop=stop)
         seconds = time.perf_counter() - began
         metrics = evaluation.compute()
+        reason = evaluation.objects.reason_for_zero(metrics)
+        if reason and rank == 0:
+            warnings.warn(reason, stacklevel=2)
         if folder is not None and rank == 0:
             settings = {
                 "batch size": f"{batch_size} x {world} process(es), padding {evaluated.spec.padding}",
@@ -164,7 +167,16 @@ def evaluate(
                 "max detections": max_dets,
             }
             timing = {"images per second": round(len(dataset) / seconds, 2), "device": str(where)}
-            _write(folder, evaluated, dataset, evaluation, metrics, settings, timing, notes=[note] if note else [])
+            _write(
+                folder,
+                evaluated,
+                dataset,
+                evaluation,
+                metrics,
+                settings,
+                timing,
+                notes=[n for n in (note, reason) if n],
+            )
     return metrics
 
 

@@ -13,14 +13,21 @@ from detrkit.data.sample import Sample
 from detrkit.detector import Detector
 from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture
+from detrkit.structures.detections import Detections
 from detrkit.structures.panoptic import PanopticResult, Prediction, Segment
 from detrkit.visualize import SheetRow, as_detections, comparison_sheet
 from detrkit.weights.checkpoint import ModelSpec
 
+_BELOW = 5  # detections that are drawn of an image in which none is above the threshold
+
 
 def display_threshold(spec: ModelSpec) -> float:
-    """Return the score above which detections of a model are drawn and counted."""
-    return architecture(spec.name).thresholds.show
+    """Return the score above which detections of a model are drawn and counted in reports.
+
+    It is the one that the checkpoint suggests for all classes together, else as the model was registered.
+    """
+    suggested = spec.score_thresholds
+    return architecture(spec.name).thresholds.show if suggested is None else suggested.general
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:
@@ -60,10 +67,20 @@ def example_sheet(
         sample = dataset[index]
         image = Image.fromarray(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
         prediction = detector.predict(image, threshold=threshold)
+        below = None
+        if isinstance(prediction, Detections) and not len(prediction):  # never an empty image without a reason
+            below = _best(detector.predict(image, threshold=0.0))
         name = sample.file.name if sample.file is not None else str(sample.image_id)
-        rows.append(SheetRow(image, annotated(sample, dataset), prediction, name))
+        rows.append(SheetRow(image, annotated(sample, dataset), prediction, name, below))
     model.train(training)
     return comparison_sheet(rows, threshold=threshold)
+
+
+def _best(everything: Prediction) -> Detections | None:
+    """Return the detections with the best scores of an image, without masks; None of segments."""
+    if not isinstance(everything, Detections):
+        return None
+    return replace(everything, masks=None).select(torch.arange(min(_BELOW, len(everything))))
 
 
 def annotated(sample: Sample, dataset: Dataset) -> Prediction:

@@ -19,7 +19,8 @@ MARK = "A training run of detrkit."  # in the README.md of each run
 _NAMES = (
     *("README.md", "config.yaml", "classes.txt", "environment.txt", "init.txt", "steps.csv", "epochs.csv", LOCK),
     *("last.pt", "best.safetensors", "report.md", "metrics.json", "results.json", "panoptic.json"),
-    *("examples.png", "training.png", "precision_recall.png", "confusion.png", "labels.png", "first_batch.png"),
+    *("examples.png", "training.png", "scores.png", "precision_recall.png", "confusion.png"),
+    *("labels.png", "first_batch.png"),
 )
 _BELOW = {"tensorboard": re.compile(r"events\.out\.tfevents\..*"), "panoptic": re.compile(r".*\.png")}
 _ANY = "|".join(map(re.escape, _NAMES))

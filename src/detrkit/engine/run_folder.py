@@ -28,7 +28,7 @@ _README = """# {name}
 
 | file | what it is |
 |---|---|
-| report.md | result: metrics, per-class table, curves, examples (written when the run ends) |
+| report.md | result: metrics, per-class table, score thresholds, curves, examples (written when the run ends) |
 | best.safetensors | weights of the best evaluation with class list and input settings: for predict, eval, --init-from |
 | labels.png | objects of each class, sizes, places and shapes of the boxes to learn |
 | first_batch.png | the first batch as the model gets it: augmented, with its boxes |

@@ -332,8 +332,12 @@ def _finish(
         settings["frozen detector"] = Path(config.run.freeze_detector).name
     if "test" in metrics and splits.test is not None:
         settings[f"test: split {splits.test.split}, {len(splits.test)} images"] = format_metrics(metrics["test"])
+    reason = evaluations["val"].objects.reason_for_zero(metrics["val"])
+    if reason:
+        console.print(f"warning: {reason}")
     report = write_report(
         folder,
+        notes=[reason] if reason else [],
         metrics=metrics["val"],
         masks=metrics["val"].masks,
         panoptic=metrics["val"].panoptic,

@@ -15,6 +15,7 @@ import numpy as np
 
 from detrkit.evaluation.coco import restrict
 from detrkit.evaluation.ground_truth import ClassNames, DetectionGroundTruth
+from detrkit.evaluation.overlaps import groups, overlap
 from detrkit.evaluation.result_table import OnUnknown, ResultTable
 from detrkit.utils.errors import DetrkitError
 
@@ -88,23 +89,23 @@ def confusion_matrix(
 
     confident = np.flatnonzero(table.scores > score)
     confident = confident[np.argsort(-table.scores[confident], kind="stable")]
-    detections_of_image = _groups(table.image[confident], len(ground_truth.image_ids))
-    objects_of_image = _groups(ground_truth.image, len(ground_truth.image_ids))
+    detections_of_image = groups(table.image[confident], len(ground_truth.image_ids))
+    objects_of_image = groups(ground_truth.image, len(ground_truth.image_ids))
     for positions, objects in zip(detections_of_image, objects_of_image, strict=True):
         detections = confident[positions]
         crowd = objects[ground_truth.crowd[objects]]
         objects = objects[~ground_truth.crowd[objects]]
         predicted, true = table.category[detections], ground_truth.category[objects]
-        overlap = _overlap(table.boxes[detections], ground_truth.boxes[objects])  # (D, G)
+        ious = overlap(table.boxes[detections], ground_truth.boxes[objects])  # (D, G)
         same = predicted[:, None] == true[None]
-        in_crowd = _overlap(table.boxes[detections], ground_truth.boxes[crowd], crowd=True)  # (D, C)
+        in_crowd = overlap(table.boxes[detections], ground_truth.boxes[crowd], crowd=True)  # (D, C)
         ignored = ((in_crowd >= iou) & (predicted[:, None] == ground_truth.category[crowd][None])).any(1)
 
         free = np.ones(len(objects), bool)
         match = np.full(len(detections), -1)
         for allowed, candidates in ((same, range(len(detections))), (~same, np.flatnonzero(~ignored))):
             for d in candidates:
-                possible = np.where(allowed[d] & free & (overlap[d] >= iou), overlap[d], -1.0)
+                possible = np.where(allowed[d] & free & (ious[d] >= iou), ious[d], -1.0)
                 if match[d] < 0 and possible.size and possible.max() >= 0:
                     match[d] = possible.argmax()
                     free[match[d]] = False
@@ -113,19 +114,3 @@ def confusion_matrix(
         np.add.at(matrix, (background, predicted[~matched & ~ignored]), 1)
         np.add.at(matrix, (true[free], background), 1)
     return Confusion(ground_truth.names, matrix, iou, score)
-
-
-def _groups(values: np.ndarray, count: int) -> list[np.ndarray]:
-    """Return for each of 0 .. count-1 the ascending indices at which `values` holds it."""
-    order = np.argsort(values, kind="stable")
-    return np.split(order, np.searchsorted(values[order], np.arange(1, count)))
-
-
-def _overlap(a: np.ndarray, b: np.ndarray, *, crowd: bool = False) -> np.ndarray:
-    """Compute the (N, M) IoU of xywh boxes (N, 4) and (M, 4); with `crowd`, the share of `a` that lies in `b`."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
-    common = np.prod(np.clip(high - low, 0, None), -1)
-    area_a, area_b = a[:, 2:].prod(1)[:, None], b[:, 2:].prod(1)[None]
-    denominator = np.broadcast_to(area_a, common.shape) if crowd else area_a + area_b - common
-    return np.divide(common, denominator, out=np.zeros_like(common), where=denominator > 0)

@@ -12,6 +12,7 @@ import torch
 
 from detrkit.evaluation.coco import evaluate_detections
 from detrkit.evaluation.confusion import Confusion, confusion_matrix
+from detrkit.evaluation.diagnosis import reason_for_zero
 from detrkit.evaluation.ground_truth import ClassNames, DetectionGroundTruth
 from detrkit.evaluation.metrics import Metrics
 from detrkit.evaluation.result_table import IouType, OnUnknown, ResultTable
@@ -231,3 +232,7 @@ class DetectionEvaluator:
     def confusion(self, *, iou: float = 0.5, score: float = 0.5) -> Confusion:
         """Compute the confusion matrix over the images that were added; see `confusion_matrix`."""
         return confusion_matrix(self.ground_truth, self.table(), iou=iou, score=score, image_ids=list(self._images))
+
+    def reason_for_zero(self, metrics: Metrics) -> str | None:
+        """Return a sentence on why AP is 0, as far as the detections show it; None if it is not 0."""
+        return reason_for_zero(self.ground_truth, self.table(), metrics.AP)

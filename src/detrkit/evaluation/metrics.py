@@ -114,9 +114,19 @@ class Metrics(Mapping[str, Any]):
             if self.max_dets[:2] != (1, 10):
                 headings[6:8] = f"AR{self.max_dets[0]}", f"AR{self.max_dets[1]}"
             return markdown_table(headings, [[percent(v) for v in self.stats]])
-        present = {name: row for name, row in self.per_class.items() if row["objects"]}
-        ranked = sorted(present.items(), key=lambda item: (-item[1]["AP"], item[0]))
-        rows = [[name, str(int(row["objects"])), *(percent(row[k]) for k in PER_CLASS)] for name, row in ranked]
+        return self.class_table(self.ranked())
+
+    def ranked(self) -> list[str]:
+        """Return the classes with objects, best AP first."""
+        present = [name for name, row in self.per_class.items() if row["objects"]]
+        return sorted(present, key=lambda name: (-self.per_class[name]["AP"], name))
+
+    def class_table(self, names: list[str]) -> str:
+        """Format a Markdown table in percent with a row for each of these classes, in this order."""
+        rows = [
+            [name, str(int(self.per_class[name]["objects"])), *(percent(self.per_class[name][k]) for k in PER_CLASS)]
+            for name in names
+        ]
         return markdown_table(["class", "objects", *PER_CLASS], rows)
 
     def __str__(self) -> str:

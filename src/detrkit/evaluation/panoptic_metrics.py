@@ -124,11 +124,15 @@ class PanopticMetrics(Mapping[str, Any]):
         annotated = [name for name, row in self.per_class.items() if row["segments"]]
         return sorted(annotated, key=lambda n: (self.per_class[n]["PQ"], -self.per_class[n]["segments"], n))[:count]
 
+    def ranked(self) -> list[str]:
+        """Return the classes with a PQ, best first."""
+        counted = {n: row for n, row in self.per_class.items() if row["PQ"] >= 0}
+        return sorted(counted, key=lambda n: (-counted[n]["PQ"], n))
+
     def table(self, *, per_class: bool = False) -> str:
         """Format a Markdown table in percent: all, things and stuff, or one row per class with a PQ, best PQ first."""
         if per_class:
-            counted = {n: row for n, row in self.per_class.items() if row["PQ"] >= 0}
-            return self.class_table(sorted(counted, key=lambda n: (-counted[n]["PQ"], n)))
+            return self.class_table(self.ranked())
         rows = []
         for group, suffix in _GROUPS.items():
             group_rows = [r for r in self.per_class.values() if group == "all" or r["thing"] == (group == "things")]

@@ -16,6 +16,7 @@ from detrkit.evaluation.confusion import Confusion
 from detrkit.evaluation.curves import PrecisionRecall
 from detrkit.evaluation.metrics import Metrics, markdown_table
 from detrkit.evaluation.panoptic_metrics import PanopticMetrics
+from detrkit.evaluation.scores import MIN_OBJECTS, ScoreCurves
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import claimed_files
@@ -31,7 +32,15 @@ _PANOPTIC_FOOTNOTE = (
 
 
 _METRICS = "metrics.json"
-REPORT_FILES = ("report.md", _METRICS, "examples.png", "precision_recall.png", "confusion.png", "training.png")
+REPORT_FILES = (
+    "report.md",
+    _METRICS,
+    "examples.png",
+    "scores.png",
+    "precision_recall.png",
+    "confusion.png",
+    "training.png",
+)
 
 
 def report_folder(folder: str | Path, *more: str) -> AbstractContextManager[None]:
@@ -111,6 +120,8 @@ def write_report(
     _add_classes(page, metrics, masks, panoptic)
     if pr is None and metrics is not None:
         pr = metrics.curves
+    if metrics is not None and metrics.scores is not None:
+        _add_scores(page, metrics.scores)
     _add_plots(page, pr, confusion, curves)
     _add_settings(page, settings, timing or {})
     write_atomic(folder / _METRICS, json.dumps(page.record, indent=2) + "\n")
@@ -161,6 +172,30 @@ def _add_classes(page: _Page, metrics: Metrics | None, masks: Metrics | None, pa
         page.parts += ["## Classes", _classes(metrics)]
     if masks is not None:
         page.parts += ["## Classes: masks", _classes(masks)]
+
+
+def _add_scores(page: _Page, scores: ScoreCurves) -> None:
+    """Add precision, recall and F1 over the score, with the suggested thresholds."""
+    from detrkit.visualize.curves import png_bytes, score_curves
+
+    if not scores.objects.sum():
+        return
+    thresholds = scores.suggest()
+    if thresholds is None:
+        text = (
+            "No threshold is suggested: at the best one F1 is below 0.05, so that hardly any detection is right. "
+            "Train longer, or look at examples.png for what is wrong."
+        )
+    else:
+        page.record["score_thresholds"] = scores.to_json(thresholds)
+        text = (
+            "A detection is right if it matches an object of its class at IoU 0.5. F1 is the harmonic mean of "
+            "precision and recall. The suggested threshold of a class has the best F1 on these images; a class with "
+            f"fewer than {MIN_OBJECTS} objects, or without a useful threshold, has that of all classes (dashed line). "
+            "The checkpoint of a run holds those of its validation images for `detrkit predict`.\n\n"
+            f"{scores.table(thresholds)}"
+        )
+    page.image("scores.png", png_bytes(score_curves(scores, thresholds)), "Score thresholds", text)
 
 
 def _add_plots(

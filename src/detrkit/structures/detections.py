@@ -40,7 +40,7 @@ class NearMiss(NamedTuple):
     @property
     def decimals(self) -> str:
         """The score with two decimals, or as many as show two digits of a small one: 0.21, 0.0034."""
-        return f"{self.score:.2f}" if self.score >= 0.1 or self.score == 0 else f"{self.score:.2g}"
+        return decimals(self.score)
 
     def __str__(self) -> str:
         return f"nothing above {self.threshold:g}; best score {self.decimals} ({self.name})"
@@ -123,12 +123,18 @@ class Detections:
             masks=masks,
         )
 
-    def draw(self, image: ImageInput | None = None, *, threshold: float = 0.0) -> Image.Image:
+    def draw(
+        self, image: ImageInput | None = None, *, threshold: float = 0.0, scale: float | None = 1.0
+    ) -> Image.Image:
         """Return a copy of the image with boxes, masks if there are any, names and scores.
+
+        Where a threshold left out all detections, the best of them is drawn dashed.
 
         Args:
             image: of the original size, whatever `Detector.predict` takes; by default the one that was predicted on.
             threshold: only detections with a greater score are drawn.
+            scale: factor to enlarge the image by before drawing; None chooses a whole number that makes labels
+                readable on small images and beside small objects.
 
         Raises:
             DetrkitError: a file is missing, not an image or damaged.
@@ -138,7 +144,7 @@ class Detections:
         from detrkit.visualize import draw_detections
 
         size = None if self.masks is None else (self.masks.shape[2], self.masks.shape[1])
-        return draw_detections(image_to_draw_on(image, self.image, size), self.above(threshold))
+        return draw_detections(image_to_draw_on(image, self.image, size), self.above(threshold), scale=scale)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Return COCO result entries: image_id, category_id (dataset's own), bbox xywh pixels, score; plain JSON.
@@ -197,6 +203,11 @@ class Detections:
             mask=None if self.masks is None else self.masks.cpu().numpy(),
             data={"class_name": np.array(self.names)},
         )
+
+
+def decimals(score: float) -> str:
+    """Format a score with two decimals, or as many as show two digits of a small one: 0.21, 0.0034."""
+    return f"{score:.2f}" if score >= 0.1 or score == 0 else f"{score:.2g}"
 
 
 def _shown(limit: Tensor) -> float:

@@ -80,7 +80,7 @@ class PanopticResult:
         """Return a copy with the map on `device`."""
         return replace(self, id_map=self.id_map.to(device))
 
-    def draw(self, image: ImageInput | None = None) -> Image.Image:
+    def draw(self, image: ImageInput | None = None, *, scale: float | None = 1.0) -> Image.Image:
         """Return a copy of the image with every segment in its color and its name inside it.
 
         Args and errors: as `Detections.draw`.
@@ -88,7 +88,7 @@ class PanopticResult:
         from detrkit.visualize import draw_panoptic
 
         size = self.id_map.shape[1], self.id_map.shape[0]
-        return draw_panoptic(image_to_draw_on(image, self.image, size), self)
+        return draw_panoptic(image_to_draw_on(image, self.image, size), self, scale=scale)
 
     def segments_info(self) -> list[dict[str, Any]]:
         """Return for each segment id, category_id (the dataset's own), isthing, area, score: COCO's panoptic json."""

@@ -36,6 +36,7 @@ Workers = Annotated[int, Range(ge=0, le=1024)]  # processes
 Seed = Annotated[int, Range(ge=0, le=2**32 - 1)]  # numpy's seeds
 WideSeed = Annotated[int, Range(ge=0, le=2**63 - 1)]  # seeds of a separate generator
 Share = Annotated[float, Range(ge=0, le=1)]  # a score or a share
+Scale = Annotated[float, Range(gt=0, le=8)]  # of an image's sides
 ScoreThreshold = Share | Literal["auto"]  # auto: as the checkpoint suggests
 Decay = Annotated[float, Range(ge=0, lt=1)]
 Weight = Annotated[float, Range(ge=0, le=1e6)]  # a factor of a loss, a cost or a rate

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         confusion_heatmap,
         precision_recall_curves,
         save_figure,
+        score_curves,
         study_curves,
         training_curves,
     )
@@ -38,13 +39,22 @@ __all__ = [
     "panoptic_sheet",
     "precision_recall_curves",
     "save_figure",
+    "score_curves",
     "study_curves",
     "training_curves",
 ]
 
 _PLOTS = {
     **dict.fromkeys(
-        ("confusion_heatmap", "precision_recall_curves", "save_figure", "study_curves", "training_curves"), "curves"
+        (
+            "confusion_heatmap",
+            "precision_recall_curves",
+            "save_figure",
+            "score_curves",
+            "study_curves",
+            "training_curves",
+        ),
+        "curves",
     ),
     "label_plots": "labels",
 }

@@ -1,4 +1,4 @@
-"""Plots: training curves, precision-recall curves, confusion matrix.
+"""Plots: training curves, precision-recall curves, precision, recall and F1 over the score, confusion matrix.
 
 Each function returns a matplotlib Figure made without pyplot: no window opens and no global state changes.
 """
@@ -27,6 +27,8 @@ from detrkit.visualize.style import set_titles as _titled
 if TYPE_CHECKING:  # evaluation/ draws with this module, so importing it here would be circular
     from detrkit.evaluation.confusion import Confusion
     from detrkit.evaluation.curves import PrecisionRecall
+    from detrkit.evaluation.scores import ScoreCurves
+    from detrkit.structures.thresholds import ScoreThresholds
 
 _TERMS = {"ce": "classification", "bbox": "box L1", "giou": "box GIoU", "mask": "mask focal", "dice": "mask dice"}
 
@@ -195,6 +197,53 @@ def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5,
                 labelcolor=_TEXT_COLOR,
                 **({"loc": "best"} if ax is left else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}),
             )
+    return figure
+
+
+def score_curves(scores: ScoreCurves, thresholds: ScoreThresholds | None = None, *, classes: int = 10) -> Figure:
+    """Plot precision, recall and F1 over the score threshold, of all classes together and of each class.
+
+    Args:
+        scores: of an evaluation (`Metrics.scores`).
+        thresholds: suggested ones, which are marked on the curves of F1.
+        classes: number of classes with a color and a name: half of them those with the best F1, half the worst; the
+            others are gray.
+    """
+    figure, axes = _figure(13.8, 4.0, 3)
+    x = np.linspace(0, 0.995, 200)
+    present = np.flatnonzero(scores.objects > 0).tolist()
+    curves = {k: scores.curve(x, k) for k in present}
+    ranked = sorted(present, key=lambda k: -float(curves[k].f1.max()))
+    truncated = len(ranked) > classes
+    named = [*ranked[: (classes + 1) // 2], *ranked[len(ranked) - classes // 2 :]] if truncated else ranked
+    everything = scores.curve(x)
+    for ax, quantity in zip(axes, everything._fields, strict=True):
+        for k in ranked:
+            color = tuple(c / 255 for c in color_of(k)) if k in named else _GRID_COLOR
+            label = _literal(scores.names[k]) if k in named else None
+            width = 1.3 if k in named else 0.8
+            ax.plot(x, getattr(curves[k], quantity), color=color, linewidth=width, label=label, zorder=2 + (k in named))
+            own = None if thresholds is None else thresholds.classes.get(scores.names[k])
+            if quantity == "f1" and own is not None and k in named:
+                ax.plot([own], [max(0.0, scores.at(own, k).f1)], "o", color=color, markersize=4, zorder=4)
+        ax.plot(x, getattr(everything, quantity), color=_TEXT_COLOR, linewidth=2.2, label="all together", zorder=5)
+        if thresholds is not None:
+            ax.axvline(thresholds.general, color=_LABEL_COLOR, linewidth=1, linestyle="--", zorder=1)
+        _titled(ax, "F1" if quantity == "f1" else quantity, "score threshold")
+        ax.set_xlim(0, 1)
+        ax.set_ylim(0, 1.02)
+    rest = ": the best and the worst by F1" if truncated else ""
+    axes[0].set_title(f"precision at IoU 0.5{rest}", loc="left", fontsize=11, color=_TEXT_COLOR, pad=8)
+    handles, names = axes[-1].get_legend_handles_labels()
+    axes[-1].legend(
+        [handles[-1], *handles[:-1]],
+        [names[-1], *names[:-1]],
+        fontsize=8,
+        frameon=False,
+        labelcolor=_TEXT_COLOR,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+    )
     return figure
 
 

@@ -13,15 +13,8 @@ from detrkit.data.images import ImageInput, as_rgb
 from detrkit.structures.detections import Detections
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
-from detrkit.visualize.tags import Tag, paint_tag, place_tag
-
-# Images whose longer side is below this are enlarged with `scale=None`: at 96 pixels a readable tag hides the object.
-READABLE_SIDE = 384
-
-
-def automatic_scale(size: tuple[int, int]) -> int:
-    """Return the whole factor that brings a (width, height) image to about `READABLE_SIDE` pixels; 1 for large ones."""
-    return max(1, round(READABLE_SIDE / max(size)))
+from detrkit.visualize.sizes import automatic_scale, drawing_sizes
+from detrkit.visualize.tags import paint_tags
 
 
 def as_boxes(boxes: Any) -> np.ndarray:
@@ -43,10 +36,16 @@ def as_boxes(boxes: Any) -> np.ndarray:
     return array
 
 
-def enlarged(image: ImageInput, scale: float | None) -> tuple[Image.Image, float]:
-    """Return an upright 8-bit RGB copy of the image, read as `predict` reads it, and the factor of its enlargement."""
+def enlarged(image: ImageInput, scale: float | None, boxes: np.ndarray | None = None) -> tuple[Image.Image, float]:
+    """Return an upright 8-bit RGB copy of the image, read as `predict` reads it, and the factor of its enlargement.
+
+    Args:
+        image: the image.
+        scale: the factor; None chooses it by the image and its (N, 4) `boxes`.
+        boxes: xyxy pixels of the image.
+    """
     rgb = as_rgb(image)
-    factor = automatic_scale(rgb.size) if scale is None else scale
+    factor = automatic_scale(rgb.size, boxes) if scale is None else scale
     if factor == 1:
         return rgb, 1.0
     size = max(1, round(rgb.width * factor)), max(1, round(rgb.height * factor))
@@ -62,8 +61,13 @@ def draw_boxes(
     width: int | None = None,
     font_size: int | None = None,
     scale: float | None = 1.0,
+    dashed: bool = False,
+    short: Sequence[str] | None = None,
 ) -> Image.Image:
     """Draw boxes and their labels on a copy of the image; later boxes cover earlier ones.
+
+    Labels avoid the boxes and each other. Where there is no room for one beside the others, it is left out; the last of
+    each color always stays.
 
     Args:
         image: as `detrkit.data.images.as_rgb` takes it; the copy is RGB.
@@ -71,28 +75,26 @@ def draw_boxes(
             border.
         labels: N texts; by default none.
         colors: N RGB colors (0..255); by default box i has the color of class i.
-        width: of the lines, pixels of the copy; by default scaled to the image's size.
-        font_size: pixels of the copy; by default scaled to the image's size.
-        scale: factor to enlarge the image by before drawing; None chooses a whole number that makes small images
-            readable (4 for 96 pixels) and keeps the size of large ones.
+        width: of the lines, pixels of the copy; by default in proportion to the image, less for small boxes.
+        font_size: pixels of the copy; by default likewise.
+        scale: factor to enlarge the image by before drawing; None chooses a whole number that makes small images (4 for
+            96 pixels) and small boxes readable, and keeps the size of large ones.
+        dashed: draw dashed lines.
+        short: N shorter texts, for labels that have no room.
 
     Raises:
         ValueError: the lengths differ, or a box does not have four finite numbers.
     """
-    canvas, factor = enlarged(image, scale)
     array = as_boxes(boxes)
+    canvas, factor = enlarged(image, scale, array)
     count = len(array)
     if labels is not None and len(labels) != count:
         raise ValueError(f"{len(labels)} labels for {count} boxes")
     if colors is not None and len(colors) != count:
         raise ValueError(f"{len(colors)} colors for {count} boxes")
     colors = [color_of(i) for i in range(count)] if colors is None else [(int(r), int(g), int(b)) for r, g, b in colors]
-    extent = float(np.sqrt(canvas.width * canvas.height))
-    line = width if width is not None else max(2, round(extent / 220))
-    letters = (
-        font_size if font_size is not None else max(12, round(extent / 38))
-    )  # below 12 the strokes are thinner than a pixel and look gray
-
+    sizes = drawing_sizes(canvas.size, array * factor)
+    line = sizes.line if width is None else width
     limits = np.array([canvas.width, canvas.height] * 2)
     pixels = np.clip((array * factor).round(), 0, limits).astype(int)
     draw = ImageDraw.Draw(canvas)
@@ -101,19 +103,28 @@ def draw_boxes(
         top, bottom = sorted((y0, y1))
         # the half-open box [left, right) as inclusive pixels, at least one pixel and inside the image
         left, top = min(left, canvas.width - 1), min(top, canvas.height - 1)
-        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=line)
-
-    if labels is None:
-        return canvas
-    # The last box is on top, so its tag is placed first; tags are painted after all boxes, so no line crosses them.
-    tags: list[tuple[Tag, Color]] = []
-    for box, text, color in reversed(list(zip(pixels.tolist(), labels, colors, strict=True))):
-        tag = place_tag(text, box, canvas.size, letters, [t for t, _ in tags]) if text else None
-        if tag is not None:
-            tags.append((tag, color))
-    for tag, color in reversed(tags):
-        paint_tag(canvas, tag, color, letters)
+        corners = (left, top, max(left, right - 1), max(top, bottom - 1))
+        if dashed:
+            _dashed(draw, corners, color, line)
+        else:
+            draw.rectangle(corners, outline=color, width=line)
+    if labels is not None:
+        paint_tags(canvas, pixels, labels, colors, sizes.letters if font_size is None else font_size, short)
     return canvas
+
+
+def _dashed(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], color: Color, width: int) -> None:
+    """Draw a dashed rectangle: dashes of four line widths with gaps of three."""
+    x0, y0, x1, y1 = box
+    period, dash = 7 * width, 4 * width
+    for x in range(x0, x1 + 1, period):
+        end = min(x + dash - 1, x1)
+        draw.rectangle((x, y0, end, min(y0 + width - 1, y1)), fill=color)
+        draw.rectangle((x, max(y1 - width + 1, y0), end, y1), fill=color)
+    for y in range(y0, y1 + 1, period):
+        end = min(y + dash - 1, y1)
+        draw.rectangle((x0, y, min(x0 + width - 1, x1), end), fill=color)
+        draw.rectangle((max(x1 - width + 1, x0), y, x1, end), fill=color)
 
 
 def draw_masks(
@@ -179,16 +190,21 @@ def draw_detections(
     width: int | None = None,
     font_size: int | None = None,
     scale: float | None = 1.0,
+    dashed: bool = False,
 ) -> Image.Image:
     """Draw boxes, masks if there are any, names and scores ("cat 0.93") on a copy of the image, the best on top.
+
+    Where labels have no room, the score alone stands beside a box. Of detections that a threshold left out entirely,
+    the best is drawn dashed, and labeled as what it is.
 
     Args:
         image: as in `draw_boxes`, of the size that the boxes refer to.
         detections: boxes in xyxy pixels of `image`.
         scores: False leaves the scores out, as for ground truth.
-        width: of the lines, pixels of the copy; by default scaled to the image's size.
-        font_size: pixels of the copy; by default scaled to the image's size.
-        scale: factor to enlarge the image by; None makes small images readable (see `draw_boxes`).
+        width: of the lines, pixels of the copy; by default as in `draw_boxes`.
+        font_size: pixels of the copy; by default as in `draw_boxes`.
+        scale: factor to enlarge the image by; None makes small images and objects readable (see `draw_boxes`).
+        dashed: draw dashed lines.
 
     Raises:
         ValueError: a box is not finite, or the masks do not have the image's size.
@@ -203,14 +219,21 @@ def draw_detections(
     values = ranked.scores.tolist()
     names = [one_line(name) for name in ranked.names]
     labels = [f"{name} {value:.2f}" if scores else name for name, value in zip(names, values, strict=True)]
-    canvas, factor = enlarged(rgb, scale)
+    short = [f"{value:.2f}" for value in values] if scores else None
+    boxes = as_boxes(ranked.boxes)
+    miss = detections.near_miss
+    if miss is not None and miss.box is not None and not len(ranked):
+        boxes, colors, dashed, short = as_boxes([miss.box]), [color_of(miss.label)], True, None
+        labels = [f"{one_line(miss.name)} {miss.decimals}, not above {miss.threshold:g}"]
+    canvas, factor = enlarged(rgb, scale, boxes)
     if detections.masks is not None and len(ranked):
         colors = instance_colors(ranked.labels.tolist()[::-1])[::-1]  # the best of a class has the color of the class
         thin = max(1, round(np.sqrt(canvas.width * canvas.height) / 500))
         masks = _resized(detections.masks, canvas.size)[order.cpu().numpy()]
         canvas = draw_masks(canvas, masks, colors, outline=thin)
-    boxes = as_boxes(ranked.boxes) * factor
-    return draw_boxes(canvas, boxes, labels, colors, width=width, font_size=font_size)
+    return draw_boxes(
+        canvas, boxes * factor, labels, colors, width=width, font_size=font_size, dashed=dashed, short=short
+    )
 
 
 def _resized(masks: Any, size: tuple[int, int]) -> np.ndarray:

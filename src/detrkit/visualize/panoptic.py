@@ -14,6 +14,7 @@ from detrkit.structures.panoptic import PanopticResult
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
 from detrkit.visualize.draw import enlarged
+from detrkit.visualize.sizes import MIN_LETTERS
 from detrkit.visualize.tags import font_for, text_width
 
 _BORDER_COLOR = (255, 255, 255)
@@ -92,7 +93,7 @@ def draw_panoptic(
     texts = [one_line(name) for name in result.names]
     if scores:
         texts = [f"{text} {segment.score:.2f}" for text, segment in zip(texts, result.segments, strict=True)]
-    letters = font_size if font_size is not None else max(_MIN_FONT_SIZE + 1, round(extent / 30))
+    letters = font_size if font_size is not None else max(MIN_LETTERS, round(extent / 30))
     draw = ImageDraw.Draw(canvas)
     for position, name in enumerate(place_names(index, texts, letters)):
         if name is not None:

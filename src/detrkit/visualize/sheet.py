@@ -10,12 +10,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from detrkit.structures.classes import ClassList
-from detrkit.structures.detections import Detections
+from detrkit.structures.detections import Detections, decimals
 from detrkit.structures.panoptic import PanopticResult, Prediction
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color
 from detrkit.visualize.draw import as_boxes, draw_detections
 from detrkit.visualize.panoptic import draw_panoptic
+from detrkit.visualize.sizes import tile_sizes
 from detrkit.visualize.tags import font_for, shortened
 
 _PAGE_COLOR, _TEXT_COLOR, _CAPTION_COLOR, _TILE_COLOR = (255, 255, 255), (28, 28, 30), (105, 105, 112), (238, 238, 241)
@@ -30,12 +31,14 @@ class SheetRow:
         ground_truth: the annotated objects (see `as_detections`) or segments; None leaves the tile empty.
         prediction: detections or segments of a model, or None.
         caption: a line below the image, usually the file's name.
+        below: where no detection is above the threshold, the best ones below it: drawn dashed.
     """
 
     image: Image.Image
     ground_truth: Prediction | None = None
     prediction: Prediction | None = None
     caption: str = ""
+    below: Detections | None = None
 
 
 def as_detections(
@@ -68,13 +71,15 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return tile
 
 
-def _draw_objects(image: Image.Image, results: Prediction, width: int, height: int, *, scores: bool) -> Image.Image:
+def _draw_objects(
+    image: Image.Image, results: Prediction, width: int, height: int, *, scores: bool, dashed: bool = False
+) -> Image.Image:
     """Draw objects at the final size of the tile, so that lines and letters are alike on every tile."""
     factor = min(width / image.width, height / image.height)
-    line, letters = max(2, round(width / 200)), max(12, round(width / 32))
+    line, letters = tile_sizes(width)
     if isinstance(results, PanopticResult):
         return draw_panoptic(image, results, scale=factor, font_size=letters)
-    return draw_detections(image, results, scores=scores, scale=factor, width=line, font_size=letters)
+    return draw_detections(image, results, scores=scores, scale=factor, width=line, font_size=letters, dashed=dashed)
 
 
 def grid(
@@ -210,7 +215,7 @@ def panoptic_sheet(
         factor = min(tile[0] / image.width, tile[1] / image.height)
         tiles.append(image)
         tiles.append(draw_panoptic(image, result, names=False, opacity=0.5, scale=factor))
-        letters = max(12, round(tile[0] / 32))
+        letters = tile_sizes(tile[0]).letters
         tiles.append(draw_panoptic(image, result, opacity=0.9, scale=factor, font_size=letters))
         things = sum(segment.thing for segment in result.segments)
         titles += [caption, f"{things} things, {len(result) - things} stuff", ""]
@@ -237,7 +242,24 @@ def _tiles(
                 tiles.append(Image.new("RGB", tile, _TILE_COLOR))
                 titles.append("")
                 continue
-            tiles.append(_draw_objects(row.image, objects, *tile, scores=what == "detection"))
             noun = "segment" if isinstance(objects, PanopticResult) else what
-            titles.append(f"{len(objects)} {noun}{'' if len(objects) == 1 else 's'}")
+            title = f"{len(objects)} {noun}{'' if len(objects) == 1 else 's'}"
+            if what == "detection" and not len(objects):
+                title += _reason(row, objects)
+                if row.below is not None and len(row.below):
+                    tiles.append(_draw_objects(row.image, row.below, *tile, scores=True, dashed=True))
+                    titles.append(title)
+                    continue
+            tiles.append(_draw_objects(row.image, objects, *tile, scores=what == "detection"))
+            titles.append(title)
     return tiles, 2 + len(results), titles
+
+
+def _reason(row: SheetRow, objects: Prediction) -> str:
+    """Say below a tile without detections what the best one has."""
+    miss = objects.near_miss
+    if row.below is not None and len(row.below):
+        count = len(row.below)
+        best = f"best score {decimals(float(row.below.scores.max()))}"
+        return f"; {best}; dashed: the best {count} below the threshold" if count > 1 else f"; {best} (dashed)"
+    return "" if miss is None else f"; best score {miss.decimals} ({miss.name})"

@@ -12,6 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.visualize.colors import Color, text_color
 
+_MAX_HIDDEN = 0.15  # share of a tag that others may cover: more hides a letter
+_MAX_HIDING = 0.35  # share of a tag that may cover other boxes where there are many
+_CROWD = 30  # boxes in an image from which on the objects matter more than the scores
 _KEPT_PIXELS = 8192  # tags up to this area are cached: 512 of them take 13 MB at most
 
 
@@ -61,7 +64,12 @@ def shortened(text: str, font: Any, room: float) -> str:
 
 
 def place_tag(
-    text: str, box: Sequence[float], size: tuple[int, int], font_size: int, taken: Sequence[Tag] = ()
+    text: str,
+    box: Sequence[float],
+    size: tuple[int, int],
+    font_size: int,
+    taken: Sequence[Tag] = (),
+    boxes: np.ndarray | None = None,
 ) -> Tag | None:
     """Choose the place of a box's tag: above the box if there is room, and with little overlap with other tags.
 
@@ -71,6 +79,7 @@ def place_tag(
         size: (width, height) of the image in pixels.
         font_size: in pixels.
         taken: tags placed before, which this one should not cover.
+        boxes: (N, 4) xyxy pixels of the objects, which it should not cover either if it can be helped.
 
     Returns:
         The tag, inside the image; None if the image has no room for one letter.
@@ -91,24 +100,91 @@ def place_tag(
     inside = [
         (min(max(left, 0), image_width - width), min(max(top, 0), image_height - height)) for left, top in anchors
     ]
-    covered = _covered(inside, (width, height), taken)
+    covered = _covered(inside, (width, height), _rectangles(taken))
+    over_objects = np.zeros(len(inside))
+    if boxes is not None:
+        areas = _covered(inside, (width, height), np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]))
+        over_objects = np.minimum(np.array(areas) / (width * height), 1.5)
     costs = [
         # a tag pushed away from its box is worse than one at a later anchor; a covered tag is worse than both
-        area / (width * height) * 100 + (abs(x - left) + abs(y - top)) / height + order * 0.2
-        for order, (area, (x, y), (left, top)) in enumerate(zip(covered, inside, anchors, strict=True))
+        area / (width * height) * 100 + (abs(x - left) + abs(y - top)) / height + order * 0.2 + hidden
+        for order, (area, (x, y), (left, top), hidden) in enumerate(
+            zip(covered, inside, anchors, over_objects.tolist(), strict=True)
+        )
     ]
     return Tag(*inside[costs.index(min(costs))], width, height, text)
 
 
-def _covered(corners: Sequence[tuple[int, int]], size: tuple[int, int], taken: Sequence[Tag]) -> list[int]:
-    """Compute the area in square pixels of other tags that a tag of (width, height) `size` covers at each corner."""
-    if not taken:
+def _covered(corners: Sequence[tuple[int, int]], size: tuple[int, int], others: np.ndarray) -> list[int]:
+    """Compute the area in square pixels that a tag of (width, height) `size` covers of others, at each corner.
+
+    Args:
+        corners: C places of the tag's upper left corner.
+        size: (width, height) of the tag.
+        others: (N, 4) left, top, width, height of the others.
+    """
+    if not len(others):
         return [0] * len(corners)
-    others = np.array([tag[:4] for tag in taken])  # (N, 4) left, top, width, height
     begin = np.array(corners)[:, None]  # (C, 1, 2)
     common = np.minimum(others[:, :2] + others[:, 2:], begin + size) - np.maximum(others[:, :2], begin)  # (C, N, 2)
     areas: list[int] = common.clip(min=0).prod(2).sum(1).tolist()
     return areas
+
+
+def paint_tags(
+    canvas: Image.Image,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    colors: Sequence[Color],
+    font_size: int,
+    short: Sequence[str] | None = None,
+) -> None:
+    """Paint the labels of boxes on an RGB image, the last ones first served.
+
+    A label that would be hidden by others becomes its short text, and is left out if that would be, too. Among many
+    boxes a label that is wider than its box is short, and one that would hide other boxes is left out. The last one of
+    each color always stays, so that each class is named.
+
+    Args:
+        canvas: the image.
+        boxes: (N, 4) xyxy pixels.
+        labels: N texts; "" for none.
+        colors: N colors (0..255).
+        font_size: in pixels.
+        short: N shorter texts.
+    """
+    last_of_color = {color: i for i, color in enumerate(colors)}
+    order = sorted(range(len(labels)), key=lambda i: (last_of_color[colors[i]] != i, -i))
+    tags: list[tuple[Tag, Color]] = []
+    crowded = len(labels) > _CROWD
+    rectangles = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+    for i in order:
+        first = last_of_color[colors[i]] == i
+        taken = [tag for tag, _ in tags]
+        texts = [labels[i], *([short[i]] if short is not None else [])]
+        if crowded and not first and text_width(labels[i], font_size) > abs(boxes[i, 2] - boxes[i, 0]):
+            texts = texts[1:] or texts
+        for text in texts:
+            tag = place_tag(text, boxes[i].tolist(), canvas.size, font_size, taken, boxes) if text else None
+            if tag is None:
+                continue
+            hides = _share(tag, np.delete(rectangles, i, 0)) if crowded else 0.0
+            if first or (_share(tag, _rectangles(taken)) <= _MAX_HIDDEN and hides <= _MAX_HIDING):
+                tags.append((tag, colors[i]))
+                break
+    # tags are painted after all boxes, so no line crosses them
+    for tag, color in reversed(tags):
+        paint_tag(canvas, tag, color, font_size)
+
+
+def _rectangles(tags: Sequence[Tag]) -> np.ndarray:
+    """Return (N, 4) left, top, width, height of tags."""
+    return np.array([tag[:4] for tag in tags]).reshape(-1, 4)
+
+
+def _share(tag: Tag, rectangles: np.ndarray) -> float:
+    """Return the share of a tag that (N, 4) rectangles cover; those that cover each other count twice."""
+    return _covered([(tag.left, tag.top)], (tag.width, tag.height), rectangles)[0] / (tag.width * tag.height)
 
 
 def paint_tag(canvas: Image.Image, tag: Tag, color: Color, font_size: int) -> None:
