@@ -85,7 +85,7 @@ def test_all_orientations_are_drawn_and_boxed_as_one_sees_them(weights, tmp_path
         exif = Image.Exif()
         exif[0x0112] = orientation
         stored.save(folder / f"{orientation}.{suffix}", exif=exif, **({"quality": 95} if suffix == "jpg" else {}))
-    assert run(weights, folder, out=tmp_path / "out") == 0
+    assert run(weights, folder, out=tmp_path / "out", scale=1) == 0
     found = json.loads((tmp_path / "out/predictions.json").read_text())
     boxes = [np.array([row["box"] for row in rows]) for rows in found.values()]
     want = Detector(*load_model(weights), device="cpu").predict(upright, threshold=0.0).boxes
@@ -94,6 +94,17 @@ def test_all_orientations_are_drawn_and_boxed_as_one_sees_them(weights, tmp_path
         drawn = np.asarray(Image.open(tmp_path / f"out/{orientation}.jpg"), int)
         first = np.asarray(Image.open(tmp_path / "out/1.jpg"), int)
         assert drawn.shape == (60, 99, 3) and np.abs(drawn - first).mean() < 3, orientation
+
+
+def test_small_images_are_enlarged_unless_told_otherwise(weights, photos, tmp_path):
+    for scale, size in ((None, (384, 256)), (1, (48, 32)), (2.5, (120, 80))):
+        assert run(weights, photos / "c.png", out=tmp_path / "out", scale=scale) == 0
+        with Image.open(tmp_path / "out/c.png") as drawn:
+            assert drawn.size == size
+    boxes = [
+        row["box"] for rows in json.loads((tmp_path / "out/predictions.json").read_text()).values() for row in rows
+    ]
+    assert boxes and np.array(boxes).max() < 60  # pixels of the original
 
 
 @pytest.mark.parametrize(
@@ -211,7 +222,7 @@ def test_a_picture_too_wide_for_jpeg_is_a_png(weights, photos, tmp_path):
 def test_one_picture_that_cannot_be_written_does_not_cost_the_others(weights, photos, tmp_path, capsys):
     photo(photos / "b.jpg", size=(400, 300))
     with full_disk(20_000):
-        assert run(weights, photos, out=tmp_path / "out") == 1
+        assert run(weights, photos, out=tmp_path / "out", scale=1) == 1
     assert "File too large" in capsys.readouterr().err
     assert set(contents(tmp_path / "out")) == {"a.jpg", "c.png", "predictions.json", "detrkit-files.json"}
     assert list(json.loads((tmp_path / "out/predictions.json").read_text())) == [
@@ -247,11 +258,11 @@ def test_a_signal_keeps_what_is_done(weights, photos, tmp_path, monkeypatch, cap
 
     draw, calls = Detections.draw, []
 
-    def drawn(self):
+    def drawn(self, **options):
         calls.append(self)
         if len(calls) == 2:
             signal.raise_signal(number)
-        return draw(self)
+        return draw(self, **options)
 
     monkeypatch.setattr(Detections, "draw", drawn)
     out = tmp_path / "out"

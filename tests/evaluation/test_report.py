@@ -71,7 +71,12 @@ def test_everything_linked_is_there(evaluation, tmp_path):
 
 def test_metrics_alone(evaluation, tmp_path):
     path = write_report(tmp_path, metrics=evaluation[0], title="x", settings={})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "precision_recall.png", "report.md"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "metrics.json",
+        "precision_recall.png",
+        "report.md",
+        "scores.png",
+    ]
     assert all((tmp_path / name).exists() for name in links(path.read_text()))
     assert "## Settings" not in path.read_text()
 
