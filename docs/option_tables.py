@@ -81,7 +81,7 @@ def loss_table() -> str:
     rows = []
     settings = [loss_settings(architecture(name)) for name in ("detr-r50", "deformable-detr-r50")]
     for f in dataclasses.fields(LossConfig):
-        published = [default(values.get(f.name)) or "-" for values in settings]
+        published = [(default(values[f.name]) or "none") if f.name in values else "-" for values in settings]
         rows.append([f"`{f.name}`", option("loss", f.name, float), *published])
     return table(["YAML", "option", "DETR", "Deformable DETR"], rows)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 import yaml
 
+from detrkit.utils.class_weight_words import CLASS_WEIGHTS
 from detrkit.utils.documents import parse_yaml
 from detrkit.utils.errors import SettingError
 from detrkit.utils.layouts import Layout
@@ -220,6 +221,9 @@ class OptimConfig:
     accumulate: BatchSize = 1
     """Batches per step: the gradient equals that of one batch of all their images. A dataset with too few images for
     one step is repeated to fill it."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that are not trained, by names or globs of parameters or modules, such as backbone or
+    "transformer.encoder.*". Batch norms among them keep their statistics."""
     ema: Decay = 0.0
     """Decay of the exponential moving average of the weights, which is then evaluated and saved; 0 for none."""
     mask_epochs: CountOrNone = 0
@@ -258,9 +262,13 @@ class LossConfig:
     dice_loss_coef: Weight | None = None
     """With masks: weight of the dice loss (1)."""
 
+    class_weights: Annotated[dict[str, Weight] | Literal["balanced"] | None, CLASS_WEIGHTS] = None
+    """Weights of objects in the class loss by the names of their classes, such as --class-weights WBC=2 RBC=0.5; others
+    have 1. balanced: each class alike, whatever its number of objects."""
+
     def overrides(self) -> dict[str, float]:
-        """Return the settings of `build_criterion` that were set."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        """Return the settings of `build_criterion` that were set, without the weights of classes."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "class_weights"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
 from detrkit.config import OptimConfig
+from detrkit.engine.freezing import freeze
 from detrkit.utils.errors import DetrkitError
 
 # official `--lr_linear_proj_names`: layers that place sampling points learn more slowly (Deformable DETR, Sec. A.3)
@@ -21,13 +22,15 @@ _SAMPLING = ("reference_points", "sampling_offsets")
 def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
     """Build AdamW with one group per learning rate: fused kernels work on groups, and many small ones cost time.
 
-    Each group's `base_lr` is its rate before the schedule. A backbone with lr_backbone 0 is frozen.
+    Each group's `base_lr` is its rate before the schedule. A backbone with lr_backbone 0 is frozen, as
+    is what `config.freeze` names.
 
     Raises:
-        DetrkitError: nothing is left to train.
+        DetrkitError: nothing is left to train, or a pattern of `freeze` matches nothing.
     """
     if config.lr_backbone <= 0 and hasattr(model, "backbone"):
         model.backbone.requires_grad_(False)
+    freeze(model, config.freeze)
     groups: dict[float, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -40,7 +43,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
             rate = config.lr
         groups[rate].append(parameter)
     if not groups:
-        raise DetrkitError("every parameter is frozen: nothing to train (check lr_backbone)")
+        raise DetrkitError("every parameter is frozen: nothing to train (check optim.freeze and optim.lr_backbone)")
     return AdamW(
         [{"params": parameters, "lr": rate, "base_lr": rate} for rate, parameters in groups.items()],
         lr=config.lr,

@@ -55,7 +55,8 @@ def check_config(config: TrainConfig, *, format_field: FieldFormat = as_field) -
     if model.name == "":
         refuse("model.name", reason="name one of `detrkit models`")
     arch = architecture(model.name or "detr-r50")
-    wrong = sorted(set(config.loss.overrides()) - set(loss_settings(arch)))
+    given = [*config.loss.overrides(), *(["class_weights"] if config.loss.class_weights is not None else [])]
+    wrong = sorted(set(given) - set(loss_settings(arch)))
     if wrong:
         refuse(f"loss.{wrong[0]}", reason=f"{arch.name} has no such part of its loss")
     try:

@@ -17,12 +17,13 @@ from detrkit.config import TrainConfig
 from detrkit.data import Dataset, open_dataset
 from detrkit.data.memory import is_path
 from detrkit.data.readers.common import UnknownSplit
+from detrkit.engine.class_weights import make_criterion
 from detrkit.engine.environment import check_processes, cluster_environment
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
+from detrkit.engine.freezing import matched_names
 from detrkit.engine.launching import launch
 from detrkit.engine.objects import check_objects
 from detrkit.models.base import DetectionModel
-from detrkit.models.criterion import build_criterion
 from detrkit.models.registry import architecture, build_options
 from detrkit.models.settings import check_parameters, full_options
 from detrkit.utils.console import console
@@ -266,12 +267,13 @@ def make_model(
     )
     check_batch(spec.size, spec.max_size, min(config.data.batch_size, len(train)))
     try:
-        build_criterion(name, num_classes=spec.num_classes, **config.loss.overrides())  # before anything is written
+        make_criterion(config, spec, train)  # before anything is written
         on_gpu = torch.cuda.is_available() and config.run.device != "cpu"
         check_parameters(arch.build, build_options(arch, options), training=not on_gpu)
         model = build_model(
             name, num_classes=spec.num_classes, padding=spec.padding, backbone_weights=backbone_weights, **options
         )
+        matched_names(model, config.optim.freeze)
     except (TypeError, ValueError) as error:
         raise DetrkitError(str(error)) from error
     if source is not None and source.weights.backbone == backbone:

@@ -19,10 +19,12 @@ from detrkit.data import make_loader, train_transform
 from detrkit.data.loader import Loader
 from detrkit.data.samplers import derived_seed
 from detrkit.engine.callbacks import Callback, Callbacks, RunView
+from detrkit.engine.class_weights import make_criterion
 from detrkit.engine.evaluating import eval_loader
 from detrkit.engine.evaluation_loop import EvaluationAccumulator, run_evaluation
 from detrkit.engine.evaluation_targets import EvaluationTargets
 from detrkit.engine.fingerprint import Fingerprint
+from detrkit.engine.freezing import frozen_norms
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.memory import peak_mib, reset_peak
 from detrkit.engine.metrics import (
@@ -42,7 +44,6 @@ from detrkit.engine.train_step import TrainStep
 from detrkit.evaluation import Metrics
 from detrkit.layers import set_checkpointing
 from detrkit.models.base import DetectionModel
-from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import NonFiniteError
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
@@ -88,12 +89,13 @@ class Trainer:
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.main = self.rank == 0
         self.callbacks = Callbacks(RunView(self), callbacks if self.main else ())
-        self.criterion = build_criterion(spec.name, num_classes=spec.num_classes, **config.loss.overrides())
+        self.criterion = make_criterion(config, spec, splits.train)
         self.criterion.to(fabric.device)
         self.model = model  # plain: for evaluation and checkpoints
         self.queries = model.num_queries
         set_checkpointing(model, config.run.gradient_checkpointing)
         optimizer = build_optimizer(model, config.optim)
+        self.frozen_norms = frozen_norms(model)
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
         self.average = moving_average(model, config.optim.ema) if config.optim.ema else None
         augment = "none" if config.run.overfit else config.data.augment
@@ -171,6 +173,8 @@ class Trainer:
         if progress.batch >= self.steps_per_epoch:
             return  # all done: the run was stopped in the evaluation
         self.wrapped.train()
+        for norm in self.frozen_norms:
+            norm.eval()
         reset_peak(self.fabric.device)
         self.loader.set_epoch(progress.epoch, progress.batch * accumulate)
         batches = iter(self.loader)

@@ -17,10 +17,12 @@ from detrkit.data.memory import IN_MEMORY, is_path, name_in_memory
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
 from detrkit.engine.callbacks import Callback, check_callbacks
+from detrkit.engine.class_weights import weight_lines
 from detrkit.engine.evaluation_loop import EvaluationAccumulator
 from detrkit.engine.examples import display_threshold, example_sheet
 from detrkit.engine.fine_tune import InitReport
 from detrkit.engine.fingerprint import fingerprint
+from detrkit.engine.freezing import freeze_lines
 from detrkit.engine.loggers import RunLogs
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.metrics import format_metrics, overfit_metric, selection_metric
@@ -200,7 +202,9 @@ def _run(
         trainer.resume(state)
         state.clear()  # the trainer has a copy: free this one's memory
     if main:
-        _announce(config, spec, splits, trainer, init_report.lines() if init_report is not None else [])
+        lines = init_report.lines() if init_report is not None else []
+        lines += [*freeze_lines(trainer.model, config.optim.freeze), *weight_lines(config, splits.learned)]
+        _announce(config, spec, splits, trainer, lines)
     try:
         result = _fit(trainer, stop)
     except BaseException as error:

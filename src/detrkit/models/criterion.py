@@ -6,17 +6,17 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrkit.models.losses import cardinality_error, class_error, dice_loss, focal_loss, negative_focal_loss
+from detrkit.models.losses import cardinality_error, class_error, dice_loss, focal_loss, mask_shape, negative_focal_loss
 from detrkit.models.matcher import FocalMatcher, HungarianMatcher, Matches
 from detrkit.models.registry import Activation, Architecture, architecture
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.structures.outputs import Outputs, Target
-from detrkit.utils.errors import DetrkitError
 
 MASK_ALPHA, MASK_GAMMA = 0.25, 2.0  # of the focal loss of masks, as published
 
@@ -45,21 +45,31 @@ class SetCriterion(nn.Module):
         matcher: the assignment.
         weights: weight of each loss term in the total, by name without layer suffix.
         eos_coef: weight of the no-object class in the class term (published: 0.1).
+        class_weights: of each label; by default 1. In the class term the cross-entropy of a query that is matched to an
+            object of class c counts w_c times. The divisor stays as published: 1 a matched query, `eos_coef` any other.
     """
 
-    class_weights: Tensor
+    class_weights: Tensor  # (num_classes + 1,), the last is eos_coef
 
     def __init__(
-        self, *, num_classes: int, matcher: HungarianMatcher, weights: Mapping[str, float], eos_coef: float = 0.1
+        self,
+        *,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weights: Mapping[str, float],
+        eos_coef: float = 0.1,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.matcher = matcher
         self.weights = dict(weights)
         self.eos_coef = eos_coef
-        class_weights = torch.ones(num_classes + 1)
-        class_weights[-1] = eos_coef
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.weighted = class_weights is not None
+        label_weights = [1.0] * num_classes if class_weights is None else list(class_weights)
+        if len(label_weights) != num_classes:
+            raise ValueError(f"{len(label_weights)} class weights for {num_classes} classes")
+        self.register_buffer("class_weights", torch.tensor([*label_weights, eos_coef]), persistent=False)
 
     def normalizers(self, targets: Sequence[Target], queries: int) -> Normalizers:
         """Compute the divisors of one batch from `len(target)`, without a device synchronization.
@@ -123,14 +133,24 @@ class SetCriterion(nn.Module):
         return losses
 
     def _terms(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], normalizers: Normalizers
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Sequence[Target],
+        normalizers: Normalizers,
+        *,
+        objectness: bool = False,
     ) -> tuple[dict[str, Tensor], Matches]:
-        """Compute all terms, (L,) each, and the matches from (L, B, Q, C) logits and (L, B, Q, 4) boxes."""
+        """Compute all terms, (L,) each, and the matches from (L, B, Q, C) logits and (L, B, Q, 4) boxes.
+
+        With `objectness` label 0 stands for all classes, whose weights do not count.
+        """
         matches = self.matcher.match(logits.detach(), boxes.detach(), targets)
         labels = torch.cat([t.labels for t in targets]).long()
         layer = torch.arange(len(logits), device=logits.device)[:, None]  # (L, 1)
         pairs = (layer, matches.image, matches.query)
-        terms = self._class_terms(logits, pairs, labels[matches.target], normalizers)
+        class_weights = self.class_weights if self.weighted and not objectness else None
+        terms = self._class_terms(logits, pairs, labels[matches.target], normalizers, class_weights)
         terms |= self._box_terms(boxes[pairs], targets, matches, normalizers)
         terms["cardinality_error"] = cardinality_error(logits, targets)
         return terms, matches
@@ -140,7 +160,8 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Compute the terms of the two-stage proposals, suffix _enc: all objects have label 0, the objectness."""
         proposal_targets = [replace(t, labels=torch.zeros_like(t.labels)) for t in targets]
-        terms, _ = self._terms(encoder.logits[None].float(), encoder.boxes[None].float(), proposal_targets, normalizers)
+        logits, boxes = encoder.logits[None].float(), encoder.boxes[None].float()
+        terms, _ = self._terms(logits, boxes, proposal_targets, normalizers, objectness=True)
         return {f"{name}_enc": value[0] for name, value in terms.items()}
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -151,7 +172,12 @@ class SetCriterion(nn.Module):
         return torch.stack(weighted).sum()
 
     def _class_terms(
-        self, logits: Tensor, pairs: tuple[Tensor, Tensor, Tensor], labels: Tensor, normalizers: Normalizers
+        self,
+        logits: Tensor,
+        pairs: tuple[Tensor, Tensor, Tensor],
+        labels: Tensor,
+        normalizers: Normalizers,
+        class_weights: Tensor | None,
     ) -> dict[str, Tensor]:
         """Compute the weighted cross-entropy, (L,): the target of unmatched queries is "no object".
 
@@ -160,10 +186,14 @@ class SetCriterion(nn.Module):
             pairs: layer, image and query of every matched pair, each (L, M).
             labels: (L, M) label of the object in each pair.
             normalizers: `class_weight` divides, so that it is a weighted mean (as torch's weighted cross-entropy).
+            class_weights: (C,) of the labels and no object, or None for 1 and `eos_coef`.
         """
+        if class_weights is None:
+            class_weights = torch.ones_like(self.class_weights)
+            class_weights[-1] = self.eos_coef
         target_classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
         target_classes[pairs] = labels
-        entropy = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), self.class_weights, reduction="none")
+        entropy = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), class_weights, reduction="none")
         return {"loss_ce": entropy.view(len(logits), -1).sum(1) / normalizers.class_weight}
 
     def _box_terms(
@@ -189,7 +219,7 @@ class SetCriterion(nn.Module):
         pred_masks = outputs.masks_of(matches.query[-1].split(counts))
         objects = matches.target[-1].split(counts)
         starts = accumulate((len(t) for t in targets), initial=0)
-        shapes = [_mask_shape(t) for t in targets]
+        shapes = [mask_shape(t) for t in targets]
         if outputs.mask_sizes is None:
             shapes = [(max(h for h, _ in shapes), max(w for _, w in shapes))] * len(shapes)
         focal, dice = [], []
@@ -213,6 +243,8 @@ class FocalCriterion(SetCriterion):
 
     Args:
         alpha, gamma: of the focal loss (published: 0.25, 2). The matcher has its own.
+        class_weights: of each label; by default 1. The term of a positive (a matched query at the class c of its
+            object) counts w_c times: w_c alpha (1 - p)^gamma * -log p. Negatives and the divisor stay as published.
         settings: as `SetCriterion`.
     """
 
@@ -224,36 +256,32 @@ class FocalCriterion(SetCriterion):
         weights: Mapping[str, float],
         alpha: float = 0.25,
         gamma: float = 2.0,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(num_classes=num_classes, matcher=matcher, weights=weights)
+        super().__init__(num_classes=num_classes, matcher=matcher, weights=weights, class_weights=class_weights)
         self.alpha = alpha
         self.gamma = gamma
 
     def _class_terms(
-        self, logits: Tensor, pairs: tuple[Tensor, Tensor, Tensor], labels: Tensor, normalizers: Normalizers
+        self,
+        logits: Tensor,
+        pairs: tuple[Tensor, Tensor, Tensor],
+        labels: Tensor,
+        normalizers: Normalizers,
+        class_weights: Tensor | None,
     ) -> dict[str, Tensor]:
         """Compute the focal loss, (L,): summed over queries and classes, divided by the number of objects."""
         positives = (*pairs, labels)
         wrong_logits = logits.index_put(positives, -logits[positives])  # of the wrong answer: -x where positive
         focal = negative_focal_loss(wrong_logits, self.gamma)
         # all elements are weighted as negatives, then the positives corrected by the difference of the weights
-        total = (1 - self.alpha) * focal.sum((1, 2, 3)) + (2 * self.alpha - 1) * focal[positives].sum(1)
+        positive = focal[positives]  # (L, M)
+        if class_weights is None:
+            correction = (2 * self.alpha - 1) * positive.sum(1)
+        else:
+            correction = ((class_weights[labels] * self.alpha - (1 - self.alpha)) * positive).sum(1)
+        total = (1 - self.alpha) * focal.sum((1, 2, 3)) + correction
         return {"loss_ce": total / normalizers.num_boxes}
-
-
-def _mask_shape(target: Target) -> tuple[int, int]:
-    """Return the (height, width) of a target's masks.
-
-    Raises:
-        DetrkitError: it has none, or not one for every object.
-    """
-    if target.masks is None or len(target.masks) != len(target):
-        have = 0 if target.masks is None else len(target.masks)
-        raise DetrkitError(
-            f"image {target.image_id}: {have} masks for {len(target)} objects, but the model learns masks: open the "
-            "dataset with masks=True"
-        )
-    return int(target.masks.shape[1]), int(target.masks.shape[2])
 
 
 def _base(name: str) -> str:
@@ -274,11 +302,14 @@ def softmax_criterion(
     giou_loss_coef: float = 2.0,
     mask_loss_coef: float = 1.0,
     dice_loss_coef: float = 1.0,
+    class_weights: Sequence[float] | None = None,
 ) -> SetCriterion:
     """Build the losses of DETR; the defaults are the published values."""
     weights = _weights(cls_loss_coef, bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef)
     matcher = HungarianMatcher(cost_class=set_cost_class, cost_bbox=set_cost_bbox, cost_giou=set_cost_giou)
-    return SetCriterion(num_classes=num_classes, matcher=matcher, weights=weights, eos_coef=eos_coef)
+    return SetCriterion(
+        num_classes=num_classes, matcher=matcher, weights=weights, eos_coef=eos_coef, class_weights=class_weights
+    )
 
 
 def sigmoid_criterion(
@@ -294,6 +325,7 @@ def sigmoid_criterion(
     giou_loss_coef: float = 2.0,
     mask_loss_coef: float = 1.0,
     dice_loss_coef: float = 1.0,
+    class_weights: Sequence[float] | None = None,
 ) -> FocalCriterion:
     """Build the losses of Deformable DETR; the defaults are the published values.
 
@@ -302,7 +334,12 @@ def sigmoid_criterion(
     weights = _weights(cls_loss_coef, bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef)
     matcher = FocalMatcher(cost_class=set_cost_class, cost_bbox=set_cost_bbox, cost_giou=set_cost_giou)
     return FocalCriterion(
-        num_classes=num_classes, matcher=matcher, weights=weights, alpha=focal_alpha, gamma=focal_gamma
+        num_classes=num_classes,
+        matcher=matcher,
+        weights=weights,
+        alpha=focal_alpha,
+        gamma=focal_gamma,
+        class_weights=class_weights,
     )
 
 
@@ -317,13 +354,15 @@ CRITERIA: Mapping[Activation, Callable[..., SetCriterion]] = {
 }
 
 
-def loss_settings(arch: Architecture) -> dict[str, float]:
+def loss_settings(arch: Architecture) -> dict[str, Any]:
     """Return the settings of a model's losses with their published values: what `build_criterion` can override."""
     parameters = inspect.signature(arch.criterion or CRITERIA[arch.activation]).parameters
     return {name: p.default for name, p in parameters.items() if name != "num_classes"}
 
 
-def build_criterion(name: str, *, num_classes: int | None = None, **overrides: float) -> SetCriterion:
+def build_criterion(
+    name: str, *, num_classes: int | None = None, **overrides: float | Sequence[float] | None
+) -> SetCriterion:
     """Build the published losses of a model.
 
     Args:
@@ -333,7 +372,8 @@ def build_criterion(name: str, *, num_classes: int | None = None, **overrides: f
             deformable 2, 5, 2), cls_loss_coef, bbox_loss_coef, giou_loss_coef (1, 5, 2; deformable 2, 5, 2),
             mask_loss_coef and dice_loss_coef (1, 1), eos_coef (DETR: 0.1), focal_alpha and focal_gamma (deformable:
             0.25, 2). The focal ones change the loss alone: as in the official code, the matching cost keeps alpha 0.25
-            and gamma 2. A model registered with its own criterion has the settings of that.
+            and gamma 2. class_weights: a weight for each label in the class loss (`SetCriterion`, `FocalCriterion`). A
+            model registered with its own criterion has the settings of that.
 
     Raises:
         ValueError: an unknown model.

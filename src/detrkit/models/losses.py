@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from detrkit.models.matcher import Matches
 from detrkit.structures.outputs import Target
+from detrkit.utils.errors import DetrkitError
 
 
 def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -67,6 +68,21 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     p, targets = logits.sigmoid().flatten(1), targets.flatten(1)
     return 1 - (2 * (p * targets).sum(1) + 1) / (p.sum(1) + targets.sum(1) + 1)
+
+
+def mask_shape(target: Target) -> tuple[int, int]:
+    """Return the (height, width) of a target's masks.
+
+    Raises:
+        DetrkitError: it has none, or not one for every object.
+    """
+    if target.masks is None or len(target.masks) != len(target):
+        have = 0 if target.masks is None else len(target.masks)
+        raise DetrkitError(
+            f"image {target.image_id}: {have} masks for {len(target)} objects, but the model learns masks: open the "
+            "dataset with masks=True"
+        )
+    return int(target.masks.shape[1]), int(target.masks.shape[2])
 
 
 @torch.no_grad()

@@ -79,6 +79,8 @@ def as_option(path: tuple[str, ...], value: Any) -> str:
     if isinstance(value, (str, os.PathLike)):
         return shortened(os.fspath(value))
     name = "model" if path[-2:] == ("model", "name") else path[-1]
+    if isinstance(value, Mapping):
+        value = [f"{key}={item}" for key, item in value.items()]
     values = value if isinstance(value, (tuple, list)) else (value,)
     return " ".join([f"--{name.replace('_', '-')}", *map(str, values)])
 
@@ -185,6 +187,11 @@ def _reason(value: Any, hint: Any, bounds: Mapping[str, Any] | None = None) -> s
         return None if None in reasons else reasons[0]
     if origin is Literal:
         return None if value in arguments else f"choose one of {', '.join(map(str, arguments))}"
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            return "must be names with values"
+        checked = ((name, _reason(item, arguments[1], bounds)) for name, item in value.items())
+        return next((f"{name} {part}" for name, part in checked if part is not None), None)
     if origin is tuple:
         parts = list(arguments)
         if arguments[1:] == (Ellipsis,):
@@ -194,7 +201,7 @@ def _reason(value: Any, hint: Any, bounds: Mapping[str, Any] | None = None) -> s
         return next((r for item, part in zip(value, parts, strict=False) if (r := _reason(item, part, bounds))), None)
     if hint in (int, float):
         return _number_reason(value, hint, bounds or {})
-    if isinstance(value, (str, os.PathLike)):
+    if isinstance(value, (str, os.PathLike)) and hint is not Any:
         return _path_reason(os.fspath(value))
     return None
 

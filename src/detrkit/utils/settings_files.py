@@ -14,6 +14,9 @@ from detrkit.utils.ranges import out_of_range
 T = TypeVar("T")
 _OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's names
 
+# what pydantic puts into the place of an error in a field that takes one of several types
+_UNION_PARTS = ("dict[", "literal[", "constrained-")
+
 
 def shipped(folder: str = "recipes") -> list[str]:
     """Return the names of the YAML files that come with detrkit in a folder of the package."""
@@ -65,7 +68,7 @@ def validated(kind: type[T], plain: Any, where: str, *, hint: str) -> T:
         return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:
         first = error.errors()[0]
-        field_name = ".".join(str(part) for part in first["loc"])
+        field_name = ".".join(part for part in map(str, first["loc"]) if not part.startswith(_UNION_PARTS))
         if first["type"] in (*_OUT_OF_RANGE, "finite_number"):
             reason = out_of_range(first["ctx"]) if first["type"] in _OUT_OF_RANGE else "must be a finite number"
             raise DetrkitError(f"{where}: {field_name} is {first['input']}: {reason}") from error
