@@ -116,3 +116,18 @@ def test_thresholds_are_checked_when_they_are_read():
     ):
         with pytest.raises(SettingError, match=message):
             ScoreThresholds.from_json(value)
+
+
+def test_a_suggestion_is_short_where_that_costs_nothing():
+    rng = np.random.default_rng(0)
+    objects = [(1, box) for box in BOXES]
+    detections = [(1, box, float(s)) for box, s in zip(BOXES, rng.normal(0.4, 0.05, 20), strict=True)]
+    detections += [(1, NOWHERE, float(s)) for s in rng.normal(0.3, 0.05, 20)]
+    scores = curves(objects, detections)
+    best, suggested = scores.best(), scores.suggest()
+    assert suggested.general in (round(best.threshold, 2), round(best.threshold, 3), best.threshold)
+    assert suggested.f1 == scores.at(suggested.general).f1 >= best.f1 - 0.002
+    near = curves(objects, [(1, BOXES[0], 0.5001), *[(1, NOWHERE, 0.4999)] * 20])
+    assert 0.4999 <= near.suggest().general < 0.5001  # 0.5
+    near = curves(objects, [*[(1, box, 0.51004) for box in BOXES], *[(1, NOWHERE, 0.51002)] * 20])
+    assert near.suggest().general == 0.51003  # two decimals would let the wrong ones in

@@ -115,7 +115,7 @@ def test_an_empty_tile_of_a_sheet_says_why(monkeypatch):
     empty = found.above(0.5)
     with_boxes = comparison_sheet([SheetRow(image, None, empty, "a.png", found)], threshold=0.5)
     without = comparison_sheet([SheetRow(image, None, empty, "a.png")], threshold=0.5)
-    assert titles[2] == "0 detections; best score 0.21; dashed: the best 2 below the threshold"
+    assert titles[2] == "0 detections; dashed: the best 2, up to 0.21"
     assert titles[5] == "0 detections; best score 0.21 (cell)"
     right = np.array(with_boxes)[:, -490:]
     assert (right == color_of(0)).all(-1).any() and (right == color_of(1)).all(-1).any()

@@ -15,6 +15,7 @@ from detrkit.structures.thresholds import ScoreThresholds
 
 IOU = 0.5  # of a match
 MIN_OBJECTS = 10  # of a class with a threshold of its own: fewer say little about unseen images
+_ROUNDING_COST = 0.002  # F1 that a threshold may lose for being short enough to type
 MIN_F1 = 0.05  # below it no threshold separates right from wrong detections, and none is suggested
 
 
@@ -76,6 +77,20 @@ class _Ranked:
     def above(self, thresholds: np.ndarray) -> np.ndarray:
         """Return the number of detections with a score greater than each threshold."""
         return np.searchsorted(-self.scores, -thresholds, side="left")
+
+    def at(self, threshold: float) -> OperatingPoint:
+        """Count the detections above a threshold."""
+        count = int(self.above(np.array([threshold]))[0])
+        right = int(self.right[count])
+        return OperatingPoint(threshold, right, count - right, self.objects)
+
+    def suggested(self) -> OperatingPoint | None:
+        """Return the best threshold with two or three decimals, if that costs next to nothing of F1."""
+        best = self.best() if self.objects else None
+        if best is None:
+            return None
+        rounded = (self.at(round(best.threshold, digits)) for digits in (2, 3))
+        return next((point for point in rounded if point.f1 >= best.f1 - _ROUNDING_COST), best)
 
     def best(self) -> OperatingPoint | None:
         """Return the threshold with the best F1, in the middle between two scores; of equal ones the highest.
@@ -192,13 +207,15 @@ class ScoreCurves:
     def suggest(self, *, min_objects: int = MIN_OBJECTS) -> ScoreThresholds | None:
         """Return the thresholds with the best F1, of all classes together and of each class.
 
+        They are rounded to two or three decimals where that costs at most 0.002 of F1.
+
         A class with fewer than `min_objects` objects, or without a useful threshold (F1 below 0.05), has none of its
         own. There are no thresholds at all if the best F1 of all classes is below 0.05.
         """
-        general = self.best()
+        general = self._ranked(None).suggested()
         if general is None or general.f1 < MIN_F1:
             return None
-        own = {k: self.best(k) for k in np.flatnonzero(self.objects >= min_objects).tolist()}
+        own = {k: self._ranked(k).suggested() for k in np.flatnonzero(self.objects >= min_objects).tolist()}
         classes = {self.names[k]: one.threshold for k, one in own.items() if one is not None and one.f1 >= MIN_F1}
         return ScoreThresholds(general.threshold, general.f1, classes)
 

@@ -77,13 +77,13 @@ def _size(sample: Sample) -> str:
 
 def _draw_sample(sample: Sample, dataset: Dataset) -> Image.Image:
     """Draw a sample with its objects, in the colors of their classes."""
-    from detrkit.visualize import as_detections, draw_detections, draw_panoptic
+    from detrkit.visualize.sheet import TILE, as_detections, draw_in_tile
 
     image = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
     if dataset.panoptic and sample.masks is not None:
-        return draw_panoptic(image, segments_of(sample, dataset.classes), scale=None)
+        return draw_in_tile(image, segments_of(sample, dataset.classes), *TILE, scores=False)
     detections = as_detections(sample.boxes, sample.labels, dataset.classes)
-    return draw_detections(image, replace(detections, masks=sample.masks), scores=False, scale=None)
+    return draw_in_tile(image, replace(detections, masks=sample.masks), *TILE, scores=False)
 
 
 def segments_of(sample: Sample, classes: ClassList) -> PanopticResult:

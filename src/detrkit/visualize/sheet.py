@@ -20,6 +20,7 @@ from detrkit.visualize.sizes import tile_sizes
 from detrkit.visualize.tags import font_for, shortened
 
 _PAGE_COLOR, _TEXT_COLOR, _CAPTION_COLOR, _TILE_COLOR = (255, 255, 255), (28, 28, 30), (105, 105, 112), (238, 238, 241)
+TILE = 320, 240  # (width, height) of a tile of a contact sheet, in pixels
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,19 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return tile
 
 
-def _draw_objects(
+def draw_in_tile(
     image: Image.Image, results: Prediction, width: int, height: int, *, scores: bool, dashed: bool = False
 ) -> Image.Image:
-    """Draw objects at the final size of the tile, so that lines and letters are alike on every tile."""
+    """Draw objects at the final size of a tile, so that lines and letters are alike on every tile.
+
+    Args:
+        image: the image.
+        results: detections or segments of it.
+        width: of the tile in pixels.
+        height: of the tile in pixels.
+        scores: whether to write scores.
+        dashed: draw dashed lines.
+    """
     factor = min(width / image.width, height / image.height)
     line, letters = tile_sizes(width)
     if isinstance(results, PanopticResult):
@@ -87,7 +97,7 @@ def grid(
     columns: int = 4,
     titles: Sequence[str] | None = None,
     *,
-    tile: tuple[int, int] = (320, 240),
+    tile: tuple[int, int] = TILE,
     headings: Sequence[str] | None = None,
     bars: Sequence[Color | None] | None = None,
 ) -> Image.Image:
@@ -247,10 +257,10 @@ def _tiles(
             if what == "detection" and not len(objects):
                 title += _reason(row, objects)
                 if row.below is not None and len(row.below):
-                    tiles.append(_draw_objects(row.image, row.below, *tile, scores=True, dashed=True))
+                    tiles.append(draw_in_tile(row.image, row.below, *tile, scores=True, dashed=True))
                     titles.append(title)
                     continue
-            tiles.append(_draw_objects(row.image, objects, *tile, scores=what == "detection"))
+            tiles.append(draw_in_tile(row.image, objects, *tile, scores=what == "detection"))
             titles.append(title)
     return tiles, 2 + len(results), titles
 
@@ -259,7 +269,6 @@ def _reason(row: SheetRow, objects: Prediction) -> str:
     """Say below a tile without detections what the best one has."""
     miss = objects.near_miss
     if row.below is not None and len(row.below):
-        count = len(row.below)
-        best = f"best score {decimals(float(row.below.scores.max()))}"
-        return f"; {best}; dashed: the best {count} below the threshold" if count > 1 else f"; {best} (dashed)"
+        best = decimals(float(row.below.scores.max()))
+        return f"; dashed: the best {len(row.below)}, up to {best}"
     return "" if miss is None else f"; best score {miss.decimals} ({miss.name})"
