@@ -12,6 +12,7 @@ import tyro
 import yaml
 
 from detrkit.utils.class_weight_words import CLASS_WEIGHTS
+from detrkit.utils.devices import DeviceName
 from detrkit.utils.documents import parse_yaml
 from detrkit.utils.errors import SettingError
 from detrkit.utils.layouts import Layout
@@ -285,8 +286,8 @@ class RunConfig:
     """bf16: autocast; weights and losses stay in fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: same gradients, less memory, more time."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on."""
+    device: DeviceName = "auto"
+    """Device to train on: cpu, cuda, cuda:1, mps, or the number of a GPU; auto: CUDA, else MPS, else the CPU."""
     devices: Devices = 1
     """Processes on this machine; under torchrun or Slurm their number counts."""
     nodes: Annotated[int, Range(ge=1, le=100_000)] = 1

@@ -25,6 +25,8 @@ from detrkit.structures.classes import ClassList
 from detrkit.structures.outputs import Outputs
 from detrkit.structures.panoptic import PanopticResult, Prediction
 from detrkit.structures.thresholds import ScoreThresholds
+from detrkit.utils.devices import as_device as as_device
+from detrkit.utils.devices import default_device as default_device
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.memory import CHANNELS, batch_pixels, check_batch, check_memory
 from detrkit.utils.ranges import BatchSize, Pixels, ScoreThreshold, check_arguments
@@ -372,26 +374,3 @@ def is_panoptic(model: nn.Module, classes: ClassList | None) -> bool:
 def _sizes(images: Sequence[Image.Image]) -> list[tuple[int, int]]:
     """Return the (height, width) in pixels of every image."""
     return [(image.height, image.width) for image in images]
-
-
-def default_device() -> torch.device:
-    """Return the accelerator of this machine, or the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def as_device(name: torch.device | str) -> torch.device:
-    """Return the device of that name.
-
-    Raises:
-        DetrkitError: this machine has no such device.
-    """
-    try:
-        device = torch.device(name)
-        if device.type == "meta":
-            raise NotImplementedError("it holds no values")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no common exception for this
-        raise DetrkitError(
-            f"device {name}: not available on this machine; use cpu, or cuda where there is one"
-        ) from error
-    return device

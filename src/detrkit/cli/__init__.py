@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # run. Training the quickstart on two cores beside one busy process took over 300 ms per image, with short spinning
     # 36 ms; alone 12 to 15 ms either way. libgomp reads this when torch is imported, which has not happened yet.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # What MPS has no kernel for, such as the gradient of grid_sample, is computed on the CPU; torch reads this, too.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     words = list(sys.argv[1:] if argv is None else argv)
     program = argv is None
     end_with_launcher()

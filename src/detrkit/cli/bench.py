@@ -15,6 +15,7 @@ from rich.table import Table
 from detrkit.cli.preflight import check_weights
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.console import console
+from detrkit.utils.devices import DeviceName
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.overwriting import check_json
 from detrkit.utils.ranges import BatchSize, Count, InputSize
@@ -61,8 +62,8 @@ class Bench:
     from 0.6 to 1 times it, as published."""
     batch: BatchSize = 1
     """Images per batch."""
-    device: str | None = None
-    """Such as cpu, cuda or cuda:1 (with --train: cpu or cuda); by default an accelerator if there is one."""
+    device: DeviceName | None = None
+    """cpu, cuda, cuda:1, mps, ... or the number of a GPU; by default a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast."""
     train: bool = False

@@ -10,6 +10,7 @@ import tyro
 
 from detrkit.cli.preflight import check_dataset, check_model, check_weights
 from detrkit.utils.console import console, table_console
+from detrkit.utils.devices import DeviceName
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import AnyInteger, Pixels, Tolerance, WideSeed
 
@@ -61,7 +62,7 @@ class Compare:
     each stage has its own."""
     save: Path | None = None
     """Write the stages of A to this file (.npz); it replaces an earlier file of stages, no other file."""
-    device: str = "cpu"
+    device: DeviceName = "cpu"
     """Device of both models."""
 
     def check(self) -> None:

@@ -11,6 +11,7 @@ import tyro
 
 from detrkit.cli.preflight import check_dataset, check_weights
 from detrkit.utils.console import FIRST_PROCESS, console
+from detrkit.utils.devices import DeviceName
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.names import checked_name, expanded_path
@@ -72,8 +73,8 @@ class Eval:
     threshold: Share | None = None
     """Panoptic: score above which a query becomes a segment; by default 0.85 as published, 0.4 for Deformable DETR,
     whose scores are lower."""
-    device: str | None = None
-    """cpu, cuda, cuda:1, ...; by default CUDA where there is one."""
+    device: DeviceName | None = None
+    """cpu, cuda, cuda:1, mps, ... or the number of a GPU; by default a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast."""
     workers: Workers | None = None

@@ -19,6 +19,7 @@ from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
 from detrkit.cli.predict_summary import Summary
 from detrkit.cli.preflight import check_model, check_weights
 from detrkit.utils.console import Terminal
+from detrkit.utils.devices import DeviceName
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.memory import is_out_of_memory
@@ -77,8 +78,8 @@ class Predict:
     """Short side in pixels to resize images to; by default the checkpoint's (800 for published weights)."""
     batch_size: BatchSize = 4
     """Images in one forward pass. Results do not depend on it."""
-    device: str | None = None
-    """Such as cpu, cuda or cuda:1; by default an accelerator if there is one."""
+    device: DeviceName | None = None
+    """cpu, cuda, cuda:1, mps, ... or the number of a GPU; by default a GPU if there is one."""
     verbose: bool = False
     """List every image at the end, not only the first ones."""
     model: str | None = None

@@ -10,6 +10,7 @@ import tyro
 
 from detrkit.cli.preflight import check_folders, check_model
 from detrkit.utils.console import console
+from detrkit.utils.devices import DeviceName
 from detrkit.utils.errors import Interrupted
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Workers
 from detrkit.utils.signals import number_of
@@ -56,8 +57,8 @@ class Reproduce:
     """Longest side in pixels; by default as published (1333), in proportion to --size."""
     padding: Literal["exact", "official"] = "exact"
     """exact: an image's results do not depend on its batch; official: as published, they do."""
-    device: str | None = None
-    """cpu, cuda, cuda:1, ...; by default CUDA where there is one."""
+    device: DeviceName | None = None
+    """cpu, cuda, cuda:1, mps, ... or the number of a GPU; by default a GPU if there is one."""
     workers: Workers | None = None
     """Processes that load images; by default 0 on a CPU, else CPU cores - 1, at most 4."""
     limit: Count | None = None

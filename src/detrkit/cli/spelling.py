@@ -309,8 +309,10 @@ def _kind_reason(kind: Any, word: str) -> str | None:
 
 
 def _range_reason(option: Option, words: Sequence[str]) -> str | None:
-    """Return why numbers are out of an option's range; None if they are not, and for values of another kind."""
+    """Return why numbers are out of an option's range, or a device cannot be one; None for values of another kind."""
     kinds = [option.value_kind(number) for number in range(len(words))]
+    if kinds == [str] and option.name == "device":
+        return reason_against(words[0], option.hint)
     if not all(kind in (int, float) for kind in kinds) or "None" in words:
         return None
     values = [kind(word) for kind, word in zip(kinds, words, strict=True)]

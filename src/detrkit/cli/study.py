@@ -12,6 +12,7 @@ import tyro
 
 from detrkit.cli.preflight import check_dataset, check_recipe
 from detrkit.utils.console import console
+from detrkit.utils.devices import DeviceName
 from detrkit.utils.ranges import BatchSize, Count, Devices, Seed, Workers
 
 
@@ -46,8 +47,8 @@ class Study:
     """Passes over the training split, for all members; the drop of the learning rate moves in proportion."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MEMBER ...")] = ()
     """Train only these members; the tables show all that have results."""
-    device: Literal["auto", "cpu", "cuda"] | None = None
-    """Device to train on."""
+    device: DeviceName | None = None
+    """Device to train on: auto, cpu, cuda, cuda:1, mps, or the number of a GPU."""
     devices: Devices | None = None
     """Processes on this machine; under torchrun or Slurm their number counts."""
     precision: Literal["fp32", "bf16"] | None = None

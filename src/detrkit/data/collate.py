@@ -11,6 +11,7 @@ from torch import Tensor
 from detrkit.data.transforms import Normalization
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
+from detrkit.utils.devices import copies_overlap
 from detrkit.utils.errors import DetrkitError
 
 
@@ -46,7 +47,7 @@ class PixelBatch:
     def normalized(self, normalization: Normalization) -> Batch:
         """Return the Batch on the device of `normalization`, copied without blocking when the pixels are pinned."""
         device = normalization.mean.device
-        pixels = self.pixels.to(device, non_blocking=True)
+        pixels = self.pixels.to(device, non_blocking=copies_overlap(device))
         images = torch.empty(pixels.shape, dtype=torch.float32, device=device)  # (B, 3, H, W)
         for row, image, (h, w) in zip(pixels, images, self.sizes, strict=True):
             normalization.write(row[:, :h, :w], image[:, :h, :w])

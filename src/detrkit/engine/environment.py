@@ -8,8 +8,11 @@ import torch
 from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 
 from detrkit.config import TrainConfig
+from detrkit.utils.devices import AUTO, as_device, default_device
 from detrkit.utils.errors import SettingError
 from detrkit.utils.launch import Launch, check_interface, check_port, check_start, launched
+
+_TRAINS = ("cpu", "cuda", "mps")  # kinds of devices that Fabric has
 
 
 class LaunchEnvironment(LightningEnvironment):
@@ -74,11 +77,37 @@ def check_processes(config: TrainConfig) -> tuple[int, int]:
         devices, nodes = launch.local_world, launch.nodes
         if launch.by != "torchrun" and launch.rank == 0 and launch.world > 1:  # torchrun listens itself
             check_port(launch.port)
-    if torch.cuda.is_available() and run.device != "cpu":
+    if training_device(run.device, several=devices * nodes > 1).type == "cuda":
         check_gpus(devices)
     elif devices * nodes > 1:
         check_interface()
     return devices, nodes
+
+
+def training_device(name: str, *, several: bool = False, precision: str = "fp32") -> torch.device:
+    """Return the device that a run trains on; with an index only where one was asked for.
+
+    Args:
+        name: `run.device`.
+        several: whether several processes train.
+        precision: `run.precision`.
+
+    Raises:
+        SettingError: the device is not there, or detrkit does not train on it like this; says what would be right.
+    """
+    device = default_device() if name == AUTO else as_device(name)
+    if name == AUTO and (device.type not in _TRAINS or (device.type == "mps" and (several or precision != "fp32"))):
+        return torch.device("cpu")
+    if device.type not in _TRAINS:
+        others = "predict, eval, compare and bench take it"
+        raise SettingError(f"device {name}: detrkit trains on {', '.join(_TRAINS)} ({others})")
+    if device.type == "mps" and precision != "fp32":
+        raise SettingError(f"device {name} and precision {precision}: on MPS detrkit computes in fp32: leave it out")
+    if several and device.type == "mps":
+        raise SettingError(f"device {name}: MPS is one device for one process: leave out --devices, or use cpu")
+    if several and device.index is not None:
+        raise SettingError(f"device {name}: several processes take a GPU each: write {device.type} without a number")
+    return device
 
 
 def check_gpus(processes: int) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
@@ -18,7 +17,7 @@ from detrkit.data import Dataset, open_dataset
 from detrkit.data.memory import is_path
 from detrkit.data.readers.common import UnknownSplit
 from detrkit.engine.class_weights import make_criterion
-from detrkit.engine.environment import check_processes, cluster_environment
+from detrkit.engine.environment import check_processes, cluster_environment, training_device
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
 from detrkit.engine.freezing import matched_names
 from detrkit.engine.launching import launch
@@ -40,19 +39,18 @@ def make_fabric(config: TrainConfig) -> Fabric:
     """Launch the processes of a run: one, several on this machine, or those that torchrun or Slurm started.
 
     Raises:
-        DetrkitError: CUDA was asked for and there is none; impossible environment variables or number of processes.
+        DetrkitError: a device that is not there, or that cannot train; impossible environment variables or number of
+            processes.
     """
     run = config.run
-    cuda = torch.cuda.is_available() and run.device != "cpu"
-    if run.device == "cuda" and not cuda:
-        raise DetrkitError("run.device is cuda but torch sees no CUDA device: use --device cpu or mend the driver")
     devices, nodes = check_processes(config)
     several = devices * nodes > 1
+    device = training_device(run.device, several=several, precision=run.precision)
     # every parameter takes part in every step, with or without objects; frozen statistics need no broadcast
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if several else "auto"
     fabric = Fabric(
-        accelerator="cuda" if cuda else "cpu",
-        devices=devices,
+        accelerator=device.type,
+        devices=devices if device.index is None else [device.index],
         num_nodes=nodes,
         strategy=strategy,
         plugins=cluster_environment(),
@@ -268,8 +266,8 @@ def make_model(
     check_batch(spec.size, spec.max_size, min(config.data.batch_size, len(train)))
     try:
         make_criterion(config, spec, train)  # before anything is written
-        on_gpu = torch.cuda.is_available() and config.run.device != "cpu"
-        check_parameters(arch.build, build_options(arch, options), training=not on_gpu)
+        on_cpu = training_device(config.run.device).type == "cpu"
+        check_parameters(arch.build, build_options(arch, options), training=on_cpu)
         model = build_model(
             name, num_classes=spec.num_classes, padding=spec.padding, backbone_weights=backbone_weights, **options
         )

@@ -98,6 +98,7 @@ class _Generators(TypedDict):
         Literal["MT19937"], Tensor, Annotated[int, Field(strict=True, ge=0, le=_MT19937)], Literal[0, 1], float
     ]
     cuda: NotRequired[Tensor]
+    mps: NotRequired[Tensor]
 
 
 @with_config(_TENSORS)
@@ -124,6 +125,8 @@ def rng_state() -> dict[str, Any]:
     state["numpy"] = [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest]
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -136,6 +139,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"].cpu())
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -116,9 +116,9 @@ class DetectionEvaluator:
                     f"{where}: category id {ids[i]} is not in {self.ground_truth.source}; check that the model's "
                     'classes are the dataset\'s, or pass unknown_categories="ignore"'
                 )
-        boxes = detections.boxes.detach().double().cpu().numpy().reshape(-1, 4)
+        boxes = detections.boxes.detach().cpu().double().numpy().reshape(-1, 4)
         boxes = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
-        scores = detections.scores.detach().double().cpu().numpy()
+        scores = detections.scores.detach().cpu().double().numpy()
         bad = np.flatnonzero(~(np.isfinite(boxes).all(1) & np.isfinite(scores)))
         if len(bad):
             raise DetrkitError(f"{where}: detection {bad[0]} has NaN or infinity; the model's outputs are not finite")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.structures.outputs import Outputs, Target
+from detrkit.utils.devices import copies_overlap
 
 MAX_WARNED_IMAGES = 5  # images with more objects than queries that a warning names
 Indices = list[tuple[Tensor, Tensor]]
@@ -153,7 +154,7 @@ class HungarianMatcher:
             return [[(none, none) for _ in targets] for _ in range(layers)]
 
         image_of_object = np.repeat(np.arange(len(targets)), counts)  # (N,)
-        images = torch.from_numpy(image_of_object).to(logits.device, non_blocking=True)
+        images = torch.from_numpy(image_of_object).to(logits.device, non_blocking=copies_overlap(logits.device))
         labels = torch.cat([t.labels for t in targets]).long()  # (N,)
         target_boxes = torch.cat([t.boxes for t in targets]).float()  # (N, 4)
         cost = self.cost_class * self.class_cost(logits.float(), images, labels)

@@ -193,11 +193,7 @@ def _train_step(model: DetectionModel, config: ProfileConfig) -> TrainStep:
     Raises:
         DetrkitError: a device that training does not take, or that is not available.
     """
-    kind: Literal["auto", "cpu", "cuda"] = "auto"
-    if config.device is not None:
-        if config.device.type not in ("cpu", "cuda") or config.device.index is not None:
-            raise DetrkitError(f"--device {config.device}: --train takes cpu or cuda, as `detrkit train` does")
-        kind = "cuda" if config.device.type == "cuda" else "cpu"
+    kind = "auto" if config.device is None else str(config.device)
     fabric = make_fabric(TrainConfig(run=RunConfig(device=kind, precision=config.precision)))
     optim, spec = OptimConfig(), config.spec
     criterion = build_criterion(spec.name, num_classes=spec.num_classes).to(fabric.device)

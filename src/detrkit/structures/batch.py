@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from detrkit.utils.devices import copies_overlap
+
 
 @dataclass
 class Batch:
@@ -62,7 +64,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to `device`, without blocking if the images are pinned."""
-        return Batch(self.images.to(device, non_blocking=True), self.sizes)
+        return Batch(self.images.to(device, non_blocking=copies_overlap(device)), self.sizes)
 
     def pin_memory(self) -> Batch:
         """Copy the batch to page-locked memory; DataLoader calls this."""

@@ -156,11 +156,11 @@ class Detections:
         """
         if self.image_id is None:
             raise ValueError("these detections have no image_id: set it to the dataset's id first")
-        xyxy = as_tensor(self.boxes).double().cpu()
+        xyxy = as_tensor(self.boxes).cpu().double()
         xywh = torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], 1).tolist()
         labels = self.labels.tolist()
         ids = labels if self.classes is None else [plain(self.classes.ids[label]) for label in labels]
-        scores = as_tensor(self.scores).double().tolist()
+        scores = as_tensor(self.scores).cpu().double().tolist()
         entries: list[dict[str, Any]] = [
             {"image_id": plain(self.image_id), "category_id": category, "bbox": box, "score": score}
             for category, box, score in zip(ids, xywh, scores, strict=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from detrkit.utils.devices import copies_overlap
+
 if TYPE_CHECKING:
     from detrkit.layers.transformer import DecoderOutput, EncoderOutput
     from detrkit.models.panoptic import DeferredMasks
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 def _moved(value: Any, device: torch.device | str) -> Any:
     """Return `value` with every tensor in it on `device`."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return value.to(device, non_blocking=copies_overlap(device))
     if isinstance(value, (Target, Outputs, Capture)):
         return value.to(device)
     if isinstance(value, list):

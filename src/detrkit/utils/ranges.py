@@ -52,6 +52,18 @@ ShapesObjects = Annotated[int, Range(ge=0, le=90)]
 ShapesSize = Annotated[float, Range(gt=0, le=1)]
 Layers = Annotated[int, Range(ge=1, le=1000)]
 
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """Check of a text, beside a field's type: `Annotated[str, Checked(reason)]`.
+
+    Attributes:
+        reason: returns why a text does not fit; None if it fits.
+    """
+
+    reason: Callable[[str], str | None]
+
+
 FieldFormat = Callable[[tuple[str, ...], Any], str]  # formats a field's path and its value
 
 _WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -76,7 +88,7 @@ def as_field(path: tuple[str, ...], value: Any) -> str:
 
 def as_option(path: tuple[str, ...], value: Any) -> str:
     """Format a field as it is typed: "--seed -1"; for a path the path alone, which may stand without an option."""
-    if isinstance(value, (str, os.PathLike)):
+    if isinstance(value, (str, os.PathLike)) and path[-1] != "device":
         return shortened(os.fspath(value))
     name = "model" if path[-2:] == ("model", "name") else path[-1]
     if isinstance(value, Mapping):
@@ -179,6 +191,9 @@ def _reason(value: Any, hint: Any, bounds: Mapping[str, Any] | None = None) -> s
     """Return why a value does not fit a field with this annotation; None if it fits."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
+        checks = [item.reason for item in arguments[1:] if isinstance(item, Checked)]
+        if checks and isinstance(value, str):
+            return next((reason for check in checks if (reason := check(value)) is not None), None)
         return _reason(value, arguments[0], {**(bounds or {}), **_bounds(arguments[1:])})
     if origin in (Union, UnionType):
         if value is None and NoneType in arguments:
