@@ -310,12 +310,12 @@ def test_input_is_checked_before_downloads(data, tmp_path, monkeypatch, capsys):
         assert server.requests == []
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("detrkit.reproduction.running.reproduce", stopped)
-    assert main(["reproduce", "detr-r50", "--coco", "anywhere"]) == 130
+    assert main(["reproduce", "detr-r50", "--coco", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "detrkit: stopped by SIGINT; go on with: the same command\n"
 
 

@@ -66,7 +66,7 @@ def test_wrong_numbers(path, value):
         (("optim", "lr"), math.nan, "--lr nan: must be a finite number"),
         (("optim", "epochs"), 1.5, "--epochs 1.5: must be a whole number"),
         (("optim", "epochs"), True, "--epochs True: must be a whole number"),
-        (("run", "device"), "gpu", "gpu: choose one of auto, cpu, cuda"),
+        (("run", "device"), "gpu", "--device gpu: not a device of torch: did you mean cuda"),
         (("data", "path"), "~no-such-user/x", "there is no user no-such-user"),
         (("run", "out"), "x" * 256, "longer than the 255 bytes"),
         (("run", "out"), "a\0b", "zero byte"),
