@@ -52,7 +52,7 @@ def _refusal(*words: str) -> str:
         ("train x --augment flop", "--augment flop: choose one of detr, flip, none (did you mean flip?)"),
         ("train x --draft=3", "--draft=3: it takes no value: write --draft or --no-draft"),
         ("train x --masks=3", "--masks=3: write --masks or --no-masks"),
-        ("train x --options depth", "--options depth: must be name=value"),
+        ("train x --options depth", "--options depth: depth is no name=value"),
         ("bench --size 640", "--size 640: needs 2 values: SHORT LONG"),
         ("eval", "detrkit eval needs MODEL and DATASET: such as `detrkit eval runs/first my_data`"),
         ("eval x", "detrkit eval needs DATASET: such as `detrkit eval runs/first my_data`"),
@@ -140,7 +140,7 @@ def test_what_the_check_passes_tyro_reads():
 def _value(option, words, number=0):
     kind = option.value_kind(number)
     choices = [c for c in getattr(kind, "__args__", ()) if isinstance(c, str | float)]
-    if option.metavar == "NAME=VALUE ...":
+    if option.read is not None:
         return f"a{number}=1"
     if option.name in ("size", "max-size", "sides", "width"):
         return "64"

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,7 @@ class Option:
         positional: whether it stands without a name.
         metavar: what help shows in the place of a value.
         aliases: further names, with dashes.
+        read: reads all values at once, for options whose values have a form of their own; raises ValueError.
     """
 
     path: tuple[str, ...]
@@ -47,6 +48,7 @@ class Option:
     positional: bool
     metavar: str
     aliases: tuple[str, ...] = ()
+    read: Callable[[list[str]], Any] | None = None
 
     @property
     def switch(self) -> bool:
@@ -69,7 +71,7 @@ class Option:
         """How many values it takes; "*" for any number."""
         if self.kind is bool:
             return 0
-        if get_origin(self.kind) is dict:
+        if self.read is not None:
             return _MANY  # type: ignore[return-value]
         if get_origin(self.kind) is tuple:
             parts = get_args(self.kind)
@@ -101,10 +103,11 @@ def options_of(kind: type, default: Any = None) -> list[Option]:
         markers = _markers(hint)
         if Suppress in markers:
             continue
+        own = next((marker for marker in markers if hasattr(marker, "instance_from_str")), None)  # a constructor
         marks = [marker for marker in markers if hasattr(marker, "aliases")]  # of tyro.conf.arg
         name = next((m.name for m in marks if m.name), path[-1]).replace("_", "-")
-        core, optional = core_type(hint)
-        metavar = next((m.metavar for m in marks if m.metavar), None)
+        core, optional = core_type(hint) if own is None else (str, True)
+        metavar = next((m.metavar for m in marks if m.metavar), None if own is None else f"{own.metavar} ...")
         found.append(
             Option(
                 path=path,
@@ -116,6 +119,7 @@ def options_of(kind: type, default: Any = None) -> list[Option]:
                 positional=Positional in markers,
                 metavar=metavar
                 or ("/".join(path[-1:]).upper() if Positional in markers else value_name(core, path[-1])),
+                read=None if own is None else own.instance_from_str,
                 aliases=tuple(alias for m in marks for alias in m.aliases or ()),
             )
         )
@@ -151,8 +155,6 @@ def value_name(kind: Any, name: str) -> str:
         return "|".join(map(str, get_args(kind)))
     if origin is Union:
         return "|".join(value_name(part, name) for part in get_args(kind))
-    if origin is dict:
-        return "NAME=VALUE ..."
     if origin is tuple:
         parts = get_args(kind)
         if parts[-1] is Ellipsis:

@@ -14,10 +14,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from detrkit.cli.commands import Command
 from detrkit.cli.options import Option
-from detrkit.utils.errors import UsageError
+from detrkit.utils.errors import DetrkitError, UsageError
 from detrkit.utils.messages import shortened
 from detrkit.utils.ranges import reason_against
-from detrkit.utils.visible import one_line
+from detrkit.utils.visible import first_line, one_line
 
 _MOST_CHOICES = 12  # of a message
 
@@ -181,7 +181,7 @@ class _Reader:
             reason = value_reason(option, number, value)
             if reason is not None:
                 raise UsageError(f"{flag} {_shown(value)}: {reason}{self._help}")
-        reason = _range_reason(option, values)
+        reason = _range_reason(option, values) if option.read is None else _own_reason(option, values)
         if reason is not None:
             raise UsageError(f"{flag} {' '.join(map(_shown, values))}: {reason}{self._help}")
         self.typed.options += [flag, *values] if attached is None else [f"{flag}={values[0]}", *values[1:]]
@@ -297,14 +297,21 @@ def _kind_reason(kind: Any, word: str) -> str | None:
         return f"choose {'one of ' if len(choices) > 1 else ''}{shown}" + (
             f" (did you mean {near[0]}?)" if near else ""
         )
-    if get_origin(kind) is dict:
-        name, equals, _ = word.partition("=")
-        return None if name and equals else "must be name=value"
     if kind in (int, float):
         try:
             kind(word)
         except ValueError:
             return "must be a whole number" if kind is int else "must be a number"
+    return None
+
+
+def _own_reason(option: Option, words: Sequence[str]) -> str | None:
+    """Return why the values of an option with a form of their own cannot be read; None if they can."""
+    assert option.read is not None
+    try:
+        option.read(list(words))
+    except (ValueError, DetrkitError) as error:
+        return first_line(error)
     return None
 
 
