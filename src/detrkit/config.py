@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-import yaml
 
 from detrkit.utils.class_weight_words import CLASS_WEIGHTS
 from detrkit.utils.devices import DeviceName
-from detrkit.utils.documents import parse_yaml
 from detrkit.utils.errors import SettingError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.ranges import (
@@ -47,6 +45,8 @@ def _named_values(words: list[str]) -> dict[str, Any] | None:
     """
     if words == ["None"]:
         return None
+    from detrkit.utils.documents import parse_yaml
+
     values = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -338,6 +338,8 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """Format the settings as the YAML that `load_config` reads, without unset fields."""
+        import yaml  # here: most commands that import this module neither read nor write YAML
+
         plain = {}
         for section in dataclasses.fields(self):
             part = getattr(self, section.name)

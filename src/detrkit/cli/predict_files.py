@@ -14,7 +14,6 @@ from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.existing import missing
 from detrkit.utils.folders import MANIFEST, is_as_noted, note_files, noted_files
-from detrkit.utils.image_names import SUFFIXES, is_image_file
 from detrkit.utils.json_stream import JsonStream
 from detrkit.utils.names import NAME_BYTES, expanded_path
 
@@ -64,6 +63,8 @@ def find_images(inputs: tuple[str, ...]) -> Inputs:
 
 def _matching_images(text: str) -> Inputs:
     """Find the images of one input."""
+    from detrkit.utils.image_names import SUFFIXES, is_image_file  # imports Pillow, which knows the formats
+
     path = expanded_path(text)
     if path.is_file():
         return Inputs([path], [])

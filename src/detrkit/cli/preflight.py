@@ -17,7 +17,6 @@ from detrkit.utils.existing import check_exists
 from detrkit.utils.names import expanded_path
 from detrkit.utils.settings_files import shipped
 from detrkit.utils.similar import nearest_names
-from detrkit.weights.hub import hub_name
 
 # the models of detrkit: a test compares them with those that are registered when torch is there
 MODELS = (
@@ -87,6 +86,8 @@ def check_weights(source: str | Path | None, *, seeded: bool = False) -> None:
         similar = nearest_names([text], MODELS).get(text)
         hint = f"; did you mean {similar}?" if similar else ""
         raise DetrkitError(f"{source}: neither a file nor a model; models are {', '.join(MODELS)}{hint}")
+    from detrkit.weights.hub import hub_name
+
     if hub_name(text) is not None:  # which only the network can tell
         return
     check_exists(text, "weights file")

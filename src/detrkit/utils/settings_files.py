@@ -7,7 +7,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from detrkit.utils.documents import decoded, parse_yaml, read_text
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import out_of_range
 
@@ -35,6 +34,8 @@ def read_yaml(source: str | Path, *, expected: str, folder: str = "recipes") -> 
     Raises:
         DetrkitError: no such file, not YAML, or not a mapping.
     """
+    from detrkit.utils.documents import decoded, parse_yaml, read_text  # imports yaml, which few commands need
+
     path = Path(source)
     if str(source) in shipped(folder):
         text = decoded(resources.files("detrkit").joinpath(folder, f"{source}.yaml").read_bytes(), str(source))
