@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from detrkit.engine import evaluate as evaluate
     from detrkit.engine import train as train
     from detrkit.engine.callbacks import Callback as Callback
+    from detrkit.engine.facts import choose_config as choose_config
     from detrkit.engine.loggers import register_logger as register_logger
     from detrkit.evaluation import evaluate_detections as evaluate_detections
     from detrkit.evaluation import evaluate_panoptic as evaluate_panoptic
@@ -58,6 +59,7 @@ _HOMES = {
     "Target": "detrkit.structures.outputs",
     "build_criterion": "detrkit.models.criterion",
     "build_model": "detrkit.weights.build",
+    "choose_config": "detrkit.engine.facts",
     "evaluate": "detrkit.engine",
     "evaluate_detections": "detrkit.evaluation",
     "evaluate_panoptic": "detrkit.evaluation",
@@ -87,6 +89,7 @@ __all__ = [
     "__version__",
     "build_criterion",
     "build_model",
+    "choose_config",
     "convert",
     "evaluate",
     "evaluate_detections",

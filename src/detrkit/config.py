@@ -182,6 +182,9 @@ class DataConfig:
     """Training augmentation: as published (flip, multi-scale, crops), flips alone, or none."""
     batch_size: BatchSize = 2
     """Images per process and step."""
+    epoch_images: Count | None = None
+    """Images per epoch; by default the whole training split. Fewer: each epoch goes on where the one before ended, so
+    that all images come once before one comes again. More: an epoch of a small split has several turns."""
     eval_batch_size: BatchSize | None = None
     """Images per process in evaluation; by default batch_size. It does not change the result."""
     workers: Workers | None = None
@@ -309,6 +312,9 @@ class RunConfig:
     threshold: Share | None = None
     """Panoptic evaluation: score above which a query becomes a segment; by default 0.85 as published, 0.4 for
     Deformable DETR, whose scores are lower."""
+    minutes: Annotated[float, Range(gt=0, le=1e6)] | None = None
+    """Minutes for the whole run, evaluations and report included. The number of epochs follows from steps that are
+    measured before the first one, and where one epoch takes longer, the images per epoch. --overfit has 2."""
     patience: CountOrNone = 0
     """Stop when the metric that selects the best epoch (AP; with masks, the masks' AP; on panoptic data, PQ) has not
     risen for this many evaluations; 0 for never. Evaluations of a split without objects do not count."""

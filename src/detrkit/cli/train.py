@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.launch import attempt
 from detrkit.utils.lock import NAME as LOCK
 from detrkit.utils.names import expanded_path
-from detrkit.utils.ranges import as_option
+from detrkit.utils.ranges import as_option, field_hints
+
+AUTO = "auto"  # the recipe that is chosen for data and machine
 
 _NO_DATASET = "no dataset: give its path, as in `detrkit train my_data`, or --resume a run"
 
@@ -28,14 +31,17 @@ _NO_DATASET = "no dataset: give its path, as in `detrkit train my_data`, or --re
 class Train:
     """Train a model on a dataset, or resume a run.
 
-    The defaults are the published ones of DETR: 300 epochs, AdamW, ImageNet backbone. With --recipe or --resume the
-    defaults shown here are that recipe's or run's. Options given on the command line come on top.
+    Without --recipe the settings are chosen for the data and the machine: the model, the size of the images, the batch
+    and the number of epochs. What was chosen is printed with its reasons. With --recipe or --resume the defaults shown
+    here are that recipe's or run's. Options given on the command line come on top of either.
 
     Such as:
 
-    detrkit train my_data --recipe small --overfit 8
+    detrkit train my_data --overfit 8
 
-    detrkit train my_data --recipe small --out runs/first
+    detrkit train my_data --out runs/first
+
+    detrkit train my_data --minutes 30 --out runs/first
 
     detrkit train my_data --recipe finetune --init-from detr-r50
 
@@ -50,11 +56,13 @@ class Train:
     """The dataset: a folder of COCO, Pascal VOC, YOLO, parquet or CSV, or a COCO json, data.yaml or CSV; the layout is
     recognized."""
     recipe: str | None = None
-    """A YAML file with settings, or the name of one that comes with detrkit: small, finetune, detr-150, detr-500,
-    panoptic-coco, cppe5, quickstart, shapes-panoptic."""
+    """A YAML file with settings, or the name of one that comes with detrkit: small, finetune, detr-300 (as published),
+    detr-150, detr-500, panoptic-coco, cppe5, quickstart, shapes-panoptic; auto (the default) chooses."""
     resume: str | None = None
     """The folder of a run: continue it exactly where it stopped."""
     config: TrainConfig = field(default_factory=TrainConfig)
+    typed: Annotated[tuple[str, ...] | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    """The settings that the command line gives, as "optim.epochs"; None for a resumed run."""
 
     @staticmethod
     def with_defaults(words: Sequence[str]) -> Train:
@@ -71,13 +79,13 @@ class Train:
         resumed, recipe, out = typed.last("resume"), typed.last("recipe"), typed.last("out")
         if not typed.positionals and resumed is None and recipe is None:
             raise DetrkitError(_NO_DATASET)
-        if recipe is not None:
+        if recipe not in (None, AUTO):
             check_recipe(recipe)
         check_folders([*typed.positionals, typed.last("val-data")])
         check_model(typed.last("model"))
         check_weights(typed.last("init-from"))
         check_weights(typed.last("freeze-detector"))
-        if out is None and recipe is None:
+        if out is None and recipe in (None, AUTO):
             out = RunConfig.out
         # torchrun may restart a run in its folder; one that is being written has a message of its own
         if resumed is None and out is not None and attempt() == 0 and not (expanded_path(out) / LOCK).exists():
@@ -86,15 +94,19 @@ class Train:
     def run(self) -> int:
         """Train; return 0 when the run ended, 1 when --overfit could not learn."""
         from detrkit.cli.measured import print_measured
-        from detrkit.engine.metrics import evaluated_parts, format_metrics, overfit_metric
+        from detrkit.engine.metrics import evaluated_parts, format_metrics
         from detrkit.engine.relations import check_config
         from detrkit.engine.training import train
 
         config = self.config if self.dataset is None else self.config.changed(data={"path": self.dataset})
         if not config.data.path:
             raise DetrkitError(_NO_DATASET)
+        config, lines = self._settings(config)
         check_config(config, format_field=as_option)
-        result = train(config, resume=self.resume is not None)
+        for line in lines:
+            console.print(line)
+        shorten = self.typed is not None and "optim.epochs" in self.typed and "optim.warmup_steps" not in self.typed
+        result = train(config, resume=self.resume is not None, shorten_warmup=shorten, reasons=lines)
         if result.metrics is None:
             console.print(f"weights: {result.best}")
             return 0
@@ -102,12 +114,52 @@ class Train:
         if result.test_metrics is not None:
             console.print(f"test: {format_metrics(result.test_metrics)}")
         console.print(f"report:  {result.report}\nweights: {result.best}")
-        if result.can_learn is not None:
-            verdict = "the pipeline can learn" if result.can_learn else "the pipeline did NOT learn them: train longer?"
-            name, value = overfit_metric(result.metrics)
-            console.print(f"overfit: {name} {value * 100:.1f} on {result.overfitted} images: {verdict}")
-            return 0 if result.can_learn else 1
-        return 0
+        if result.verdict is not None:
+            console.print(result.verdict)
+        return 1 if result.can_learn is False else 0
+
+    def _settings(self, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+        """Return the settings of the run, and the lines that say what was chosen or adapted.
+
+        Raises:
+            DetrkitError: settings that exclude each other; a dataset that is missing or not readable.
+        """
+        from detrkit.engine.facts import choose_settings
+        from detrkit.engine.overfit import smaller_input
+        from detrkit.engine.schedule import with_epochs
+
+        if self.typed is None:
+            return config, []
+        if "run.minutes" in self.typed and "optim.epochs" in self.typed and not config.run.overfit:
+            raise DetrkitError("--minutes and --epochs: the minutes set the epochs, so give one of them")
+        if self.recipe in (None, AUTO):
+            settings = choose_settings(config.data.path, config, fixed=self.typed)
+            config, lines = settings.config, settings.lines
+        else:
+            before = load_config(self.recipe).optim
+            optim = config.optim
+            fitted = with_epochs(
+                dataclasses.replace(optim, epochs=before.epochs, mask_epochs=before.mask_epochs),
+                optim.epochs,
+                mask_epochs=optim.mask_epochs,
+                keep_drop="optim.lr_drop" in self.typed,
+            )
+            config, lines = dataclasses.replace(config, optim=fitted.optim), [fitted.words]
+        if config.run.overfit and "data.size" not in self.typed:
+            config, line = smaller_input(config)
+            lines = [*lines, line]
+        return config, [line for line in lines if line]
+
+
+def typed_settings(argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the settings that a command line gives, as "optim.epochs", in the order of the fields."""
+    options = {
+        word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        for word in argv
+        if word.startswith("--")
+    }
+    names = {path: "model" if path == ("model", "name") else path[-1] for path, _ in field_hints(TrainConfig)}
+    return tuple(".".join(path) for path, name in names.items() if name in options)
 
 
 def with_defaults(argv: Sequence[str]) -> Train:
@@ -125,11 +177,12 @@ def with_defaults(argv: Sequence[str]) -> Train:
                 sources[option] = word.partition("=")[2]
     if len(sources) == 2:
         raise DetrkitError("--recipe and --resume: a resumed run keeps its own settings, so give one of them")
-    if "--recipe" in sources:
-        return Train(config=load_config(sources["--recipe"]))
+    typed = typed_settings(argv)
+    if sources.get("--recipe", AUTO) != AUTO:
+        return Train(config=load_config(sources["--recipe"]), typed=typed)
     if "--resume" in sources:
         saved = Path(sources["--resume"]) / "config.yaml"
         if not os.path.isfile(saved):  # False for an impossible path, for which Path.is_file raises an error
             raise DetrkitError(f"{saved}: not there, so {sources['--resume']} is no run to resume")
         return Train(config=load_config(saved).changed(run={"out": sources["--resume"]}))
-    return Train()
+    return Train(typed=typed)

@@ -226,6 +226,7 @@ def make_loader(
     draft: bool = False,
     group_by_size: bool = False,
     accumulate: int = 1,
+    epoch_images: int | None = None,
     order: Sequence[int] | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -251,6 +252,7 @@ def make_loader(
             is smaller still (`read_rgb`). Boxes and masks stay the same, pixels do not. Cached images are whole.
         group_by_size: for training, put images of similar size into one step, to reduce padding (`TrainSampler`).
         accumulate: batches per optimizer step, which `group_by_size` fills together; an epoch has at least that many.
+        epoch_images: for training, images per epoch where it is not the whole dataset (`TrainSampler`).
         order: for evaluation, a permutation of the indices such as `order_by_aspect(dataset)`.
         mean: of the normalization, per channel of an image in [0, 1].
         std: likewise.
@@ -270,12 +272,13 @@ def make_loader(
         raise ValueError("draft and group_by_size are for training: an evaluation's pixels and order are fixed")
     if cache == "ram" or (cache == "auto" and training and dataset.decoded_bytes < CACHE_LIMIT_BYTES):
         dataset.cache_images()
-    process = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
+    process: dict[str, Any] = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
     sampler: TrainSampler | EvalSampler
     prepared = TransformedDataset(dataset, transform, seed, draft)
     if training:
         size_of = (lambda item: prepared.geometry(item).size) if group_by_size else None
-        sampler = TrainSampler(len(dataset), seed=seed, accumulate=accumulate, size_of=size_of, **process)
+        more: dict[str, Any] = {"accumulate": accumulate, "size_of": size_of, "epoch_images": epoch_images}
+        sampler = TrainSampler(len(dataset), seed=seed, **process, **more)
     else:
         sampler = EvalSampler(len(dataset), order=order, **process)
     workers, why = usable_workers(default_workers() if workers is None else workers)

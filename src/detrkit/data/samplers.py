@@ -46,6 +46,9 @@ class TrainSampler:
     into batches: images of similar size come into one step, and the steps are shuffled. This also follows from the seed
     and the epoch, and does not depend on how a step's images are divided among processes and accumulated batches.
 
+    With `epoch_images`, epochs are consecutive parts of an endless sequence of permutations of the dataset, in which
+    nothing is dropped: part e starts where part e - 1 ended, and every image comes once before one comes again.
+
     Args:
         length: images in the dataset.
         batch_size: images per process and batch.
@@ -55,6 +58,8 @@ class TrainSampler:
         accumulate: batches per optimizer step. An epoch has one step or more: where there are too few images for one,
             they are repeated.
         size_of: the (height, width) in pixels of an item after augmentation; None to leave the order as drawn.
+        epoch_images: images per epoch, rounded down to whole batches of all processes; fewer than the dataset has, or
+            more. None: the whole dataset.
     """
 
     def __init__(
@@ -67,8 +72,11 @@ class TrainSampler:
         world_size: int = 1,
         accumulate: int = 1,
         size_of: Callable[[SampleKey], tuple[int, int]] | None = None,
+        epoch_images: int | None = None,
     ) -> None:
         _check_process(length, batch_size, rank, world_size)
+        if epoch_images is not None and epoch_images < 1:
+            raise ValueError(f"epoch_images {epoch_images}: an epoch has at least one image")
         if accumulate < 1:
             raise ValueError(f"accumulate {accumulate}: a step has at least one batch")
         self.length = length
@@ -78,6 +86,7 @@ class TrainSampler:
         self.world_size = world_size
         self.accumulate = accumulate
         self.size_of = size_of
+        self.epoch_images = epoch_images
         self.epoch = 0
         self.start_batch = 0
 
@@ -94,14 +103,13 @@ class TrainSampler:
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch, wherever it starts: at least those of one step."""
-        return max(self.accumulate, self.length // (self.batch_size * self.world_size))
+        images = self.length if self.epoch_images is None else self.epoch_images
+        return max(self.accumulate, images // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         """Yield the batches of this process, each a list of `batch_size` keys."""
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
         whole = self.batch_size * self.world_size
-        keys = [SampleKey(self.epoch, order[k % self.length], k // self.length) for k in range(len(self) * whole)]
+        keys = self._keys(len(self) * whole)
         window = GROUPED_STEPS * self.accumulate  # batches
         grouped = -1
         for batch in range(self.start_batch, len(self)):
@@ -111,6 +119,24 @@ class TrainSampler:
                 keys[span] = self._grouped(keys[span], grouped, self.size_of)
             first = batch * whole + self.rank * self.batch_size
             yield keys[first : first + self.batch_size]
+
+    def _keys(self, count: int) -> list[SampleKey]:
+        """Return the keys of an epoch for all processes, before any grouping."""
+        if self.epoch_images is None:
+            order = self._order(self.epoch)
+            return [SampleKey(self.epoch, order[k % self.length], k // self.length) for k in range(count)]
+        keys: list[SampleKey] = []
+        place = self.epoch * count  # in the endless sequence
+        while len(keys) < count:
+            turn, first = divmod(place + len(keys), self.length)
+            part = self._order(turn)[first : first + count - len(keys)]
+            keys += [SampleKey(turn, image) for image in part]
+        return keys
+
+    def _order(self, turn: int) -> list[int]:
+        """Return the permutation of an epoch or, with `epoch_images`, of a turn through the dataset."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, turn))
+        return torch.randperm(self.length, generator=generator).tolist()
 
     def _grouped(
         self, keys: list[SampleKey], window: int, size_of: Callable[[SampleKey], tuple[int, int]]

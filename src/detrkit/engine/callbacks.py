@@ -44,6 +44,7 @@ class RunView:
         self._metrics: Metrics | None = None
         self._stop: Literal["", "epoch", "step"] = ""
         self.reason = ""
+        self.ended_by = "a callback ends the run"  # the beginning of the line with the reason
 
     @property
     def config(self) -> TrainConfig:

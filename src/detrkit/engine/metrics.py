@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,12 @@ def to_row(metrics: Metrics) -> dict[str, float]:
 def format_row(values: Mapping[str, Any]) -> str:
     """Format the metrics of a row for the epoch's line on the terminal, in percent."""
     return "".join(f"  {name} {percent(values[key])}" for key, name in _LINE.items() if key in values)
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int, improved: bool) -> str:
+    """Format a row of epochs.csv for the terminal."""
+    line = f"epoch {row['epoch']}/{epochs}  loss {row.get('train/loss', math.nan):.3f}{format_row(row)}"
+    return line + f"{'  best' if improved else ''}  {row['images_per_second']:.1f} images/s  {row['seconds']:.0f} s"
 
 
 def format_metrics(metrics: Metrics) -> str:

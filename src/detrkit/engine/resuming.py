@@ -32,7 +32,7 @@ _FREE = {
     "data": {"path", "val_data", "workers", "cache", "eval_batch_size"},
     "optim": {"epochs", "mask_epochs"},
     "run": {"out", "device", "devices", "nodes", "timeout"}
-    | {"eval_every", "patience", "log_every", "save_every", "tensorboard", "pictures", "loggers"},
+    | {"eval_every", "minutes", "patience", "log_every", "save_every", "tensorboard", "pictures", "loggers"},
 }
 
 

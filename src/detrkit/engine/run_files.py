@@ -17,7 +17,17 @@ from detrkit.utils.parent import is_running
 DETECTOR = "detector"  # the first phase's folder in that of a run of two
 MARK = "A training run of detrkit."  # in the README.md of each run
 _NAMES = (
-    *("README.md", "config.yaml", "classes.txt", "environment.txt", "init.txt", "steps.csv", "epochs.csv", LOCK),
+    *(
+        "README.md",
+        "config.yaml",
+        "classes.txt",
+        "environment.txt",
+        "choice.txt",
+        "init.txt",
+        "steps.csv",
+        "epochs.csv",
+        LOCK,
+    ),
     *("last.pt", "best.safetensors", "report.md", "metrics.json", "results.json", "panoptic.json"),
     *("examples.png", "training.png", "scores.png", "precision_recall.png", "confusion.png"),
     *("labels.png", "first_batch.png"),

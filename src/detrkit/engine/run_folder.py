@@ -21,6 +21,7 @@ from detrkit.utils.machine import cpu_name
 from detrkit.weights.checkpoint import ModelSpec
 
 ENVIRONMENT = "environment.txt"
+CHOICE = "choice.txt"
 STARTED_BY = "started by torchrun: "  # a line of it
 _README = """# {name}
 
@@ -39,6 +40,7 @@ _README = """# {name}
 | environment.txt | command, versions, machine, git state |
 | epochs.csv | losses, metrics, rates, times and peak memory of every epoch |
 | steps.csv | losses and rates of logged steps |
+| choice.txt | the settings that detrkit chose for the data and the machine, with the reasons |
 | init.txt | what was kept of the weights that the run started from |
 | detector/ | of a run in two steps: the first one, the detector that the masks belong to |
 | tensorboard/ | the same for TensorBoard |
@@ -68,7 +70,7 @@ def describe(folder: Path, spec: ModelSpec, train: Dataset) -> None:
     classes = enumerate(zip(train.classes.ids, train.classes.names, strict=True))
     write_atomic(folder / "classes.txt", "".join(f"{i}\t{c}\t{n}\n" for i, (c, n) in classes))
     write_atomic(folder / ENVIRONMENT, _environment(spec))
-    for log in ("steps.csv", "epochs.csv", "init.txt"):  # of a run that ended before it saved a state
+    for log in ("steps.csv", "epochs.csv", "init.txt", CHOICE):  # of a run that ended before it saved a state
         with write_errors(folder / log):
             (folder / log).unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from detrkit.engine.state import Progress, rng_state, set_rng_state
+from detrkit.models.matcher import NonFiniteError
 from detrkit.utils.documents import shown
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.visible import first_line
@@ -112,3 +114,20 @@ def _reason(error: Exception) -> str:
     """Shorten an error to its first line; a `WeightsError` to its first two."""
     lines = str(error).strip().splitlines()
     return " ".join(line.strip() for line in lines[:2]) if isinstance(error, WeightsError) else first_line(error)
+
+
+def divergence(error: NonFiniteError, progress: Progress, folder: Path) -> DetrkitError:
+    """Return the error for a loss that is not finite: where it happened, and what is still good.
+
+    Args:
+        error: of the step.
+        progress: before the step.
+        folder: of the run.
+    """
+    last = folder / "last.pt"
+    state = f"the last good state is {last}" if last.exists() else "no state had been saved yet"
+    return DetrkitError(
+        f"{error.what} is not finite at step {progress.step + 1} (epoch {progress.epoch + 1}), "
+        f"images {', '.join(map(str, error.images))}: {state}; lower the learning rate, or look at these images with "
+        "`detrkit data check`"
+    )

@@ -26,6 +26,7 @@ from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture, build_options
 from detrkit.models.settings import check_parameters, full_options
 from detrkit.utils.console import console
+from detrkit.utils.download import DownloadError
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.memory import check_batch
 from detrkit.utils.similar import nearest_names
@@ -33,6 +34,7 @@ from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec
 
 OVERFIT_STEPS = 50  # per epoch, with one process
+_WAYS_OUT = "--recipe small (a small model from random weights), or --backbone-weights random"
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -92,7 +94,10 @@ def load_source(config: TrainConfig) -> Source | None:
         dilation = bool(architecture(config.model.name).options.get("dilation", False))
     # fine-tuning takes what fits; a frozen detector must be complete
     whole = config.run.freeze_detector is not None
-    return Source(name, load_first_weights(name, whole=whole, dilation=dilation))
+    try:
+        return Source(name, load_first_weights(name, whole=whole, dilation=dilation))
+    except DownloadError as error:
+        raise DetrkitError(f"{error}; or name the path of a file there, or train without it: {_WAYS_OUT}") from error
 
 
 def chosen_model(config: TrainConfig, source: Source | None) -> tuple[str, dict[str, Any]]:
@@ -141,6 +146,43 @@ class Splits:
         return self.val if self.overfit and self.val is not None else self.train
 
 
+def open_split(
+    config: TrainConfig,
+    use: Literal["train", "val", "test"],
+    *,
+    masks: bool,
+    in_memory: Any = None,
+    quiet: bool = False,
+) -> Dataset:
+    """Open one of the datasets of a config.
+
+    Args:
+        config: of the run.
+        use: what it is for.
+        masks: whether samples have masks.
+        in_memory: opened in place of `config.data.path`, unless it is None.
+        quiet: do not print the dataset's notes.
+
+    Raises:
+        DetrkitError: a missing path or split; names the option to give.
+    """
+    data = config.data
+    path = data.path if in_memory is None else in_memory
+    if use != "train":
+        path = data.val_data or path
+    split = {"train": data.train_split, "val": data.val_split, "test": data.test_split}[use]
+    unusable = data.unusable if use == "train" else "error"
+    layout = data.layout if is_path(path) else None
+    try:
+        dataset = open_dataset(path, split=split, layout=layout, masks=masks, ids=data.ids, unusable=unusable)
+    except UnknownSplit as error:
+        hint = _split_hint(use, error.names) if is_path(path) else _memory_hint(use, error.names)
+        raise DetrkitError(f"{error}; {hint}") from error
+    for note in () if quiet else dataset.notes:
+        console.print(note, markup=False)
+    return dataset
+
+
 def open_splits(config: TrainConfig, *, masks: bool = False, in_memory: Any = None) -> Splits:
     """Open the datasets of a config; with overfit, the same few images for training and evaluation.
 
@@ -153,21 +195,7 @@ def open_splits(config: TrainConfig, *, masks: bool = False, in_memory: Any = No
         DetrkitError: a missing path or split, no object to learn, or classes that differ between the splits.
     """
     data = config.data
-
-    def opened(path: Any, use: str, split: str | None, unusable: Literal["error", "skip"] = "error") -> Dataset:
-        layout = data.layout if is_path(path) else None
-        try:
-            dataset = open_dataset(path, split=split, layout=layout, masks=masks, ids=data.ids, unusable=unusable)
-        except UnknownSplit as error:
-            hint = _split_hint(use, error.names) if is_path(path) else _memory_hint(use, error.names)
-            raise DetrkitError(f"{error}; {hint}") from error
-        for note in dataset.notes:
-            console.print(note, markup=False)
-        return dataset
-
-    source = data.path if in_memory is None else in_memory
-    other_source = data.val_data or source
-    train = opened(source, "train", data.train_split, data.unusable)
+    train = open_split(config, "train", masks=masks, in_memory=in_memory)
     if train.skipped:
         console.print(f"{train.skipped} images of {train.split} are left out; `detrkit data check` says why")
     if len(train) == 0:
@@ -181,9 +209,9 @@ def open_splits(config: TrainConfig, *, masks: bool = False, in_memory: Any = No
         return Splits(train.subset(with_objects * times), few, None, overfit=True)
     val = test = None
     if data.val_split not in (None, "none"):
-        val = opened(other_source, "val", data.val_split)
+        val = open_split(config, "val", masks=masks, in_memory=in_memory)
     if data.test_split is not None:
-        test = opened(other_source, "test", data.test_split)
+        test = open_split(config, "test", masks=masks, in_memory=in_memory)
     for other in (val, test):
         if other is not None and set(other.class_names) - set(train.class_names):
             extra = sorted(set(other.class_names) - set(train.class_names))
@@ -272,6 +300,8 @@ def make_model(
             name, num_classes=spec.num_classes, padding=spec.padding, backbone_weights=backbone_weights, **options
         )
         matched_names(model, config.optim.freeze)
+    except DownloadError as error:
+        raise DetrkitError(f"{error}; or give --backbone-weights its path, or train without it: {_WAYS_OUT}") from error
     except (TypeError, ValueError) as error:
         raise DetrkitError(str(error)) from error
     if source is not None and source.weights.backbone == backbone:

@@ -44,6 +44,7 @@ class Progress:
         seconds: time spent on the steps of this epoch.
         memory: peak memory of these steps so far, MiB.
         learned: with overfit: AP50 or PQ of the last evaluation, -1 before the first.
+        elapsed: seconds since the run began, without those between an interruption and its continuation.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -59,6 +60,7 @@ class Progress:
     seconds: Amount = 0.0
     memory: Amount = 0.0
     learned: Annotated[float, Field(strict=True, allow_inf_nan=True)] = -1.0
+    elapsed: Amount = 0.0
 
 
 class _Parts(TypedDict):

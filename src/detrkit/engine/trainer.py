@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,15 +28,17 @@ from detrkit.engine.logs import CsvLog
 from detrkit.engine.memory import peak_mib, reset_peak
 from detrkit.engine.metrics import (
     checkpoint_metrics,
-    format_row,
+    epoch_line,
     overfit_metric,
     selection_metric,
     stored_thresholds,
     to_row,
 )
 from detrkit.engine.optim import build_optimizer, lr_factor, moving_average, set_lr
+from detrkit.engine.overfit import evaluation_due
+from detrkit.engine.pace import Pace
 from detrkit.engine.processes import StopSignals
-from detrkit.engine.saving import restore, training_state
+from detrkit.engine.saving import divergence, restore, training_state
 from detrkit.engine.setup import Splits
 from detrkit.engine.state import Progress, save_state
 from detrkit.engine.train_step import TrainStep
@@ -48,7 +49,6 @@ from detrkit.models.matcher import NonFiniteError
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
 from detrkit.utils.console import console, progress_bar, track
-from detrkit.utils.errors import DetrkitError
 from detrkit.utils.signals import Stopped
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
 
@@ -69,6 +69,7 @@ class Trainer:
         stop: the signals that stop it, watched.
         data: fingerprint of its datasets.
         callbacks: called in the main process alone.
+        pace: time of the run so far; by default it begins now.
     """
 
     def __init__(
@@ -83,9 +84,10 @@ class Trainer:
         stop: StopSignals,
         data: Fingerprint,
         callbacks: Sequence[Callback] = (),
+        pace: Pace | None = None,
     ) -> None:
         self.config, self.fabric, self.splits, self.spec, self.folder = config, fabric, splits, spec, folder
-        self.stop, self.data = stop, data
+        self.stop, self.data, self.pace = stop, data, pace or Pace()
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.main = self.rank == 0
         self.callbacks = Callbacks(RunView(self), callbacks if self.main else ())
@@ -110,6 +112,7 @@ class Trainer:
             draft=config.data.draft,
             group_by_size=config.data.group_by_size,
             accumulate=config.optim.accumulate,
+            epoch_images=config.data.epoch_images,
             rank=self.rank,
             world_size=self.world,
             mean=spec.mean,
@@ -119,6 +122,8 @@ class Trainer:
         self._watch_loading(self.loader)
         self.steps_per_epoch = len(self.loader) // config.optim.accumulate  # at least 1: the loader fills a step
         self.progress = Progress()
+        self._since = 0.0  # seconds of training since the last evaluation
+        self._evaluated: float | None = None  # seconds that it took
         self._saved = (0, 0)  # the last state's epoch and step in it: nothing needs to be saved twice
         self.ground_truths: dict[str, EvaluationTargets] = {}
         self.steps_log = CsvLog(folder / "steps.csv", key="step")
@@ -156,7 +161,7 @@ class Trainer:
         """Return whether to end before the last epoch."""
         run, progress = self.config.run, self.progress
         if self.callbacks.stop_asked("epoch"):
-            self._say(f"a callback ends the run: {self.callbacks.run.reason or 'it gave no reason'}")
+            self._say(f"{self.callbacks.run.ended_by}: {self.callbacks.run.reason or 'it gave no reason'}")
             return True
         if run.overfit and progress.learned >= OVERFIT_DONE:
             name = progress.figure if progress.figure == "PQ" else f"{progress.figure}50"
@@ -181,7 +186,8 @@ class Trainer:
         if progress.sums is None:
             progress.sums = {}
         title = f"epoch {progress.epoch + 1}/{self.config.optim.epochs}"
-        with progress_bar(title, self.steps_per_epoch, start=progress.batch, quiet=not self.main) as bar:
+        words = self.pace.words
+        with progress_bar(title, self.steps_per_epoch, start=progress.batch, quiet=not self.main, words=words) as bar:
             while progress.batch < self.steps_per_epoch:
                 began = time.perf_counter()
                 values = self._step(batches)
@@ -213,7 +219,7 @@ class Trainer:
         try:
             values = self.train_step(parts)
         except NonFiniteError as error:
-            raise self._diverged(error.what, error.images) from error
+            raise divergence(error, self.progress, self.folder) from error
         values["lr"] = config.lr * factor
         return values
 
@@ -222,7 +228,7 @@ class Trainer:
         progress, config = self.progress, self.config
         sums = progress.sums or {}
         last = progress.epoch + 1 == config.optim.epochs or self.callbacks.stop_asked("epoch")
-        due = self.splits.val is not None and (last or (progress.epoch + 1) % config.run.eval_every == 0)
+        due = self.splits.val is not None and (last or self._evaluation_due())
         # Saved before the evaluation, which may take longer than the time between a signal and a kill; and in the first
         # epoch the state is saved before the weights.
         if due or progress.epoch == 0:
@@ -241,6 +247,7 @@ class Trainer:
             metrics = self.evaluation("val").compute()
             row |= to_row(metrics)
             row["val/seconds"] = time.perf_counter() - began
+            self._since, self._evaluated = 0.0, row["val/seconds"]
             self.stop.during = ""
             self.callbacks.evaluation_end(metrics)
         improved = undefined = False
@@ -256,11 +263,20 @@ class Trainer:
             if improved or self.splits.val is None or (undefined and progress.best_epoch < 0):
                 self._save_best(metrics, progress.epoch + 1)
             self.epochs_log.add(row)
-        self._say(_epoch_line(row, config.optim.epochs, improved))
+        if not config.run.overfit:  # which says what it sees by the number of steps
+            self._say(epoch_line(row, config.optim.epochs, improved))
         self.callbacks.epoch_end(row)
         progress.epoch += 1
         progress.batch, progress.sums, progress.seconds, progress.memory = 0, None, 0.0, 0.0
         self.save()
+
+    def _evaluation_due(self) -> bool:
+        """Return whether to evaluate after an epoch that is not the last; all processes agree."""
+        run, progress = self.config.run, self.progress
+        if run.overfit and self.config.data.epoch_images is not None:  # runs of earlier versions have longer epochs
+            self._since += progress.seconds
+            return bool(self.fabric.broadcast(evaluation_due(self._since, self._evaluated)))
+        return (progress.epoch + 1) % run.eval_every == 0
 
     def best_evaluations(self) -> dict[str, EvaluationAccumulator]:
         """Evaluate the best checkpoint on the splits "val" and "test", if they exist.
@@ -280,11 +296,12 @@ class Trainer:
         with self.stop.waiting():
             return {name: self.evaluation(name) for name in splits}
 
-    def evaluation(self, split: str) -> EvaluationAccumulator:
+    def evaluation(self, split: str, *, quiet: bool = False) -> EvaluationAccumulator:
         """Evaluate the current weights (their moving average, if there is one) on a split, in every process.
 
         Args:
             split: "val" or "test".
+            quiet: show no progress.
         """
         dataset, data = getattr(self.splits, split), self.config.data
         loader = eval_loader(
@@ -303,7 +320,7 @@ class Trainer:
         evaluation = EvaluationAccumulator(ground_truth, self.spec, max_dets=run.max_dets, threshold=run.threshold)
         run_evaluation(
             self.current,
-            track(loader, "evaluate", len(loader), quiet=not self.main),
+            track(loader, "evaluate", len(loader), quiet=quiet or not self.main),
             evaluation,
             autocast=self.fabric.autocast,
             stop=self.stop,
@@ -334,6 +351,7 @@ class Trainer:
         place = self.progress.epoch, self.progress.batch
         if place == self._saved:
             return
+        self.progress.elapsed = self.pace.gone
         state = training_state(self)
         if state is not None:
             save_state(self.folder / "last.pt", state)
@@ -348,6 +366,7 @@ class Trainer:
         """
         restore(self, state)
         progress = self.progress
+        self.pace.went(progress.elapsed)
         self._saved = progress.epoch, progress.batch
         if self.main:
             self.steps_log.keep_before(progress.step + 1)
@@ -368,15 +387,6 @@ class Trainer:
 
     # messages
 
-    def _diverged(self, what: str, images: Sequence[Any]) -> DetrkitError:
-        last = self.folder / "last.pt"
-        state = f"the last good state is {last}" if last.exists() else "no state had been saved yet"
-        return DetrkitError(
-            f"{what} is not finite at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}), "
-            f"images {', '.join(map(str, images))}: {state}; lower the learning rate, or look at these images with "
-            "`detrkit data check`"
-        )
-
     def _log_step(self, values: dict[str, float]) -> None:
         step = self.progress.step
         if self.main and (step % self.config.run.log_every == 0 or step == 1):
@@ -386,8 +396,3 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.main:
             console.print(text)
-
-
-def _epoch_line(row: dict[str, Any], epochs: int, improved: bool) -> str:
-    line = f"epoch {row['epoch']}/{epochs}  loss {row.get('train/loss', math.nan):.3f}{format_row(row)}"
-    return line + f"{'  best' if improved else ''}  {row['images_per_second']:.1f} images/s  {row['seconds']:.0f} s"

@@ -6,11 +6,9 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from lightning_fabric import Fabric
 
 from detrkit.config import TrainConfig
 from detrkit.data.memory import IN_MEMORY, is_path, name_in_memory
@@ -20,38 +18,33 @@ from detrkit.engine.callbacks import Callback, check_callbacks
 from detrkit.engine.class_weights import weight_lines
 from detrkit.engine.evaluation_loop import EvaluationAccumulator
 from detrkit.engine.examples import display_threshold, example_sheet
-from detrkit.engine.fine_tune import InitReport
 from detrkit.engine.fingerprint import fingerprint
 from detrkit.engine.freezing import freeze_lines
 from detrkit.engine.loggers import RunLogs
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.metrics import format_metrics, overfit_metric, selection_metric
 from detrkit.engine.objects import count_objects
+from detrkit.engine.overfit import OVERFIT_OK, verdict
+from detrkit.engine.pace import Pace, Work
 from detrkit.engine.phases import detector_phase, mask_phase
 from detrkit.engine.pictures import RunPictures
+from detrkit.engine.planning import Materials, Session, make_materials, planned
 from detrkit.engine.processes import BEFORE_FIRST_STEP, StopSignals
 from detrkit.engine.relations import check_config
 from detrkit.engine.resuming import begin, check_same_data
 from detrkit.engine.run_files import naming_last_state, saved_in
-from detrkit.engine.setup import (
-    Splits,
-    chosen_model,
-    load_source,
-    make_model,
-    open_splits,
-    predicts_masks,
-)
+from detrkit.engine.setup import Splits
+from detrkit.engine.timekeeping import TimeKeeper
 from detrkit.engine.trainer import Trainer
 from detrkit.evaluation import Metrics, write_report
-from detrkit.models.base import DetectionModel
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.console import console
+from detrkit.utils.documents import read_text
 from detrkit.utils.errors import Interrupted, how_to_go_on
 from detrkit.utils.signals import Stopped
 from detrkit.weights.checkpoint import ModelSpec, load_model
 
-OVERFIT_OK = 0.9  # AP50 or PQ on the few images of --overfit
-FEW_STEPS = 2000
+FEW_STEPS = {True: 2000, False: 500}  # for models of more than ten million parameters, and for others
 
 
 @dataclass(frozen=True)
@@ -67,6 +60,7 @@ class RunResult:
         report: report.md, or None without a validation split.
         can_learn: with overfit: whether AP50 (on panoptic data, PQ) reached 0.9; otherwise None.
         overfitted: with overfit: number of images, fewer than asked for if there are no more.
+        verdict: with overfit: in words, whether it can learn, or is learning, and how to go on; else None.
     """
 
     folder: Path
@@ -76,10 +70,17 @@ class RunResult:
     report: Path | None
     can_learn: bool | None = None
     overfitted: int | None = None
+    verdict: str | None = None
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Callback] = (), data: Any = None
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    data: Any = None,
+    shorten_warmup: bool = False,
+    reasons: Sequence[str] = (),
 ) -> RunResult:
     """Train a model and write checkpoints, settings, logs and report into the run's folder.
 
@@ -87,13 +88,16 @@ def train(
     the gradient are those of one process with the same global batch.
 
     Args:
-        config: of the run.
+        config: of the run. Settings that are adapted before the first step (`run.minutes`, `run.overfit`) are printed,
+            and config.yaml in the folder holds them.
         resume: continue the run in `config.run.out` exactly where it stopped. One that has no saved state yet is
             started from its beginning.
         callbacks: called at each step, evaluation, checkpoint, ...: see `Callback`.
         data: a dataset in memory, in place of `config.data.path`: whatever `detrkit.open_dataset` takes, or a dict of
             split -> open Dataset. A run is resumed with the same data: its fingerprint is checked. Every process of a
             run hands it over, as the same program does when torchrun starts it several times.
+        shorten_warmup: shorten a warm-up that takes more than a fifth of all steps, as `detrkit train --epochs` does.
+        reasons: lines that say why the settings are as they are, for choice.txt and the report.
 
     Raises:
         DetrkitError: bad input; a folder that holds another run, or that another process writes; a loss that is not
@@ -107,16 +111,20 @@ def train(
     elif data is not None:
         config, data = config.changed(data={"path": str(data)}), None
     config = _normal(config)
-    folder, stop = Path(config.run.out), StopSignals()
+    folder, stop, pace = Path(config.run.out), StopSignals(), Pace()
     stop.advice = lambda: how_to_go_on(str(folder), saved=saved_in(folder) is not None)
     stop.last_words = lambda: str(_interrupted(signal.SIGINT, folder, "at once"))
     try:
         with stop, ExitStack() as held, naming_last_state(folder):
             fabric, place, state = begin(config, resume=resume, held=held)
             stop.join(fabric.world_size)
+            session, materials = Session(fabric, stop, callbacks, pace, folder, data, list(reasons)), None
+            if place is None and not resume:
+                config, materials = planned(config, session, shorten_warmup=shorten_warmup)
+            pace.budget = None if config.run.minutes is None else 60 * config.run.minutes
             if config.optim.mask_epochs:
-                return _run_in_two_phases(config, fabric, stop, place, state, callbacks, data)
-            return _run(config, fabric, stop, state, callbacks, data)
+                return _run_in_two_phases(config, session, place, state, materials)
+            return _run(config, session, state, materials)
     except Stopped as stopped:
         raise _interrupted(stopped.number, folder, stop.during, agreed=stopped.agreed) from stopped
 
@@ -126,60 +134,55 @@ def _interrupted(number: int, folder: Path, during: str, *, agreed: bool = True)
 
 
 def _run_in_two_phases(
-    config: TrainConfig,
-    fabric: Fabric,
-    stop: StopSignals,
-    place: str | None,
-    state: dict[str, Any] | None,
-    callbacks: Sequence[Callback],
-    in_memory: Any,
+    config: TrainConfig, session: Session, place: str | None, state: dict[str, Any] | None, materials: Materials | None
 ) -> RunResult:
     """Train first the detector, then its masks; resume in the phase in which the run was interrupted.
 
     Args:
         config: of both phases.
-        fabric: launched.
-        stop: the signals that stop it.
+        session: of the run.
         place: as in `Beginning`.
         state: of one of the two phases, or None.
-        callbacks: of the user.
-        in_memory: the datasets, unless they are files.
+        materials: of the first phase, if they are there.
     """
     first, second = detector_phase(config), mask_phase(config)
+    pace = session.pace
+    # until the second phase begins, its steps are taken for as long as those of the first
+    pace.phases = [Work(0, 0, 1, 0)] * 2
     if place != ".":
         console.print("phase 1 of 2: the detector")
-        detector = _run(first, fabric, stop, state, callbacks, in_memory, whole=config)
+        pace.share = first.optim.epochs / (first.optim.epochs + second.optim.epochs)
+        detector = _run(first, session, state, materials, whole=config)
         if detector.can_learn is False:
             return detector
         console.print("phase 2 of 2: the masks")
-        stop.during, state = BEFORE_FIRST_STEP, None
-    return _run(second, fabric, stop, state, callbacks, in_memory, whole=config)
+        session.stop.during, state = BEFORE_FIRST_STEP, None
+    pace.share = 1.0
+    return _run(second, session, state, whole=config, phase=1)
 
 
 def _run(
     config: TrainConfig,
-    fabric: Fabric,
-    stop: StopSignals,
+    session: Session,
     state: dict[str, Any] | None,
-    callbacks: Sequence[Callback],
-    in_memory: Any,
+    materials: Materials | None = None,
     *,
     whole: TrainConfig | None = None,
+    phase: int = 0,
 ) -> RunResult:
     """Run a training, or one phase of a longer one.
 
     Args:
         config: of this phase.
-        fabric: launched.
-        stop: the signals that stop it.
+        session: of the run.
         state: to resume from; None to start.
-        callbacks: of the user.
-        in_memory: the datasets, unless they are files.
+        materials: datasets, model and spec, if they were made already.
         whole: the longer run's config.
+        phase: index of the phase.
     """
-    folder = Path(config.run.out)
+    folder, fabric, stop = Path(config.run.out), session.fabric, session.stop
     main = fabric.global_rank == 0
-    splits, model, spec, init_report = _materials(config, fabric, state, in_memory)
+    splits, model, spec, init_report = materials or make_materials(config, session, state)
     data = fingerprint(splits)
     check_agreement(data, config.data.path, config)
     if state is not None:
@@ -194,10 +197,15 @@ def _run(
                 run_folder.write_config(whole)
             if init_report is not None:
                 write_atomic(folder / "init.txt", "\n".join(init_report.lines(most=None)) + "\n")
+            if session.notes:
+                write_atomic(folder / run_folder.CHOICE, "\n".join(session.notes) + "\n")
     fabric.barrier()
+    keeper = TimeKeeper(session.pace, phase, later=None if whole is None or phase else whole.optim.mask_epochs)
     logs = RunLogs()
-    called = [logs, RunPictures(logs), *callbacks]
-    trainer = Trainer(config, fabric, splits, model, spec, folder, stop=stop, data=data, callbacks=called)
+    called = [keeper, logs, RunPictures(logs), *session.callbacks]
+    trainer = Trainer(
+        config, fabric, splits, model, spec, folder, stop=stop, data=data, callbacks=called, pace=session.pace
+    )
     if state is not None:
         trainer.resume(state)
         state.clear()  # the trainer has a copy: free this one's memory
@@ -206,7 +214,7 @@ def _run(
         lines += [*freeze_lines(trainer.model, config.optim.freeze), *weight_lines(config, splits.learned)]
         _announce(config, spec, splits, trainer, lines)
     try:
-        result = _fit(trainer, stop)
+        result = _fit(trainer, stop, keeper)
     except BaseException as error:
         trainer.callbacks.error(error)
         raise
@@ -214,12 +222,13 @@ def _run(
     return result
 
 
-def _fit(trainer: Trainer, stop: StopSignals) -> RunResult:
+def _fit(trainer: Trainer, stop: StopSignals, keeper: TimeKeeper) -> RunResult:
     """Train to the end and write the report.
 
     Args:
         trainer: at the start of the run, or where it goes on.
         stop: the signals that stop it.
+        keeper: of its time.
     """
     trainer.callbacks.run_start()
     began = time.perf_counter()
@@ -230,35 +239,14 @@ def _fit(trainer: Trainer, stop: StopSignals) -> RunResult:
     folder = trainer.folder
     if not trainer.main:
         return RunResult(folder, None, None, folder / "best.safetensors", None)
-    return _finish(trainer.config, trainer.splits, evaluations, folder, seconds, trainer.world)
-
-
-def _materials(
-    config: TrainConfig, fabric: Fabric, state: dict[str, Any] | None, in_memory: Any
-) -> tuple[Splits, DetectionModel, ModelSpec, InitReport | None]:
-    """Make datasets, the model with its first weights, its spec, and the report on the weights it started from.
-
-    Args:
-        config: of the run.
-        fabric: launched.
-        state: of a resumed run, for which the weights it started from need not exist any more; else None.
-        in_memory: the datasets, unless they are files.
-    """
-    if state is not None:
-        spec = ModelSpec.from_json(state["spec"])
-        splits = open_splits(config, masks=predicts_masks(spec.name, spec.options), in_memory=in_memory)
-        model, init_report = spec.build(), None
-    else:
-        with fabric.rank_zero_first(local=True):  # one process downloads, the others find the file
-            source = load_source(config)
-        splits = open_splits(config, masks=predicts_masks(*chosen_model(config, source)), in_memory=in_memory)
-        with fabric.rank_zero_first(local=True):
-            # the same first weights in every process
-            fabric.seed_everything(config.run.seed, verbose=False)
-            model, spec, init_report = make_model(config, splits.train, source)
-    if config.run.freeze_detector is not None:
-        model.freeze_detector()
-    return splits, model, spec, init_report
+    result = _finish(trainer.config, trainer.splits, evaluations, folder, seconds, trainer.world)
+    config = trainer.config
+    if not config.run.overfit or result.metrics is None:
+        return result
+    name, value = overfit_metric(result.metrics)
+    images = len(trainer.splits.learned)
+    words = verdict(name, value, images, keeper.seen(trainer), folder=str(folder), minutes=config.run.minutes)
+    return replace(result, can_learn=value >= OVERFIT_OK, overfitted=images, verdict=words)
 
 
 def _normal(config: TrainConfig) -> TrainConfig:
@@ -286,7 +274,7 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
     console.print(
         f"{counts.images} images to train on"
         + (f", {len(val)} to evaluate on" if val is not None else "")
-        + f"; {config.optim.epochs} epochs of {trainer.steps_per_epoch} steps of {images_per_step} images"
+        + f"; {_length(config, trainer)} of {images_per_step} images"
         + f" on {trainer.fabric.device}"
         + (f" x {trainer.world}" if trainer.world > 1 else "")
     )
@@ -296,7 +284,7 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
         why = "there is no split to evaluate on" if val is None else f"no image of {val.split} has an object"
         console.print(f"warning: {why}, so that --patience has nothing to count and stops nothing")
     trained = config.run.init_from or config.run.freeze_detector
-    if steps < FEW_STEPS and trained is None and not config.run.overfit:
+    if steps < FEW_STEPS[parameters > 10e6] and trained is None and not config.run.overfit:
         console.print(
             f"warning: {steps} steps are few for a detection transformer from such a start: expect a low AP, "
             "train longer or start from trained weights (--init-from)"
@@ -306,6 +294,13 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
         console.print(
             f"warning: an image has {most} objects, the model only {trainer.queries} queries: raise --num-queries"
         )
+
+
+def _length(config: TrainConfig, trainer: Trainer) -> str:
+    """Describe how long a run is."""
+    if config.run.overfit and config.run.minutes is not None:
+        return f"until they are learned, for {config.run.minutes:g} minutes at most; steps"
+    return f"{config.optim.epochs} epochs of {trainer.steps_per_epoch} steps"
 
 
 def _finish(
@@ -332,6 +327,9 @@ def _finish(
         **count_objects(splits.learned).rows(),
         "seed": config.run.seed,
     }
+    chosen = folder / run_folder.CHOICE
+    if chosen.is_file():
+        settings["settings chosen"] = "; ".join(line.strip() for line in read_text(chosen).splitlines() if line.strip())
     if config.run.freeze_detector is not None:
         settings["frozen detector"] = Path(config.run.freeze_detector).name
     if "test" in metrics and splits.test is not None:
@@ -352,10 +350,7 @@ def _finish(
         curves=rows,
         timing={"training, minutes": round(seconds / 60, 1)},
     )
-    if not config.run.overfit:
-        return RunResult(folder, metrics["val"], metrics.get("test"), best, report)
-    can_learn = overfit_metric(metrics["val"])[1] >= OVERFIT_OK
-    return RunResult(folder, metrics["val"], None, best, report, can_learn, overfitted=len(splits.val))
+    return RunResult(folder, metrics["val"], metrics.get("test"), best, report)
 
 
 def _reason(metrics: Metrics) -> str:

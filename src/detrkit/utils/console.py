@@ -6,14 +6,15 @@ Names of files and classes are shown as they are: nothing in a text is markup, a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console, ConsoleDimensions
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from detrkit.utils.durations import time_words
 from detrkit.utils.launch import FIRST_PROCESS as FIRST_PROCESS
 from detrkit.utils.visible import visible
 
@@ -68,11 +69,21 @@ class ProgressBar:
         total: number of items.
         start: number of items that are done already.
         quiet: show nothing.
+        words: returns the elapsed and the remaining time; by default those of this task.
     """
 
-    def __init__(self, title: str, total: int, *, start: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        start: int = 0,
+        quiet: bool = False,
+        words: Callable[[], str] | None = None,
+    ) -> None:
         self.title, self.total, self.done, self.quiet = title, total, start, quiet
         self._first = start
+        self._words = self._time if words is None else words
         self._began = self._last = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal and not quiet:
@@ -80,26 +91,27 @@ class ProgressBar:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[time]}", markup=False),
                 TextColumn("{task.fields[note]}", markup=False),
                 console=console,
                 transient=True,
             )
-            self._task = self._bar.add_task(title, total=total, completed=start, note="")
+            self._task = self._bar.add_task(title, total=total, completed=start, note="", time="")
             self._bar.start()
 
     def advance(self, note: str = "") -> None:
         """Advance by one item; `note` is shown behind the bar."""
         self.done += 1
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, note=note)
+            self._bar.update(self._task, advance=1, note=note, time=self._words())
         elif not self.quiet and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            rate = (self._last - self._began) / max(1, self.done - self._first)
-            left = (self.total - self.done) * rate
-            console.print(f"{self.title} {self.done}/{self.total}  {left:.0f} s left  {note}")
+            console.print(f"{self.title} {self.done}/{self.total}  {self._words()}  {note}")
+
+    def _time(self) -> str:
+        """Return the elapsed and the remaining time of this task."""
+        gone = time.monotonic() - self._began
+        return time_words(gone, (self.total - self.done) * gone / max(1, self.done - self._first))
 
     def close(self) -> None:
         """Remove the bar from the terminal."""
@@ -108,9 +120,11 @@ class ProgressBar:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, *, start: int = 0, quiet: bool = False) -> Iterator[ProgressBar]:
+def progress_bar(
+    title: str, total: int, *, start: int = 0, quiet: bool = False, words: Callable[[], str] | None = None
+) -> Iterator[ProgressBar]:
     """Yield a `ProgressBar` that is closed at the end."""
-    progress = ProgressBar(title, total, start=start, quiet=quiet)
+    progress = ProgressBar(title, total, start=start, quiet=quiet, words=words)
     try:
         yield progress
     finally:

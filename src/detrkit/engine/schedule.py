@@ -1,0 +1,74 @@
+"""Schedules that are made for one number of epochs and run for another: warm-up and drop follow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from detrkit.config import OptimConfig, TrainConfig
+
+# A warm-up protects Adam's first steps, and their number does not depend on how long training goes on: a schedule that
+# is only half as long keeps its warm-up. It may not eat the run: at a fifth of all steps a cosine still reaches 0.9 of
+# the rate (without a limit, 104 steps with a warm-up of 100 peaked at a quarter).
+WARMUP_SHARE = 0.2
+
+
+class Fitted(NamedTuple):
+    """Settings that were adapted, and a line that says so; "" where nothing changed."""
+
+    optim: OptimConfig
+    words: str
+
+
+def with_epochs(optim: OptimConfig, epochs: int, *, mask_epochs: int | None = None, keep_drop: bool = False) -> Fitted:
+    """Return a schedule with another number of epochs, whose drop keeps its proportion.
+
+    Args:
+        optim: with the number of epochs that its schedule was made for.
+        epochs: the new number.
+        mask_epochs: of the second phase; by default as it is.
+        keep_drop: leave lr_drop as it is.
+    """
+    masks = optim.mask_epochs if mask_epochs is None else mask_epochs
+    changed = replace(optim, epochs=epochs, mask_epochs=masks)
+    if keep_drop or optim.schedule != "step" or epochs == optim.epochs:
+        return Fitted(changed, "")
+    drop = _in_proportion(optim.lr_drop, optim.epochs, epochs)
+    if optim.mask_lr_drop is not None and optim.mask_epochs and masks != optim.mask_epochs:
+        changed = replace(changed, mask_lr_drop=_in_proportion(optim.mask_lr_drop, optim.mask_epochs, masks))
+    if drop == optim.lr_drop or optim.lr_drop >= optim.epochs:  # one after the last epoch: the rate is constant
+        return Fitted(replace(changed, lr_drop=max(optim.lr_drop, epochs) if drop != optim.lr_drop else drop), "")
+    words = (
+        f"the learning rate drops after {drop} of {epochs} epochs, in proportion ({optim.lr_drop} of {optim.epochs})"
+    )
+    return Fitted(replace(changed, lr_drop=drop), words)
+
+
+def fit_warmup(optim: OptimConfig, steps: int) -> Fitted:
+    """Return a schedule whose warm-up takes at most a fifth of all its steps.
+
+    Args:
+        optim: of the run.
+        steps: of the whole run; of the shorter phase, if it has two.
+    """
+    most = int(steps * WARMUP_SHARE)
+    if optim.warmup_steps <= most:
+        return Fitted(optim, "")
+    words = f"the warm-up takes {most} steps instead of {optim.warmup_steps}, a fifth of all {steps}"
+    return Fitted(replace(optim, warmup_steps=most), words)
+
+
+def _in_proportion(drop: int, before: int, now: int) -> int:
+    return max(1, round(drop * now / before))
+
+
+def steps_per_epoch(config: TrainConfig, images: int, world: int) -> int:
+    """Return the optimizer steps of an epoch.
+
+    Args:
+        config: of the run.
+        images: in the training split.
+        world: number of processes.
+    """
+    images = config.data.epoch_images or images
+    return max(1, images // (config.data.batch_size * world) // config.optim.accumulate)

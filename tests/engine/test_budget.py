@@ -1,0 +1,83 @@
+"""`--minutes`: the plan, and runs that end in time."""
+
+from __future__ import annotations
+
+import pytest
+
+from detrkit.config import load_config
+from detrkit.engine import budget, pace, planning, train
+from detrkit.engine.budget import Plan, Rates, plan
+from helpers.tiny import losses, tiny_config
+
+
+def seconds(rates: Rates, made: Plan, steps_per_epoch: int, final: float = 1.0) -> float:
+    """What a planned run takes."""
+    steps = made.epochs * (made.epoch_steps or steps_per_epoch)
+    evaluations = pace.evaluations_after(made.epochs, made.eval_every)
+    return steps * rates.step + (evaluations + final) * rates.evaluation + pace.REPORT_SECONDS
+
+
+@pytest.mark.parametrize("rates", [Rates(0.8, 4.0), Rates(0.8, 0.0), Rates(5.0, 20.0), Rates(0.01, 30.0)])
+@pytest.mark.parametrize("minutes", [5, 30, 600])
+@pytest.mark.parametrize("steps", [1, 25, 12_500])
+def test_a_plan_fits_into_its_time_and_uses_it(rates, minutes, steps):
+    made = plan(rates, 60 * minutes, steps_per_epoch=steps)
+    assert 1 <= made.eval_every <= max(1, made.epochs)
+    taken = seconds(rates, made, steps)
+    assert taken <= 60 * minutes
+    longer = Plan(made.epochs + max(1, made.epochs // 3), made.epoch_steps, made.eval_every)
+    assert made.epoch_steps is not None or seconds(rates, longer, steps) > 0.9 * 60 * minutes
+
+
+def test_evaluations_take_a_quarter_of_the_time_at_most():
+    made = plan(Rates(0.1, 60.0), 3600, steps_per_epoch=25)
+    assert made.eval_every > 1 and made.epochs // made.eval_every * 60 <= 0.3 * 3600
+
+
+def test_an_epoch_longer_than_the_budget_becomes_a_part():
+    made = plan(Rates(1.0, 30.0), 1800, steps_per_epoch=10_000)
+    assert made.epochs == 5 and made.eval_every == 1
+    assert made.epoch_steps is not None and 200 < made.epoch_steps < 320
+
+
+def test_a_budget_of_nothing_is_one_step():
+    assert plan(Rates(10.0, 60.0), 30, steps_per_epoch=100) == Plan(1, 1, 1)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_budget_is_the_run_with_those_epochs(shapes, tmp_path, monkeypatch):
+    """Measuring changes no weight, no generator and no order of images."""
+    optim = {"lr_drop": 1, "warmup_steps": 4}
+    monkeypatch.setattr(planning, "plan", lambda *_, **__: Plan(3, None, 2))
+    timed = tiny_config(shapes, tmp_path / "timed", optim={**optim, "epochs": 30, "lr_drop": 10}, run={"minutes": 5.0})
+    train(timed)
+    written = load_config(tmp_path / "timed" / "config.yaml")
+    assert (written.optim.epochs, written.optim.lr_drop, written.optim.warmup_steps) == (3, 1, 3)
+    assert (written.run.minutes, written.run.eval_every) == (5.0, 2)
+    given = tiny_config(shapes, tmp_path / "given", optim={**optim, "epochs": 3, "warmup_steps": 3})
+    train(given)
+    assert losses(tmp_path / "timed") == losses(tmp_path / "given")
+    notes = (tmp_path / "timed" / "choice.txt").read_text()
+    assert "--minutes 5: 3 epochs fit, with steps of " in notes
+    assert "the learning rate drops after 1 of 3 epochs, in proportion (10 of 30)" in notes
+    assert "the warm-up takes 3 steps instead of 4, a fifth of all 18" in notes
+
+
+@pytest.mark.slow
+def test_a_slower_machine_ends_in_time_with_a_report_and_goes_on(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pace, "REPORT_SECONDS", 1.0)
+    monkeypatch.setattr(budget, "_TRIAL_SECONDS", 0.1)
+    monkeypatch.setattr(planning, "plan", lambda *_, **__: Plan(100_000, None, 100_000))
+    config = tiny_config(shapes, tmp_path / "run", run={"minutes": 0.1})
+    result = train(config)
+    out = capsys.readouterr().out
+    assert "--minutes 0.1: the time is over after " in out and result.report is not None
+    assert result.metrics is not None and result.best.is_file()
+    before = losses(tmp_path / "run")
+    written = load_config(tmp_path / "run" / "config.yaml")
+    assert len(before) >= 1 and written.optim.epochs == 100_000
+    train(written, resume=True)  # nothing is left of the time
+    assert losses(tmp_path / "run") == before
+    assert "give --resume more of them" in capsys.readouterr().out
+    train(written.changed(run={"minutes": 0.25}), resume=True)
+    assert len(losses(tmp_path / "run")) > len(before)

@@ -1,0 +1,162 @@
+"""The choice of a recipe, by a table of facts."""
+
+from __future__ import annotations
+
+import pytest
+
+from detrkit.config import TrainConfig
+from detrkit.engine.choice import Choice, Facts, choose
+from detrkit.engine.relations import check_config
+
+BCCD = {"images": 205, "height": 480, "width": 640, "classes": 3, "most_objects": 30, "small_object": 0.08}
+CACHED, ONLINE = {"weights": {"detr-r50": "cached"}}, {"weights": {"detr-r50": "download"}}
+
+
+def chosen(**facts) -> tuple[Choice, TrainConfig]:
+    choice = choose(Facts(**{**BCCD, **facts}))
+    config = choice.config()
+    check_config(config)
+    return choice, config
+
+
+def gpu(memory: float, **facts) -> tuple[Choice, TrainConfig]:
+    return chosen(**{"device": "cuda", "gpu_memory": memory, **ONLINE, **facts})
+
+
+def test_a_laptop_without_weights_trains_the_small_model_within_a_quarter_of_an_hour():
+    choice, config = chosen()
+    assert (choice.recipe, config.optim.epochs, config.data.size, config.data.batch_size) == ("small", 30, 256, 8)
+    assert choice.steps == 30 * 25 and config.data.epoch_images is None
+    assert choice.seconds is not None and 500 < choice.seconds < 720
+    assert config.run.init_from is None and config.model.backbone_weights == "random"
+    assert "no trained weights are at hand" in choice.reasons[0]
+
+
+def test_weights_that_would_be_downloaded_are_left_alone_on_a_cpu():
+    assert chosen(**ONLINE)[0].recipe == "small"
+
+
+def test_a_laptop_with_trained_weights_starts_from_them():
+    choice, config = chosen(**CACHED)
+    assert (choice.recipe, config.run.init_from, config.data.size) == ("finetune", "detr-r50", 480)
+    assert config.data.batch_size * config.optim.accumulate == 4
+    assert config.optim.lr_drop == round(0.8 * config.optim.epochs)
+    assert choice.seconds is not None and choice.seconds < 3600
+
+
+def test_weights_in_the_cache_of_the_hub_are_named_by_their_folder():
+    assert chosen(**CACHED, source="/cache/snapshots/1")[1].run.init_from == "/cache/snapshots/1"
+
+
+def test_a_fine_tuning_that_takes_too_long_on_a_cpu_is_only_named():
+    choice, config = chosen(images=20_000, **CACHED)
+    assert choice.recipe == "small" and config.run.init_from is None
+    assert "--recipe finetune --init-from detr-r50" in choice.reasons[0]
+
+
+@pytest.mark.parametrize(("memory", "batch", "accumulate"), [(8, 2, 8), (24, 4, 4), (80, 16, 1)])
+def test_the_batch_fits_the_gpu_and_a_step_has_sixteen_images(memory, batch, accumulate):
+    choice, config = gpu(memory)
+    assert (choice.recipe, config.run.init_from, config.data.size) == ("finetune", "detr-r50", 800)
+    assert (config.data.batch_size, config.optim.accumulate) == (batch, accumulate)
+    assert choice.seconds is None
+
+
+def test_a_gpu_that_is_too_small_trains_the_small_model():
+    choice, _ = gpu(3)
+    assert choice.recipe == "small" and "3 GiB are too few" in choice.reasons[0]
+
+
+def test_a_gpu_without_weights_trains_the_small_model_for_longer():
+    choice, _ = gpu(24, weights={})
+    assert choice.recipe == "small" and choice.steps > 2 * chosen()[0].steps
+
+
+def test_several_gpus_share_the_step():
+    _, config = gpu(24, processes=4, images=5000)
+    assert config.data.batch_size * config.optim.accumulate * 4 == 16
+
+
+def test_eight_images_have_a_number_of_steps_and_not_of_epochs():
+    choice, config = chosen(images=8)
+    assert choice.steps == 600 and config.optim.epochs == 20 and config.data.epoch_images == 240
+    assert config.run.eval_every == 1
+    choice, config = gpu(24, images=8)
+    assert choice.steps == 300 and config.data.epoch_images == 15 * 16
+
+
+def test_many_images_on_a_cpu_end_within_hours():
+    choice, config = chosen(images=100_000)
+    assert choice.recipe == "small" and choice.seconds is not None and choice.seconds < 3 * 3600
+    assert config.data.epoch_images is not None and config.data.epoch_images < 100_000
+    assert any("part of the training images" in reason for reason in choice.reasons)
+
+
+def test_many_images_on_a_gpu_are_seen_several_times():
+    choice, config = gpu(80, images=100_000)
+    assert choice.steps * 16 > 3 * 100_000 and config.optim.epochs < 10
+    assert config.data.epoch_images is None
+
+
+def test_many_objects_raise_queries_and_counted_detections():
+    for choice, config in (chosen(most_objects=260), gpu(24, most_objects=260)):
+        assert (config.model.num_queries, config.run.max_dets) == (350, 300)
+        assert "350 queries: an image has 260 objects" in choice.reasons
+    assert chosen(most_objects=90)[1].model.num_queries == 100
+
+
+def test_tiny_objects_get_larger_images():
+    large = {"height": 2000, "width": 3000, "small_object": 0.02}
+    assert chosen(**large)[1].data.size == 384
+    assert gpu(24, **large)[1].data.size == 1024
+
+
+def test_small_images_are_not_made_large():
+    assert chosen(height=64, width=64, small_object=0.2)[1].data.size == 128
+
+
+@pytest.mark.parametrize("panoptic", [False, True])
+def test_masks_that_are_asked_for_are_trained(panoptic):
+    for choose_on in (chosen, lambda **facts: gpu(24, **facts)):
+        assert choose_on(masks=True, panoptic=panoptic)[1].model.masks is True
+
+
+def test_a_model_that_is_asked_for_keeps_its_published_options():
+    choice, config = gpu(24, model="deformable-detr-r50")
+    assert choice.recipe == "detr-300" and config.model.overrides() == {}
+    assert config.optim.lr_drop == round(config.optim.epochs * 2 / 3)
+    on_cpu, _ = chosen(model="detr-r50")
+    assert on_cpu.seconds is not None and on_cpu.seconds > 3600
+    assert "needs a GPU" in on_cpu.reasons[-1]
+
+
+def test_weights_that_are_asked_for_keep_their_model_and_size():
+    choice, config = chosen(init_from="runs/first")
+    assert choice.recipe == "finetune" and config.model.overrides() == {}
+    assert config.data.size is None and config.run.init_from is None  # given: they come on top
+
+
+def test_a_size_and_a_batch_that_are_given_count():
+    choice, config = chosen(size=512, batch_size=4)
+    assert (config.data.size, config.data.batch_size) == (512, 4)
+    assert choice.seconds == pytest.approx(600, rel=0.1)
+
+
+def test_the_lines_say_what_was_chosen_and_why():
+    facts = Facts(**BCCD)
+    lines = choose(facts).lines(facts)
+    assert lines[0] == (
+        "chosen for 205 images of 640 x 480 on 2 CPU cores: --recipe small, 30 epochs (750 steps of 8 images), images "
+        "of 256 pixels"
+    )
+    assert lines[1].startswith("  a small model from random weights: ") and lines[2].startswith("  this takes about 10")
+    shorter = choose(facts).config().changed(optim={"epochs": 3}, run={"minutes": None})
+    assert "3 epochs (75 steps" in choose(facts).lines(facts, shorter)[0]
+    timed = shorter.changed(run={"minutes": 30})
+    assert "as many epochs as fit into 30 minutes" in choose(facts).lines(facts, timed)[0]
+
+
+def test_the_published_recipe_is_the_published_default():
+    from detrkit.config import load_config
+
+    assert load_config("detr-300") == TrainConfig()
