@@ -327,7 +327,7 @@ class RunConfig:
     pictures: bool = True
     """Draw while it trains: labels and first batch at the start, curves and examples after evaluations."""
     loggers: tuple[str, ...] = ()
-    """Further loggers, by the names under which other packages register them (docs/extending.md)."""
+    """Further loggers: wandb (Weights & Biases), mlflow, and those that other packages register (docs/extending.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,10 +133,13 @@ def check_loggers(names: Sequence[str]) -> None:
     """Check that there are loggers of these names.
 
     Raises:
-        SettingError: an unknown name; the message lists the names.
+        SettingError: an unknown name, or a package that is not installed; the message lists the names, or the command.
     """
+    from detrkit.engine.named_loggers import check_installed  # it registers detrkit's own here
+
     for name in names:
         LOGGERS.find(name)
+        check_installed(name)
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
