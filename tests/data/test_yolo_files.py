@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ PIXELS = [[16, 10.5, 24, 19.5]]
 
 def image(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture(30, 40).save(file)
+    picture(30, 40, zlib.crc32(file.name.encode())).save(file)  # no two are the same
 
 
 def text(file: Path, content: str | bytes) -> None:

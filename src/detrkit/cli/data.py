@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from tyro.conf import Positional
 
 from detrkit.cli.data_download import DataDownload
@@ -35,18 +33,14 @@ from detrkit.utils.ranges import (
 )
 from detrkit.utils.visible import one_line
 
-if TYPE_CHECKING:
-    from detrkit.data.tools.check import Report
-
-_SEVERITY_COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
-
 
 @dataclass(frozen=True)
 class DataCheck:
     """Look for every fault of a dataset, and count what is in it.
 
-    Exits with status 1 if there are errors. Warnings (boxes without area, boxes that leave the image, ...) are handled
-    when the dataset is opened.
+    Also finds images that are byte for byte the same, within a split or in two, boxes in another convention than the
+    format has, and objects too small to learn. Ends in a sentence that says whether it can be trained on, and the next
+    command. Exits with status 1 if there are errors.
     """
 
     path: Positional[Path]
@@ -66,49 +60,12 @@ class DataCheck:
 
     def run(self) -> int:
         """Check and print; return 1 if errors were found."""
+        from detrkit.cli.data_report import print_report
         from detrkit.data.tools.check import check
 
         report = check(self.path, self.split, decode=self.decode, layout=self.layout)
-        console = table_console()
-        _print_summary(report, console)
-        for severity in ("error", "warning", "info"):
-            faults = report.of(severity)
-            shown = faults[: self.limit] if self.limit > 0 else faults
-            for fault in shown:
-                where = f"{fault.file}: {fault.id}: " if fault.id else f"{fault.file}: "
-                line = Text.assemble((severity, _SEVERITY_COLORS[severity]), " ", one_line(where + fault.reason))
-                console.print(line, soft_wrap=True)
-            if len(shown) < len(faults):
-                console.print(f"... and {len(faults) - len(shown)} more (--limit 0 prints all)")
-        counts = ", ".join(f"{len(report.of(s))} {s}s" for s in ("error", "warning", "info"))
-        console.print(f"{report.path!s} ({report.layout}): {counts}", soft_wrap=True)
+        print_report(report, table_console(), limit=self.limit, path=self.path, split=self.split, layout=self.layout)
         return 0 if report.ok else 1
-
-
-def _print_summary(report: Report, console: Console) -> None:
-    """Print the tables of the splits and of their classes."""
-    splits = Table(title="Splits", title_justify="left")
-    splits.add_column("split")
-    for name in ("images", "objects", "crowd", "without objects", "boxes dropped", "boxes clamped"):
-        splits.add_column(name, justify="right")
-    for s in report.splits:
-        splits.add_row(one_line(s.name), *map(str, (s.images, s.objects, s.crowd, s.empty, s.dropped, s.clamped)))
-    if report.splits:
-        console.print(splits)
-    for s in report.splits:
-        classes = Table(title=f"Objects of {s.name} (areas in square pixels)", title_justify="left")
-        classes.add_column("id", justify="right")
-        classes.add_column("class")
-        for name in ("objects", "images", "small <32²", "medium", "large ≥96²"):
-            classes.add_column(name, justify="right")
-        stuff = any(not c.thing for c in s.classes)
-        if stuff:
-            classes.add_column("kind")
-        for c in s.classes:
-            kind = ["thing" if c.thing else "stuff"] if stuff else []
-            numbers = map(str, (c.objects, c.images, c.small, c.medium, c.large))
-            classes.add_row(str(c.id), one_line(c.name), *numbers, *kind)
-        console.print(classes)
 
 
 @dataclass(frozen=True)
@@ -247,7 +204,7 @@ class DataPreview:
     out: Path = Path("preview.png")
     """The image to write; it replaces an earlier preview, no other file."""
     split: str | None = None
-    """The split to show, such as train. May be left out if there is only one."""
+    """The split to show, such as train. By default the one to train on, else the first."""
     count: Few = 6
     """Number of images."""
     variants: Few = 3
@@ -270,13 +227,21 @@ class DataPreview:
     def run(self) -> int:
         """Write the image and print its path."""
         from detrkit.data import open_dataset
+        from detrkit.data.opening import first_split
         from detrkit.data.transforms import train_transform
         from detrkit.visualize.preview import preview
 
-        dataset = open_dataset(self.path, split=self.split, layout=self.layout, masks=self.masks)
+        split, others = self.split, list[str]()
+        if split is None:
+            split, others = first_split(self.path, self.layout, masks=self.masks)
+        dataset = open_dataset(self.path, split=split, layout=self.layout, masks=self.masks)
         transform = train_transform(self.size, augment=self.augment)
         out = preview(dataset, transform, count=self.count, out=self.out, seed=self.seed, variants=self.variants)
-        table_console().print(str(out), soft_wrap=True)
+        console = table_console()
+        if others:
+            text = f"split {dataset.split} ({len(dataset)} images); --split shows another: {', '.join(others)}"
+            console.print(one_line(text), soft_wrap=True, markup=False)
+        console.print(str(out), soft_wrap=True)
         return 0
 
 

@@ -139,6 +139,23 @@ def find_reader(
     return memory_reader(data, root=folder, box_format=box_format), Path(name)
 
 
+def first_split(path: str | Path, layout: Layout | None = None, *, masks: bool = False) -> tuple[str, list[str]]:
+    """Return the split of a dataset to look at first, the one to train on if there is one, and the other splits.
+
+    Raises:
+        DetrkitError: nothing recognized, or the splits cannot be listed.
+    """
+    reader, path = find_reader(path, layout, masks=masks)
+    names = reader.splits(path)
+    if not names:
+        raise DetrkitError(f"{path}: has no split")
+    try:
+        chosen = match_split("train", names, path)
+    except DetrkitError:  # none, or several
+        chosen = next((name for name in names if name.startswith("train")), names[0])
+    return chosen, [name for name in names if name != chosen]
+
+
 def nothing_left(records: Sequence[Record], dropped: int) -> list[str]:
     """Return one line if no object is left of what a split annotates: to training, every image is background.
 

@@ -57,6 +57,7 @@ class Findings:
     Attributes:
         strict: whether an error ends the reading.
         dropped: boxes left out for having no area.
+        negative: those of `dropped` that end before they begin.
         clamped: boxes cut at the border of the image.
         notes: remarks on what was handled, for whoever opens the dataset, one line each.
         missing: images that an error already reports as missing.
@@ -67,6 +68,7 @@ class Findings:
     strict: bool = True
     faults: list[Fault] = field(default_factory=list)
     dropped: int = 0
+    negative: int = 0
     clamped: int = 0
     notes: list[str] = field(default_factory=list)
     missing: set[ImageSource] = field(default_factory=set)
@@ -215,6 +217,7 @@ def make_record(
         reason = f"box {_text(raw[k])} (xyxy) leaves image {file.name} of {width}x{height} pixels: clamped"
         findings.add("warning", source, objects.names[k], reason)
     findings.dropped += int((finite & ~solid).sum())
+    findings.negative += int((finite & ((raw[:, 2] < raw[:, 0]) | (raw[:, 3] < raw[:, 1]))).sum())
     findings.clamped += int((outside & solid).sum())
     if not findings.strict:
         if duplicates:

@@ -16,7 +16,9 @@ from detrkit.data.readers.base import Reader
 from detrkit.data.readers.csv_columns import Form
 from detrkit.data.sample import Record
 from detrkit.data.sources import ImageSource
+from detrkit.data.tools.check_duplicates import find_duplicates
 from detrkit.data.tools.check_images import check_images
+from detrkit.data.tools.check_objects import BoxFaults, check_convention, check_names, learning_hints
 from detrkit.data.tools.check_panoptic import check_panoptic
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
@@ -84,12 +86,14 @@ class Report:
         layout: name of its format, such as "coco".
         splits: a summary of each split that could be read.
         faults: what is wrong, each thing once.
+        hints: what is hard to learn for a model, one line each; nothing of it is wrong.
     """
 
     path: Path
     layout: Layout
     splits: list[SplitSummary] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
 
     def of(self, severity: str) -> list[Fault]:
         """Return the faults of one severity."""
@@ -112,14 +116,18 @@ def check(
 ) -> Report:
     """Look for every fault in a dataset's files.
 
-    Errors, at which opening ends: missing or unreadable images, sizes that differ from the annotations, boxes that are
-    not numbers, unknown classes, two classes of one name, ids used twice, segmentations that mean no mask (opened with
-    masks), malformed files and lines, splits of which no object is left, classes that the training split does not have.
+    Errors, at which opening or training ends: missing or unreadable images, sizes that differ from the annotations,
+    boxes that are not numbers, unknown classes, two classes of one name, ids used twice, segmentations that mean no
+    mask (opened with masks), malformed files and lines, splits of which no object is left, a training split without
+    objects, classes that the training split does not have.
     Warnings, each handled when the dataset is opened: boxes without area, boxes that leave the image, areas that are no
     numbers or do not fit the box, the same box twice, annotations and label files without image, an image in the lists
-    of both training and evaluation. Infos: images without objects, crowd, classes without objects, files that nothing
-    refers to, EXIF orientations that the sizes do not show. Every PNG of a panoptic dataset is compared with its json,
-    see `check_panoptic`.
+    of both training and evaluation.
+    Warnings that only you can handle: images that are byte for byte another one, of their split or of another; boxes
+    that look like another convention; boxes drawn on an image before EXIF turned it; class names that differ by case.
+    Infos: images without objects, crowd, classes without objects, files that nothing refers to, EXIF orientations that
+    the sizes do not show. Hints: small objects, classes with few examples.
+    Every PNG of a panoptic dataset is compared with its json, see `check_panoptic`.
 
     Args:
         path: the dataset's folder or file, or a DataFrame or Dataset in memory.
@@ -142,26 +150,18 @@ def check(
         report.faults.append(_fault_of(error, path))
         return report
     chosen = names if split is None else [match_split(split, names, path)]
-    files: dict[str, list[ImageSource]] = {}
+    records_of: dict[str, list[Record]] = {}
     classes_of: dict[str, ClassList] = {}
     for name in chosen:
-        dropped, clamped = findings.dropped, findings.clamped
         try:
-            classes, records, _ = reader.read(path, name, masks=None, findings=findings)
+            classes_of[name], records_of[name] = _check_split(reader, report, name, findings, decode=decode)
         except DetrkitError as error:
             findings.faults.append(_fault_of(error, path))
-            continue
-        summary = _summary(name, classes, records, findings.dropped - dropped, findings.clamped - clamped)
-        report.splits.append(summary)
-        classes_of[name] = classes
-        _note_infos(summary, records, path, findings)
-        present = [record for record in records if record.file not in findings.missing]
-        check_images(present, path, name, findings, decode=decode)
-        if chosen_layout == "coco-panoptic":
-            check_panoptic(records, path, name, findings)
-        files[name] = [r.file for r in records]
+    files = {name: [record.file for record in records] for name, records in records_of.items()}
     _check_overlap(files, path, findings)
+    find_duplicates(records_of, path, findings)
     _check_classes(classes_of, path, findings)
+    check_names(classes_of, path, findings)
     if split is None and path.is_dir() and files:
         _check_unused(path, reader, [f for listed in files.values() for f in listed if isinstance(f, Path)], findings)
     if layout is None and chosen_layout in READERS and find_layout(path, masks=True) != chosen_layout:
@@ -169,6 +169,36 @@ def check(
         findings.add("info", path, "", reason)
     report.faults = list(dict.fromkeys(findings.faults))  # VOC's trainval repeats what train and val had
     return report
+
+
+def _check_split(
+    reader: Reader, report: Report, name: str, findings: Findings, *, decode: bool
+) -> tuple[ClassList, list[Record]]:
+    """Check one split, and add its summary to the report.
+
+    Raises:
+        DetrkitError: it cannot be read.
+    """
+    path, before = report.path, BoxFaults(findings.dropped, findings.negative, findings.clamped)
+    classes, records, _ = reader.read(path, name, masks=None, findings=findings)
+    after = BoxFaults(findings.dropped, findings.negative, findings.clamped)
+    faults = BoxFaults(*(now - then for now, then in zip(after, before, strict=True)))
+    summary = _summary(name, classes, records, faults.dropped, faults.clamped)
+    report.splits.append(summary)
+    _note_infos(summary, records, path, findings)
+    check_convention(records, faults, path, name, findings)
+    if is_for_training(name) or not any(is_for_training(split) for split in reader.splits(path)):
+        report.hints += learning_hints(records, classes, name)
+    present = [record for record in records if record.file not in findings.missing]
+    check_images(present, path, name, findings, decode=decode)
+    if report.layout == "coco-panoptic":
+        check_panoptic(records, path, name, findings)
+    return classes, records
+
+
+def is_for_training(split: str) -> bool:
+    """Tell whether a split is one to train on, by its name."""
+    return split.startswith("train") and not split.startswith("trainval")
 
 
 def _fault_of(error: DetrkitError, path: Path) -> Fault:
@@ -223,6 +253,12 @@ def _note_infos(summary: SplitSummary, records: list[Record], path: Path, findin
         findings.add("error", path, where, "has no image")
     for reason in nothing_left(records, summary.dropped):
         findings.add("error", path, where, reason)
+    wrong = any(fault.severity == "error" for fault in findings.faults)  # which may be the reason
+    if records and not wrong and not summary.objects + summary.crowd + summary.dropped:
+        if is_for_training(summary.name):
+            findings.add("error", path, where, "has no object: there is nothing to learn")
+        else:
+            findings.add("warning", path, where, "has no object: every image is background, and AP says nothing")
     if summary.empty:
         names = [r.file.name for r in records if r.crowd.all()]
         findings.add("info", path, where, f"{summary.empty} images without objects: {first_names(names)}")
@@ -235,7 +271,7 @@ def _note_infos(summary: SplitSummary, records: list[Record], path: Path, findin
 
 def _check_overlap(files: dict[str, list[ImageSource]], path: Path, findings: Findings) -> None:
     """Note images that are in a split for training and in one for evaluation."""
-    for train in (n for n in files if n.startswith("train") and not n.startswith("trainval")):
+    for train in filter(is_for_training, files):
         for other in (n for n in files if n.startswith(("val", "test"))):
             common = sorted({f.name for f in set(files[train]) & set(files[other])})
             if common:

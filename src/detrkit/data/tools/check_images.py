@@ -24,11 +24,15 @@ class _Examined(NamedTuple):
     Attributes:
         fault: what is wrong, if anything is.
         turned: whether its EXIF orientation turns it in a way that its size does not show.
+        unmeasured: whether its EXIF orientation turns it, and its annotations state no size that could show it.
+        outside: whether its boxes fit it as it is stored, but not as its EXIF orientation turns it.
         scale: of an image of more than 8 bits that was decoded, the value that becomes 255.
     """
 
     fault: Fault | None
     turned: bool = False
+    unmeasured: bool = False
+    outside: bool = False
     scale: int | None = None
 
 
@@ -43,17 +47,27 @@ def check_images(records: Sequence[Record], path: Path, split: str, findings: Fi
         decode: decode every image instead of reading its header.
     """
     with ThreadPoolExecutor(8) as pool:
-        examined = list(pool.map(lambda record: _examine(record, decode), records))
+        measured = findings.measured
+        examined = list(pool.map(lambda record: _examine(record, decode, record.file in measured), records))
     findings.faults += [one.fault for one in examined if one.fault is not None]
     _note_scales(records, examined, path, split, findings)
-    turned = [record.file.name for record, one in zip(records, examined, strict=True) if one.turned]
-    if turned:
+    for names, what in (
+        ([r.file.name for r, one in zip(records, examined, strict=True) if one.turned], "their size does not show"),
+        ([r.file.name for r, one in zip(records, examined, strict=True) if one.unmeasured], "no annotation shows"),
+    ):
+        if names:
+            reason = (
+                f"{len(names)} images have an EXIF orientation that {what} ({first_names(names)}): turned upright, and "
+                "their boxes taken for those of the upright image; look at them with `detrkit data preview`"
+            )
+            findings.add("info", path, f"split {split}", reason)
+    outside = [record.file.name for record, one in zip(records, examined, strict=True) if one.outside]
+    if outside:
         reason = (
-            f"{len(turned)} images have an EXIF orientation that their size does not show ({first_names(turned)}): "
-            "turned upright, and their boxes taken for those of the upright image; look at them with "
-            "`detrkit data preview`"
+            f"{len(outside)} images are turned upright as EXIF says, but their boxes fit only the image as "
+            f"stored ({first_names(outside)}): state width and height in the annotations, or draw them anew"
         )
-        findings.add("info", path, f"split {split}", reason)
+        findings.add("warning", path, f"split {split}", reason)
 
 
 def _note_scales(
@@ -69,8 +83,8 @@ def _note_scales(
         findings.add("info", path, f"split {split}", reason)
 
 
-def _examine(record: Record, decode: bool) -> _Examined:
-    """Examine the file of an image."""
+def _examine(record: Record, decode: bool, measured: bool) -> _Examined:
+    """Examine the file of an image; `measured`: its size is that of its header."""
     size = record.height, record.width
     where = f"image {record.image_id}"
     reason = size_mismatch(record.file, size)
@@ -90,7 +104,19 @@ def _examine(record: Record, decode: bool) -> _Examined:
     if scale is not None and max(int(high) for _, high in rgb.getextrema()) < _NEARLY_BLACK:  # type: ignore[misc] # RGB
         reason = f"is nearly black: no value above {_NEARLY_BLACK} of 255, scaled from 0..{scale}; save it with 8 bits"
         return _Examined(Fault("warning", record.file, where, reason))
-    return _Examined(None, header.orientation != 1 and header.stored == size, scale)
+    turned = header.orientation != 1
+    outside = turned and measured and _fits_only(record, header.stored)
+    unmeasured = turned and measured and not outside
+    return _Examined(None, turned and not measured and header.stored == size, unmeasured, outside, scale)
+
+
+def _fits_only(record: Record, stored: tuple[int, int]) -> bool:
+    """Tell whether boxes leave the upright image, but not the one of (height, width) = `stored`."""
+    if not len(record.annotated) or stored == (record.height, record.width):
+        return False
+    right, bottom = (record.annotated[:, :2] + record.annotated[:, 2:]).max(0)
+    upright = right <= record.width + 1 and bottom <= record.height + 1
+    return not upright and bool(right <= stored[1] + 1 and bottom <= stored[0] + 1)
 
 
 def _similar(file: ImageSource, reason: str) -> str:

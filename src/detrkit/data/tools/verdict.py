@@ -1,0 +1,86 @@
+"""`verdict`: whether a checked dataset can be trained on, in a sentence, and with which splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from detrkit.data.readers import match_split
+from detrkit.data.tools.check import Report, SplitSummary
+from detrkit.utils.errors import DetrkitError
+
+
+class Verdict(NamedTuple):
+    """Result of a check in words.
+
+    Attributes:
+        sentence: what can be done with the dataset.
+        train_options: of `detrkit train`, for its splits; empty where the defaults fit.
+        can_preview: whether a split could be read.
+    """
+
+    sentence: str
+    train_options: list[str]
+    can_preview: bool
+
+
+def verdict(report: Report, split: str | None = None) -> Verdict:
+    """Say whether a dataset can be trained on.
+
+    Args:
+        report: of `check`.
+        split: the only one that was checked; None: all were.
+    """
+    errors, warnings = (len(report.of(severity)) for severity in ("error", "warning"))
+    can_preview = any(summary.images for summary in report.splits)
+    options, train, val = _splits(report)
+    if errors:
+        hint = ""
+        if report.splits and all(fault.id.startswith("image ") for fault in report.of("error")):
+            hint = ", or leave these images out with `detrkit train ... --unusable skip`"
+        return Verdict(f"not ready to train: correct {_count(errors, 'error')} first{hint}", options, can_preview)
+    end = f"; {_count(warnings, 'warning')}" if warnings else ""
+    if train is None:
+        return Verdict(f"nothing to train on: no split has an image{end}", [], can_preview)
+    classes = _count(len(train.classes), "class")
+    if split is not None:
+        text = f"split {train.name} can be used: {_contents(train)}, {classes}"
+    elif val is None:
+        text = f"ready to train: {_contents(train)}, no split to evaluate on, {classes}"
+    else:
+        text = f"ready to train: {_contents(train)}, {_count(val.images, 'image')} to evaluate on, {classes}"
+    return Verdict(text + end, options, can_preview)
+
+
+def _splits(report: Report) -> tuple[list[str], SplitSummary | None, SplitSummary | None]:
+    """Choose the splits to train and to evaluate on; also return the options that say so."""
+    present = {summary.name: summary for summary in report.splits if summary.images}
+    names = list(present)
+    if not names:
+        return [], None, None
+    train = _matching("train", names, report)
+    if train is None:
+        options = ["--train-split", names[0], "--val-split", "none"]
+        return options, present[names[0]], None
+    val = _matching("val", names, report)
+    if val is not None:
+        return [], present[train], present[val]
+    test = _matching("test", names, report)
+    return ["--val-split", test or "none"], present[train], None if test is None else present[test]
+
+
+def _matching(use: str, names: Sequence[str], report: Report) -> str | None:
+    """Return the split that a name means, or None."""
+    try:
+        return match_split(use, names, report.path)
+    except DetrkitError:
+        return None
+
+
+def _contents(summary: SplitSummary) -> str:
+    return f"{_count(summary.images, 'image')} with {_count(summary.objects, 'object')}"
+
+
+def _count(number: int, what: str) -> str:
+    plural = "" if number == 1 else "es" if what.endswith("s") else "s"
+    return f"{number} {what}{plural}"
