@@ -5,17 +5,14 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything bet
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import detrkit.config
+from detrkit.cli.options import field_texts
 from detrkit.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from detrkit.models.criterion import loss_settings
 from detrkit.models.registry import ARCHITECTURES, architecture
@@ -25,17 +22,6 @@ SECTIONS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "los
 # fields whose option is not the field's name
 OPTIONS = {("data", "path"): "dataset (positional)", ("model", "name"): "`--model`"}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def descriptions(kind: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass."""
-    tree = ast.parse(inspect.getsource(detrkit.config))
-    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == kind.__name__)
-    found = {}
-    for field, text in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            found[typing.cast(ast.Name, field.target).id] = " ".join(str(text.value.value).split())
-    return found
 
 
 def option(section: str, name: str, hint: Any) -> str:
@@ -68,7 +54,7 @@ def default(value: Any) -> str:
 def section_table(section: str) -> str:
     """The options of one section of a config."""
     kind = SECTIONS[section]
-    hints, texts = typing.get_type_hints(kind), descriptions(kind)
+    hints, texts = typing.get_type_hints(kind), field_texts(kind)  # the texts of --help
     rows = []
     for f in dataclasses.fields(kind):
         how, text = option(section, f.name, hints[f.name]), texts.get(f.name, "").replace("|", "\\|")
