@@ -69,6 +69,12 @@ def test_defaults_are_those_of_the_recipe(capsys):
     assert "--epochs N Passes over the training split. (default: 100)" in text
 
 
+def test_defaults_without_a_recipe_are_chosen(capsys):
+    text = " ".join(_help(capsys, "train", "--help").split())
+    assert "--epochs N Passes over the training split (default: chosen)" in text and "300)" not in text
+    assert "(default: runs/detrkit)" in text and "(default: 0.0001)" not in text
+
+
 def test_first_sentence():
     assert first_sentence("Keep them. Others go.") == "Keep them"
     assert (

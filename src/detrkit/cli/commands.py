@@ -48,7 +48,7 @@ class Command(NamedTuple):
 _TRAIN = {
     "Data": ("dataset", "train-split", "val-split", "size", "batch-size"),
     "Model": ("recipe", "model", "init-from", "masks"),
-    "Schedule": ("epochs", "lr", "patience"),
+    "Schedule": ("epochs", "minutes", "lr", "patience"),
     "Run": ("out", "device", "resume", "overfit"),
 }
 _EVAL = {

@@ -6,11 +6,12 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from detrkit.cli.commands import Command
-from detrkit.cli.options import MISSING, Option, options_of, text_of
+from detrkit.cli.options import CHOSEN, MISSING, Option, options_of, text_of
 
 MIN_COLUMNS, MAX_COLUMNS = 40, 100
 _NAME_COLUMNS = 26  # of the column of options, at most
@@ -25,7 +26,15 @@ def columns() -> int:
     return min(max(shutil.get_terminal_size().columns, MIN_COLUMNS), MAX_COLUMNS)
 
 
-def command_help(command: Command, kind: type, *, everything: bool, default: Any = None, width: int = 80) -> str:
+def command_help(
+    command: Command,
+    kind: type,
+    *,
+    everything: bool,
+    default: Any = None,
+    chosen: Collection[tuple[str, ...]] = (),
+    width: int = 80,
+) -> str:
     """Return the help of a command.
 
     Args:
@@ -33,9 +42,14 @@ def command_help(command: Command, kind: type, *, everything: bool, default: Any
         kind: its dataclass.
         everything: all options with their whole texts (--help-all), or those that people use (--help).
         default: an instance whose values are shown as the defaults.
+        chosen: paths of the fields whose defaults are chosen when the command runs.
         width: of the lines, in characters.
     """
     options = options_of(kind, default)
+    options = [
+        replace(option, default=CHOSEN) if option.path in chosen and option.default is not None else option
+        for option in options
+    ]
     everything = everything or not command.first
     paragraphs, examples = _description(kind)
     lines = [*_wrapped(_usage(command, options), width, indent="    "), ""]
@@ -113,7 +127,7 @@ def _name(option: Option, *, whole: bool) -> str:
     if option.positional:
         return option.metavar
     if option.kind is bool:
-        return f"--{option.name}, --no-{option.name}" if option.default or whole else f"--{option.name}"
+        return f"--{option.name}, --no-{option.name}" if option.default is True or whole else f"--{option.name}"
     return " ".join(["--" + option.name, *([option.metavar] if option.metavar else [])])
 
 
@@ -122,6 +136,8 @@ def _note(option: Option, text: str) -> str:
     value = option.default
     if value is MISSING:
         return "" if option.positional else "(needed)"
+    if value is CHOSEN:
+        return "(default: chosen)" if option.count else ""
     if value is None or value == "" or value == () or value is False:
         return ""
     if value is True:

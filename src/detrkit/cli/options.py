@@ -19,6 +19,7 @@ from tyro.conf import Positional, Suppress
 from detrkit.utils.ranges import field_hints
 
 MISSING = dataclasses.MISSING
+CHOSEN = object()  # a default that is chosen when the command runs
 _MANY = "*"
 
 

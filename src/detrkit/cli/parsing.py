@@ -35,7 +35,8 @@ def parse(command: Command, words: Sequence[str], *, check: bool = True) -> Any:
     if asked:
         default = kind.with_defaults(words) if hasattr(kind, "with_defaults") else None
         everything = "--help-all" in asked
-        print(command_help(command, kind, everything=everything, default=default, width=columns()))
+        chosen = kind.chosen_settings(default) if hasattr(kind, "chosen_settings") else ()
+        print(command_help(command, kind, everything=everything, default=default, chosen=chosen, width=columns()))
         raise SystemExit(0)
     typed = check_words(command, options_of(kind), words)
     default = None

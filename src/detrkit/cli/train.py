@@ -24,6 +24,7 @@ from detrkit.utils.ranges import as_option, field_hints
 
 AUTO = "auto"  # the recipe that is chosen for data and machine
 
+_CHOSEN_DATA = (("data", "size"), ("data", "max_size"), ("data", "batch_size"), ("data", "augment"))
 _NO_DATASET = "no dataset: give its path, as in `detrkit train my_data`, or --resume a run"
 
 
@@ -68,6 +69,14 @@ class Train:
     def with_defaults(words: Sequence[str]) -> Train:
         """Return the command's defaults for the words after it, see `with_defaults`."""
         return with_defaults(words)
+
+    @staticmethod
+    def chosen_settings(default: Train) -> frozenset[tuple[str, ...]]:
+        """Return the paths of the settings that are chosen for data and machine, if the defaults are of no recipe."""
+        if default.config != TrainConfig():
+            return frozenset()
+        paths = {("config", *path) for path, _ in field_hints(TrainConfig)}
+        return frozenset(p for p in paths if p[1] in ("model", "optim") or p[1:] in _CHOSEN_DATA)
 
     @staticmethod
     def check_typed(typed: Typed) -> None:
