@@ -158,8 +158,8 @@ def evaluate(
         seconds = time.perf_counter() - began
         metrics = evaluation.compute()
         reason = evaluation.objects.reason_for_zero(metrics)
-        if reason and rank == 0:
-            warnings.warn(reason, stacklevel=2)
+        if reason and rank == 0 and not quiet:
+            console.print(f"warning: {reason}")
         if folder is not None and rank == 0:
             settings = {
                 "batch size": f"{batch_size} x {world} process(es), padding {evaluated.spec.padding}",
