@@ -56,6 +56,28 @@ def test_finetune_example(run, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"AP {100 * metrics['AP']:.1f}, AP50 {100 * metrics['AP50']:.1f}"
 
 
+@pytest.mark.slow
+def test_tune_example(run, tmp_path, monkeypatch, capsys):
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(tiny_config(run / "data", tmp_path).to_yaml())
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.number == 1)
+    out = tmp_path / "tune"
+    words = ["tune.py", str(run / "data"), "--recipe", str(recipe), "--trials", "2", "--epochs", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    example("tune").main()
+    said = capsys.readouterr().out.splitlines()
+    study = optuna.load_study(study_name="tune", storage=f"sqlite:///{out / 'study.db'}")
+    first, second = study.trials
+    ap = json.loads((out / "trial-000" / "metrics.json").read_text())["AP"]
+    assert first.value == ap and list(first.intermediate_values) == [1, 2]
+    assert second.state == optuna.trial.TrialState.PRUNED and list(second.intermediate_values) == [1]
+    assert not (out / "trial-001" / "report.md").exists()
+    assert said[-5] == f"2 trials, 1 pruned; best AP {100 * ap:.1f}, of trial 0:"
+    assert said[-1] == f"its run: {out / 'trial-000'}"
+
+
 def test_attention_example(run, tmp_path, monkeypatch, capsys):
     image = min((run / "data" / "val2017").glob("*.jpg"))
     words = ["attention.py", str(run / "run"), str(image), "--objects", "2", "--out", str(tmp_path / "seen")]
