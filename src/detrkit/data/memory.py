@@ -43,6 +43,15 @@ def check_not_in_memory(path: str | Path) -> None:
         )
 
 
+def path_or_name(data: Any) -> str:
+    """Return what a run's settings have for data.path: the path itself, or a name that `check_not_in_memory` knows.
+
+    Raises:
+        DetrkitError: as `name_in_memory`.
+    """
+    return str(os.fspath(data)) if is_path(data) else f"{IN_MEMORY}{name_in_memory(data)}"
+
+
 def name_in_memory(data: Any) -> str:
     """Return the name of data in memory, for messages and reports.
 

@@ -15,7 +15,7 @@ import torch
 
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset
-from detrkit.data.readers import find_layout
+from detrkit.data.memory import is_path, path_or_name
 from detrkit.engine.choice import FINE_TUNED, Availability, Facts, choose
 from detrkit.engine.environment import check_processes
 from detrkit.engine.schedule import with_epochs
@@ -23,7 +23,6 @@ from detrkit.engine.setup import chosen_model, open_split, predicts_masks
 from detrkit.models.registry import ARCHITECTURES
 from detrkit.utils.download import home
 from detrkit.utils.errors import DetrkitError
-from detrkit.utils.names import full_path
 from detrkit.utils.ranges import field_hints
 
 _HUB_NAME = "models--facebook--detr-resnet-50"  # DETR-R50 in the cache of the Hugging Face Hub
@@ -38,14 +37,16 @@ class ChosenSettings(NamedTuple):
     lines: list[str]
 
 
-def choose_config(data: str | Path, config: TrainConfig | None = None, *, fixed: Collection[str] = ()) -> TrainConfig:
+def choose_config(
+    data: str | Path | Any, config: TrainConfig | None = None, *, fixed: Collection[str] = ()
+) -> TrainConfig:
     """Choose the settings of a training from its data and this machine, as `detrkit train` does without a recipe.
 
     No image is decoded and nothing is downloaded; on a machine with a GPU the server of the published weights is asked
     whether it answers. The result is complete: `detrkit.train` takes it, `to_yaml` writes it.
 
     Args:
-        data: path of the dataset.
+        data: path of the dataset, or data in memory as `detrkit.train` takes it.
         config: settings of which some are fixed; by default none are.
         fixed: names of the settings of `config` that stay, such as "model.name" or "optim.epochs".
 
@@ -56,21 +57,21 @@ def choose_config(data: str | Path, config: TrainConfig | None = None, *, fixed:
 
 
 def choose_settings(
-    data: str | Path, config: TrainConfig | None = None, *, fixed: Collection[str] = ()
+    data: str | Path | Any, config: TrainConfig | None = None, *, fixed: Collection[str] = ()
 ) -> ChosenSettings:
     """Choose settings as `choose_config`, and say why.
 
     Args:
-        data: path of the dataset.
+        data: as in `choose_config`.
         config: settings of which some are fixed.
         fixed: their names.
 
     Raises:
         DetrkitError: as `choose_config`.
     """
-    config = (TrainConfig() if config is None else config).changed(data={"path": str(data)})
+    config = (TrainConfig() if config is None else config).changed(data={"path": path_or_name(data)})
     values = _fixed_values(config, fixed)
-    facts = gather_facts(config, fixed)
+    facts = gather_facts(config, fixed, in_memory=None if is_path(data) else data)
     choice = choose(facts)
     chosen = choice.config()
     made = chosen.changed(**values)
@@ -106,12 +107,13 @@ def _fixed_values(config: TrainConfig, fixed: Collection[str]) -> dict[str, dict
     return values
 
 
-def gather_facts(config: TrainConfig, fixed: Collection[str] = ()) -> Facts:
+def gather_facts(config: TrainConfig, fixed: Collection[str] = (), *, in_memory: Any = None) -> Facts:
     """Gather the facts about a training's data and this machine; no image is decoded.
 
     Args:
         config: with the dataset's path.
         fixed: as in `choose_config`.
+        in_memory: opened in place of the path, unless it is None.
 
     Raises:
         DetrkitError: as `choose_config`.
@@ -121,8 +123,7 @@ def gather_facts(config: TrainConfig, fixed: Collection[str] = ()) -> Facts:
     masks = bool(model.masks) or config.optim.mask_epochs > 0 or run.freeze_detector is not None
     if model.name in ARCHITECTURES and not masks:
         masks = predicts_masks(*chosen_model(config.changed(run={"init_from": None}), None))
-    train = open_split(config, "train", masks=masks, quiet=True)
-    panoptic = masks and find_layout(full_path(config.data.path), config.data.layout, masks=True) == "coco-panoptic"
+    train = open_split(config, "train", masks=masks, in_memory=in_memory, quiet=True)
     devices, nodes = check_processes(config)
     cuda = torch.cuda.is_available() and run.device != "cpu"
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if cuda else 0.0
@@ -132,7 +133,7 @@ def gather_facts(config: TrainConfig, fixed: Collection[str] = ()) -> Facts:
         images=len(train),
         classes=len(train.classes),
         masks=masks,
-        panoptic=panoptic,
+        panoptic=masks and train.panoptic,
         device="cuda" if cuda else "cpu",
         gpu_memory=memory,
         processes=devices * nodes,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.config import TrainConfig
-from detrkit.data.memory import IN_MEMORY, is_path, name_in_memory
+from detrkit.data.memory import is_path, path_or_name
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
 from detrkit.engine.callbacks import Callback, check_callbacks
@@ -106,10 +106,9 @@ def train(
         Exception: of a callback, unchanged.
     """
     check_callbacks(callbacks)
-    if data is not None and not is_path(data):
-        config = config.changed(data={"path": f"{IN_MEMORY}{name_in_memory(data)}"})
-    elif data is not None:
-        config, data = config.changed(data={"path": str(data)}), None
+    if data is not None:
+        config = config.changed(data={"path": path_or_name(data)})
+        data = None if is_path(data) else data
     config = _normal(config)
     folder, stop, pace = Path(config.run.out), StopSignals(), Pace()
     stop.advice = lambda: how_to_go_on(str(folder), saved=saved_in(folder) is not None)
