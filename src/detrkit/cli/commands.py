@@ -120,6 +120,7 @@ GROUPS: Mapping[str, Sequence[Command]] = {
             "find the objects in images",
             "runs/first photos",
             _PREDICT,
+            processes="several",
             in_files=True,
         ),
         Command(

@@ -15,12 +15,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
+from detrkit import __version__
 from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
+from detrkit.cli.predict_journal import digest
+from detrkit.cli.predict_share import Plan, Share, join_share
 from detrkit.cli.predict_summary import Summary
 from detrkit.cli.preflight import check_model, check_weights
 from detrkit.utils.console import Terminal
 from detrkit.utils.devices import DeviceName
-from detrkit.utils.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError, PeerError
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.memory import is_out_of_memory
 from detrkit.utils.names import full_path
@@ -52,8 +55,9 @@ class Predict:
     predictions.json lists the id, label, name, score, area in pixels and kind of each, and OUT/panoptic has the ids of
     the pixels as PNGs (id = R + 256 G + 65536 B, 0 is void). Images of the same name are numbered. Neither an input
     image nor a file that detrkit did not write is ever overwritten. An image that cannot be read or written is reported
-    and left out; the exit status is then 1. While the model works on some images, the next ones are read and the last
-    ones drawn.
+    and left out; the exit status is then 1. A command that was stopped leaves what is done, and goes on where it was
+    when the same command is run again. Under torchrun and Slurm the processes share the images. While the model works
+    on some images, the next ones are read and the last ones drawn.
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -88,10 +92,12 @@ class Predict:
     def run(self) -> int:
         """Predict, draw, write and print; return 1 if an image could not be read or written."""
         console, errors = Terminal(), Terminal(stderr=True)
+        share = join_share()
         files, left_out = find_images(self.inputs)
         results = Results(full_path(self.out), files, images=self.pictures)
-        results.check()
-        if left_out:
+        if share.first:
+            results.check()
+        if left_out and share.first:
             names = ", ".join(file.name for file in left_out[:_MAX_NAMES])
             more = ", ..." if len(left_out) > _MAX_NAMES else ""
             are = "1 file is no image" if len(left_out) == 1 else f"{len(left_out)} files are no images"
@@ -105,48 +111,69 @@ class Predict:
         if self.size is not None:
             detector = detector.resized(self.size)
         detector.resolve_threshold(self.threshold)  # one message, not one for each image
+        if not share.first:
+            return self._predict_share(detector, share, files, errors)
         results.check(maps=detector.panoptic)
         with FolderLock(results.out):  # else each of two commands would find the other's files in the way
             try:
-                return self._write(detector, results, console, errors)
+                return self._write(detector, results, share, console, errors)
             finally:
                 results.close()
 
-    def _write(self, detector: Detector, results: Results, console: Console, errors: Console) -> int:
+    def _predict_share(self, detector: Detector, share: Share, files: list[Path], errors: Console) -> int:
+        """Predict the share of a process that is not the first one; return its status.
+
+        Raises:
+            DetrkitError: nothing more can be written; what is done is kept.
+        """
+        plan = share.receive(files)
+        # made now: the first process has noted in the manifest what will be written
+        results = Results(full_path(self.out), files, images=self.pictures)
+        results.join(plan.start, share.rank)
+        try:
+            self._predict(detector, results, share.of([files[k] for k in plan.todo]), errors, first=False)
+        finally:
+            results.close()
+        share.finish()
+        return 0
+
+    def _write(self, detector: Detector, results: Results, share: Share, console: Console, errors: Console) -> int:
         """Predict, write and print; return the command's status.
 
         Raises:
             DetrkitError: nothing could be read, or nothing more can be written; what is done is kept.
         """
         files = results.files
-        done = Summary()
         try:
-            results.begin()
-            self._predict(detector, results, done, errors)
+            todo = results.begin(self._settings(detector))
+            if results.restarted:
+                _say(errors, "an unfinished prediction of other weights or settings was here: beginning anew")
+            elif len(todo) < len(files):
+                _say(errors, f"{len(files) - len(todo)} of {len(files)} images were done before: going on")
+            positions = {file: k for k, file in enumerate(files)}
+            share.send(Plan(results.start, [positions[file] for file in todo]), files)
+            self._predict(detector, results, share.of(todo), errors)
+            share.wait()
         except KeyboardInterrupt:  # also of SIGTERM
-            if done:
-                results.save()
-                _say(errors, f"{len(done)} of {len(files)} images are done: {self.out / PREDICTIONS}")
+            if summary := self._keep(results):
+                _say(errors, summary)
+            raise
+        except PeerError:  # which that process says
+            with suppress(DetrkitError):
+                self._keep(results)
             raise
         except DetrkitError as error:
-            if not done:
-                raise
-            summary = f"{len(done)} of {len(files)} images are done"
-            try:
-                results.save()
-            except DetrkitError as second:
-                raise DetrkitError(f"{error}; {summary}, but {second}") from error
-            raise DetrkitError(f"{error}; {summary}: {self.out / PREDICTIONS}") from error
-        except Exception:
-            if done:
-                with suppress(DetrkitError):
-                    results.save()
+            if summary := self._keep(results):
+                raise DetrkitError(f"{error}; {summary}") from error
             raise
-        finally:
-            if not done:
-                with suppress(DetrkitError):
-                    results.forget()
+        except Exception:
+            with suppress(DetrkitError):
+                self._keep(results)
+            raise
+        done = Summary.of(results.records())
         if not done:
+            with suppress(DetrkitError):
+                results.forget()
             raise DetrkitError("no image could be read and written, see above")
         results.save()
         done.print(console, detector, self.threshold, verbose=self.verbose)
@@ -154,19 +181,52 @@ class Predict:
         _say(console, str(self.out / PREDICTIONS))
         return 0 if len(done) == len(files) else 1
 
-    def _predict(self, detector: Detector, results: Results, done: Summary, errors: Console) -> None:
-        """Fill `results`, and `done` with the objects of every image that was written.
+    def _settings(self, detector: Detector) -> dict[str, Any]:
+        """Return what the results depend on: an unfinished prediction with the same goes on."""
+        return {
+            "model": digest(detector),
+            "threshold": self.threshold,
+            "pictures": self.pictures,
+            "version": __version__,
+        }
+
+    def _keep(self, results: Results) -> str:
+        """Save what is done of a prediction that ends early; return a line about it, or "" if nothing is done."""
+        done = len(results.records())
+        if not done:
+            with suppress(DetrkitError):
+                results.forget()
+            return ""
+        summary = f"{done} of {len(results.files)} images are done"
+        advice = "run the same command again to go on"
+        try:
+            results.save(finished=False)
+        except DetrkitError as error:
+            return f"{summary}, but {error}; {advice}"
+        return f"{summary}: {self.out / PREDICTIONS}; {advice}"
+
+    def _predict(
+        self, detector: Detector, results: Results, files: list[Path], errors: Console, *, first: bool = True
+    ) -> None:
+        """Predict images and fill `results`.
+
+        Args:
+            detector: that predicts.
+            results: to write.
+            files: the images.
+            errors: for images that cannot be read or written.
+            first: whether this is the first process, which shows progress and now and then saves.
 
         Raises:
             DetrkitError: nothing can be written any more.
             KeyboardInterrupt: a signal asked to stop.
         """
-        terminal = errors.is_terminal
+        terminal = errors.is_terminal and first
         with SignalWatch() as watch, Progress(console=errors, transient=True, disable=not terminal) as progress:
-            bar = progress.add_task("predicting", total=len(results.files))
+            bar = progress.add_task("predicting", total=len(files))
             with Prefetcher() as prefetcher:
                 read = prefetcher.prefetch(
-                    _read(results.files),
+                    _read(files),
                     max_items=self.batch_size,
                     weight=_bytes,
                     max_weight=_WAITING_BYTES,
@@ -182,16 +242,17 @@ class Predict:
                     try:
                         if isinstance(result, DetrkitError):
                             raise result
-                        self._write_one(file, result, results, done)
+                        self._write_one(file, result, results)
                     except (DetrkitError, MemoryError) as error:
                         if getattr(error.__cause__, "errno", None) in _FULL and not isinstance(result, DetrkitError):
                             raise
                         message = str(error) or "there is not enough memory to draw it"
                         _say(errors, message if str(file) in message else f"{file}: {message}", error=True)
-                    results.save_sometimes()
+                    if first:
+                        results.save_sometimes()
                     progress.advance(bar)
 
-    def _write_one(self, file: Path, result: Detections | PanopticResult, results: Results, done: Summary) -> None:
+    def _write_one(self, file: Path, result: Detections | PanopticResult, results: Results) -> None:
         """Write the predictions of one image.
 
         Raises:
@@ -208,8 +269,7 @@ class Predict:
         if isinstance(result, PanopticResult):
             ids = results.id_map(file, fromarray(result.to_coco()[0]))
             entry = {"ids": ids, "segments": rows}
-        results.add(file, entry)
-        done.add(str(file), [one["name"] for one in rows], result.near_miss)
+        results.add(file, entry, [one["name"] for one in rows], result.near_miss)
 
 
 def _read(files: Sequence[Path]) -> Iterator[tuple[Path, Image | DetrkitError]]:

@@ -7,14 +7,16 @@ import os
 import stat
 import time
 import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from detrkit.cli.predict_journal import Journal, Record, identity
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.existing import missing
 from detrkit.utils.folders import MANIFEST, is_as_noted, note_files, noted_files
-from detrkit.utils.json_stream import JsonStream
+from detrkit.utils.json_stream import JsonStream, entry_text
 from detrkit.utils.names import NAME_BYTES, expanded_path
 
 if TYPE_CHECKING:
@@ -125,7 +127,8 @@ class Results:
     """Writer of the output folder: drawn images, id maps and predictions.json; it overwrites no other file.
 
     An input image, or a file that detrkit did not write, is never written to. The manifest of the folder lists what
-    detrkit wrote.
+    detrkit wrote. What is done is recorded image by image (`Journal`) until predictions.json has all of it, so that a
+    command that was stopped, however it ended, goes on where it was; several processes write records side by side.
 
     Args:
         out: the folder.
@@ -134,6 +137,7 @@ class Results:
 
     Attributes:
         stems: see `output_stems`.
+        restarted: whether an unfinished prediction with other settings was left behind.
     """
 
     def __init__(self, out: Path, files: list[Path], *, images: bool = True) -> None:
@@ -145,7 +149,11 @@ class Results:
         self._noted = noted_files(out)
         self._coming: set[str] = set()  # names that were checked
         self._written: set[str] = set()  # by this command; also what was about to be written when it was stopped
-        self._entries: JsonStream | None = None  # from `begin` on
+        self._journal = Journal(out)
+        self._names: dict[Path, list[str]] = {}  # written for an image
+        self._start = 0  # which start of the prediction this is
+        self._kept: set[str] = set()  # images that an earlier start has done
+        self.restarted = False
         self._next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
 
     def check(self, *, maps: bool = False) -> None:
@@ -168,29 +176,77 @@ class Results:
         for name in names:
             self._refuse(name)
         self._coming = set(names)
+        self._journal.settings()
 
-    def begin(self) -> None:
-        """Note in the manifest what was checked and will be written, in case the command is killed.
+    def begin(self, settings: Mapping[str, Any] | None = None) -> list[Path]:
+        """Begin, or go on with an unfinished prediction of the same settings.
+
+        What was checked and will be written is noted in the manifest, in case the command is killed.
+
+        Args:
+            settings: whatever changes the results.
+
+        Returns:
+            The images that are not done yet; one that was changed since is not done.
 
         Raises:
-            DetrkitError: it cannot be written.
+            DetrkitError: something cannot be written.
         """
+        wanted = dict(settings or {})
+        unfinished = self._journal.settings()
         note_files(self.out, (), coming=self._coming)
-        self._entries = JsonStream(self.out / PREDICTIONS)
+        self.restarted = unfinished not in (None, wanted)
+        if self.restarted:
+            self._journal.remove()
+        if unfinished != wanted:
+            self._journal.begin(wanted)
+        self._kept = {
+            str(file)
+            for file, record in self.records(self._journal.records()).items()
+            if record.identity == identity(file) and all((self.out / name).is_file() for name in record.names)
+        }
+        self._start = self._journal.starts() + 1
+        self._journal.open(self._start, 0)
+        return [file for file in self.files if str(file) not in self._kept]
+
+    @property
+    def start(self) -> int:
+        """Which start of the prediction this is, for `join`."""
+        return self._start
+
+    def join(self, start: int, rank: int) -> None:
+        """Write records beside those of the first process, which has begun.
+
+        Raises:
+            DetrkitError: they cannot be written.
+        """
+        self._start = start
+        self._journal.open(start, rank)
+
+    def records(self, found: Mapping[str, Record] | None = None) -> dict[Path, Record]:
+        """Return what is done, by all processes and earlier starts, in the order of the images."""
+        done: dict[Path, Record] = {}
+        records = self._journal.records() if found is None else found
+        for file in self.files:
+            record = records.get(str(file))
+            if record is None or record.stem != self.stems[file]:
+                continue
+            if found is not None or record.start == self._start or str(file) in self._kept:
+                done[file] = record
+        return done
 
     def forget(self) -> None:
-        """Remove from the manifest the files that were not written, and discard entries that were not saved.
+        """Remove from the manifest the files that were not written, and the records.
 
         Raises:
             DetrkitError: it cannot be written.
         """
-        self.close()
+        self._journal.remove()
         note_files(self.out, self._written)
 
     def close(self) -> None:
-        """Remove the temporary file of entries that were not saved."""
-        if self._entries is not None:
-            self._entries.discard()
+        """Close the records of this process."""
+        self._journal.close()
 
     def _refuse(self, name: str, *, unnoted: bool = False) -> None:
         """Check that writing a file of the folder does not overwrite one that detrkit did not write.
@@ -222,7 +278,7 @@ class Results:
             DetrkitError: it cannot be written.
         """
         suffix = _suffix(file) if max(image.size) <= JPEG_MAX_SIDE else ".png"
-        self._write(self.stems[file] + suffix, image)
+        self._write(file, self.stems[file] + suffix, image)
 
     def id_map(self, file: Path, ids: Image.Image) -> str:
         """Write the PNG of segment ids; return its name in the folder.
@@ -231,10 +287,10 @@ class Results:
             DetrkitError: it cannot be written.
         """
         name = f"{MAPS}/{self.stems[file]}.png"
-        self._write(name, ids)
+        self._write(file, name, ids)
         return name
 
-    def _write(self, name: str, image: Image.Image) -> None:
+    def _write(self, file: Path, name: str, image: Image.Image) -> None:
         from detrkit.utils.image_files import image_bytes
 
         self._refuse(name)
@@ -244,29 +300,53 @@ class Results:
         except (OSError, ValueError) as error:
             raise DetrkitError(f"cannot write {self.out / name}: {error}") from error
         self._written.add(name)
+        self._names.setdefault(file, []).append(name)
         write_atomic(self.out / name, content, durable=False)
 
-    def add(self, file: Path, entry: Any) -> None:
-        """Add the predictions of an image to predictions.json; memory does not grow with the number of images.
+    def add(self, file: Path, entry: Any, objects: Sequence[str] = (), near_miss: Sequence[Any] | None = None) -> None:
+        """Record the predictions of an image; memory does not grow with their size.
+
+        Args:
+            file: the image, whose pictures are written.
+            entry: of predictions.json.
+            objects: class of each object or segment, for the summary.
+            near_miss: likewise, of an image without any.
 
         Raises:
             DetrkitError: it cannot be written.
         """
-        self._stream().add(str(file), entry)
+        fields = {
+            "stem": self.stems[file],
+            "names": self._names.pop(file, []),
+            "identity": identity(file),
+            "objects": list(objects),
+            "near_miss": None if near_miss is None else list(near_miss),
+        }
+        self._journal.add(str(file), entry_text(str(file), entry), fields)
 
-    def save(self) -> None:
-        """Give predictions.json its name and write the manifest. Nothing can be added afterwards.
+    def save(self, *, finished: bool = True) -> None:
+        """Write predictions.json and the manifest.
+
+        Args:
+            finished: there is nothing to go on with; the records are removed.
 
         Raises:
             DetrkitError: they cannot be written.
         """
         self._refuse(PREDICTIONS)
         self._written.add(PREDICTIONS)
-        self._stream().finish()
-        note_files(self.out, self._written)
+        done = self.records()
+        with JsonStream(self.out / PREDICTIONS) as stream:
+            for record in done.values():
+                stream.add_text(record.text())
+            stream.finish()
+        written = self._written.union(*(record.names for record in done.values()))
+        if finished:
+            self._journal.remove()
+        note_files(self.out, written, coming=() if finished else self._coming - written)
 
     def save_sometimes(self) -> None:
-        """Write a copy of predictions.json so far if some time has passed since the last one, in case of a kill -9.
+        """Write predictions.json so far if some time has passed since the last one, in case of a kill -9.
 
         Raises:
             DetrkitError: it cannot be written.
@@ -274,17 +354,9 @@ class Results:
         began = time.monotonic()
         if began < self._next_save:
             return
-        self._refuse(PREDICTIONS)
-        self._written.add(PREDICTIONS)
-        self._stream().publish()
-        note_files(self.out, self._written, coming=self._coming - self._written)
+        self.save(finished=False)
         ended = time.monotonic()
         self._next_save = ended + max(_SECONDS_BETWEEN_SAVES, 50 * (ended - began))  # 2 % of the time, at most
-
-    def _stream(self) -> JsonStream:
-        if self._entries is None:
-            raise RuntimeError("call begin() first")
-        return self._entries
 
 
 def _suffix(file: Path) -> str:

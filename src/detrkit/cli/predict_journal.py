@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -36,17 +35,24 @@ class Record(NamedTuple):
         stem: name of its results without suffix.
         names: files that were written for it, in the output folder.
         identity: size in bytes and time of change in ns of the image, as it was read.
-        objects: number of objects by name.
+        objects: class of each object or segment.
+        near_miss: fields of the `NearMiss` where there are none, or None.
         file, offset, length: where its part of predictions.json is.
     """
 
     stem: str
     names: list[str]
     identity: list[int] | None
-    objects: Counter[str]
+    objects: list[str]
+    near_miss: list[Any] | None
     file: Path
     offset: int
     length: int
+
+    @property
+    def start(self) -> int:
+        """Which start of the prediction has made it."""
+        return _numbers(self.file)[0]
 
     def text(self) -> bytes:
         """Return its part of predictions.json."""
@@ -95,8 +101,7 @@ class Journal:
 
     def starts(self) -> int:
         """Return how many times processes have begun to write records."""
-        numbers = [file.name.partition("-")[0] for file in self.folder.glob(f"*{_RECORDS}")]
-        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+        return max((_numbers(file)[0] for file in self.folder.glob(f"*{_RECORDS}")), default=0)
 
     def open(self, start: int, rank: int) -> None:
         """Make this process's file of records.
@@ -125,8 +130,7 @@ class Journal:
     def records(self) -> dict[str, Record]:
         """Read the complete records by image; of several of one image the latest start's."""
         found: dict[str, Record] = {}
-        files = self.folder.glob(f"*{_RECORDS}")
-        for file in sorted(files, key=lambda f: [int(n) if n.isdecimal() else 0 for n in f.stem.split("-")]):
+        for file in sorted(self.folder.glob(f"*{_RECORDS}"), key=_numbers):
             found.update(_records_of(file))
         return found
 
@@ -142,6 +146,12 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _numbers(file: Path) -> tuple[int, int]:
+    """Return start and rank, which a file of records is named by."""
+    start, _, rank = file.stem.partition("-")
+    return (int(start), int(rank)) if start.isdecimal() and rank.isdecimal() else (0, 0)
+
+
 def _records_of(file: Path) -> Iterable[tuple[str, Record]]:
     """Yield the complete records of a file; what a killed process half wrote, and what follows it, is left out."""
     with file.open("rb") as lines:
@@ -155,7 +165,8 @@ def _records_of(file: Path) -> Iterable[tuple[str, Record]]:
                     head["stem"],
                     head["names"],
                     head["identity"],
-                    Counter(head["objects"]),
+                    head["objects"],
+                    head["near_miss"],
                     file,
                     offset,
                     head["length"],

@@ -14,8 +14,10 @@ from detrkit.utils.messages import names_and_more
 from detrkit.utils.visible import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
+    from detrkit.cli.predict_journal import Record
     from detrkit.detector import Detector
     from detrkit.structures.detections import NearMiss
 
@@ -39,6 +41,17 @@ class Summary:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.counts)
+
+    @classmethod
+    def of(cls, records: Mapping[Path, Record]) -> Summary:
+        """Return the summary of the images that are done."""
+        from detrkit.structures.detections import NearMiss
+
+        summary = cls()
+        for file, record in records.items():
+            miss = None if record.near_miss is None else NearMiss(*record.near_miss)
+            summary.add(str(file), record.objects, miss)
+        return summary
 
     def add(self, file: str, names: Sequence[str], near_miss: NearMiss | None) -> None:
         """Add an image.

@@ -14,6 +14,11 @@ from detrkit.utils.atomic import atomic_file, write_errors
 _END = b"\n}\n"
 
 
+def entry_text(key: str, value: Any) -> bytes:
+    """Format an entry of an object as `json.dumps(..., indent=1)` does, without the braces."""
+    return json.dumps({key: value}, indent=1)[1:-2].encode()
+
+
 class JsonStream:
     """A context that writes `{key: value, ...}` as `json.dumps(..., indent=1)` does, under a temporary name.
 
@@ -57,7 +62,14 @@ class JsonStream:
         Raises:
             WriteError: it cannot be written; the entries before it are.
         """
-        text = json.dumps({key: value}, indent=1)[1:-2].encode()  # without the braces
+        self.add_text(entry_text(key, value))
+
+    def add_text(self, text: bytes) -> None:
+        """Write an entry as `entry_text` formats it.
+
+        Raises:
+            WriteError: it cannot be written; the entries before it are.
+        """
         data = (b"," if self.count else b"{") + text
         with write_errors(self.path):
             try:

@@ -47,6 +47,7 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 # pathlib turns hf:// into hf:/
 _NAME = re.compile(rf"(?P<scheme>hf:/{{1,2}})?(?P<repository>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _FILES = (".pth", ".pt", ".bin", ".safetensors", ".pdparams", ".json", ".npz", ".yaml", ".csv")
+_said: set[str] = set()  # local names of which it was said that they are taken before the Hub's
 _SHA256 = re.compile(r"[0-9a-f]{64}")  # what the Hub calls a file of weights, and its cache too
 
 
@@ -83,7 +84,8 @@ def hub_name(text: str | Path) -> HubName | None:
         here = os.path.lexists(path) or path.parent.is_dir()
     except OSError:
         return None
-    if here and name.repository in KNOWN:
+    if here and name.repository in KNOWN and str(text) not in _said:
+        _said.add(str(text))
         log.warning("%s: taken is what is here under this name; %s%s is the model on the Hub", path, SCHEME, name)
     return None if here or path.suffix.lower() in _FILES else name
 
