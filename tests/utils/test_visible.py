@@ -13,7 +13,7 @@ import pytest
 from rich.table import Table
 
 from detrkit.cli import main
-from detrkit.cli.predict import _print as print_found
+from detrkit.cli.predict_summary import Summary
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.evaluation import DetectionGroundTruth, confusion_matrix, evaluate_detections, write_report
 from detrkit.study.config import Member, StudyConfig
@@ -77,7 +77,8 @@ def test_terminal(color):
 
 def test_table_of_predict():
     file = io.StringIO()
-    print_found({name: Counter([name]) for name in NAMES}, Terminal(file=file, width=200))
+    found = Summary({name: Counter([name]) for name in NAMES})
+    Terminal(file=file, width=200).print(found.table(segments=False, verbose=True))
     for name in NAMES:
         assert file.getvalue().count(one_line(name)) == 2
 

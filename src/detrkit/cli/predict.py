@@ -58,6 +58,14 @@ class Predict:
     and left out; the exit status is then 1. A command that was stopped leaves what is done, and goes on where it was
     when the same command is run again. Under torchrun and Slurm the processes share the images. While the model works
     on some images, the next ones are read and the last ones drawn.
+
+    Such as:
+
+    detrkit predict runs/first photos
+
+    detrkit predict detr-r50 street.jpg --threshold 0.7 --out found
+
+    detrkit predict runs/first 'photos/**/*.jpg' --no-pictures
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
