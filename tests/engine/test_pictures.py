@@ -79,9 +79,10 @@ class Clock:
 def test_pictures_take_a_small_share_of_the_time(monkeypatch, tmp_path):
     clock = Clock(monkeypatch, tmp_path)
     clock.epochs(100)
-    examples = [when for name, when in clock.drawn if name == "_examples"]
-    assert examples[0] == 61.0  # 2.4 s are expected: 4 percent of 60 s
-    assert 30 < len(examples) <= 0.04 * clock.now + 1
+    curves, examples = ([when for name, when in clock.drawn if name == kind] for kind in ("_curves", "_examples"))
+    assert examples[0] == 20.5  # 0.4 s are expected, the evaluation of 8 of 20 images: 2.5 percent of 16 s
+    assert 40 < curves[0] <= 51  # 1 s is expected of the first curves
+    assert len(clock.drawn) * 0.5 <= 0.05 * clock.now and min(len(curves), len(examples)) > 30
     assert sorted(p.name for p in tmp_path.iterdir()) == ["examples.png", "training.png"]
 
 

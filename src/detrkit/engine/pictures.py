@@ -23,8 +23,8 @@ from detrkit.utils.visible import first_line
 if TYPE_CHECKING:
     from detrkit.engine.training import RunResult
 
-TIME_SHARE = 0.04  # of a run, which the pictures after evaluations may take
-FIRST_SECONDS = 2.0  # of the first curves, with the import of matplotlib, on a slow core
+TIME_SHARE = 0.025  # of a run's time, for each of the two pictures after evaluations: a cheap one starves no other
+FIRST_SECONDS = 1.0  # of the first curves, on a slow core
 EXAMPLES = 8  # images of the sheet; each is predicted by itself
 
 
@@ -32,8 +32,8 @@ class RunPictures(Callback):
     """Pictures in a run's folder: labels.png, first_batch.png, training.png and examples.png.
 
     The first two are drawn when a run starts (a second or two). The curves and the sheet are drawn after an evaluation
-    if all of these drawings take at most 4 percent of the run's time: every time with epochs of a minute, now and then
-    with epochs of seconds. The report draws the last two again, those of the best checkpoint.
+    if all of these drawings take at most 5 percent of the run's time, half of it each: every time with epochs of some
+    minutes, now and then with epochs of seconds. The report draws the last two again, those of the best checkpoint.
 
     A picture that cannot be drawn never ends a run: the error is printed once, and the run goes on without pictures.
 
@@ -44,8 +44,8 @@ class RunPictures(Callback):
     def __init__(self, logs: RunLogs) -> None:
         self._logs = logs
         self._on = True
-        self._spent = 0.0  # seconds, on the pictures after evaluations
-        self._last: float | None = None  # seconds that the last of these took
+        self._spent: dict[str, float] = {}  # seconds, on each of the pictures after evaluations
+        self._seconds: dict[str, float] = {}  # of each of these, the last time
 
     def on_run_start(self, run: RunView) -> None:
         """Draw labels.png, unless the run is resumed."""
@@ -62,21 +62,28 @@ class RunPictures(Callback):
             self._write(run, "first_batch.png", lambda: image_bytes(sheet()))
 
     def on_epoch_end(self, run: RunView, row: Mapping[str, Any]) -> None:
-        """Draw training.png, and after an evaluation examples.png, if there is time for them."""
-        evaluated = "val/seconds" in row and run.val_data is not None and len(run.val_data) > 0
-        expected = self._last
-        if expected is None:
-            expected = FIRST_SECONDS
-            if evaluated and run.val_data is not None:
-                expected += EXAMPLES * row["val/seconds"] / len(run.val_data)
-        if self._spent + expected > TIME_SHARE * run.seconds:
+        """Draw training.png, and after an evaluation examples.png, if there is time for each."""
+        self._draw_in_time(run, "training.png", lambda: _curves(run.folder), FIRST_SECONDS)
+        if "val/seconds" in row and run.val_data is not None and len(run.val_data) > 0:
+            expected = EXAMPLES * row["val/seconds"] / len(run.val_data)
+            self._draw_in_time(run, "examples.png", lambda: _examples(run), expected)
+
+    def _draw_in_time(self, run: RunView, name: str, draw: Callable[[], bytes], expected: float) -> None:
+        """Draw a picture if that takes no more than its share of the run's time.
+
+        Args:
+            run: the run.
+            name: of the picture.
+            draw: draws it.
+            expected: seconds that it takes at the first time; later as many as at the last.
+        """
+        spent = self._spent.get(name, 0.0)
+        if spent + self._seconds.get(name, expected) > TIME_SHARE * run.seconds:
             return
         began = time.perf_counter()
-        self._write(run, "training.png", lambda: _curves(run.folder))
-        if evaluated:
-            self._write(run, "examples.png", lambda: _examples(run))
-        self._last = time.perf_counter() - began
-        self._spent += self._last
+        self._write(run, name, draw)
+        self._seconds[name] = time.perf_counter() - began
+        self._spent[name] = spent + self._seconds[name]
 
     def on_run_end(self, run: RunView, result: RunResult) -> None:
         """Draw training.png of a run without a report; log the pictures of the report."""
