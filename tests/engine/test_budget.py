@@ -7,6 +7,7 @@ import pytest
 from detrkit.config import load_config
 from detrkit.engine import budget, pace, planning, train
 from detrkit.engine.budget import Plan, Rates, plan
+from detrkit.engine.resuming import adapted_fields, as_adapted
 from helpers.tiny import losses, tiny_config
 
 
@@ -81,3 +82,17 @@ def test_a_slower_machine_ends_in_time_with_a_report_and_goes_on(shapes, tmp_pat
     assert "give --resume more of them" in capsys.readouterr().out
     train(written.changed(run={"minutes": 0.25}), resume=True)
     assert len(losses(tmp_path / "run")) > len(before)
+
+
+def test_a_run_is_resumed_with_the_settings_it_was_started_with(tmp_path):
+    given = tiny_config(tmp_path, tmp_path, optim={"epochs": 30, "warmup_steps": 50}, run={"minutes": 5.0})
+    saved = given.changed(
+        data={"epoch_images": 40}, optim={"epochs": 3, "warmup_steps": 3}, run={"eval_every": 2, "out": "elsewhere"}
+    )
+    adapted = adapted_fields(given, shorten_warmup=False)
+    assert as_adapted(given, saved, adapted) == saved.changed(run={"out": given.run.out})
+    longer = saved.changed(optim={"epochs": 9}, run={"minutes": 9.0})
+    assert as_adapted(longer, saved, adapted) == longer
+    plain = given.changed(run={"minutes": None})
+    assert adapted_fields(plain, shorten_warmup=False) == {"optim": ()}
+    assert as_adapted(plain, plain.changed(optim={"lr": 0.5}), {"optim": ()}) == plain  # refused later

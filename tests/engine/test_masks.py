@@ -110,8 +110,8 @@ def interrupt_at(patch, folder: str, step: int) -> None:
     """SIGTERM when a step of the run in a folder has been logged."""
     logged = Trainer._log_step
 
-    def log_and_signal(self, values, board):
-        logged(self, values, board)
+    def log_and_signal(self, values):
+        logged(self, values)
         if self.folder.name == folder and self.progress.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 

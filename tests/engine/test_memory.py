@@ -40,8 +40,8 @@ def test_peak_of_an_epoch_outlives_an_interruption(shapes, tmp_path, monkeypatch
     config = tiny_config(shapes, tmp_path / "run")
     logged = Trainer._log_step
 
-    def stop_at_third(self, values, board):
-        logged(self, values, board)
+    def stop_at_third(self, values):
+        logged(self, values)
         if self.progress.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 

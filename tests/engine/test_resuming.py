@@ -229,7 +229,7 @@ def test_a_run_in_two_steps_that_left_no_state_starts_again(tmp_path, monkeypatc
         run={"threshold": 0.1},
     )
 
-    def power_cut(self, values, board):
+    def power_cut(self, values):
         raise SystemExit
 
     with monkeypatch.context() as patch:

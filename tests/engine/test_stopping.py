@@ -162,8 +162,8 @@ def test_an_overfitted_run_is_not_trained_on_when_its_report_is_written_again(sh
 def test_a_second_ctrl_c_stops_at_once(shapes, tmp_path, monkeypatch):
     logged = Trainer._log_step
 
-    def twice(self, values, board):
-        logged(self, values, board)
+    def twice(self, values):
+        logged(self, values)
         if self.progress.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)

@@ -32,8 +32,8 @@ def _interrupt_at(monkeypatch, step: int, number: int) -> None:
     """Sends the process a signal when a step has been logged."""
     logged = Trainer._log_step
 
-    def log_and_signal(self, values, board):
-        logged(self, values, board)
+    def log_and_signal(self, values):
+        logged(self, values)
         if self.progress.step == step:
             os.kill(os.getpid(), number)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -51,7 +51,46 @@ class Beginning(NamedTuple):
     state: dict[str, Any] | None
 
 
-def begin(config: TrainConfig, *, resume: bool, held: ExitStack) -> Beginning:
+def adapted_fields(config: TrainConfig, *, shorten_warmup: bool) -> dict[str, tuple[str, ...]]:
+    """Return section -> names of the settings that a run may have adapted before its first step.
+
+    Args:
+        config: as given.
+        shorten_warmup: as `train`.
+    """
+    optim: tuple[str, ...] = ("warmup_steps",) if shorten_warmup else ()
+    if config.run.minutes is None and not config.run.overfit:
+        return {"optim": optim}
+    optim = ("warmup_steps", "epochs", "mask_epochs", "lr_drop", "mask_lr_drop")
+    if config.run.overfit:
+        optim += ("schedule", "accumulate", "ema")
+    return {"data": ("epoch_images",), "optim": optim, "run": ("eval_every", "minutes")}
+
+
+def as_adapted(config: TrainConfig, saved: TrainConfig, adapted: Mapping[str, Sequence[str]]) -> TrainConfig:
+    """Return the settings of a resumed run as they were adapted before its first step.
+
+    A program, or torchrun after a failure, resumes with the settings that it started with. Settings of which nothing
+    that matters differs, such as those of `detrkit train --resume` with more epochs, stay.
+
+    Args:
+        config: as given.
+        saved: of the run's config.yaml.
+        adapted: as `adapted_fields`.
+    """
+    if first_difference(saved, config) is None:
+        return config
+    values: dict[str, dict[str, Any]] = {
+        part: {name: getattr(getattr(saved, part), name) for name in names} for part, names in adapted.items()
+    }
+    if config.run.minutes is not None and "run" in values:  # more of them go on for longer
+        values["run"]["minutes"] = config.run.minutes
+    return config.changed(**values)
+
+
+def begin(
+    config: TrainConfig, *, resume: bool, held: ExitStack, adapted: Mapping[str, Sequence[str]] | None = None
+) -> Beginning:
     """Lock a run's folder, check that it may be written, and launch the processes of the run.
 
     The first process checks; if it refuses, the others end too.
@@ -60,6 +99,7 @@ def begin(config: TrainConfig, *, resume: bool, held: ExitStack) -> Beginning:
         config: of the run.
         resume: whether to resume the run in the folder.
         held: holds the lock until it is closed.
+        adapted: as `adapted_fields`.
 
     Raises:
         DetrkitError: another process writes the folder; it holds a run that is not to be resumed, or another one; its
@@ -72,9 +112,11 @@ def begin(config: TrainConfig, *, resume: bool, held: ExitStack) -> Beginning:
         if not resume and _restarted(folder):
             console.print(f"attempt {attempt() + 1} of torchrun goes on with its run in {folder}")
             resume = True
-        _look(config, resume=resume)  # a folder that is refused is left as it is
+        _look(config, resume=resume, adapted=adapted or {})  # a folder that is refused is left as it is
         held.enter_context(FolderLock(folder))
-        _look_inside(config, folder, resume=resume)  # another process may have written there in the meantime
+        _look_inside(
+            config, folder, resume=resume, adapted=adapted or {}
+        )  # another process may have written there in the meantime
         place = saved_in(folder) if resume else None
         if place is not None:
             state = load_state(folder / place / "last.pt")
@@ -131,7 +173,7 @@ def _restarted(folder: Path) -> bool:
     return f"{STARTED_BY}{agent}" in lines
 
 
-def _look(config: TrainConfig, *, resume: bool) -> None:
+def _look(config: TrainConfig, *, resume: bool, adapted: Mapping[str, Sequence[str]]) -> None:
     """Check the folder of a run.
 
     Raises:
@@ -139,7 +181,7 @@ def _look(config: TrainConfig, *, resume: bool) -> None:
             settings; else: it holds one, or other files that a run would overwrite.
     """
     try:
-        _look_inside(config, Path(config.run.out), resume=resume)
+        _look_inside(config, Path(config.run.out), resume=resume, adapted=adapted)
     except DetrkitError:
         if (Path(config.run.out) / LOCK).exists():
             with FolderLock(config.run.out):  # raises the name of the process that writes there, which helps more
@@ -147,24 +189,25 @@ def _look(config: TrainConfig, *, resume: bool) -> None:
         raise
 
 
-def _look_inside(config: TrainConfig, folder: Path, *, resume: bool) -> None:
+def _look_inside(config: TrainConfig, folder: Path, *, resume: bool, adapted: Mapping[str, Sequence[str]]) -> None:
     if not resume:
         check_free(folder)
         return
     if folder.exists() and not folder.is_dir():
         raise DetrkitError(f"{folder} is a file: choose another --out")
-    _check_same(config, folder)
+    _check_same(config, folder, adapted)
     if (folder / "best.safetensors").exists() and saved_in(folder) is None:
         quoted = shlex.quote(str(folder))
         raise DetrkitError(f"{folder}: its last.pt is gone: nothing to resume; start anew with --init-from {quoted}")
 
 
-def _check_same(config: TrainConfig, folder: Path) -> None:
+def _check_same(config: TrainConfig, folder: Path, adapted: Mapping[str, Sequence[str]]) -> None:
     """Check that no setting of a resumed run has changed that would make it another run."""
     saved = folder / "config.yaml"
     if not saved.exists():
         raise DetrkitError(f"{folder}: no config.yaml, so no run of detrkit to resume")
-    difference = first_difference(load_config(saved), config)
+    before = load_config(saved)
+    difference = first_difference(before, as_adapted(config, before, adapted))
     if difference is not None:
         raise DetrkitError(
             f"{saved}: {difference}: a resumed run keeps its settings; to change them start a new one with --init-from"

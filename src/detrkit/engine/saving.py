@@ -40,6 +40,7 @@ def training_state(trainer: Trainer) -> dict[str, Any] | None:
         "generators": generators,
         "world_size": trainer.world,
         "progress": vars(trainer.progress).copy(),
+        "elapsed": trainer.pace.gone,
     }
 
 

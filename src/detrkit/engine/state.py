@@ -44,7 +44,6 @@ class Progress:
         seconds: time spent on the steps of this epoch.
         memory: peak memory of these steps so far, MiB.
         learned: with overfit: AP50 or PQ of the last evaluation, -1 before the first.
-        elapsed: seconds since the run began, without those between an interruption and its continuation.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -60,7 +59,6 @@ class Progress:
     seconds: Amount = 0.0
     memory: Amount = 0.0
     learned: Annotated[float, Field(strict=True, allow_inf_nan=True)] = -1.0
-    elapsed: Amount = 0.0
 
 
 class _Parts(TypedDict):
@@ -105,7 +103,7 @@ class _Generators(TypedDict):
 
 @with_config(_TENSORS)
 class TrainingState(TypedDict):
-    """Content of last.pt; that of earlier versions has no data."""
+    """Content of last.pt; that of earlier versions has no data, and no seconds since the run began (elapsed)."""
 
     format: Literal["detrkit-training-state"]
     spec: Any  # `ModelSpec` checks it
@@ -118,6 +116,7 @@ class TrainingState(TypedDict):
     generators: list[_Generators]
     world_size: Annotated[int, Field(strict=True, ge=1, le=10**6)]
     progress: Progress
+    elapsed: NotRequired[Amount]
 
 
 def rng_state() -> dict[str, Any]:

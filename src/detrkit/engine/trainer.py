@@ -351,7 +351,6 @@ class Trainer:
         place = self.progress.epoch, self.progress.batch
         if place == self._saved:
             return
-        self.progress.elapsed = self.pace.gone
         state = training_state(self)
         if state is not None:
             save_state(self.folder / "last.pt", state)
@@ -365,8 +364,8 @@ class Trainer:
             DetrkitError: a state of another number of processes or of other settings.
         """
         restore(self, state)
+        self.pace.went(state.get("elapsed", 0.0))
         progress = self.progress
-        self.pace.went(progress.elapsed)
         self._saved = progress.epoch, progress.batch
         if self.main:
             self.steps_log.keep_before(progress.step + 1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from detrkit.config import TrainConfig
+from detrkit.config import TrainConfig, load_config
 from detrkit.data.memory import is_path, path_or_name
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
@@ -31,7 +31,7 @@ from detrkit.engine.pictures import RunPictures
 from detrkit.engine.planning import Materials, Session, make_materials, planned
 from detrkit.engine.processes import BEFORE_FIRST_STEP, StopSignals
 from detrkit.engine.relations import check_config
-from detrkit.engine.resuming import begin, check_same_data
+from detrkit.engine.resuming import adapted_fields, as_adapted, begin, check_same_data
 from detrkit.engine.run_files import naming_last_state, saved_in
 from detrkit.engine.setup import Splits
 from detrkit.engine.timekeeping import TimeKeeper
@@ -115,11 +115,19 @@ def train(
     stop.last_words = lambda: str(_interrupted(signal.SIGINT, folder, "at once"))
     try:
         with stop, ExitStack() as held, naming_last_state(folder):
-            fabric, place, state = begin(config, resume=resume, held=held)
+            adapted = adapted_fields(config, shorten_warmup=shorten_warmup)
+            fabric, place, state = begin(config, resume=resume, held=held, adapted=adapted)
             stop.join(fabric.world_size)
             session, materials = Session(fabric, stop, callbacks, pace, folder, data, list(reasons)), None
             if place is None and not resume:
                 config, materials = planned(config, session, shorten_warmup=shorten_warmup)
+            elif fabric.global_rank == 0:
+                config = as_adapted(config, load_config(folder / "config.yaml"), adapted)
+            if place is not None or resume:  # the other processes need not see the folder
+                values = {
+                    part: {name: getattr(getattr(config, part), name) for name in adapted[part]} for part in adapted
+                }
+                config = config.changed(**fabric.broadcast(values))
             pace.budget = None if config.run.minutes is None else 60 * config.run.minutes
             if config.optim.mask_epochs:
                 return _run_in_two_phases(config, session, place, state, materials)
