@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 
-import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 
 from detrkit.cli import main
 from detrkit.engine.fine_tune import load_first_weights
@@ -43,10 +43,10 @@ def model(tmp_path_factory):
 
 def point_to(url, monkeypatch):
     """As HF_ENDPOINT does, which huggingface_hub reads when it is imported."""
-    template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
-    before = huggingface_hub.constants.ENDPOINT
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(before, url))
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+    before = constants.ENDPOINT
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(before, url))
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def server(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with hub({NAME: dict(model[1])}) as running:
         point_to(running.url, monkeypatch)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield running
 
 
@@ -68,7 +68,10 @@ def server(model, tmp_path, monkeypatch):
         ("hf://facebook/detr-resnet-50", HubName("facebook/detr-resnet-50", None)),
         ("a/b@refs/pr/3", HubName("a/b", "refs/pr/3")),
         *((path, None) for path in ("best.safetensors", "a/b.pth", "a/b/c", "./a/b", "/a/b", "a/b.safetensors", "~/a")),
-        *((path, None) for path in ("detr-r50", "a/", "../a", "a b/c", "a/b@", "a/é", "a/-")),
+        *(
+            (path, None)
+            for path in ("runs/first", "checkpoints/best", "detr-r50", "a/", "../a", "a b/c", "a/b@", "a/é", "a/-")
+        ),
     ],
 )
 def test_names(text, name, tmp_path, monkeypatch):
@@ -104,7 +107,7 @@ def test_a_model_is_downloaded_once_and_is_the_same(server, model, capsys):
 def test_the_cache_does_without_a_network(server, monkeypatch):
     load_any(NAME)
     asked = len(server.requests)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     load_any(NAME)
     assert len(server.requests) == asked
     with pytest.raises(DownloadError, match=r"somebody/other: no such file or folder, and .*HF_HUB_OFFLINE is set"):
@@ -113,7 +116,7 @@ def test_the_cache_does_without_a_network(server, monkeypatch):
 
 def test_a_cut_download_goes_on(server, model, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is kept of a cut connection
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is kept of a cut connection
     server.cut = [10_000, 5_000]
     load_any(NAME)
     ranges = [begin for method, file, begin in server.requests if method == "GET" and file == "model.safetensors"]

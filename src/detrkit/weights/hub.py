@@ -47,6 +47,8 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 # pathlib turns hf:// into hf:/
 _NAME = re.compile(rf"(?P<scheme>hf:/{{1,2}})?(?P<repository>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _FILES = (".pth", ".pt", ".bin", ".safetensors", ".pdparams", ".json", ".npz", ".yaml", ".csv")
+# folders that many projects have: a path in one that is not there is a mistake, not a question for the Hub
+_FOLDERS = ("runs", "checkpoints", "weights", "models", "output", "outputs", "data")
 _said: set[str] = set()  # local names of which it was said that they are taken before the Hub's
 _SHA256 = re.compile(r"[0-9a-f]{64}")  # what the Hub calls a file of weights, and its cache too
 
@@ -71,7 +73,7 @@ def hub_name(text: str | Path) -> HubName | None:
     """Return the repository that a checkpoint's name stands for, or None for a path.
 
     A file or folder of that name is taken before the Hub, and so is everything in a folder that is there: a mistyped
-    `runs/frist` is no question for the Hub. "hf://owner/name" always means the Hub.
+    `runs/frist` is no question for the Hub, also before there are any runs. "hf://owner/name" always means the Hub.
     """
     match = _NAME.fullmatch(str(text))
     if match is None:
@@ -87,7 +89,8 @@ def hub_name(text: str | Path) -> HubName | None:
     if here and name.repository in KNOWN and str(text) not in _said:
         _said.add(str(text))
         log.warning("%s: taken is what is here under this name; %s%s is the model on the Hub", path, SCHEME, name)
-    return None if here or path.suffix.lower() in _FILES else name
+    local = here or path.parts[0].lower() in _FOLDERS or path.suffix.lower() in _FILES
+    return None if local else name
 
 
 def download_checkpoint(name: HubName) -> Path:
