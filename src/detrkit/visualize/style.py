@@ -25,7 +25,7 @@ def style_axes(ax: Axes) -> Axes:
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_color(GRID_COLOR)
-    ax.tick_params(colors=LABEL_COLOR, labelsize=9, length=3, color=GRID_COLOR)
+    ax.tick_params(which="both", colors=LABEL_COLOR, labelsize=9, length=3, color=GRID_COLOR)
     ax.grid(color=GRID_COLOR, linewidth=0.6, alpha=0.7)
     ax.set_axisbelow(True)
     return ax
