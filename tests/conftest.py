@@ -23,6 +23,8 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items) -> None:
+    # long tests first: at the end one worker would be alone with them
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

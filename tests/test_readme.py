@@ -36,6 +36,7 @@ def test_python_names_exist():
     assert all(hasattr(detrkit, n) for n in names)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_quickstart_trains_a_detector(tmp_path):
     """Random weights to AP50 of 70 and more on 200 images never trained on, on two processor cores."""
