@@ -6,7 +6,7 @@ import pytest
 
 from detrkit.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, load_config, recipes
 from detrkit.models.criterion import build_criterion
-from detrkit.utils.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.weights.build import build_model
 
 
@@ -50,6 +50,26 @@ def test_bad_recipes_name_file_and_field(tmp_path, text, message):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(DetrkitError, match=rf"bad\.yaml(:\d+)?: {message}"):
         load_config(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"optim": {"epoch": 3}}, "optim.epoch is not known: did you mean epochs?"),
+        ({"run": {"epochs": 3}}, "run.epochs is not known: did you mean optim.epochs?"),
+        ({"optim": {"qqq": 3}}, "optim.qqq is not known"),
+        (
+            {"optimizer": {"epochs": 3}},
+            "no section 'optimizer': there are data, model, optim, loss, run; did you mean optim?",
+        ),
+        ({"epochs": 3}, "no section 'epochs': write optim={'epochs': ...}"),
+        ({"run": "runs/b"}, "run is str: must be a dict, as in run={...}"),
+    ],
+)
+def test_a_change_of_what_there_is_not_says_what_there_is(sections, message):
+    with pytest.raises(SettingError) as caught:
+        load_config("small").changed(**sections)
+    assert str(caught.value) == message
 
 
 def test_unknown_recipe_lists_those_there_are():

@@ -29,7 +29,7 @@ from detrkit.utils.ranges import (
     Width,
     Workers,
 )
-from detrkit.utils.settings_files import read_yaml, shipped, validated
+from detrkit.utils.settings_files import check_changes, read_yaml, shipped, validated
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
@@ -358,7 +358,12 @@ class TrainConfig:
         return yaml.safe_dump({k: v for k, v in plain.items() if v}, sort_keys=False)
 
     def changed(self, **sections: dict[str, Any]) -> TrainConfig:
-        """Return a copy with fields changed: `config.changed(run={"out": "runs/b"}, optim={"epochs": 5})`."""
+        """Return a copy with fields changed: `config.changed(run={"out": "runs/b"}, optim={"epochs": 5})`.
+
+        Raises:
+            SettingError: no such section or field; values are checked later, where they are used.
+        """
+        check_changes(self, sections)
         return dataclasses.replace(
             self, **{name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
         )

@@ -117,7 +117,7 @@ def test_a_recipe_for_fewer_epochs_says_what_follows(shapes, tmp_path, capsys):
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "the learning rate drops after 2 of 3 epochs, in proportion (20 of 30)" in text
-    assert "the warm-up takes 3 steps instead of 50, a fifth of all 18" in text
+    assert "warm-up: 3 steps instead of 50, at most a fifth of the 18 steps" in text
     written = load_config(out / "config.yaml").optim
     assert (written.epochs, written.lr_drop, written.warmup_steps) == (3, 2, 3)
 

@@ -61,7 +61,7 @@ def test_a_run_with_a_budget_is_the_run_with_those_epochs(shapes, tmp_path, monk
     notes = (tmp_path / "timed" / "choice.txt").read_text()
     assert "--minutes 5: 3 epochs fit, with steps of " in notes
     assert "the learning rate drops after 1 of 3 epochs, in proportion (10 of 30)" in notes
-    assert "the warm-up takes 3 steps instead of 4, a fifth of all 18" in notes
+    assert "warm-up: 3 steps instead of 4, at most a fifth of the 18 steps" in notes
 
 
 @pytest.mark.slow

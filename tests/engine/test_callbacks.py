@@ -150,6 +150,10 @@ def test_an_exception_leaves_as_it_is_and_names_the_callback(shapes, tmp_path, c
     [
         (Recorder, "callbacks: Recorder is a class: pass an instance, Recorder()"),
         (print, "callbacks: builtin_function_or_method is no subclass of detrkit.Callback"),
+        (
+            type("Mine", (detrkit.Callback,), {"on_train_epoch_end": lambda *_: None})(),  # Lightning's name
+            "callbacks: Mine.on_train_epoch_end is never called: did you mean on_epoch_end?",
+        ),
     ],
 )
 def test_what_is_no_callback_is_refused_before_anything_is_written(callback, message, shapes, tmp_path):

@@ -86,10 +86,16 @@ def test_eight_images_have_a_number_of_steps_and_not_of_epochs():
 
 
 def test_many_images_on_a_cpu_end_within_hours():
+    facts = Facts(**{**BCCD, "images": 100_000})
     choice, config = chosen(images=100_000)
     assert choice.recipe == "small" and choice.seconds is not None and choice.seconds < 3 * 3600
     assert config.data.epoch_images is not None and config.data.epoch_images < 100_000
-    assert any("part of the training images" in reason for reason in choice.reasons)
+    part = f"all epochs see {config.data.epoch_images * config.optim.epochs / 1000:.0f} % of them"
+    assert part in "\n".join(choice.lines(facts))
+    shorter = config.changed(optim={"epochs": 1})  # what is given changes what is seen
+    assert f"all epochs see {config.data.epoch_images / 1000:.0f} % of them" in "\n".join(choice.lines(facts, shorter))
+    timed = config.changed(run={"minutes": 3.0})  # what fits is measured later
+    assert "all epochs see" not in "\n".join(choice.lines(facts, timed))
 
 
 def test_many_images_on_a_gpu_are_seen_several_times():

@@ -22,7 +22,7 @@ def test_a_shortened_schedule_reaches_its_rate():
     fitted = fit_warmup(optim, 104)
     assert fitted.optim.warmup_steps == 20
     assert peak(fitted.optim, 104) > 0.9
-    assert fitted.words == "the warm-up takes 20 steps instead of 100, a fifth of all 104"
+    assert fitted.words == "warm-up: 20 steps instead of 100, at most a fifth of the 104 steps"
 
 
 def test_a_warmup_that_fits_stays():

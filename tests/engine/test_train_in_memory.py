@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pandas
@@ -12,7 +14,7 @@ from detrkit.cli import main
 from detrkit.config import load_config
 from detrkit.data.tools.convert import convert
 from detrkit.data.tools.shapes import write_shapes
-from detrkit.utils.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError, Interrupted
 from helpers.tiny import losses, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -48,6 +50,22 @@ def test_a_run_on_a_frame(csv: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "hand it over in Python" in capsys.readouterr().err
     detrkit.train(config, resume=True, data=opened)
     assert len(losses(tmp_path / "frames")) == 6
+
+
+def test_what_a_run_that_was_stopped_says_is_possible(csv: Path, tmp_path: Path) -> None:
+    """No command finds data in memory, so the advice is a line of Python."""
+
+    class Stop(detrkit.Callback):
+        def on_step_end(self, run, values):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    frames = {file.stem.removesuffix("2017"): pandas.read_csv(file) for file in csv.glob("*.csv")}
+    opened = {split: detrkit.open_dataset(frames, split=split, root=csv) for split in frames}
+    with pytest.raises(Interrupted) as stopped:
+        detrkit.train(tiny_config(Path(), tmp_path / "run"), callbacks=[Stop()], data=opened)
+    advice = "detrkit.train(config, resume=True, data=...)"
+    assert str(stopped.value) == f"stopped by SIGINT; go on with: {advice}, in Python"
+    assert f"`{advice}` in Python continues it" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_a_frame_without_splits_says_what_to_do(csv: Path, tmp_path: Path) -> None:

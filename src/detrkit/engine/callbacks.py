@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from detrkit.engine.training import RunResult
 
 Checkpoint = Literal["best", "last"]
+_SIMILARITY = 0.79  # ratio of difflib: Lightning's on_train_epoch_end and on_epoch_end have 0.8
 HOOKS = (
     *("on_run_start", "on_step_start", "on_step_end", "on_evaluation_end", "on_epoch_end", "on_checkpoint"),
     *("on_run_end", "on_error"),
@@ -299,13 +301,24 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
     """Check the callbacks that a user passes.
 
     Raises:
-        SettingError: one is not an instance of a subclass of `Callback`.
+        SettingError: one is not an instance of a subclass of `Callback`, or has a method whose name is nearly that of
+            one of `Callback`: it would never be called.
     """
+    if not isinstance(callbacks, Iterable):
+        raise SettingError(f"callbacks is a single {type(callbacks).__name__}: pass a list, callbacks=[...]")
     for callback in callbacks:
         if isinstance(callback, type) and issubclass(callback, Callback):
             raise SettingError(f"callbacks: {callback.__name__} is a class: pass an instance, {callback.__name__}()")
         if not isinstance(callback, Callback):
             raise SettingError(f"callbacks: {type(callback).__name__} is no subclass of detrkit.Callback")
+        for name in dir(type(callback)):
+            if not name.startswith("on_") or name in HOOKS:
+                continue
+            near = difflib.get_close_matches(name, HOOKS, n=1, cutoff=_SIMILARITY)
+            if near:
+                raise SettingError(
+                    f"callbacks: {type(callback).__name__}.{name} is never called: did you mean {near[0]}?"
+                )
 
 
 def _name(method: Callable[..., None]) -> str:

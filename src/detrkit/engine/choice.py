@@ -118,12 +118,21 @@ class Choice:
         lines = [
             f"chosen for {images} on {where}: --recipe {self.recipe}{start}, {_length(config, facts, steps)}{size}"
         ]
-        lines += [f"  {reason}" for reason in self.reasons]
+        lines += [f"  {reason}" for reason in [*self.reasons, *_part_of_images(config, facts)]]
         if self.seconds is not None and config.run.minutes is None and not config.run.overfit:
             seconds = self.seconds * steps / self.steps
             lines.append(f"  this takes about {duration(seconds)} of training, as a first guess")
         lines.append("  other choices: --recipe NAME, --minutes N, or any setting; what you give stays as given")
         return lines
+
+
+def _part_of_images(config: TrainConfig, facts: Facts) -> list[str]:
+    """Say how many images the run sees, if an epoch is a part of them; with a budget that is measured later."""
+    part = config.data.epoch_images
+    if part is None or part > facts.images or config.run.minutes is not None or config.run.overfit:
+        return []
+    seen = 100 * min(1.0, config.optim.epochs * part / facts.images)
+    return [f"an epoch is a part of the training images; all epochs see {seen:.0f} % of them"]
 
 
 def _length(config: TrainConfig, facts: Facts, steps: int) -> str:
@@ -333,9 +342,6 @@ def _with_epochs(
         epoch_images = per_epoch * whole
         if epoch_images > facts.images:
             reasons.append(f"an epoch has {per_epoch} steps: every image comes several times")
-        else:
-            seen = 100 * min(1.0, epochs * epoch_images / facts.images)
-            reasons.append(f"an epoch is a part of the training images; all epochs see {seen:.0f} % of them")
     overrides["optim"]["epochs"] = epochs
     if epoch_images is not None:
         overrides["data"]["epoch_images"] = epoch_images

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from detrkit.utils.durations import duration, seconds_text, time_words
+from detrkit.utils.messages import counted
 
 REPORT_SECONDS = 10.0  # for the report with its plots and pictures, besides the evaluations
 _WINDOW = 200  # steps that the estimate is made of: a machine that becomes slower shows within these
@@ -174,10 +175,12 @@ class Pace:
         total = self.gone + left
         if self.budget is not None:
             total = min(total, max(self.budget, self.gone))
-        parts = [f"{self._steps_left} steps of {seconds_text(step)}"]
+        parts = [f"{counted(self._steps_left, 'step')} of {seconds_text(step)}"]
         if self._evaluations_left:
             about = "" if self._evaluation is not None else "about "
-            parts.append(f"{self._evaluations_left} evaluations of {about}{duration(self.evaluation_seconds())}")
+            parts.append(
+                f"{counted(self._evaluations_left, 'evaluation')} of {about}{duration(self.evaluation_seconds())}"
+            )
         if len(self.phases) > self._phase + 1:
             parts.append(f"then {sum(work.steps for work in self.phases[self._phase + 1 :])} steps for the masks")
         return f"time: about {duration(total)} in all, {duration(self.gone)} gone: still to do {', '.join(parts)}"

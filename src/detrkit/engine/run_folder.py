@@ -16,6 +16,7 @@ from detrkit.config import TrainConfig
 from detrkit.data import Dataset
 from detrkit.engine.run_files import MARK, sweep_old
 from detrkit.utils.atomic import make_folder, sweep, write_atomic, write_errors
+from detrkit.utils.errors import IN_PYTHON
 from detrkit.utils.launch import restarted_by
 from detrkit.utils.machine import cpu_name
 from detrkit.weights.checkpoint import ModelSpec
@@ -25,7 +26,7 @@ CHOICE = "choice.txt"
 STARTED_BY = "started by torchrun: "  # a line of it
 _README = """# {name}
 
-{mark} `detrkit train --resume {folder}` continues it exactly where it stopped.
+{mark} {command} continues it exactly where it stopped.
 
 | file | what it is |
 |---|---|
@@ -64,9 +65,17 @@ def write_config(config: TrainConfig) -> None:
     write_atomic(Path(config.run.out) / "config.yaml", config.to_yaml())
 
 
-def describe(folder: Path, spec: ModelSpec, train: Dataset) -> None:
-    """Write the files that describe the run, except for its settings."""
-    write_atomic(folder / "README.md", _README.format(mark=MARK, name=folder.name, folder=shlex.quote(str(folder))))
+def describe(folder: Path, spec: ModelSpec, train: Dataset, *, in_memory: bool = False) -> None:
+    """Write the files that describe the run, except for its settings.
+
+    Args:
+        folder: of the run.
+        spec: of the model.
+        train: the training split.
+        in_memory: the data are objects of a program, which no command finds.
+    """
+    command = f"`{IN_PYTHON}` in Python" if in_memory else f"`detrkit train --resume {shlex.quote(str(folder))}`"
+    write_atomic(folder / "README.md", _README.format(mark=MARK, name=folder.name, command=command))
     classes = enumerate(zip(train.classes.ids, train.classes.names, strict=True))
     write_atomic(folder / "classes.txt", "".join(f"{i}\t{c}\t{n}\n" for i, (c, n) in classes))
     write_atomic(folder / ENVIRONMENT, _environment(spec))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from detrkit.config import OptimConfig, TrainConfig
+from detrkit.utils.messages import counted
 
 # A warm-up protects Adam's first steps, and their number does not depend on how long training goes on: a schedule that
 # is only half as long keeps its warm-up. It may not eat the run: at a fifth of all steps a cosine still reaches 0.9 of
@@ -54,7 +55,7 @@ def fit_warmup(optim: OptimConfig, steps: int) -> Fitted:
     most = int(steps * WARMUP_SHARE)
     if optim.warmup_steps <= most:
         return Fitted(optim, "")
-    words = f"the warm-up takes {most} steps instead of {optim.warmup_steps}, a fifth of all {steps}"
+    words = f"warm-up: {counted(most, 'step')} instead of {optim.warmup_steps}, at most a fifth of the {steps} steps"
     return Fitted(replace(optim, warmup_steps=most), words)
 
 

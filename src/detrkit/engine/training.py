@@ -40,7 +40,8 @@ from detrkit.evaluation import Metrics, write_report
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.console import console
 from detrkit.utils.documents import read_text
-from detrkit.utils.errors import Interrupted, how_to_go_on
+from detrkit.utils.errors import IN_PYTHON, Interrupted, how_to_go_on
+from detrkit.utils.messages import counted
 from detrkit.utils.signals import Stopped
 from detrkit.weights.checkpoint import ModelSpec, load_model
 
@@ -111,8 +112,10 @@ def train(
         data = None if is_path(data) else data
     config = _normal(config)
     folder, stop, pace = Path(config.run.out), StopSignals(), Pace()
-    stop.advice = lambda: how_to_go_on(str(folder), saved=saved_in(folder) is not None)
-    stop.last_words = lambda: str(_interrupted(signal.SIGINT, folder, "at once"))
+    # no command finds data in memory: the program itself goes on
+    command = None if data is None else f"{IN_PYTHON}, in Python"
+    stop.advice = lambda: how_to_go_on(str(folder), command, saved=saved_in(folder) is not None)
+    stop.last_words = lambda: str(_interrupted(signal.SIGINT, folder, "at once", command))
     try:
         with stop, ExitStack() as held, naming_last_state(folder):
             adapted = adapted_fields(config, shorten_warmup=shorten_warmup)
@@ -133,11 +136,14 @@ def train(
                 return _run_in_two_phases(config, session, place, state, materials)
             return _run(config, session, state, materials)
     except Stopped as stopped:
-        raise _interrupted(stopped.number, folder, stop.during, agreed=stopped.agreed) from stopped
+        raise _interrupted(stopped.number, folder, stop.during, command, agreed=stopped.agreed) from stopped
 
 
-def _interrupted(number: int, folder: Path, during: str, *, agreed: bool = True) -> Interrupted:
-    return Interrupted(number, str(folder), during=during, saved=saved_in(folder) is not None, agreed=agreed)
+def _interrupted(
+    number: int, folder: Path, during: str, command: str | None = None, *, agreed: bool = True
+) -> Interrupted:
+    saved = saved_in(folder) is not None
+    return Interrupted(number, str(folder), command, during=during, saved=saved, agreed=agreed)
 
 
 def _run_in_two_phases(
@@ -197,7 +203,7 @@ def _run(
     if main:
         run_folder.prepare(config)
         if state is None:
-            run_folder.describe(folder, spec, splits.train)
+            run_folder.describe(folder, spec, splits.train, in_memory=session.in_memory is not None)
             if whole is None or whole.run.out != config.run.out:
                 run_folder.write_config(config)
             if whole is not None:
@@ -276,12 +282,12 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     steps = trainer.steps_per_epoch * config.optim.epochs
     images_per_step = config.data.batch_size * trainer.world * config.optim.accumulate
-    console.print(f"{spec.name}: {parameters / 1e6:.1f} M trainable parameters, {spec.num_classes} classes")
+    console.print(f"{spec.name}: {parameters / 1e6:.1f} M trainable parameters, {counted(spec.num_classes, 'class')}")
     counts = count_objects(splits.learned)
     console.print(
-        f"{counts.images} images to train on"
+        f"{counted(counts.images, 'image')} to train on"
         + (f", {len(val)} to evaluate on" if val is not None else "")
-        + f"; {_length(config, trainer)} of {images_per_step} images"
+        + f"; {_length(config, trainer)} of {counted(images_per_step, 'image')}"
         + f" on {trainer.fabric.device}"
         + (f" x {trainer.world}" if trainer.world > 1 else "")
     )
@@ -293,8 +299,8 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
     trained = config.run.init_from or config.run.freeze_detector
     if steps < FEW_STEPS[parameters > 10e6] and trained is None and not config.run.overfit:
         console.print(
-            f"warning: {steps} steps are few for a detection transformer from such a start: expect a low AP, "
-            "train longer or start from trained weights (--init-from)"
+            f"warning: {counted(steps, 'step')} are few for a detection transformer that starts from random weights: "
+            "expect a low AP; train longer, or start from trained weights (--init-from)"
         )
     most = max(int((~r.crowd).sum()) for r in train.records)
     if most > trainer.queries:
@@ -307,7 +313,7 @@ def _length(config: TrainConfig, trainer: Trainer) -> str:
     """Describe how long a run is."""
     if config.run.overfit and config.run.minutes is not None:
         return f"until they are learned, for {config.run.minutes:g} minutes at most; steps"
-    return f"{config.optim.epochs} epochs of {trainer.steps_per_epoch} steps"
+    return f"{counted(config.optim.epochs, 'epoch')} of {counted(trainer.steps_per_epoch, 'step')}"
 
 
 def _finish(

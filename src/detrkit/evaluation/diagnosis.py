@@ -45,9 +45,9 @@ def reason_for_zero(ground_truth: DetectionGroundTruth, table: ResultTable, ap: 
         )
     if any_class < _SHARE:
         return (
-            f"AP is 0 because the boxes are not where the objects are: {any_class:.0%} of the objects have a detection "
-            f"of any class and score at IoU 0.5; the best score is {best:.2g}. Such a model has not learned yet: train "
-            "longer, from trained weights (--init-from), or check with --overfit 8 that it can learn"
+            f"AP is 0 because the boxes are not where the objects are: {any_class:.0%} of the objects have a box "
+            f"on them (IoU 0.5 or more), even of another class. The best score is {best:.2g}. The model has not "
+            "learned yet: train longer or from trained weights (--init-from), or see with --overfit 8 whether it can"
         )
     return (
         f"AP is 0 because right boxes have no higher score than wrong ones (the best score is {best:.2g}): train "

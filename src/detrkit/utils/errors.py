@@ -50,6 +50,9 @@ class WriteError(DetrkitError):
     """Failure to write: no room, no permission, a folder that is gone."""
 
 
+IN_PYTHON = "detrkit.train(config, resume=True, data=...)"  # for data in memory
+
+
 def how_to_go_on(folder: str, command: str | None = None, *, saved: bool = True) -> str:
     """Return the advice after a run was stopped; arguments as those of `Interrupted`."""
     if saved:

@@ -10,6 +10,11 @@ def shortened(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun: "1 step", "2 steps", "3 classes"."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def first_names(names: Iterable[object], most: int = 5) -> str:
     """Join the first names of a list: "a, b, ..."."""
     texts = [str(name) for name in names]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import os
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from detrkit.utils.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.utils.ranges import out_of_range
 
 T = TypeVar("T")
@@ -15,6 +17,40 @@ _OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_
 
 # what pydantic puts into the place of an error in a field that takes one of several types
 _UNION_PARTS = ("dict[", "literal[", "constrained-")
+
+
+def check_changes(config: Any, sections: dict[str, Any]) -> None:
+    """Check the names of `config.changed(section={"field": value})`.
+
+    Args:
+        config: a dataclass whose fields are sections, which are dataclasses.
+        sections: what is to be changed.
+
+    Raises:
+        SettingError: no such section or field; names the nearest one, and the section that has a field of that name.
+    """
+    known = {
+        part.name: [f.name for f in dataclasses.fields(getattr(config, part.name))]
+        for part in dataclasses.fields(config)
+    }
+    for section, values in sections.items():
+        if section not in known:
+            owner = next((part for part, names in known.items() if section in names), None)
+            near = difflib.get_close_matches(section, known, n=1)
+            raise SettingError(
+                f"no section {section!r}: "
+                + (f"write {owner}={{{section!r}: ...}}" if owner else f"there are {', '.join(known)}")
+                + (f"; did you mean {near[0]}?" if near and not owner else "")
+            )
+        if not isinstance(values, dict):
+            raise SettingError(f"{section} is {type(values).__name__}: must be a dict, as in {section}={{...}}")
+        for name in values:
+            if name in known[section]:
+                continue
+            owner = next((part for part, names in known.items() if name in names), None)
+            near = difflib.get_close_matches(str(name), known[section], n=1)
+            hint = f"did you mean {owner}.{name}?" if owner else f"did you mean {near[0]}?" if near else ""
+            raise SettingError(f"{section}.{name} is not known" + (f": {hint}" if hint else ""))
 
 
 def shipped(folder: str = "recipes") -> list[str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from detrkit.data.readers import match_split
 from detrkit.data.tools.check import Report, SplitSummary
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.messages import counted
 
 
 class Verdict(NamedTuple):
@@ -38,17 +39,17 @@ def verdict(report: Report, split: str | None = None) -> Verdict:
         hint = ""
         if report.splits and all(fault.id.startswith("image ") for fault in report.of("error")):
             hint = ", or leave these images out with `detrkit train ... --unusable skip`"
-        return Verdict(f"not ready to train: correct {_count(errors, 'error')} first{hint}", options, can_preview)
-    end = f"; {_count(warnings, 'warning')}" if warnings else ""
+        return Verdict(f"not ready to train: correct {counted(errors, 'error')} first{hint}", options, can_preview)
+    end = f"; {counted(warnings, 'warning')}" if warnings else ""
     if train is None:
         return Verdict(f"nothing to train on: no split has an image{end}", [], can_preview)
-    classes = _count(len(train.classes), "class")
+    classes = counted(len(train.classes), "class")
     if split is not None:
         text = f"split {train.name} can be used: {_contents(train)}, {classes}"
     elif val is None:
         text = f"ready to train: {_contents(train)}, no split to evaluate on, {classes}"
     else:
-        text = f"ready to train: {_contents(train)}, {_count(val.images, 'image')} to evaluate on, {classes}"
+        text = f"ready to train: {_contents(train)}, {counted(val.images, 'image')} to evaluate on, {classes}"
     return Verdict(text + end, options, can_preview)
 
 
@@ -78,9 +79,4 @@ def _matching(use: str, names: Sequence[str], report: Report) -> str | None:
 
 
 def _contents(summary: SplitSummary) -> str:
-    return f"{_count(summary.images, 'image')} with {_count(summary.objects, 'object')}"
-
-
-def _count(number: int, what: str) -> str:
-    plural = "" if number == 1 else "es" if what.endswith("s") else "s"
-    return f"{number} {what}{plural}"
+    return f"{counted(summary.images, 'image')} with {counted(summary.objects, 'object')}"
