@@ -354,7 +354,7 @@ def test_commands_say_it_in_one_line(model, tmp_path, capsys):
         ["predict", path, image, "--out", out],
         ["convert", path, out],
         ["compare", path, path],
-        ["train", image, "--init-from", path, "--out", out],
+        ["train", image, "--recipe", "finetune", "--init-from", path, "--out", out],
     ):
         assert main(words) == 2
         said = capsys.readouterr().err
