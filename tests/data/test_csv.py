@@ -236,7 +236,9 @@ def test_tables_that_do_not_go_together(tmp_path: Path) -> None:
 
 def test_other_tables_are_no_dataset(tmp_path: Path) -> None:
     write(tmp_path, {"submission.csv": b"image_id,label\n1,cat\n", "metrics.csv": b"epoch,x,y\n1,2,3\n", **PICTURES})
-    with pytest.raises(DetrkitError, match=r"no layout recognized; .* or CSV \(a table with columns of the image"):
+    with pytest.raises(
+        DetrkitError, match=r"it holds 2 images and metrics.csv, whose columns \(epoch,x,y\) .* or CSV \(a table"
+    ):
         find_layout(tmp_path)
     with pytest.raises(
         DetrkitError, match=r"submission.csv: no table of boxes: its first row is image_id, label; expected"

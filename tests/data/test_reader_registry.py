@@ -95,7 +95,9 @@ def test_unknown_layout_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.Capt
 
 def test_message_names_what_every_format_expects(notes: Path) -> None:
     (notes / "notes.boxes").unlink()
-    with pytest.raises(DetrkitError, match=r"no layout recognized; expected COCO \(.*, parquet \(.*\) or notes \(.*\)"):
+    with pytest.raises(
+        DetrkitError, match=r"no layout recognized.*; expected COCO \(.*, parquet \(.*\) or notes \(.*\)"
+    ):
         find_layout(notes)
 
 

@@ -42,7 +42,7 @@ def test_counts():
     assert (counts.images, counts.with_objects, counts.objects) == (3, 2, 4)
     assert counts.per_class == {"cat": 2, "dog": 0, "cow": 2}
     assert counts.lines() == [
-        "4 objects in 2 images, 1 images without any: cat 2, cow 2",
+        "4 objects in 2 images, 1 image without any: cat 2, cow 2",
         "3 box(es) without area left out, 1 box(es) cut at the border of their image: `detrkit data check` lists them",
         "warning: no object of 1 of 3 classes: dog",
     ]

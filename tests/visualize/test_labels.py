@@ -62,7 +62,7 @@ def test_centers_shapes_and_objects_of_an_image():
     assert abs(place - 1) < 0.06  # log2(2)
     heights = {round(p.get_x() + p.get_width() / 2): p.get_height() for p in axes["images"].patches if p.get_height()}
     assert heights == {0: 1, 8: 1}
-    assert axes["images"].get_title(loc="left") == "objects of an image: 4.0 on average, 8 at most, 1 images without"
+    assert axes["images"].get_xlabel() == "objects (mean 4.0, most 8; 1 image without)"
 
 
 @pytest.mark.parametrize("counts", [[0], [1], [5] * 25])
@@ -70,3 +70,15 @@ def test_any_dataset_is_drawn(counts):
     dataset = Annotated(counts)
     dataset.classes = ClassList.contiguous({i: f"$x_{i}$ {'long ' * 30}" for i in range(len(counts))})
     assert png_bytes(label_plots(dataset)).startswith(b"\x89PNG")
+
+
+def test_no_words_are_cut_at_the_border_of_the_figure():
+    dataset = Annotated([123_456])
+    dataset.records += dataset.records[1:] * 98_765  # images without objects
+    figure = label_plots(dataset)
+    figure.canvas.draw()
+    whole = figure.bbox
+    for ax in figure.axes:
+        for text in (ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label):
+            box = text.get_window_extent()
+            assert not text.get_text() or (box.x0 >= whole.x0 and box.x1 <= whole.x1), text.get_text()

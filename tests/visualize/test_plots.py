@@ -43,6 +43,17 @@ def test_training_curves_by_step():
         training_curves([{"epoch": 1, "note": 3}])
 
 
+def test_a_single_epoch_is_a_dot_at_a_whole_number():
+    rows = [{"epoch": 1, "step": 25, "train/loss": 18.8, "train/loss_ce": 0.6, "lr": 1e-4}]
+    loss, rate = training_curves(rows).axes
+    assert [line.get_marker() for line in (*loss.lines, *rate.lines)] == ["o", "o", "o"]
+    for ax in (loss, rate):
+        low, high = ax.get_xlim()
+        assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
+    loss, rate = training_curves([*rows, {**rows[0], "epoch": 2, "step": 50}]).axes
+    assert not any(line.get_marker() == "o" for line in (*loss.lines, *rate.lines))
+
+
 def test_study_curves_hold_every_run_in_its_colour():
     short = [{"epoch": e, "train/loss": 9.0 - e, "val/AP": 0.1 * e if e % 2 else "", "val/AP50": ""} for e in range(3)]
     long = [{"epoch": str(e), "train/loss": "5", "val/AP": "0.5", "val/AP50": "0.7"} for e in range(5)]

@@ -9,7 +9,7 @@ import numpy as np
 from detrkit.data import Dataset
 from detrkit.data.readers import READERS, Reader
 from detrkit.utils.errors import DetrkitError
-from detrkit.utils.messages import names_and_more
+from detrkit.utils.messages import counted, names_and_more
 
 FEW_CLASSES = 8  # up to this number a line names every class; above it, the rarest and the most frequent
 _EXTREMES = 3
@@ -69,8 +69,8 @@ class ObjectCounts:
         """Return the lines for the terminal."""
         empty = self.images - self.with_objects
         lines = [
-            f"{self.objects} objects in {self.with_objects} images"
-            + (f", {empty} images without any" if empty else "")
+            f"{counted(self.objects, 'object')} in {counted(self.with_objects, 'image')}"
+            + (f", {counted(empty, 'image')} without any" if empty else "")
             + f": {self.classes_in_words()}"
         ]
         if left_out := self.left_out_in_words():

@@ -55,6 +55,11 @@ def _smoothed(y: np.ndarray, points: int) -> np.ndarray:
     return np.convolve(y, kernel, "same") / np.convolve(np.ones(len(y)), kernel, "same")
 
 
+def _dot(x: np.ndarray) -> str:
+    """Return the marker of a curve: a dot for a single value, which has no line, else none."""
+    return "o" if len(x) == 1 else ""
+
+
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Plot losses, validation PQ and AP, and the learning rate of a run.
 
@@ -98,16 +103,16 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 if len(x) > 80:  # single steps scatter: draw their running mean, and the steps faintly behind it
                     ax.plot(x, y, color=style["color"], linewidth=0.6, alpha=0.25)
                     y = _smoothed(y, max(5, len(x) // 40))
-                ax.plot(x, y, label=label, **style)
+                ax.plot(x, y, label=label, marker=_dot(x), **style)
             elif kind in ("PQ", "AP"):
                 best = int(np.argmax(y))
                 label = f"{name.removeprefix('val/')}, best {y[best] * 100:.1f} at {x_name} {x[best]:g}"
                 ax.plot(x, y * 100, label=label, marker="o", markersize=3, **style)
             else:
-                ax.plot(x, y, label=name.removeprefix("train/").removeprefix("lr/"), **style)
+                ax.plot(x, y, label=name.removeprefix("train/").removeprefix("lr/"), marker=_dot(x), **style)
         title = {"loss": "training loss", "rate": "learning rate"}.get(kind, f"validation {kind} (percent)")
         _titled(ax, title, x_name)
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if kind == "rate" and all((_series(rows, n, x_name)[1] > 0).all() for n in names):
             ax.set_yscale("log")
         elif kind != "rate":
@@ -129,10 +134,10 @@ def study_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], colors: Mappin
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
         for name, rows in runs.items():
             x, y = _series(rows, key, "epoch")
-            y, marker = (y * 100, "o") if key.startswith("val/") else (y, "")
+            y, marker = (y * 100, "o") if key.startswith("val/") else (y, _dot(x))
             ax.plot(x, y, label=_literal(name), color=colors[name], linewidth=1.8, marker=marker, markersize=3)
         _titled(ax, title, "epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all values may be zero early in training
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
@@ -200,6 +205,17 @@ def precision_recall_curves(curves: PrecisionRecall, *, iou: float | None = 0.5,
     return figure
 
 
+def _thresholds(scores: ScoreCurves, suggested: ScoreThresholds | None) -> np.ndarray:
+    """Return the thresholds at which curves are computed, ascending: an even grid would miss a narrow peak of F1.
+
+    To the grid come the scores themselves, mostly the highest, and the suggested thresholds.
+    """
+    ranks = np.unique(np.geomspace(1, len(scores.scores) + 1, 400).astype(int)) - 1
+    highest = np.sort(scores.scores)[::-1][ranks[ranks < len(scores.scores)]]
+    marked = [] if suggested is None else [suggested.general, *suggested.classes.values()]
+    return np.unique(np.concatenate([np.linspace(0, 0.995, 200), highest, marked]))
+
+
 def score_curves(scores: ScoreCurves, thresholds: ScoreThresholds | None = None, *, classes: int = 10) -> Figure:
     """Plot precision, recall and F1 over the score threshold, of all classes together and of each class.
 
@@ -210,7 +226,7 @@ def score_curves(scores: ScoreCurves, thresholds: ScoreThresholds | None = None,
             others are gray.
     """
     figure, axes = _figure(13.8, 4.0, 3)
-    x = np.linspace(0, 0.995, 200)
+    x = _thresholds(scores, thresholds)
     present = np.flatnonzero(scores.objects > 0).tolist()
     curves = {k: scores.curve(x, k) for k in present}
     ranked = sorted(present, key=lambda k: -float(curves[k].f1.max()))

@@ -149,9 +149,9 @@ def _objects_per_image(ax: Axes, per_image: np.ndarray) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     _integers(ax)
     empty = int((per_image == 0).sum())
-    mean = f"{per_image.mean():.1f} on average, {most} at most" if len(per_image) else "no image"
-    without = f", {empty:,} images without" if empty else ""
-    set_titles(ax, f"objects of an image: {mean}{without}", "objects", "images")
+    mean = f"mean {per_image.mean():.1f}, most {most:,}" if len(per_image) else "no image"
+    without = f"; {empty:,} image{'' if empty == 1 else 's'} without" if empty else ""
+    set_titles(ax, "objects of an image", f"objects ({mean}{without})", "images")
 
 
 def _integers(ax: Axes) -> None:

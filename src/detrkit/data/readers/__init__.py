@@ -8,6 +8,7 @@ from pathlib import Path
 from detrkit.data.readers import coco, coco_panoptic, voc, yolo, parquet, csv_boxes  # isort: skip
 from detrkit.data.readers.base import READERS, Reader, Reading, register_reader
 from detrkit.data.readers.common import Fault, Findings, match_split
+from detrkit.data.readers.unrecognized import describe
 from detrkit.data.readers.yolo_files import has_labels
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.existing import missing
@@ -72,4 +73,4 @@ def find_layout(path: Path, layout: Layout | None = None, *, masks: bool = False
     if nested is not None:
         raise DetrkitError(f"{path}: no layout recognized, but {nested} has one: open that")
     *expected, last = [reader.expects for reader in READERS.values()]
-    raise DetrkitError(f"{path}: no layout recognized; expected {', '.join(expected)} or {last}")
+    raise DetrkitError(f"{path}: no layout recognized{describe(path)}; expected {', '.join(expected)} or {last}")
