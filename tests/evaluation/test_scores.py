@@ -131,3 +131,17 @@ def test_a_suggestion_is_short_where_that_costs_nothing():
     assert 0.4999 <= near.suggest().general < 0.5001  # 0.5
     near = curves(objects, [*[(1, box, 0.51004) for box in BOXES], *[(1, NOWHERE, 0.51002)] * 20])
     assert near.suggest().general == 0.51003  # two decimals would let the wrong ones in
+
+
+def test_a_narrow_peak_of_f1_is_drawn():
+    """Scores of a model after a few steps: all within 0.003, right ones above wrong ones."""
+    from detrkit.visualize import score_curves
+
+    found = [(1, box, 0.1132 + 0.00001 * i) for i, box in enumerate(BOXES)]
+    wrong = [(1, [500.0 + 20 * i, 0, 10, 10], 0.1101 + 0.000005 * i) for i in range(400)]
+    scores = curves([(1, box) for box in BOXES], found + wrong)
+    thresholds = scores.suggest()
+    assert thresholds is not None
+    f1 = score_curves(scores, thresholds).axes[2]
+    line = next(line for line in f1.lines if line.get_label() == "a")
+    assert max(line.get_ydata()) == pytest.approx(scores.best(0).f1) == 1.0
