@@ -50,7 +50,7 @@ def main() -> None:
             },
             run={"out": str(out / f"trial-{trial.number:03d}"), "pictures": False},
         )
-        metrics = detrkit.train(config, callbacks=[Prune(trial)]).metrics
+        metrics = detrkit.train(config, callbacks=[Prune(trial)], shorten_warmup=True).metrics
         assert metrics is not None, "a study needs a validation split"
         return metrics.AP
 

@@ -63,6 +63,18 @@ def test_suggested_thresholds_are_the_default_of_a_run(folder, capsys):
     assert "; suggested threshold 0.01: --threshold auto" in text
 
 
+def test_thresholds_of_a_model_that_has_learned_little_are_called_so(folder, capsys):
+    poor = "expect many wrong and many missed objects"
+    assert poor not in predicted(folder, capsys, "run.safetensors", "--no-pictures")
+    training = {"epoch": 1, "score_thresholds": {"general": 0.01, "f1": 0.064, "classes": {}}}
+    torch.manual_seed(0)
+    save_model(folder / "poor.safetensors", SPEC.build(), replace(SPEC, training=training))
+    assert f"F1 was 6% where they were measured: {poor}" in predicted(
+        folder, capsys, "poor.safetensors", "--no-pictures"
+    )
+    assert poor not in predicted(folder, capsys, "poor.safetensors", "--no-pictures", "--threshold", "0.5")
+
+
 def test_auto_without_a_suggestion_is_one_line(folder, capsys):
     out = folder / "none"
     photos = str(folder / "photos")

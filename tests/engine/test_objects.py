@@ -152,8 +152,12 @@ def test_a_step_of_more_images_than_there_are_is_filled(two_images, tmp_path, ca
     assert [s for s, _ in expected] == [s for s, _ in found] == [1, 2, 3]
     assert found[0][1] == pytest.approx(expected[0][1], rel=1e-5)
     assert [v for _, v in found] == pytest.approx([v for _, v in expected], rel=2e-3)
-    assert "1 step of 8 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 step of 8 images" in said and "the warm-up takes" not in said
     assert "| images per step | 8 |" in report
+    long = {"optim": {"warmup_steps": 2}, "run": {"out": str(tmp_path / "long")}}  # of three
+    train(one.changed(**long))
+    assert "warning: the warm-up takes 2 steps, and the run 3" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_only_split_is_named_with_its_options(tmp_path):

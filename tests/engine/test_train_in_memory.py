@@ -70,6 +70,9 @@ def test_what_a_run_that_was_stopped_says_is_possible(csv: Path, tmp_path: Path)
 
 def test_a_frame_without_splits_says_what_to_do(csv: Path, tmp_path: Path) -> None:
     frame = pandas.read_csv(next(csv.glob("train*.csv"))).drop(columns="split", errors="ignore")
-    with pytest.raises(DetrkitError, match=r"DataFrame has no split 'train'; it has all; .* data=\{'train': "):
+    with pytest.raises(
+        DetrkitError,
+        match=r"DataFrame has no split 'train'; it has one, all, since it is not divided; .* data=\{'train': ",
+    ):
         detrkit.train(tiny_config(Path(), tmp_path / "run"), data=frame)
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())

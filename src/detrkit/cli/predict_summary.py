@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_IMAGES = 12  # rows of the table without --verbose
 _MAX_PATH = 40  # letters in the table
 _MAX_CLASSES = 8  # in a line
+_LOW_F1 = 0.3  # more wrong and missed objects than right ones by far
 
 
 @dataclass
@@ -84,6 +85,11 @@ class Summary:
             rest = "" if len(own) == len(detector.spec.classes or ()) else f", others {suggested.general:g}"
             shown = names_and_more(own, _MAX_CLASSES) + rest if own else f"{suggested.general:g}"
             lines.append(f"score above the suggested thresholds (--threshold auto): {shown}")
+            if suggested.f1 < _LOW_F1:
+                lines.append(
+                    f"F1 was {suggested.f1:.0%} where they were measured: expect many wrong and many missed {noun}s; "
+                    "the model has learned little so far"
+                )
         else:
             value = detector.threshold if threshold is None else threshold
             lines.append(f"score above {value:g}" if isinstance(value, float) else f"score above {value}")

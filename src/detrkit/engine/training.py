@@ -302,6 +302,11 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
             f"warning: {counted(steps, 'step')} are few for a detection transformer that starts from random weights: "
             "expect a low AP; train longer, or start from trained weights (--init-from)"
         )
+    if config.optim.warmup_steps > steps / 2 and not config.run.overfit:
+        console.print(
+            f"warning: the warm-up takes {config.optim.warmup_steps} steps, and the run {steps}: the learning rate hardly "
+            "gets to optim.lr; lower optim.warmup_steps, or call detrkit.train with shorten_warmup=True"
+        )
     most = max(int((~r.crowd).sum()) for r in train.records)
     if most > trainer.queries:
         console.print(

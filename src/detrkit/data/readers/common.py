@@ -325,4 +325,6 @@ def match_split(name: str | None, names: Sequence[str], path: Path) -> str:
         return fits[0]
     if fits:
         raise DetrkitError(f"{path}: split {name!r} can mean {' or '.join(fits)}: write it out")
+    if list(names) == ["all"]:
+        have = "one, all, since it is not divided"
     raise UnknownSplit(f"{path} has no split {name!r}; it has {have}", names)
