@@ -304,8 +304,8 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
         )
     if config.optim.warmup_steps > steps / 2 and not config.run.overfit:
         console.print(
-            f"warning: the warm-up takes {config.optim.warmup_steps} steps, and the run {steps}: the learning rate hardly "
-            "gets to optim.lr; lower optim.warmup_steps, or call detrkit.train with shorten_warmup=True"
+            f"warning: the warm-up takes {config.optim.warmup_steps} steps, and the run {steps}: the learning rate "
+            "hardly gets to optim.lr; lower optim.warmup_steps, or call detrkit.train with shorten_warmup=True"
         )
     most = max(int((~r.crowd).sum()) for r in train.records)
     if most > trainer.queries:
