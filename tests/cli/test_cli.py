@@ -115,7 +115,8 @@ def test_train_evaluate_predict(capsys, tmp_path, monkeypatch):
     words = ["train", "set", "--recipe", "quickstart", "--out", "run", "--epochs", "1", "--size", "64", *tiny]
     status, out, err = _run(capsys, *words)
     assert status == 0, err
-    assert "report:  run/report.md" in out
+    assert "report:  run/report.md" in out and "next: detrkit predict run IMAGES_OR_FOLDER\n" in out
+    assert "labels.png and first_batch.png now, training.png and examples.png while it trains" in out
     assert _run(capsys, *words)[0] == 2  # the run is there already
     status, out, err = _run(capsys, "eval", "run", "set", "--workers", "0")
     assert status == 0, err

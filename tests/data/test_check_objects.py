@@ -13,6 +13,7 @@ from detrkit.data import open_dataset
 from detrkit.data.tools.check import Report, check
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.data.tools.verdict import verdict
+from detrkit.engine.facts import choose_config
 from helpers.datasets import coco, picture, write_coco
 
 CORNERS = [[35 + k, 25 + k, 60 + k, 50 + k] for k in range(12)]  # xyxy in images of 64 x 80
@@ -172,6 +173,8 @@ def test_the_options_of_the_splits_that_there_are(
     result = verdict(check(tmp_path))
     assert result.train_options == options and result.can_preview
     assert result.sentence == f"ready to train: 2 images with 2 objects, {words}, 1 class"
+    advice = "; splits of coco are instances_train.json and instances_val.json in annotations/"
+    assert result.advice.endswith(advice) if "no split" in words else result.advice == ""
 
 
 def test_many_classes_are_a_short_table_and_one_fault_of_many_files_a_line(
@@ -190,6 +193,15 @@ def test_many_classes_are_a_short_table_and_one_fault_of_many_files_a_line(
     )
     assert DataCheck(tmp_path, limit=0).run() == 1
     assert "class 20" in capsys.readouterr().out
+
+
+def test_preview_has_the_size_of_a_training(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sheet.png"
+    assert DataPreview(shapes, out=out, split="val", count=1, variants=1).run() == 0
+    size = choose_config(shapes).data.size
+    line, path = capsys.readouterr().out.splitlines()
+    assert line == f"images of {size} pixels, as `detrkit train` would choose here; --size shows another"
+    assert path == str(out) and size != 800
 
 
 def test_preview_takes_the_training_split(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,8 +209,9 @@ class DataPreview:
     """Number of images."""
     variants: Few = 3
     """Augmented versions of each."""
-    size: InputSize = 800
-    """Largest short side, pixels; at 800 the augmentation is the published one, else it is scaled."""
+    size: InputSize | None = None
+    """Largest short side, pixels. By default that which `detrkit train` chooses for these data on this machine; at 800
+    the augmentation is the published one, else it is scaled."""
     augment: Literal["detr", "flip", "none"] = "detr"
     """detr: the published augmentation; flip: mirror only; none: resize only."""
     masks: bool = False
@@ -235,14 +236,26 @@ class DataPreview:
         if split is None:
             split, others = first_split(self.path, self.layout, masks=self.masks)
         dataset = open_dataset(self.path, split=split, layout=self.layout, masks=self.masks)
-        transform = train_transform(self.size, augment=self.augment)
+        size = self.size or self._chosen_size(dataset.split)
+        transform = train_transform(size, augment=self.augment)
         out = preview(dataset, transform, count=self.count, out=self.out, seed=self.seed, variants=self.variants)
         console = table_console()
         if others:
             text = f"split {dataset.split} ({len(dataset)} images); --split shows another: {', '.join(others)}"
             console.print(one_line(text), soft_wrap=True, markup=False)
+        if self.size is None:
+            console.print(f"images of {size} pixels, as `detrkit train` would choose here; --size shows another")
         console.print(str(out), soft_wrap=True)
         return 0
+
+    def _chosen_size(self, split: str | None) -> int:
+        """Return the short side, pixels, that a training without a recipe would have."""
+        from detrkit.config import TrainConfig
+        from detrkit.engine.facts import choose_config
+
+        data = {"train_split": split, "layout": self.layout}
+        config = TrainConfig().changed(data=data, model={"masks": self.masks or None})
+        return choose_config(self.path, config, fixed=("model.masks",)).data.size or 800
 
 
 DataCommand = (

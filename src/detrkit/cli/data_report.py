@@ -47,6 +47,8 @@ def print_report(
     console.print(f"{report.path!s} ({report.layout}): {counts}", soft_wrap=True)
     result = verdict(report, split)
     console.print(Text(one_line(result.sentence), style="bold green" if report.ok else "bold red"), soft_wrap=True)
+    if result.advice:
+        console.print(Text.assemble(("hint", _SEVERITY_COLORS["hint"]), " ", one_line(result.advice)), soft_wrap=True)
     for command in _next_commands(result, report, path, split, layout):
         console.print(Text(f"next: {command}"), soft_wrap=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,8 @@ class Train:
         if result.test_metrics is not None:
             console.print(f"test: {format_metrics(result.test_metrics)}")
         console.print(f"report:  {result.report}\nweights: {result.best}")
+        if not config.run.overfit:
+            console.print(f"next: {shlex.join(['detrkit', 'predict', str(result.folder)])} IMAGES_OR_FOLDER")
         if result.verdict is not None:
             console.print(result.verdict)
         return 1 if result.can_learn is False else 0

@@ -232,7 +232,8 @@ def _split_hint(use: str, names: Sequence[str]) -> str:
         names: of the existing splits.
     """
     if use == "train" and len(names) == 1:
-        return f"to train on it, without evaluation, pass --train-split {names[0]} --val-split none"
+        options = f"--train-split {names[0]} --val-split none"
+        return f"to train on it, without evaluation, pass {options} (`detrkit data check` says how to divide it)"
     without = " (none: no evaluation)" if use == "val" else ""
     return f"choose with --{use}-split{without}"
 

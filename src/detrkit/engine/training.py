@@ -293,6 +293,11 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
     )
     for line in [*counts.lines(), *lines]:
         console.print(line)
+    if config.run.pictures:
+        after = "" if val is None else " and examples.png"
+        console.print(
+            f"pictures in {trainer.folder}: labels.png and first_batch.png now, training.png{after} while it trains"
+        )
     if config.run.patience and (val is None or not count_objects(val).objects):
         why = "there is no split to evaluate on" if val is None else f"no image of {val.split} has an object"
         console.print(f"warning: {why}, so that --patience has nothing to count and stops nothing")

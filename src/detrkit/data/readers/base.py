@@ -37,11 +37,13 @@ class Reader(ABC):
         name: name of the format, in `--layout` and `Dataset.layout`.
         expects: the format's name and its files, for the message that none was recognized: "COCO (a json file)".
         no_objects_cause: the likeliest reason why a readable dataset of the format has no object, for a message.
+        divided_by: what the splits of the format are, for the message that there is none to evaluate on.
     """
 
     name: ClassVar[str]
     expects: ClassVar[str]
     no_objects_cause: ClassVar[str] = "the files hold none"
+    divided_by: ClassVar[str] = ""
 
     @abstractmethod
     def recognize(self, path: Path) -> bool:

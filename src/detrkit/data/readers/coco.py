@@ -37,6 +37,7 @@ class CocoReader(Reader):
     name = "coco"
     expects = "COCO (annotations/instances_*.json, _annotations.coco.json or a json file)"
     no_objects_cause = "the annotations' image_id is that of none of the images"
+    divided_by = "instances_train.json and instances_val.json in annotations/"
 
     def recognize(self, path: Path) -> bool:
         """Tell whether `path` is a COCO json file or a folder of the COCO or Roboflow layout."""

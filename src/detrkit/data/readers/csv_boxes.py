@@ -49,6 +49,7 @@ class CsvReader(Reader):
     name = "csv"
     expects = "CSV (a table with columns of the image, the class and the box)"
     no_objects_cause = "the columns of the box are empty"
+    divided_by = "a column split that says train or val"
 
     def recognize(self, path: Path) -> bool:
         """Tell whether `path` is a CSV, or a folder with one that has columns of an image and of a box."""

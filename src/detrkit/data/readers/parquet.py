@@ -45,6 +45,7 @@ class ParquetReader(Reader):
     name = "parquet"
     expects = "parquet (data/train-*.parquet)"
     no_objects_cause = "the column of objects is empty"
+    divided_by = "data/train-*.parquet and data/val-*.parquet"
 
     def recognize(self, path: Path) -> bool:
         """Tell whether `path` is a parquet file or a folder with some."""

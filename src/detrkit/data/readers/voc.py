@@ -64,6 +64,7 @@ class VocReader(Reader):
     name = "voc"
     expects = "Pascal VOC (Annotations/*.xml and JPEGImages/)"
     no_objects_cause = "the xml files have no <object>"
+    divided_by = "lists of image names, ImageSets/Main/train.txt and val.txt"
 
     def recognize(self, path: Path) -> bool:
         """Tell whether `path` is a folder with Annotations/*.xml."""

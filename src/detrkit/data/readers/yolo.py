@@ -43,6 +43,7 @@ class YoloReader(Reader):
     name = "yolo"
     expects = "YOLO (data.yaml, or images/, labels/ and classes.txt)"
     no_objects_cause = "no label file (.txt) belongs to any image: they are looked for in labels/ beside images/"
+    divided_by = "folders train and val in images/ and in labels/, which data.yaml names as train and val"
 
     def recognize(self, path: Path) -> bool:
         """Tell whether `path` is a data.yaml, a folder with one, or a folder with images/, labels/ and classes.txt."""

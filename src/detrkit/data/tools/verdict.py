@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from detrkit.data.readers import match_split
+from detrkit.data.readers import READERS, match_split
 from detrkit.data.tools.check import Report, SplitSummary
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.messages import counted
@@ -18,11 +18,13 @@ class Verdict(NamedTuple):
         sentence: what can be done with the dataset.
         train_options: of `detrkit train`, for its splits; empty where the defaults fit.
         can_preview: whether a split could be read.
+        advice: what would be better; empty if nothing.
     """
 
     sentence: str
     train_options: list[str]
     can_preview: bool
+    advice: str = ""
 
 
 def verdict(report: Report, split: str | None = None) -> Verdict:
@@ -43,14 +45,23 @@ def verdict(report: Report, split: str | None = None) -> Verdict:
     end = f"; {counted(warnings, 'warning')}" if warnings else ""
     if train is None:
         return Verdict(f"nothing to train on: no split has an image{end}", [], can_preview)
+    advice = ""
     classes = counted(len(train.classes), "class")
     if split is not None:
         text = f"split {train.name} can be used: {_contents(train)}, {classes}"
     elif val is None:
         text = f"ready to train: {_contents(train)}, no split to evaluate on, {classes}"
+        advice = _how_to_divide(report)
     else:
         text = f"ready to train: {_contents(train)}, {counted(val.images, 'image')} to evaluate on, {classes}"
-    return Verdict(text + end, options, can_preview)
+    return Verdict(text + end, options, can_preview, advice)
+
+
+def _how_to_divide(report: Report) -> str:
+    """Say what a run without a split to evaluate on lacks, and how this format divides the images."""
+    how = READERS[report.layout].divided_by
+    without = "without a split to evaluate on, a run has no AP, no pictures of predictions and no suggested threshold"
+    return f"{without}; splits of {report.layout} are {how}" if how else without
 
 
 def _splits(report: Report) -> tuple[list[str], SplitSummary | None, SplitSummary | None]:
