@@ -166,7 +166,7 @@ def test_the_only_split_is_named_with_its_options(tmp_path):
     (file,) = (tmp_path / "data" / "annotations").glob("*.json")
     alone = file.rename(tmp_path / "data" / "result.json")
     config = tiny_config(alone, tmp_path / "run")
-    with pytest.raises(DetrkitError, match=r"it has result; .* pass --train-split result --val-split none$"):
+    with pytest.raises(DetrkitError, match=r"it has result; .* pass --train-split result --val-split none \("):
         open_splits(config)
     config = config.changed(data={"train_split": "result"})
     with pytest.raises(DetrkitError, match=r"choose with --val-split \(none: no evaluation\)$"):
