@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from detrkit.cli import main, predict_share
-from detrkit.cli.predict_journal import FOLDER
+from detrkit.cli.predict_journal import FOLDER, Journal
 from detrkit.cli.predict_share import Plan, Share
 from detrkit.structures.classes import ClassList
 from detrkit.structures.detections import Detections
@@ -164,6 +164,35 @@ def test_half_a_record_is_no_record(weights, photos, monkeypatch):
     count = Stop(monkeypatch)
     assert main(command(weights, "out")) == 0
     assert count.drawn == 4 and listed("out") == NAMES
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("length", lambda head, line: -len(line)),  # which would be read forever
+        ("length", lambda head, line: 0.5),
+        ("length", lambda head, line: 10**30),
+        ("names", lambda head, line: 3),
+        ("objects", lambda head, line: [["a"]]),
+        ("near_miss", lambda head, line: ["cat", 0.1]),
+        ("stem", lambda head, line: None),
+    ],
+)
+def test_a_record_with_impossible_values_is_no_record(tmp_path, name, value):
+    """A file may hold anything, and each turn of the loop that reads it must read further."""
+    journal = Journal(tmp_path)
+    journal.begin({})
+    journal.open(1, 0)
+    fields = {"stem": "a", "names": ["a.jpg"], "identity": [1, 2], "objects": [], "near_miss": None}
+    journal.add("a.jpg", b'"a.jpg": []', fields)
+    journal.close()
+    (file,) = journal.folder.glob("*.records")
+    assert list(journal.records()) == ["a.jpg"]
+    line, rest = file.read_bytes().split(b"\n", 1)
+    head = json.loads(line)
+    head[name] = value(head, json.dumps(head) + "   \n")
+    file.write_bytes(json.dumps(head).encode() + b"\n" + rest)
+    assert journal.records() == {}
 
 
 def test_a_folder_of_that_name_that_is_not_detrkits_is_refused(weights, photos, capsys):

@@ -203,6 +203,10 @@ def test_help_names_every_study(capsys):
     with pytest.raises(SystemExit):
         main(["study", "--help"])
     said = capsys.readouterr().out
+    assert all(name in said.split("Run\n")[0].split("RECIPE  ")[1] for name in studies())
+    with pytest.raises(SystemExit):
+        main(["study", "--help-all"])
+    said = capsys.readouterr().out
     assert all(f"{name}: " in said for name in studies())
 
 

@@ -14,11 +14,14 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from annotated_types import Ge
+from typing_extensions import TypedDict  # pydantic needs it below Python 3.12, and brings it
 
 from detrkit.utils.atomic import make_folder, write_atomic, write_errors
 from detrkit.utils.documents import parse_json, read_bytes
-from detrkit.utils.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError, SettingError
 
 if TYPE_CHECKING:
     from detrkit.detector import Detector
@@ -44,7 +47,7 @@ class Record(NamedTuple):
     names: list[str]
     identity: list[int] | None
     objects: list[str]
-    near_miss: list[Any] | None
+    near_miss: tuple[Any, ...] | None
     file: Path
     offset: int
     length: int
@@ -59,6 +62,18 @@ class Record(NamedTuple):
         with self.file.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.length)
+
+
+class _Head(TypedDict):
+    """The line before an image's part of predictions.json, as it is read: a file may hold anything."""
+
+    image: str
+    length: Annotated[int, Ge(0)]
+    stem: str
+    names: list[str]
+    identity: list[int] | None
+    objects: list[str]
+    near_miss: tuple[str, float, float, int, list[float] | None] | None
 
 
 class Journal:
@@ -154,14 +169,24 @@ def _numbers(file: Path) -> tuple[int, int]:
 
 def _records_of(file: Path) -> Iterable[tuple[str, Record]]:
     """Yield the complete records of a file; what a killed process half wrote, and what follows it, is left out."""
+    from detrkit.utils.schema import validated_as  # imported late: pydantic takes half a second
+
     with file.open("rb") as lines:
         size = lines.seek(0, os.SEEK_END)
         lines.seek(0)
         while line := lines.readline():
             offset = lines.tell()
             try:
-                head = json.loads(line)
-                record = Record(
+                head: _Head = validated_as(_Head, json.loads(line))
+            except (ValueError, RecursionError, SettingError):
+                return
+            end = offset + head["length"] + 1  # after `offset`, as the length is checked: each turn reads further
+            if end > size:
+                return
+            lines.seek(end)
+            yield (
+                head["image"],
+                Record(
                     head["stem"],
                     head["names"],
                     head["identity"],
@@ -170,13 +195,8 @@ def _records_of(file: Path) -> Iterable[tuple[str, Record]]:
                     file,
                     offset,
                     head["length"],
-                )
-            except (ValueError, KeyError, TypeError, RecursionError):
-                return
-            if offset + record.length + 1 > size:
-                return
-            lines.seek(offset + record.length + 1)
-            yield head["image"], record
+                ),
+            )
 
 
 def identity(file: Path) -> list[int] | None:

@@ -38,7 +38,7 @@ class Study:
     """
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
-    """The name of a recipe that comes with detrkit, or a YAML file."""
+    """A recipe that comes with detrkit (shapes-four, bccd-four, cppe5-four), or a YAML file."""
     dataset: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = None
     """The dataset; the layout is recognized. shapes-four makes its own."""
     out: Path | None = None

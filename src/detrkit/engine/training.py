@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric import Fabric
+
 from detrkit.config import TrainConfig, load_config
 from detrkit.data.memory import is_path, path_or_name
 from detrkit.engine import run_folder
@@ -121,6 +123,7 @@ def train(
             adapted = adapted_fields(config, shorten_warmup=shorten_warmup)
             fabric, place, state = begin(config, resume=resume, held=held, adapted=adapted)
             stop.join(fabric.world_size)
+            config = _of_first(config, fabric, reasons)
             session, materials = Session(fabric, stop, callbacks, pace, folder, data, list(reasons)), None
             if place is None and not resume:
                 config, materials = planned(config, session, shorten_warmup=shorten_warmup)
@@ -144,6 +147,21 @@ def _interrupted(
 ) -> Interrupted:
     saved = saved_in(folder) is not None
     return Interrupted(number, str(folder), command, during=during, saved=saved, agreed=agreed)
+
+
+def _of_first(config: TrainConfig, fabric: Fabric, reasons: Sequence[str]) -> TrainConfig:
+    """Return the settings that the first process has chosen, in all processes of a run whose settings were chosen.
+
+    Each process that torchrun or Slurm starts has chosen for itself. The answers differ where one sees another number
+    of cores, another cache of weights, or a slow server. What a user gives stays each process's own: `check_agreement`
+    compares it.
+    """
+    chosen: TrainConfig | None = fabric.broadcast(config if reasons else None)
+    if chosen is None or fabric.global_rank == 0:
+        return config
+    own = {name: getattr(config.run, name) for name in ("out", "device", "devices", "nodes", "timeout")}
+    data = {name: getattr(config.data, name) for name in ("path", "val_data", "workers", "cache")}
+    return chosen.changed(data=data, run=own)
 
 
 def _run_in_two_phases(
