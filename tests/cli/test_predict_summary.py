@@ -75,6 +75,14 @@ def test_thresholds_of_a_model_that_has_learned_little_are_called_so(folder, cap
     assert poor not in predicted(folder, capsys, "poor.safetensors", "--no-pictures", "--threshold", "0.5")
 
 
+def test_thresholds_of_classes_that_the_model_does_not_have_are_not_listed(folder, capsys):
+    classes = {**SUGGESTED["classes"], **{f"class {k}": 0.5 for k in range(1000)}}
+    training = {"score_thresholds": {**SUGGESTED, "classes": classes}}
+    save_model(folder / "more.safetensors", SPEC.build(), replace(SPEC, training=training))
+    text = predicted(folder, capsys, "more.safetensors", "--no-pictures")
+    assert "(--threshold auto): cat 0.02, others 0.01\n" in text
+
+
 def test_auto_without_a_suggestion_is_one_line(folder, capsys):
     out = folder / "none"
     photos = str(folder / "photos")

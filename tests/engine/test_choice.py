@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from detrkit.config import TrainConfig
 from detrkit.engine.choice import Choice, Facts, choose
 from detrkit.engine.relations import check_config
+from detrkit.engine.training import _of_first
 
 BCCD = {"images": 205, "height": 480, "width": 640, "classes": 3, "most_objects": 30, "small_object": 0.08}
 CACHED, ONLINE = {"weights": {"detr-r50": "cached"}}, {"weights": {"detr-r50": "download"}}
@@ -166,3 +169,17 @@ def test_the_published_recipe_is_the_published_default():
     from detrkit.config import load_config
 
     assert load_config("detr-300") == TrainConfig()
+
+
+@pytest.mark.parametrize("reasons", [(), ("chosen",)])
+def test_processes_have_the_settings_that_the_first_one_has_chosen(reasons):
+    """One of eight processes may find the weights' server slow, or another cache of weights on its machine."""
+    first = TrainConfig().changed(data={"size": 256, "workers": 4}, optim={"epochs": 7}, run={"init_from": "detr-r50"})
+    other = TrainConfig().changed(data={"size": 512, "workers": 1}, run={"out": "elsewhere"})
+    fabric = SimpleNamespace(broadcast=lambda value: first if reasons else None, global_rank=1)
+    settings = _of_first(other, fabric, reasons)
+    if reasons:
+        assert (settings.data.size, settings.optim.epochs, settings.run.init_from) == (256, 7, "detr-r50")
+        assert (settings.data.workers, settings.run.out) == (1, "elsewhere")
+    else:  # what a user gives is compared, see `check_agreement`
+        assert settings == other

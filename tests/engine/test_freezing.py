@@ -107,3 +107,9 @@ def test_a_wrong_pattern_is_refused_before_anything_is_written(shapes, tmp_path)
     with pytest.raises(DetrkitError, match="no parameter's name matches 'bakbone'"):
         detrkit.train(tiny_config(shapes, tmp_path / "run", optim={"freeze": ("bakbone",)}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_with_nothing_left_to_train_is_refused_before_anything_is_written(shapes, tmp_path):
+    with pytest.raises(DetrkitError, match="every parameter is frozen"):
+        detrkit.train(tiny_config(shapes, tmp_path / "run", optim={"freeze": ("*",)}))
+    assert not (tmp_path / "run").exists()

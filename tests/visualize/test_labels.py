@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -82,3 +84,18 @@ def test_no_words_are_cut_at_the_border_of_the_figure():
         for text in (ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label):
             box = text.get_window_extent()
             assert not text.get_text() or (box.x0 >= whole.x0 and box.x1 <= whole.x1), text.get_text()
+
+
+def test_words_stay_in_the_picture_beside_long_names_and_letters_without_a_glyph_are_no_warning():
+    dataset = Annotated([1, 2, 3])
+    dataset.records += dataset.records[1:] * 123_455
+    dataset.classes = ClassList.contiguous(dict(enumerate(("x" * 200, "\u65e5\u672c\u8a9e", "c"))))
+    figure = label_plots(dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        png_bytes(figure)
+    width = figure.bbox.width
+    for ax in figure.axes:
+        for text in (ax.title, ax._left_title, ax.xaxis.label):
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= width, text.get_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from detrkit.evaluation import Confusion, PrecisionRecall
 from detrkit.visualize import confusion_heatmap, precision_recall_curves, save_figure, study_curves, training_curves
+from detrkit.visualize.curves import png_bytes
 
 
 def lines(ax):
@@ -136,3 +138,10 @@ def test_figures_are_saved_whole_and_without_pyplot(tmp_path):
 def test_drawing_does_not_wait_for_matplotlib():
     code = "import sys, detrkit.visualize as v; v.draw_boxes; assert 'matplotlib' not in sys.modules; v.training_curves"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_rate_that_is_constant_but_for_rounding_is_drawn_without_a_warning():
+    rows = [{"epoch": k + 1, "lr": lr, "train/loss": 1.0} for k, lr in enumerate((0.001, 0.0010000000000000002))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        png_bytes(training_curves(rows))

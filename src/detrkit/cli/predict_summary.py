@@ -81,8 +81,10 @@ class Summary:
         empty = sum(not counts for counts in self.counts.values())
         suggested = detector.suggested_thresholds
         if suggested is not None and threshold in (None, "auto"):
-            own = [f"{name} {value:g}" for name, value in suggested.classes.items()]
-            rest = "" if len(own) == len(detector.spec.classes or ()) else f", others {suggested.general:g}"
+            classes = detector.spec.classes
+            names = frozenset[str]() if classes is None else frozenset(classes.used_names)
+            own = [f"{name} {value:g}" for name, value in suggested.classes.items() if name in names]
+            rest = "" if len(own) == len(names) else f", others {suggested.general:g}"
             shown = names_and_more(own, _MAX_CLASSES) + rest if own else f"{suggested.general:g}"
             lines.append(f"score above the suggested thresholds (--threshold auto): {shown}")
             if suggested.f1 < _LOW_F1:

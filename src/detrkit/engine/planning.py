@@ -14,6 +14,7 @@ from detrkit.engine.budget import Plan, measured_rates, plan, plan_words
 from detrkit.engine.callbacks import Callback
 from detrkit.engine.fine_tune import InitReport
 from detrkit.engine.fingerprint import fingerprint
+from detrkit.engine.optim import build_optimizer
 from detrkit.engine.overfit import overfit_config
 from detrkit.engine.pace import Pace
 from detrkit.engine.phases import detector_phase
@@ -95,6 +96,7 @@ def make_materials(config: TrainConfig, session: Session, state: dict[str, Any] 
             model, spec, init_report = make_model(config, splits.train, source)
     if config.run.freeze_detector is not None:
         model.freeze_detector()
+    build_optimizer(model, config.optim)  # before anything is written: a model may have nothing left to train
     return Materials(splits, model, spec, init_report)
 
 

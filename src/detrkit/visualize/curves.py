@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,9 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         _titled(ax, title, x_name)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if kind == "rate" and all((_series(rows, n, x_name)[1] > 0).all() for n in names):
+            values = np.concatenate([_series(rows, name, x_name)[1] for name in names])
+            if len(values) and values.max() < 1.01 * values.min():  # one rate but for rounding: no span for the axis
+                ax.set_ylim(values.min() / 2, values.max() * 2)
             ax.set_yscale("log")
         elif kind != "rate":
             ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all values may be zero early in training
@@ -307,9 +311,11 @@ def confusion_heatmap(confusion: Confusion, *, most: int = 30) -> Figure:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Encode the figure as PNG."""
+    """Encode the figure as PNG; letters that its font lacks are drawn as boxes, without a warning for each."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph ")
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -126,7 +126,7 @@ def _box_centers(ax: Axes, centers: np.ndarray) -> None:
     for side in ax.spines.values():
         side.set_visible(True)
         side.set_color(GRID_COLOR)
-    set_titles(ax, "centers of the boxes in the image (dark: many)", "")
+    set_titles(ax, "centers of the boxes (dark: many)", "")
 
 
 def _aspect_ratios(ax: Axes, ratios: np.ndarray) -> None:
