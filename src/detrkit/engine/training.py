@@ -322,8 +322,8 @@ def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Tra
     trained = config.run.init_from or config.run.freeze_detector
     if steps < FEW_STEPS[parameters > 10e6] and trained is None and not config.run.overfit:
         console.print(
-            f"warning: {counted(steps, 'step')} {'is' if steps == 1 else 'are'} few for a detection transformer that starts from random weights: "
-            "expect a low AP; train longer, or start from trained weights (--init-from)"
+            f"warning: {counted(steps, 'step')} {'is' if steps == 1 else 'are'} few for a detection transformer that "
+            "starts from random weights: expect a low AP; train longer, or start from trained weights (--init-from)"
         )
     if config.optim.warmup_steps > steps / 2 and not config.run.overfit:
         console.print(
