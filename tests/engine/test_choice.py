@@ -165,6 +165,17 @@ def test_the_lines_say_what_was_chosen_and_why():
     assert "as many epochs as fit into 30 minutes" in choose(facts).lines(facts, timed)[0]
 
 
+def test_the_lines_are_about_the_epochs_that_the_run_has():
+    """A number of epochs that is given is one of turns through the images: an epoch of three has one step."""
+    facts = Facts(**{**BCCD, "images": 3})
+    choice = choose(facts)
+    per_epoch = choice.steps // choice.config().optim.epochs
+    assert f"  an epoch has {per_epoch} steps: every image comes several times" in choice.lines(facts)
+    given = choice.config().changed(optim={"epochs": 1}, data={"epoch_images": None})
+    lines = choice.lines(facts, given)
+    assert "1 epoch (1 step of 8 images)" in lines[0] and not any("several times" in line for line in lines)
+
+
 def test_the_published_recipe_is_the_published_default():
     from detrkit.config import load_config
 

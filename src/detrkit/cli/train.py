@@ -117,15 +117,16 @@ class Train:
             console.print(line)
         shorten = self.typed is not None and "optim.epochs" in self.typed and "optim.warmup_steps" not in self.typed
         result = train(config, resume=self.resume is not None, shorten_warmup=shorten, reasons=lines)
+        following = f"next: {shlex.join(['detrkit', 'predict', str(result.folder)])} IMAGES_OR_FOLDER"
         if result.metrics is None:
-            console.print(f"weights: {result.best}")
+            console.print(f"weights: {result.best}\n{following}")
             return 0
         print_measured(evaluated_parts(result.metrics))
         if result.test_metrics is not None:
             console.print(f"test: {format_metrics(result.test_metrics)}")
         console.print(f"report:  {result.report}\nweights: {result.best}")
         if not config.run.overfit:
-            console.print(f"next: {shlex.join(['detrkit', 'predict', str(result.folder)])} IMAGES_OR_FOLDER")
+            console.print(following)
         if result.verdict is not None:
             console.print(result.verdict)
         return 1 if result.can_learn is False else 0

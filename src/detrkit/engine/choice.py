@@ -9,6 +9,7 @@ from typing import Any, Literal
 from detrkit.config import TrainConfig, load_config
 from detrkit.engine.schedule import steps_per_epoch
 from detrkit.utils.durations import duration
+from detrkit.utils.messages import counted
 
 Availability = Literal["cached", "download"]
 
@@ -127,10 +128,16 @@ class Choice:
 
 
 def _part_of_images(config: TrainConfig, facts: Facts) -> list[str]:
-    """Say how many images the run sees, if an epoch is a part of them; with a budget that is measured later."""
+    """Say how many images the run sees, if an epoch is a part of them or has them several times.
+
+    With a budget that is measured later; a number of epochs that is given is one of turns through all images.
+    """
     part = config.data.epoch_images
-    if part is None or part > facts.images or config.run.minutes is not None or config.run.overfit:
+    if part is None or config.run.minutes is not None or config.run.overfit:
         return []
+    if part > facts.images:
+        steps = steps_per_epoch(config, facts.images, facts.processes)
+        return [f"an epoch has {counted(steps, 'step')}: every image comes several times"]
     seen = 100 * min(1.0, config.optim.epochs * part / facts.images)
     return [f"an epoch is a part of the training images; all epochs see {seen:.0f} % of them"]
 
@@ -145,7 +152,7 @@ def _length(config: TrainConfig, facts: Facts, steps: int) -> str:
     epochs = f"{config.optim.epochs} epoch{'s' if config.optim.epochs > 1 else ''}"
     if config.data.epoch_images is not None:
         epochs += f" of {config.data.epoch_images} images"
-    return f"{epochs} ({steps} steps of {batch} images)"
+    return f"{epochs} ({counted(steps, 'step')} of {counted(batch, 'image')})"
 
 
 def choose(facts: Facts) -> Choice:
@@ -340,8 +347,6 @@ def _with_epochs(
         epochs = _FEW_EPOCHS
         per_epoch = max(1, round(steps / epochs))
         epoch_images = per_epoch * whole
-        if epoch_images > facts.images:
-            reasons.append(f"an epoch has {per_epoch} steps: every image comes several times")
     overrides["optim"]["epochs"] = epochs
     if epoch_images is not None:
         overrides["data"]["epoch_images"] = epoch_images
