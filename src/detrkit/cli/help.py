@@ -112,7 +112,7 @@ def _rows(kind: type, options: Iterable[Option], width: int, *, whole: bool) -> 
             text = first_sentence(text)
         text = " ".join(filter(None, (text, _note(option, text))))
         name = f"  {_name(option, whole=whole)}"
-        body = textwrap.wrap(text, width - indent, break_long_words=True) or [""]
+        body = textwrap.wrap(text, width - indent, break_on_hyphens=False) or [""]
         if len(name) + 2 > indent:
             lines += textwrap.wrap(name, width, subsequent_indent=" " * 6)
         else:
