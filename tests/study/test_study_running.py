@@ -62,8 +62,8 @@ def signal_at(monkeypatch, model: str, step: int) -> None:
     """Ctrl-C when a step of a model has been logged."""
     logged = Trainer._log_step
 
-    def log_and_signal(self, values, board):
-        logged(self, values, board)
+    def log_and_signal(self, values):
+        logged(self, values)
         if self.spec.name == model and self.progress.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -149,7 +149,7 @@ def test_a_member_killed_before_its_first_saved_state_begins_anew(whole, tmp_pat
     file, result = whole
     study = load_study(file)
 
-    def power_cut(self, values, board):
+    def power_cut(self, values):
         raise SystemExit
 
     with monkeypatch.context() as patch:
