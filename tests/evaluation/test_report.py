@@ -58,6 +58,7 @@ def test_everything_linked_is_there(evaluation, tmp_path):
     assert metrics.table() in page
     assert metrics.table(per_class=True) in page
     assert "a\\|b" in page
+    assert "The terms shown are those of the last layer, without weights." in page  # why they do not add up
     assert re.search(r"images per second \|\s+31\.42", page)
     record = json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert record["AP"] == metrics.AP

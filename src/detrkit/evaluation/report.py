@@ -219,7 +219,10 @@ def _add_plots(
             "score": confusion.score,
         }
     if curves:
-        text = "Where single steps are logged, the line is their running mean."
+        text = (
+            "The total is what is minimized: the weighted sum of the terms of all decoder layers. The terms shown are "
+            "those of the last layer, without weights. Where single steps are logged, the line is their running mean."
+        )
         page.image("training.png", png_bytes(training_curves(curves)), "Training", text)
 
 
