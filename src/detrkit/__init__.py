@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from detrkit import ops as ops
     from detrkit.backbones.base import Backbone as Backbone
     from detrkit.backbones.base import register_backbone as register_backbone
+    from detrkit.config import load_config as load_config
     from detrkit.data import open_dataset as open_dataset
     from detrkit.data.readers import register_reader as register_reader
     from detrkit.detector import Detector as Detector
@@ -65,6 +66,7 @@ _HOMES = {
     "evaluate_panoptic": "detrkit.evaluation",
     "list_models": "detrkit.models.registry",
     "load": "detrkit.detector",
+    "load_config": "detrkit.config",
     "open_dataset": "detrkit.data",
     "register_backbone": "detrkit.backbones.base",
     "register_logger": "detrkit.engine.loggers",
@@ -96,6 +98,7 @@ __all__ = [
     "evaluate_panoptic",
     "list_models",
     "load",
+    "load_config",
     "open_dataset",
     "ops",
     "register_backbone",

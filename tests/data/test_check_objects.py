@@ -79,7 +79,7 @@ def test_hints_count_what_is_hard_to_learn(tmp_path: Path) -> None:
     # images of 64 x 80 pixels become 256 x 320: objects of 1.9 pixels 7.6, of 2 pixels 8
     write(tmp_path, [[1, 1, 1.9, 30]] * 3 + [[1, 1, 30, 2]] * 4)
     assert check(tmp_path).hints == [
-        "split train: 1 classes have fewer than 10 objects (a 7): hardly enough to learn them from",
+        "split train: fewer than 10 objects of 1 class (a 7): hardly enough to learn from",
         "split train: of 7 objects these have a side below 8 pixels in the model's input, where little of them is left"
         ": 3 at --size 256",
     ]

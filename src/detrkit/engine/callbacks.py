@@ -143,10 +143,10 @@ class Callback:
     """
 
     def on_run_start(self, run: RunView) -> None:
-        """Be called before the first step; the folder of the run and its config.yaml exist."""
+        """Handle the start: called before the first step; the folder of the run and its config.yaml exist."""
 
     def on_step_start(self, run: RunView, batches: Sequence[tuple[Batch, list[Target]]]) -> None:
-        """Be called before an optimizer step.
+        """Handle the start of an optimizer step: called before it.
 
         Args:
             run: the run.
@@ -156,7 +156,7 @@ class Callback:
         """
 
     def on_step_end(self, run: RunView, values: Mapping[str, float]) -> None:
-        """Be called after an optimizer step.
+        """Handle the end of an optimizer step.
 
         Args:
             run: the run.
@@ -164,7 +164,7 @@ class Callback:
         """
 
     def on_evaluation_end(self, run: RunView, metrics: Metrics) -> None:
-        """Be called after the evaluation of an epoch.
+        """Handle the metrics of an evaluation.
 
         Args:
             run: the run.
@@ -172,7 +172,7 @@ class Callback:
         """
 
     def on_epoch_end(self, run: RunView, row: Mapping[str, Any]) -> None:
-        """Be called at the end of an epoch, after its evaluation, if it has one.
+        """Handle the end of an epoch: called after its evaluation, if it has one.
 
         Args:
             run: the run.
@@ -180,7 +180,7 @@ class Callback:
         """
 
     def on_checkpoint(self, run: RunView, path: Path, kind: Checkpoint) -> None:
-        """Be called when a checkpoint has been written.
+        """Handle a checkpoint that has been written.
 
         Args:
             run: the run.
@@ -189,7 +189,7 @@ class Callback:
         """
 
     def on_run_end(self, run: RunView, result: RunResult) -> None:
-        """Be called when the run has ended and its report is written.
+        """Handle the end of the run: its report is written.
 
         Args:
             run: the run.
@@ -197,7 +197,7 @@ class Callback:
         """
 
     def on_error(self, run: RunView, error: BaseException) -> None:
-        """Be called when the run ends by an error or by a stop signal (a `KeyboardInterrupt`); `on_run_end` is not.
+        """Handle an error or a stop signal (a `KeyboardInterrupt`) that ends the run; `on_run_end` is not called.
 
         Exceptions of this method are printed and change nothing.
 

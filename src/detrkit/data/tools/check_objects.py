@@ -11,7 +11,7 @@ import numpy as np
 from detrkit.data.readers import Findings
 from detrkit.data.sample import Record
 from detrkit.structures.classes import ClassList
-from detrkit.utils.messages import first_names
+from detrkit.utils.messages import counted, first_names
 
 MIN_SIDE_PIXELS = 8  # of an object at the size of the input: a cell of the finest feature map
 SMALL_INPUT, USUAL_INPUT = 256, 800  # short sides in pixels: of the recipe `small`, and by default
@@ -106,8 +106,8 @@ def learning_hints(records: Sequence[Record], classes: ClassList, split: str) ->
     few = [f"{classes.names[k]} {counts[k]}" for k in np.argsort(counts, kind="stable") if 0 < counts[k] < FEW_OBJECTS]
     if few:
         hints.append(
-            f"split {split}: {len(few)} classes have fewer than {FEW_OBJECTS} objects ({first_names(few)}): hardly "
-            "enough to learn them from"
+            f"split {split}: fewer than {FEW_OBJECTS} objects of {counted(len(few), 'class')} ({first_names(few)}): "
+            "hardly enough to learn from"
         )
     small = {size: _small_objects(records, size) for size in (SMALL_INPUT, USUAL_INPUT)}
     if small[SMALL_INPUT]:
