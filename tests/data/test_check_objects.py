@@ -159,8 +159,8 @@ def test_the_verdict_and_the_next_command(
     [
         (["train", "val", "test"], [], "2 images to evaluate on"),
         (["train", "test"], ["--val-split", "test"], "2 images to evaluate on"),
-        (["train"], ["--val-split", "none"], "no split to evaluate on"),
-        (["cells"], ["--train-split", "cells", "--val-split", "none"], "no split to evaluate on"),
+        (["train"], ["--train-split", "train[20%:]", "--val-split", "train[:20%]"], "no split to evaluate on"),
+        (["cells"], ["--train-split", "cells[20%:]", "--val-split", "cells[:20%]"], "no split to evaluate on"),
     ],
 )
 def test_the_options_of_the_splits_that_there_are(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ class Eval:
         source = expanded_path(self.model)
         results = results_file(source)
         if folder is None:
-            split = checked_name(self.split or "all", "--split")
+            split = re.sub(r"[\[\]:%]+", "-", checked_name(self.split or "all", "--split")).strip("-")  # of a part
             inside = source.is_dir() and results is None
             folder = source / f"eval-{split}" if inside else Path(f"eval-{source.stem}-{split}")
         if self.save_thresholds:

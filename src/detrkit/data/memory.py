@@ -77,13 +77,20 @@ def memory_reader(data: Any, *, root: Path | None, box_format: Form | None) -> R
     return (FrameReader if kind == "frame" else HubReader)(data, root, box_format)
 
 
+def open_names(data: Any) -> list[str] | None:
+    """Return the names of the splits of an open Dataset, or of a dict of them; None if the data is not open yet."""
+    if _kind(data) != "open":
+        return None
+    return [data.split or "all"] if isinstance(data, Dataset) else list(data)
+
+
 def chosen_open(data: Any, split: str | None, *, masks: bool) -> Dataset | None:
     """Return the open Dataset of a split, from one or from a dict of them; None if the data is not open yet.
 
     Raises:
         DetrkitError: no such split, or no masks where they are needed.
     """
-    if _kind(data) != "open":
+    if open_names(data) is None:
         return None
     parts: dict[str, Dataset] = {data.split or "all": data} if isinstance(data, Dataset) else dict(data)
     dataset = parts[match_split(split, list(parts), Path(name_in_memory(data)))]

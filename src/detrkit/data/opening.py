@@ -13,7 +13,8 @@ import numpy as np
 
 from detrkit.data.dataset import Dataset
 from detrkit.data.images import size_mismatch
-from detrkit.data.memory import check_not_in_memory, chosen_open, is_path, memory_reader, name_in_memory
+from detrkit.data.memory import check_not_in_memory, chosen_open, is_path, memory_reader, name_in_memory, open_names
+from detrkit.data.parts import split_and_part
 from detrkit.data.readers import READERS, find_layout, match_split
 from detrkit.data.readers.base import Reader
 from detrkit.data.readers.coco_panoptic import CocoPanopticReader
@@ -47,7 +48,8 @@ def open_dataset(
 
     Args:
         path: the dataset's folder, or a COCO json, data.yaml, parquet or CSV file; or the data in memory.
-        split: such as "train"; also finds train2017. May be left out where there is only one.
+        split: such as "train"; also finds train2017. May be left out where there is only one. "train[:20%]" is a fifth
+            of its images, "train[20%:]" the others.
         layout: name of the reader to use; by default the one that recognizes the files. A folder with both instances
             and panoptic annotations is "coco-panoptic" with `masks`, else "coco".
         masks: whether samples have masks (COCO, COCO panoptic, or YOLO polygons).
@@ -68,8 +70,9 @@ def open_dataset(
         raise DetrkitError(f'ids={ids!r}: choose "contiguous" or "official"')
     if unusable not in ("error", "skip"):
         raise DetrkitError(f'unusable={unusable!r}: choose "error" or "skip"')
+    split, part = split_and_part(split)
     if not is_path(path) and (dataset := chosen_open(path, split, masks=masks)) is not None:
-        return dataset
+        return dataset if part is None else part.of(dataset)
     reader, path = find_reader(path, layout, masks=masks, root=root, box_format=box_format)
     chosen = match_split(split, reader.splits(path), path)
     if isinstance(reader, CocoPanopticReader):
@@ -77,6 +80,8 @@ def open_dataset(
     else:
         reading = reader.read(path, chosen, masks=masks)
     classes, records, findings = reading
+    if part is not None:
+        records, chosen = part.records(records), f"{chosen}{part}"
     listed = len(records)
     if unusable == "skip":
         with ThreadPoolExecutor(8) as pool:  # headers, often on a network disk
@@ -137,6 +142,18 @@ def find_reader(
     if folder is not None and not folder.is_dir():
         raise DetrkitError(f"{name}: root={str(root)!r}: there is no such folder")
     return memory_reader(data, root=folder, box_format=box_format), Path(name)
+
+
+def split_names(data: str | Path | Any, layout: Layout | None = None, *, masks: bool = False) -> tuple[list[str], Path]:
+    """Return the names of the splits of a dataset, in files or in memory, and its path for messages.
+
+    Raises:
+        DetrkitError: nothing recognized, or the splits cannot be listed.
+    """
+    if not is_path(data) and (names := open_names(data)) is not None:
+        return names, Path(name_in_memory(data))
+    reader, path = find_reader(data, layout, masks=masks)
+    return reader.splits(path), path
 
 
 def first_split(path: str | Path, layout: Layout | None = None, *, masks: bool = False) -> tuple[str, list[str]]:

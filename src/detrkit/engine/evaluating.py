@@ -16,6 +16,8 @@ from torch import nn
 
 from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, order_by_aspect
 from detrkit.data.loader import Loader
+from detrkit.data.parts import divided
+from detrkit.data.readers.common import UnknownSplit
 from detrkit.detector import Detector, as_device, default_device, has_masks
 from detrkit.engine.agreement import check_agreement
 from detrkit.engine.evaluation_loop import EvaluationAccumulator, run_evaluation
@@ -28,6 +30,7 @@ from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture_of
 from detrkit.structures.coco_classes import COCO_91, COCO_250
 from detrkit.utils.console import console, track
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.memory import check_batch
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers, check_arguments
@@ -126,7 +129,7 @@ def evaluate(
     evaluated = _resolve(model, size, max_size)
     check_batch(evaluated.spec.size, evaluated.spec.max_size, batch_size)
     masks = masks and has_masks(evaluated.model)
-    dataset = data if isinstance(data, Dataset) else open_dataset(data, split=split, layout=layout, masks=masks)
+    dataset = data if isinstance(data, Dataset) else _opened(data, split, layout, masks)
     dataset = _restricted(dataset, masks=masks, limit=limit, quiet=quiet)
     if world > 1:
         check_agreement(fingerprint_of(dataset), str(dataset.path))
@@ -186,6 +189,21 @@ class _EvaluatedModel(NamedTuple):
     model: DetectionModel
     spec: ModelSpec
     source: str
+
+
+def _opened(data: str | Path | Any, split: str | None, layout: Layout | None, masks: bool) -> Dataset:
+    """Open the dataset to evaluate on.
+
+    Raises:
+        DetrkitError: nothing recognized, or no such split; of an undivided dataset the part to choose is named.
+    """
+    try:
+        return open_dataset(data, split=split, layout=layout, masks=masks)
+    except UnknownSplit as error:
+        if len(error.names) != 1:
+            raise
+        part = divided(error.names[0])[1]
+        raise DetrkitError(f"{error}; the part that a training keeps to evaluate on is --split '{part}'") from error
 
 
 def _resolve(

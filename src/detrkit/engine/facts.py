@@ -16,6 +16,10 @@ import torch
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset
 from detrkit.data.memory import is_path, path_or_name
+from detrkit.data.opening import split_names
+from detrkit.data.parts import divided
+from detrkit.data.readers import match_split
+from detrkit.data.readers.common import UnknownSplit
 from detrkit.engine.choice import FINE_TUNED, Availability, Facts, choose
 from detrkit.engine.environment import check_processes
 from detrkit.engine.schedule import with_epochs
@@ -70,7 +74,10 @@ def choose_settings(
         DetrkitError: as `choose_config`.
     """
     config = (TrainConfig() if config is None else config).changed(data={"path": path_or_name(data)})
+    parts = _parts(data, config, fixed)
+    config = config.changed(data=parts)
     values = _fixed_values(config, fixed)
+    values["data"].update(parts)
     facts = gather_facts(config, fixed, in_memory=None if is_path(data) else data)
     choice = choose(facts)
     chosen = choice.config()
@@ -87,7 +94,41 @@ def choose_settings(
         keep_drop="optim.lr_drop" in fixed,
     )
     made = dataclasses.replace(made, optim=fitted.optim)
-    return ChosenSettings(made, [*choice.lines(facts, made), *([f"  {fitted.words}"] if fitted.words else [])])
+    lines = [*choice.lines(facts, made), *([f"  {fitted.words}"] if fitted.words else [])]
+    if parts:
+        kept = f"a fifth of the images is kept for it (--val-split '{made.data.val_split}')"
+        lines.insert(1, f"  the dataset has no split to evaluate on: {kept}")
+    return ChosenSettings(made, lines)
+
+
+def _parts(data: Any, config: TrainConfig, fixed: Collection[str]) -> dict[str, Any]:
+    """Return the splits to train and to evaluate on if the dataset has none to evaluate on, and none was asked for.
+
+    Args:
+        data: path of the dataset, or data in memory.
+        config: settings of which some are fixed.
+        fixed: their names.
+
+    Raises:
+        DetrkitError: nothing recognized, or the splits cannot be listed.
+    """
+    if config.data.val_data is not None or "data.val_split" in fixed:
+        return {}
+    layout = config.data.layout if is_path(data) else None
+    names, path = split_names(data, layout, masks=bool(config.model.masks))
+    try:
+        match_split(config.data.val_split or "val", names, path)
+        return {}
+    except UnknownSplit:
+        pass
+    try:
+        train = match_split(config.data.train_split, names, path)
+    except UnknownSplit:
+        if len(names) > 1 or "data.train_split" in fixed:
+            return {}
+        train = names[0]
+    train_split, val_split = divided(train)
+    return {"train_split": train_split, "val_split": val_split}
 
 
 def _fixed_values(config: TrainConfig, fixed: Collection[str]) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from detrkit.backbones import Backbone, backbone_class
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset, open_dataset
 from detrkit.data.memory import is_path
+from detrkit.data.parts import divided
 from detrkit.data.readers.common import UnknownSplit
 from detrkit.engine.class_weights import make_criterion
 from detrkit.engine.environment import check_processes, cluster_environment, training_device
@@ -231,18 +232,20 @@ def _split_hint(use: str, names: Sequence[str]) -> str:
         use: "train", "val" or "test".
         names: of the existing splits.
     """
-    if use == "train" and len(names) == 1:
-        options = f"--train-split {names[0]} --val-split none"
-        return f"to train on it, without evaluation, pass {options} (`detrkit data check` says how to divide it)"
+    if use in ("train", "val") and len(names) == 1:
+        train, val = divided(names[0])
+        options = f"--train-split '{train}' --val-split '{val}'"
+        return f"to keep a fifth of it for evaluation, pass {options}; --val-split none: no evaluation"
     without = " (none: no evaluation)" if use == "val" else ""
     return f"choose with --{use}-split{without}"
 
 
 def _memory_hint(use: str, names: Sequence[str]) -> str:
     """Name the settings that choose a split of data in memory, and the way to give it splits."""
-    if use == "train" and len(names) == 1:
+    if use in ("train", "val") and len(names) == 1:
+        train, val = divided(names[0])
         return (
-            f"train on it, without evaluation, by data.train_split={names[0]!r} and data.val_split='none', or give it "
+            f"keep a fifth of it for evaluation by data.train_split={train!r} and data.val_split={val!r}, or give it "
             "splits: data={'train': ..., 'val': ...}"
         )
     without = " ('none': no evaluation)" if use == "val" else ""

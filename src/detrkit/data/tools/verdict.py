@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from detrkit.data.parts import HELD_OUT, divided
 from detrkit.data.readers import READERS, match_split
 from detrkit.data.tools.check import Report, SplitSummary
 from detrkit.utils.errors import DetrkitError
@@ -51,17 +52,17 @@ def verdict(report: Report, split: str | None = None) -> Verdict:
         text = f"split {train.name} can be used: {_contents(train)}, {classes}"
     elif val is None:
         text = f"ready to train: {_contents(train)}, no split to evaluate on, {classes}"
-        advice = _how_to_divide(report)
+        advice = f"a training keeps {HELD_OUT} % of the images to evaluate on; {_how_to_divide(report)}"
     else:
         text = f"ready to train: {_contents(train)}, {counted(val.images, 'image')} to evaluate on, {classes}"
     return Verdict(text + end, options, can_preview, advice)
 
 
 def _how_to_divide(report: Report) -> str:
-    """Say what a run without a split to evaluate on lacks, and how this format divides the images."""
+    """Say how images that belong together are divided in this format."""
     how = READERS[report.layout].divided_by
-    without = "without a split to evaluate on, a run has no AP, no pictures of predictions and no suggested threshold"
-    return f"{without}; splits of {report.layout} are {how}" if how else without
+    why = "images of the same scene belong into one split"
+    return f"{why}; splits of {report.layout} are {how}" if how else why
 
 
 def _splits(report: Report) -> tuple[list[str], SplitSummary | None, SplitSummary | None]:
@@ -72,13 +73,20 @@ def _splits(report: Report) -> tuple[list[str], SplitSummary | None, SplitSummar
         return [], None, None
     train = _matching("train", names, report)
     if train is None:
-        options = ["--train-split", names[0], "--val-split", "none"]
-        return options, present[names[0]], None
+        return _divided(names[0]), present[names[0]], None
     val = _matching("val", names, report)
     if val is not None:
         return [], present[train], present[val]
     test = _matching("test", names, report)
-    return ["--val-split", test or "none"], present[train], None if test is None else present[test]
+    if test is None:
+        return _divided(train), present[train], None
+    return ["--val-split", test], present[train], present[test]
+
+
+def _divided(split: str) -> list[str]:
+    """Return the options with which a training keeps a part of a split to evaluate on."""
+    train, val = divided(split)
+    return ["--train-split", train, "--val-split", val]
 
 
 def _matching(use: str, names: Sequence[str], report: Report) -> str | None:
