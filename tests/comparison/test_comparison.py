@@ -345,7 +345,7 @@ def test_command_on_a_dataset(dataset_side, shapes, capsys, tmp_path):
         (["a.safetensors", "nowhere.pth"], "nowhere.pth"),
         (["a.safetensors", "nowhere.npz"], "nowhere.npz: no such stage file"),
         (["a.safetensors", "text.npz"], "text.npz: damaged"),
-        (["a.safetensors", "a.safetensors", "--tolerance", "-1"], "--tolerance -1.0"),
+        (["a.safetensors", "a.safetensors", "--tolerance", "-1"], "--tolerance -1: must be at least 0"),
         (["a.safetensors", "--save", "stages.txt"], "--save stages.txt"),
         (["a.safetensors", "a.safetensors", "--size", "0", "9"], "--size 0 9"),
         (["a.safetensors", "a.safetensors", "--input", "sea.jpg"], "sea.jpg"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,7 +46,10 @@ def test_a_model_from_outside_trains_saves_loads_and_evaluates(registered, shape
     assert detrkit.evaluate(again, shapes, device="cpu", size=64) == result.metrics
     built = detrkit.build_model("grid-9", cells=3, num_classes=spec.num_classes, weights=again)
     assert torch.equal(built.box_head.weight, loaded.box_head.weight)
-    assert detrkit.load(again, device="cpu").threshold == 0.5
+    detector = detrkit.load(again, device="cpu")
+    assert detector.threshold == detector.suggested_thresholds.general
+    bare = save_model(tmp_path / "bare.safetensors", loaded, replace(spec, training={}))
+    assert detrkit.load(bare, device="cpu").threshold == 0.5
 
     assert main(["eval", str(again), str(shapes), "--device", "cpu", "--out", str(tmp_path / "report")]) == 0
     capsys.readouterr()

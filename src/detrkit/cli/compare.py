@@ -12,6 +12,7 @@ from detrkit.cli.preflight import check_dataset, check_model, check_weights
 from detrkit.utils.console import console, table_console
 from detrkit.utils.devices import DeviceName
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.existing import check_exists
 from detrkit.utils.ranges import AnyInteger, Pixels, Tolerance, WideSeed
 
 if TYPE_CHECKING:
@@ -69,13 +70,17 @@ class Compare:
         """Check what needs no torch.
 
         Raises:
-            DetrkitError: no such weights, model or dataset.
+            DetrkitError: no such weights, stages, model or dataset.
         """
-        check_weights(self.a, seeded=True)
-        check_weights(self.b, seeded=True)
+        for side in (self.a, self.b):
+            if side is not None and str(side).endswith(".npz"):
+                check_exists(side, "stage file")
+            else:
+                check_weights(side, seeded=True)
         check_model(self.model)
-        check_dataset(self.data)
-        if self.input not in (None, "ones", "noise"):
+        if self.input is None:
+            check_dataset(self.data)
+        elif self.input not in ("ones", "noise"):
             check_dataset(self.input)
 
     def run(self) -> int:
