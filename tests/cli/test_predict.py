@@ -22,19 +22,9 @@ from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
 from helpers.disk import full_disk
+from helpers.tiny import SMALLEST
 
-OPTIONS = {
-    "backbone": "resnet10",
-    "backbone_width": 8,
-    "backbone_norm": "group",
-    "hidden_dim": 32,
-    "nheads": 4,
-    "dim_feedforward": 32,
-    "enc_layers": 1,
-    "dec_layers": 1,
-    "num_queries": 4,
-}
-SPEC = ModelSpec("detr-r50", OPTIONS, num_classes=2, classes=ClassList(("cat", "d[/]g"), (1, 2)), size=32, max_size=64)
+SPEC = ModelSpec("detr-r50", SMALLEST, num_classes=2, classes=ClassList(("cat", "d[/]g"), (1, 2)), size=32, max_size=64)
 
 
 @pytest.fixture(scope="module")

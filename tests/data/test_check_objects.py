@@ -158,7 +158,7 @@ def test_the_verdict_and_the_next_command(
     ("splits", "options", "words"),
     [
         (["train", "val", "test"], [], "2 images to evaluate on"),
-        (["train", "test"], ["--val-split", "test"], "2 images to evaluate on"),
+        (["train", "test"], ["--train-split", "train[20%:]", "--val-split", "train[:20%]"], "no split to evaluate on"),
         (["train"], ["--train-split", "train[20%:]", "--val-split", "train[:20%]"], "no split to evaluate on"),
         (["cells"], ["--train-split", "cells[20%:]", "--val-split", "cells[:20%]"], "no split to evaluate on"),
     ],

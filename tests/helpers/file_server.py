@@ -8,6 +8,20 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+S = TypeVar("S", bound=http.server.ThreadingHTTPServer)
+
+
+@contextmanager
+def running(server: S) -> Iterator[S]:
+    """A server that answers during the block."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -57,12 +71,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serving(content: bytes, path: str) -> Iterator[Server]:
     """A server that runs during the block."""
-    with Server(content, path) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with running(Server(content, path)) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 class FilesServer(http.server.ThreadingHTTPServer):
@@ -104,9 +114,5 @@ class FilesHandler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serving_files(files: dict[str, bytes]) -> Iterator[FilesServer]:
     """A server of several files that runs during the block."""
-    with FilesServer(files) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with running(FilesServer(files)) as server:
         yield server
-        server.shutdown()
-        thread.join()

@@ -6,9 +6,10 @@ import hashlib
 import http.server
 import re
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from helpers.file_server import running
 
 COMMIT = "c0ffee00" * 5
 _PATH = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
@@ -94,9 +95,5 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def hub(repositories: dict[str, dict[str, bytes]]) -> Iterator[HubServer]:
     """A server that runs during the block."""
-    with HubServer(repositories) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with running(HubServer(repositories)) as server:
         yield server
-        server.shutdown()
-        thread.join()

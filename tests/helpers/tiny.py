@@ -21,6 +21,18 @@ MODEL = ModelConfig(
     num_queries=8,
     dropout=0.0,
 )
+# options of a DETR that predicts within milliseconds
+SMALLEST = {
+    "backbone": "resnet10",
+    "backbone_width": 8,
+    "backbone_norm": "group",
+    "hidden_dim": 32,
+    "nheads": 4,
+    "dim_feedforward": 32,
+    "enc_layers": 1,
+    "dec_layers": 1,
+    "num_queries": 4,
+}
 
 
 def tiny_config(path: Path, out: Path, /, *, model: ModelConfig = MODEL, **sections: dict) -> TrainConfig:

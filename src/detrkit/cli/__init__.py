@@ -70,9 +70,8 @@ def _run(words: Sequence[str], streams: Streams) -> int:
         check_ranks()
         if _has_nothing_to_do(command):
             return 0
-        if (
-            hasattr(command, "check") and not several()
-        ):  # several processes must end together: the command's own checks do
+        # several processes must end together, which the checks inside the command see to
+        if hasattr(command, "check") and not several():
             command.check()
         status = int(command.run())
         return _leave_processes() or status

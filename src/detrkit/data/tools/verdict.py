@@ -77,10 +77,7 @@ def _splits(report: Report) -> tuple[list[str], SplitSummary | None, SplitSummar
     val = _matching("val", names, report)
     if val is not None:
         return [], present[train], present[val]
-    test = _matching("test", names, report)
-    if test is None:
-        return _divided(train), present[train], None
-    return ["--val-split", test], present[train], present[test]
+    return _divided(train), present[train], None  # a test split is for the end
 
 
 def _divided(split: str) -> list[str]:
