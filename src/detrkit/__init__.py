@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from detrkit.engine.loggers import register_logger as register_logger
     from detrkit.evaluation import evaluate_detections as evaluate_detections
     from detrkit.evaluation import evaluate_panoptic as evaluate_panoptic
+    from detrkit.explanation import Explanation as Explanation
+    from detrkit.explanation import explain as explain
     from detrkit.models.base import DetectionModel as DetectionModel
     from detrkit.models.criterion import build_criterion as build_criterion
     from detrkit.models.registry import list_models as list_models
@@ -55,6 +57,7 @@ _HOMES = {
     "Detections": "detrkit.structures.detections",
     "Detector": "detrkit.detector",
     "DetrkitError": "detrkit.utils.errors",
+    "Explanation": "detrkit.explanation",
     "Outputs": "detrkit.structures.outputs",
     "PanopticResult": "detrkit.structures.panoptic",
     "Target": "detrkit.structures.outputs",
@@ -64,6 +67,7 @@ _HOMES = {
     "evaluate": "detrkit.engine",
     "evaluate_detections": "detrkit.evaluation",
     "evaluate_panoptic": "detrkit.evaluation",
+    "explain": "detrkit.explanation",
     "list_models": "detrkit.models.registry",
     "load": "detrkit.detector",
     "load_config": "detrkit.config",
@@ -85,6 +89,7 @@ __all__ = [
     "Detections",
     "Detector",
     "DetrkitError",
+    "Explanation",
     "Outputs",
     "PanopticResult",
     "Target",
@@ -96,6 +101,7 @@ __all__ = [
     "evaluate",
     "evaluate_detections",
     "evaluate_panoptic",
+    "explain",
     "list_models",
     "load",
     "load_config",

@@ -40,7 +40,8 @@ def test_attention_equals_torch(seed, capture, same_key):
     want, averaged = theirs(query, key, value, key_padding_mask=padding)
     assert torch.allclose(got, want, atol=1e-6)
     if capture:
-        assert torch.allclose(weights.mean(1), averaged, atol=1e-6)
+        assert torch.allclose(weights.full().mean(1), averaged, atol=1e-6)
+        assert torch.allclose(weights.rows(1, [4, 2]).mean(0), averaged[1, [4, 2]], atol=1e-6)
     else:
         assert weights is None
 

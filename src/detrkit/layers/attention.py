@@ -1,4 +1,4 @@
-"""Multi-head attention on the fused kernel, with its weights on request."""
+"""Multi-head attention on the fused kernel; its weights are computed on request."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.linear import Linear
 from detrkit.ops.dense import linear
 from detrkit.ops.dropout import dropout as drop_out
+from detrkit.structures.attention import AttentionWeights, attention_weights
 
 ATTENTION_CHUNK = 2**24  # attention weights computed at once on a CPU where gradients are needed
 
@@ -21,11 +22,11 @@ class AttentionOutput(NamedTuple):
 
     Attributes:
         output: (B, Q, D).
-        attn_weights: (B, H, Q, S) attention weights, or None unless requested.
+        attn_weights: of the layer, (B, H, Q, S), computed on request; None unless captured.
     """
 
     output: Tensor
-    attn_weights: Tensor | None
+    attn_weights: AttentionWeights | None
 
 
 class MultiHeadAttention(nn.Module):
@@ -72,7 +73,7 @@ class MultiHeadAttention(nn.Module):
                 which lets the kernel skip the mask. Each image needs one valid key.
             attn_mask: (Q, S) bool, True where a query must not attend to a key, as in `torch.nn.MultiheadAttention`;
                 None for no restriction. Each query needs one key.
-            capture: return the attention weights, too, which keeps them in memory.
+            capture: return the attention weights, too, which keeps the layer's queries and keys in memory.
         """
         width = query.shape[-1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
@@ -87,23 +88,17 @@ class MultiHeadAttention(nn.Module):
         if attn_mask is not None:
             visible = ~attn_mask if visible is None else visible & ~attn_mask  # (Q, S) or (B, 1, Q, S)
         dropout = self.dropout if self.training else 0.0
-        weights = None
-        if capture:
-            out, weights = _attend(q, k, v, visible, dropout)
-        elif dropout > 0.0 and query.device.type == "cpu":  # the kernel's dropout is slow there
+        if dropout > 0.0 and query.device.type == "cpu":  # the kernel's dropout is slow there
             out = _attend_in_chunks(q, k, v, visible, dropout)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+        weights = AttentionWeights(q, k, visible) if capture else None
         return AttentionOutput(self.out_proj(out.transpose(1, 2).flatten(2)), weights)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
-    """Compute attention step by step: the (B, H, Q, D / H) output and the (B, H, Q, S) weights."""
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, H, Q, S)
-    if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
-    weights = scores.softmax(-1)
-    return drop_out(weights, dropout) @ v, weights
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+    """Compute attention step by step: the (B, H, Q, D / H) output."""
+    return drop_out(attention_weights(q, k, visible), dropout) @ v
 
 
 def _attend_in_chunks(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
@@ -111,6 +106,6 @@ def _attend_in_chunks(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, d
     weights_per_head = len(q) * q.shape[2] * k.shape[2]
     heads_per_chunk = max(1, ATTENTION_CHUNK // weights_per_head)
     if heads_per_chunk >= q.shape[1]:
-        return _attend(q, k, v, visible, dropout)[0]
+        return _attend(q, k, v, visible, dropout)
     chunks = zip(*(t.split(heads_per_chunk, 1) for t in (q, k, v)), strict=True)
-    return torch.cat([checkpointed(_attend, *chunk, visible, dropout, on=True)[0] for chunk in chunks], 1)
+    return torch.cat([checkpointed(_attend, *chunk, visible, dropout, on=True) for chunk in chunks], 1)

@@ -17,6 +17,7 @@ from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.deformable import DeformableAttentionOutput, MSDeformAttention
 from detrkit.layers.dropout import Dropout
 from detrkit.layers.transformer import FeedForward
+from detrkit.structures.attention import AttentionWeights
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -42,13 +43,13 @@ class DeformableDecoderLayerOutput(NamedTuple):
 
     Attributes:
         hidden_states: (B, Q, D).
-        self_attn_weights: (B, H, Q, Q), or None unless captured.
+        self_attn_weights: of (B, H, Q, Q) weights, or None unless captured.
         sampling_locations: (B, Q, H, L, P, 2) xy, the padded map being [0, 1].
         attention_weights: (B, Q, H, L, P).
     """
 
     hidden_states: Tensor
-    self_attn_weights: Tensor | None
+    self_attn_weights: AttentionWeights | None
     sampling_locations: Tensor
     attention_weights: Tensor
 
@@ -61,7 +62,7 @@ class DeformableDecoderOutput(NamedTuple):
         boxes: NL (B, Q, 4) cxcywh in [0, 1], of the heads.
         hidden_states: NL (B, Q, D) outputs of the layers.
         reference_points: NL + 1 (B, Q, 2 or 4): of the first layer, and after each layer.
-        self_attn_weights: NL (B, H, Q, Q); empty unless captured, as the rest.
+        self_attn_weights: NL, of (B, H, Q, Q) weights; empty unless captured, as the rest.
         sampling_locations: NL (B, Q, H, L, P, 2) xy, the padded map being [0, 1].
         attention_weights: NL (B, Q, H, L, P).
     """
@@ -70,7 +71,7 @@ class DeformableDecoderOutput(NamedTuple):
     boxes: list[Tensor]
     hidden_states: list[Tensor]
     reference_points: list[Tensor]
-    self_attn_weights: list[Tensor]
+    self_attn_weights: list[AttentionWeights]
     sampling_locations: list[Tensor]
     attention_weights: list[Tensor]
 

@@ -15,6 +15,7 @@ from detrkit.layers.attention import AttentionOutput, MultiHeadAttention
 from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.dropout import Dropout
 from detrkit.layers.linear import Linear
+from detrkit.structures.attention import AttentionWeights
 
 
 class EncoderOutput(NamedTuple):
@@ -23,12 +24,12 @@ class EncoderOutput(NamedTuple):
     Attributes:
         memory: (B, S, D), what the decoder reads.
         hidden_states: NL (B, S, D) outputs of the layers; empty unless captured.
-        attn_weights: NL (B, H, S, S) attention weights; empty unless captured.
+        attn_weights: NL, of (B, H, S, S) weights computed on request; empty unless captured.
     """
 
     memory: Tensor
     hidden_states: list[Tensor]
-    attn_weights: list[Tensor]
+    attn_weights: list[AttentionWeights]
 
 
 class DecoderLayerOutput(NamedTuple):
@@ -36,13 +37,13 @@ class DecoderLayerOutput(NamedTuple):
 
     Attributes:
         hidden_states: (B, Q, D).
-        self_attn_weights: (B, H, Q, Q), or None unless captured.
-        cross_attn_weights: (B, H, Q, S), or None unless captured.
+        self_attn_weights: of (B, H, Q, Q) weights, or None unless captured.
+        cross_attn_weights: of (B, H, Q, S) weights, or None unless captured.
     """
 
     hidden_states: Tensor
-    self_attn_weights: Tensor | None
-    cross_attn_weights: Tensor | None
+    self_attn_weights: AttentionWeights | None
+    cross_attn_weights: AttentionWeights | None
 
 
 class DecoderOutput(NamedTuple):
@@ -51,14 +52,14 @@ class DecoderOutput(NamedTuple):
     Attributes:
         hs: (NL, B, Q, D) normed outputs of all layers, what the heads read.
         hidden_states: NL (B, Q, D) outputs of the layers before the norm; empty unless captured.
-        self_attn_weights: NL (B, H, Q, Q); empty unless captured.
-        cross_attn_weights: NL (B, H, Q, S); empty unless captured.
+        self_attn_weights: NL, of (B, H, Q, Q) weights; empty unless captured.
+        cross_attn_weights: NL, of (B, H, Q, S) weights; empty unless captured.
     """
 
     hs: Tensor
     hidden_states: list[Tensor]
-    self_attn_weights: list[Tensor]
-    cross_attn_weights: list[Tensor]
+    self_attn_weights: list[AttentionWeights]
+    cross_attn_weights: list[AttentionWeights]
 
 
 def with_pos_embed(x: Tensor, pos_embed: Tensor | None) -> Tensor:
@@ -123,7 +124,7 @@ class EncoderLayer(nn.Module):
             capture: return the attention weights, too.
 
         Returns:
-            (B, S, D) tokens, and (B, H, S, S) attention weights or None.
+            (B, S, D) tokens, and their attention weights, (B, H, S, S), or None.
         """
         x = src
         y = self.norm1(x) if self.pre_norm else x

@@ -287,13 +287,16 @@ class DeformableDETR(DetectionModel):
         outputs.aux = aux if self.aux_loss else []
         if capture:
             outputs.capture = Capture(
-                encoder_attention=encoded.attention_weights,
-                decoder_attention=decoded.attention_weights,
+                encoder_weights=encoded.attention_weights,
+                decoder_weights=decoded.attention_weights,
                 encoder_locations=encoded.sampling_locations,
                 decoder_locations=decoded.sampling_locations,
-                query_attention=decoded.self_attn_weights,
+                query_weights=decoded.self_attn_weights,
                 feature_shapes=spatial_shapes,
                 padding=padding_mask,
+                logits=torch.stack(decoded.logits),
+                boxes=torch.stack(decoded.boxes),
+                references=_same_width(decoded.reference_points),
                 stages={
                     **{f"backbone.{stage}": feature for stage, (feature, _) in by_stage.items()},
                     **numbered("projection", srcs),
@@ -370,6 +373,12 @@ class DeformableDETR(DetectionModel):
         embedded = _sine_of_boxes(reference_points, self.level_embed.shape[1] // 2).to(memory.dtype)  # (B, Q, 2 * D)
         query_pos, tgt = self.proposal_query_norm(self.proposal_query(embedded)).chunk(2, -1)  # (B, Q, D) each
         return Proposals(Outputs(logits, box_logits.sigmoid()), indices, tgt, query_pos, reference_points)
+
+
+def _same_width(references: Sequence[Tensor]) -> Tensor:
+    """Stack (B, Q, 2 or 4) references; where some are boxes, a point is a box without extent."""
+    width = max(r.shape[-1] for r in references)
+    return torch.stack([F.pad(r, (0, width - r.shape[-1])) for r in references])
 
 
 def _sine_of_boxes(boxes: Tensor, width: int, temperature: float = 10000.0) -> Tensor:

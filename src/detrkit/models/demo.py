@@ -114,5 +114,15 @@ class DETRdemo(DetectionModel):
         if capture:
             pos = pos_embed.T.unflatten(1, (h, w)).expand(len(batch), -1, -1, -1)  # (B, D, h, w)
             by_stage = dict(zip(self.backbone.all_stages, features, strict=True))
-            outputs.capture = Capture.of_one_map(encoded, decoded, padding_mask, features=by_stage, src=src, pos=pos)
+            outputs.capture = Capture.of_one_map(
+                encoded,
+                decoded,
+                padding_mask,
+                features=by_stage,
+                src=src,
+                pos=pos,
+                logits=self.class_head(decoded.hs),
+                boxes=self.box_head(decoded.hs).sigmoid(),
+                first_boxes=self.box_head(self.decoder.norm(self.queries)).sigmoid().expand(len(batch), -1, -1),
+            )
         return outputs

@@ -162,6 +162,9 @@ class DETR(DetectionModel):
                 features=dict(zip(self.backbone.all_stages, features, strict=True)),
                 src=src,
                 pos=pos.permute(0, 3, 1, 2),
+                logits=logits,
+                boxes=boxes,
+                first_boxes=self.box_head(self.decoder.norm(torch.zeros_like(query_pos))).sigmoid(),
             )
         self._add_masks(outputs, hs[-1], encoded.memory, src, features, batch, defer=defer_masks)
         return outputs

@@ -16,7 +16,7 @@ from detrkit.models.segments import assign_pixels, segment_owners
 from detrkit.models.spec import ModelSpec
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures.classes import ClassList
-from detrkit.structures.detections import Detections, NearMiss
+from detrkit.structures.detections import Detections, NearMiss, as_tensor
 from detrkit.structures.outputs import Outputs
 from detrkit.structures.panoptic import PanopticResult, Segment
 from detrkit.utils.renamed import renamed_keywords
@@ -97,16 +97,15 @@ class PostProcessor:
         _check_sizes(outputs, target_sizes, input_sizes)
         scores, labels, queries, boxes = self._best_detections(outputs)
         pixels = cxcywh_to_xyxy(boxes) * _scales(target_sizes, boxes)[:, None]
-        rows = zip(pixels, scores, labels, strict=True)
-        detections = [Detections(*row, classes=self.classes) for row in rows]
-        chosen = list(queries)
+        rows = zip(pixels, scores, labels, queries, strict=True)
+        detections = [Detections(*row[:3], classes=self.classes, queries=row[3]) for row in rows]
         if self.threshold is not None:
-            chosen = [q[one.is_above(self.threshold)] for q, one in zip(chosen, detections, strict=True)]
             detections = [one.above(self.threshold) for one in detections]
         if not outputs.has_masks or input_sizes is None:
             yield from detections
             return
         # a query can be detected as several classes: its mask is computed once
+        chosen = [as_tensor(one.queries) for one in detections]
         unique = [q.unique(return_inverse=True) for q in chosen]
         padded = self.official and outputs.mask_sizes is None
         logits = outputs.masks_of([q for q, _ in unique])  # per image (N, h, w)
@@ -149,9 +148,10 @@ class PostProcessor:
             if not self.official:
                 masks = without_padding(masks, input_sizes[i])
             masks = F.interpolate(masks[:, None].float(), size=input_sizes[i], mode="bilinear")[:, 0]  # (K, h, w)
-            queries = zip(labels[i, chosen[i]].tolist(), scores[i, chosen[i]].tolist(), strict=True)
+            columns = (labels[i, chosen[i]].tolist(), scores[i, chosen[i]].tolist(), chosen[i].tolist())
             segments = [
-                Segment(0, label, score, 0, thing=things is None or bool(things[label])) for label, score in queries
+                Segment(0, label, score, 0, thing=things is None or bool(things[label]), query=query)
+                for label, score, query in zip(*columns, strict=True)
             ]
             result = self._assigned(masks, segments, target_sizes[i])
             if not len(chosen[i]):

@@ -59,6 +59,7 @@ class Detections:
         image_id: the dataset's id of the image, or None.
         image: the input image, kept by `Detector.predict` so that `draw()` needs nothing else.
         near_miss: the best detection that a threshold left out, where it left out all.
+        queries: (N,) int64, the object query of the model behind each detection, or None when unknown.
     """
 
     boxes: Tensor
@@ -69,6 +70,7 @@ class Detections:
     image_id: int | str | None = None
     image: Image.Image | None = None
     near_miss: NearMiss | None = None
+    queries: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -83,8 +85,9 @@ class Detections:
 
     def select(self, keep: Tensor) -> Detections:
         """Return the detections at `keep`: (N,) bool or a tensor of indices."""
-        masks = None if self.masks is None else self.masks[keep]
-        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
+        optional = {name: getattr(self, name) for name in ("masks", "queries")}
+        chosen: dict[str, Any] = {name: None if values is None else values[keep] for name, values in optional.items()}
+        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], **chosen)
 
     def is_above(self, threshold: float | Sequence[float]) -> Tensor:
         """Return (N,) bool: whether each score is greater than `threshold`, or than that of its label."""
@@ -114,14 +117,10 @@ class Detections:
 
     def to(self, device: torch.device | str) -> Detections:
         """Return a copy with all tensors on `device`."""
-        masks = None if self.masks is None else self.masks.to(device)
-        return replace(
-            self,
-            boxes=self.boxes.to(device),
-            scores=self.scores.to(device),
-            labels=self.labels.to(device),
-            masks=masks,
-        )
+        names = ("boxes", "scores", "labels", "masks", "queries")
+        tensors = {name: getattr(self, name) for name in names}
+        moved: dict[str, Any] = {name: None if t is None else t.to(device) for name, t in tensors.items()}
+        return replace(self, **moved)
 
     def draw(
         self, image: ImageInput | None = None, *, threshold: float = 0.0, scale: float | None = 1.0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from detrkit.structures.attention import AttentionWeights
 from detrkit.utils.devices import copies_overlap
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     """Return `value` with every tensor in it on `device`."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=copies_overlap(device))
-    if isinstance(value, (Target, Outputs, Capture)):
+    if isinstance(value, (Target, Outputs, Capture, AttentionWeights)):
         return value.to(device)
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_moved(v, device) for v in value]
     return value
 
@@ -70,16 +71,21 @@ class Capture:
     """Attention and intermediate tensors of a forward pass, returned by `model(images, capture=True)`.
 
     Attributes:
-        encoder_attention: one (B, heads, S, S) tensor per encoder layer, S = h * w tokens in row-major order;
-            deformable models: (B, S, heads, L, P) weights of the sampled points.
-        decoder_attention: one (B, heads, Q, S) tensor per decoder layer: cross-attention of queries to tokens;
-            deformable models: (B, Q, heads, L, P) weights of the sampled points.
+        encoder_weights: attention of each encoder layer: `AttentionWeights` of (B, heads, S, S), S = h * w tokens in
+            row-major order; deformable models: (B, S, heads, L, P) weights of the sampled points.
+        decoder_weights: cross-attention of each decoder layer: `AttentionWeights` of (B, heads, Q, S); deformable
+            models: (B, Q, heads, L, P) weights of the sampled points.
+        query_weights: self-attention among queries of each decoder layer: `AttentionWeights` of (B, heads, Q, Q).
         encoder_locations: deformable models: per encoder layer (B, S, heads, L, P, 2) xy, the padded map being [0, 1];
             a point may lie outside.
         decoder_locations: deformable models: per decoder layer (B, Q, heads, L, P, 2).
-        query_attention: one (B, heads, Q, Q) tensor per decoder layer: self-attention among queries.
         feature_shapes: (h, w) of the feature map, or of each level of maps, behind the tokens.
         padding: (B, S) bool, True where a token is padding.
+        logits: (NL, B, Q, C) of the class head after each of the NL decoder layers.
+        boxes: (NL, B, Q, 4) cxcywh in [0, 1], of the box head after each decoder layer.
+        references: (NL + 1, B, Q, 2 or 4) xy or cxcywh in [0, 1]. Deformable models: the reference points, or boxes,
+            that the first layer starts from, and those after each layer. Others, which have none: the boxes that the
+            box head finds in the decoder's input, then `boxes`.
         stages: intermediate tensors by name, for checks of fidelity, numbered where there are several: `backbone.2` to
             `backbone.5` (B, C, h, w) by stage; `projection.0` and `position.0` (B, D, h, w) by level (the position
             without the level's own embedding); `encoder.0` (B, S, D) and `decoder.0` (B, Q, D) by layer; `memory`,
@@ -89,14 +95,32 @@ class Capture:
             (B, Q, heads, h, w).
     """
 
-    encoder_attention: list[Tensor] = field(default_factory=list)
-    decoder_attention: list[Tensor] = field(default_factory=list)
-    query_attention: list[Tensor] = field(default_factory=list)
+    encoder_weights: Sequence[AttentionWeights | Tensor] = ()
+    decoder_weights: Sequence[AttentionWeights | Tensor] = ()
+    query_weights: Sequence[AttentionWeights | Tensor] = ()
     encoder_locations: list[Tensor] = field(default_factory=list)
     decoder_locations: list[Tensor] = field(default_factory=list)
     feature_shapes: list[tuple[int, int]] = field(default_factory=list)
     padding: Tensor | None = None
+    logits: Tensor | None = None
+    boxes: Tensor | None = None
+    references: Tensor | None = None
     stages: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def encoder_attention(self) -> list[Tensor]:
+        """All of `encoder_weights`, as tensors; computed at each access, so large maps take gigabytes."""
+        return _computed(self.encoder_weights)
+
+    @property
+    def decoder_attention(self) -> list[Tensor]:
+        """All of `decoder_weights`, as tensors; computed at each access."""
+        return _computed(self.decoder_weights)
+
+    @property
+    def query_attention(self) -> list[Tensor]:
+        """All of `query_weights`, as tensors; computed at each access."""
+        return _computed(self.query_weights)
 
     @classmethod
     def of_one_map(
@@ -108,6 +132,9 @@ class Capture:
         features: Mapping[int, tuple[Tensor, Tensor]],
         src: Tensor,
         pos: Tensor,
+        logits: Tensor,
+        boxes: Tensor,
+        first_boxes: Tensor,
     ) -> Capture:
         """Build the capture of a model that reads a single feature map of h * w = S cells.
 
@@ -118,14 +145,20 @@ class Capture:
             features: (B, C, h, w) maps of the backbone by stage, with their padding masks.
             src: (B, D, h, w) projected map.
             pos: (B, D, h, w) position encoding.
+            logits: (NL, B, Q, C) after each decoder layer.
+            boxes: (NL, B, Q, 4) cxcywh in [0, 1] after each decoder layer.
+            first_boxes: (B, Q, 4) of the box head, of the decoder's input.
         """
         h, w = padding_mask.shape[1:]
         return cls(
-            encoder_attention=encoded.attn_weights,
-            decoder_attention=decoded.cross_attn_weights,
-            query_attention=decoded.self_attn_weights,
+            encoder_weights=encoded.attn_weights,
+            decoder_weights=decoded.cross_attn_weights,
+            query_weights=decoded.self_attn_weights,
             feature_shapes=[(h, w)],
             padding=padding_mask.flatten(1),
+            logits=logits,
+            boxes=boxes,
+            references=torch.cat([first_boxes[None], boxes]),
             stages={
                 **{f"backbone.{stage}": feature for stage, (feature, _) in features.items()},
                 "projection.0": src,
@@ -141,6 +174,11 @@ class Capture:
         """Return a copy with all tensors on `device`."""
         moved = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
         return replace(self, **moved | {"stages": {k: v.to(device) for k, v in self.stages.items()}})
+
+
+def _computed(weights: Sequence[AttentionWeights | Tensor]) -> list[Tensor]:
+    """Return attention weights as tensors."""
+    return [w.full() if isinstance(w, AttentionWeights) else w for w in weights]
 
 
 @dataclass

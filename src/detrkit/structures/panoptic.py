@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Segment:
         score: in [0, 1].
         area: in pixels.
         thing: whether its class is countable; a class of stuff has at most one segment in an image.
+        query: the object query of the model behind it (of merged stuff, the first one), or None when unknown.
     """
 
     id: int
@@ -38,6 +39,7 @@ class Segment:
     score: float
     area: int
     thing: bool
+    query: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)

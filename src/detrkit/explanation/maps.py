@@ -1,0 +1,164 @@
+"""Where attention goes, read from a `Capture` for one image of its batch: of one map, or of points on several maps.
+
+Both kinds answer the same questions. The valid part of a map, without the padding of the batch, is spread over the
+whole image, as the models themselves relate boxes and cells.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from detrkit.explanation.points import SampledPoints, density, normalized
+from detrkit.structures.attention import AttentionWeights
+from detrkit.structures.outputs import Capture
+
+Head = int | Literal["mean"]
+Size = tuple[int, int]
+
+
+class AttentionMaps(Protocol):
+    """Attention of the encoder's cells and of the decoder's queries, over one image.
+
+    Attributes:
+        grid: (h, w) in cells of the maps that are returned.
+        levels: (h, w) in cells of the valid part of every level, the finest first.
+        heads: number of heads.
+        encoder_layers: number of encoder layers.
+        decoder_layers: number of decoder layers.
+    """
+
+    grid: Size
+    levels: list[Size]
+    heads: int
+    encoder_layers: int
+    decoder_layers: int
+
+    def of_query(self, query: int, layer: int, head: Head) -> Tensor:
+        """Return (h, w) of the grid, summing to 1: what a query attends to."""
+
+    def of_cell(self, x: float, y: float, layer: int, head: Head, level: int) -> Tensor:
+        """Return (h, w) of the grid, summing to 1: what the cell at pixel (x, y) attends to."""
+
+
+class DenseMaps:
+    """Softmax attention to all cells of one map (DETR). Attributes and methods: see `AttentionMaps`.
+
+    Args:
+        capture: of the forward pass.
+        number: of the image in its batch.
+        image_size: (h, w) in pixels.
+    """
+
+    def __init__(self, capture: Capture, number: int, image_size: Size) -> None:
+        self.capture, self.number, self.image_size = capture, number, image_size
+        self.levels = valid_sizes(capture, number)
+        (self.grid,) = self.levels
+        first = capture.decoder_weights[0]
+        assert isinstance(first, AttentionWeights)
+        self.heads = first.heads
+        self.encoder_layers, self.decoder_layers = len(capture.encoder_weights), len(capture.decoder_weights)
+
+    def of_query(self, query: int, layer: int, head: Head) -> Tensor:
+        """See `AttentionMaps`."""
+        return self._map(self.capture.decoder_weights[layer], query, head)
+
+    def of_cell(self, x: float, y: float, layer: int, head: Head, level: int) -> Tensor:
+        """See `AttentionMaps`."""
+        column, row = cell_at(x, y, self.image_size, self.grid)
+        return self._map(self.capture.encoder_weights[layer], row * self.capture.feature_shapes[0][1] + column, head)
+
+    def _map(self, weights: AttentionWeights | Tensor, row: int, head: Head) -> Tensor:
+        assert isinstance(weights, AttentionWeights)
+        by_head = weights.rows(self.number, [row])[:, 0].float()  # (H, S)
+        chosen = by_head.mean(0) if head == "mean" else by_head[head]
+        height, width = self.grid
+        return chosen.unflatten(0, self.capture.feature_shapes[0])[:height, :width].cpu()
+
+
+class DeformableMaps:
+    """Weights of sampled points on several levels (Deformable DETR), gathered on the grid of the finest.
+
+    Attributes and methods: see `AttentionMaps`. Args: as of `DenseMaps`.
+    """
+
+    def __init__(self, capture: Capture, number: int, image_size: Size) -> None:
+        self.capture, self.number, self.image_size = capture, number, image_size
+        self.levels = valid_sizes(capture, number)
+        self.grid = self.levels[0]
+        padded = torch.tensor([(w, h) for h, w in capture.feature_shapes])
+        self.ratios = torch.tensor([(w, h) for h, w in self.levels]) / padded  # (L, 2)
+        self.heads = capture.decoder_locations[0].shape[2]
+        self.encoder_layers, self.decoder_layers = len(capture.encoder_locations), len(capture.decoder_locations)
+
+    def of_query(self, query: int, layer: int, head: Head) -> Tensor:
+        """See `AttentionMaps`."""
+        return self._gathered(self.points_of_query(query, layer), head)
+
+    def of_cell(self, x: float, y: float, layer: int, head: Head, level: int) -> Tensor:
+        """See `AttentionMaps`."""
+        return self._gathered(self.points_of_cell(x, y, layer, level), head)
+
+    def points_of_query(self, query: int, layer: int) -> SampledPoints:
+        """Return the points that a query samples."""
+        capture = self.capture
+        return self._points(capture.decoder_locations[layer], capture.decoder_weights[layer], query)
+
+    def points_of_cell(self, x: float, y: float, layer: int, level: int) -> SampledPoints:
+        """Return the points that the cell of a level at pixel (x, y) samples."""
+        capture = self.capture
+        column, row = cell_at(x, y, self.image_size, self.levels[level])
+        start = sum(h * w for h, w in capture.feature_shapes[:level])
+        token = start + row * capture.feature_shapes[level][1] + column
+        return self._points(capture.encoder_locations[layer], capture.encoder_weights[layer], token)
+
+    def _points(self, locations: Tensor, weights: AttentionWeights | Tensor, query: int) -> SampledPoints:
+        """Return the points of one query or token: of the padded maps in [0, 1], then of the image in pixels."""
+        assert isinstance(weights, Tensor)
+        relative = locations[self.number, query].float().cpu() / self.ratios[:, None]  # (H, L, P, 2)
+        pixels = relative * relative.new_tensor([self.image_size[1], self.image_size[0]])
+        return SampledPoints(pixels, weights[self.number, query].float().cpu())
+
+    def _gathered(self, sampled: SampledPoints, head: Head) -> Tensor:
+        points, weights = sampled
+        if head != "mean":
+            points, weights = points[head], weights[head]
+        return normalized(density(points, weights, image_size=self.image_size, grid=self.grid))
+
+
+def attention_maps(capture: Capture, number: int, image_size: Size) -> DenseMaps | DeformableMaps:
+    """Return the maps of one image of the batch, of the kind that the model has.
+
+    Args: as of `DenseMaps`.
+
+    Raises:
+        ValueError: the capture holds no attention of a decoder.
+    """
+    if not capture.decoder_weights:
+        raise ValueError("the capture of this model holds no decoder_weights: its forward must keep them when captured")
+    return (DeformableMaps if capture.decoder_locations else DenseMaps)(capture, number, image_size)
+
+
+def valid_sizes(capture: Capture, number: int) -> list[Size]:
+    """Return (h, w) in cells of the part of every level's map that is the image's own, without padding."""
+    sizes, start = [], 0
+    assert capture.padding is not None
+    for h, w in capture.feature_shapes:
+        inside = ~capture.padding[number, start : start + h * w].view(h, w)
+        sizes.append((int(inside[:, 0].sum()), int(inside[0].sum())))
+        start += h * w
+    return sizes
+
+
+def cell_at(x: float, y: float, image_size: Size, grid: Size) -> tuple[int, int]:
+    """Return column and row of the cell at a pixel, the grid being spread over the image.
+
+    Raises:
+        ValueError: the pixel lies outside the image.
+    """
+    height, width = image_size
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(f"pixel ({x:g}, {y:g}) is outside the image of {width} x {height} pixels (width x height)")
+    return int(x / width * grid[1]), int(y / height * grid[0])

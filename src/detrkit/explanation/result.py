@@ -1,0 +1,295 @@
+"""`Explanation`: what a model attended to when it found the objects of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detrkit.explanation.maps import AttentionMaps, DeformableMaps, Head, Size
+from detrkit.explanation.points import SampledPoints, density
+from detrkit.ops.boxes import cxcywh_to_xyxy
+from detrkit.structures.detections import Detections
+from detrkit.structures.outputs import Capture
+from detrkit.structures.panoptic import PanopticResult
+
+
+class Proposal(NamedTuple):
+    """The cell of the encoder that became a query of a two-stage model (Deformable DETR, Sec. 4.2).
+
+    Attributes:
+        level: of its map, 0 is the finest.
+        x, y: center of the cell, pixels of the image.
+    """
+
+    level: int
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Attention and boxes of all layers for the detections of one image.
+
+    Everything is computed when it is asked for, from what the layers kept: their queries and keys, or their sampled
+    points. Layers count from 0; negative ones from the last. `head` is a number, or "mean" for the mean of all heads.
+    Results are float32 tensors on the CPU.
+
+    Attributes:
+        image: upright RGB image.
+        detections: the objects, in descending order of score; of a panoptic model its segments, in their order there.
+        panoptic: the segments of a panoptic model, else None.
+        maps: attention of the encoder and the decoder over the image.
+        capture: what the forward pass kept.
+        number: of the image in the batch of `capture`.
+        activation: of the logits, "softmax" or "sigmoid".
+        model_name: of the model's registration.
+    """
+
+    image: Image.Image
+    detections: Detections
+    panoptic: PanopticResult | None
+    maps: AttentionMaps
+    capture: Capture
+    number: int
+    activation: str
+    model_name: str
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+    @property
+    def queries(self) -> Tensor:
+        """(N,) int64 indices into the model's queries, of the detections."""
+        assert self.detections.queries is not None
+        return self.detections.queries
+
+    @property
+    def image_size(self) -> Size:
+        """(h, w) of the image in pixels."""
+        return self.image.height, self.image.width
+
+    @property
+    def deformable(self) -> bool:
+        """True if the model samples points instead of attending to a whole map."""
+        return isinstance(self.maps, DeformableMaps)
+
+    @property
+    def grid(self) -> Size:
+        """(h, w) in cells of the maps, spread over the image: of the one feature map, or of the finest level."""
+        return self.maps.grid
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return self.maps.heads
+
+    @property
+    def encoder_layers(self) -> int:
+        """Number of encoder layers."""
+        return self.maps.encoder_layers
+
+    @property
+    def decoder_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.maps.decoder_layers
+
+    def cross_attention(self, i: int, layer: int = -1, head: Head = "mean") -> Tensor:
+        """Return what a detection's query attends to in the image: (h, w) of `grid`, summing to 1.
+
+        DETR: the attention weights (DETR Fig. 6). Deformable models: the weights of the sampled points, gathered on
+        the finest level's grid (`density`) and scaled to sum to 1, since points outside the image read nothing
+        (`outside` tells how much); all 0 if no point lies inside.
+
+        Args:
+            i: number of the detection.
+            layer: decoder layer.
+            head: a head, or "mean".
+
+        Raises:
+            IndexError: no such detection.
+            ValueError: no such layer or head.
+        """
+        layer = _layer(layer, self.decoder_layers, "decoder")
+        return self.maps.of_query(self._query(i), layer, self._head(head))
+
+    def self_attention(self, x: float, y: float, layer: int = -1, head: Head = "mean", *, level: int = 0) -> Tensor:
+        """Return what the encoder's cell at a pixel attends to (DETR Fig. 3): (h, w) of `grid`, summing to 1.
+
+        Args:
+            x: of the pixel, from the left edge of the image.
+            y: of the pixel, from the top.
+            layer: encoder layer.
+            head: a head, or "mean".
+            level: of the cell, 0 is the finest; DETR has one.
+
+        Raises:
+            ValueError: a pixel outside the image; no such layer, head or level.
+        """
+        layer = _layer(layer, self.encoder_layers, "encoder")
+        return self.maps.of_cell(x, y, layer, self._head(head), self._level(level))
+
+    def sampling_points(self, i: int, layer: int = -1) -> SampledPoints:
+        """Return the points that a detection's query samples: xy in pixels of the image, and weights.
+
+        Args:
+            i: number of the detection.
+            layer: decoder layer.
+
+        Raises:
+            IndexError: no such detection.
+            ValueError: no such layer, or a model that attends to a whole map.
+        """
+        return self._deformable().points_of_query(self._query(i), _layer(layer, self.decoder_layers, "decoder"))
+
+    def encoder_points(self, x: float, y: float, layer: int = -1, *, level: int = 0) -> SampledPoints:
+        """Return the points that the encoder's cell at a pixel samples: xy in pixels of the image, and weights.
+
+        Args:
+            x: of the pixel, from the left edge of the image.
+            y: of the pixel, from the top.
+            layer: encoder layer.
+            level: of the cell, 0 is the finest.
+
+        Raises:
+            ValueError: a pixel outside the image; no such layer or level; a model that attends to a whole map.
+        """
+        layer = _layer(layer, self.encoder_layers, "encoder")
+        return self._deformable().points_of_cell(x, y, layer, self._level(level))
+
+    def outside(self, i: int, layer: int = -1) -> float:
+        """Return the share in [0, 1] of a detection's attention weight that reads nothing, outside the image.
+
+        DETR's is 0. Args and errors: as of `cross_attention`.
+        """
+        if not self.deformable:
+            return 0.0 * self._query(i)
+        points, weights = self.sampling_points(i, layer)
+        inside = density(points, weights, image_size=self.image_size, grid=self.grid).sum() / self.heads
+        return max(0.0, 1.0 - float(inside))
+
+    def reference_boxes(self, i: int) -> Tensor:
+        """Return how a detection's reference moved through the decoder: (layers + 1, 4) xyxy pixels of the image.
+
+        Deformable models: the reference before the first layer and after each; a reference point is a box without
+        extent, and without refinement it stays where it is (`layer_boxes` are the boxes found there). Others have no
+        reference: the first row is the box that the box head finds in the decoder's input, which for DETR is the same
+        for all queries; then come `layer_boxes`.
+
+        Raises:
+            IndexError: no such detection.
+        """
+        references = self.capture.references
+        assert references is not None
+        values = references[:, self.number, self._query(i)].float().cpu()  # (NL + 1, 2 or 4)
+        if values.shape[-1] == 2:
+            values = torch.cat([values, torch.zeros_like(values)], -1)
+        return self._pixels(values)
+
+    def layer_boxes(self, i: int) -> Tensor:
+        """Return the box of a detection after each decoder layer: (layers, 4) xyxy pixels of the image.
+
+        Raises:
+            IndexError: no such detection.
+        """
+        assert self.capture.boxes is not None
+        return self._pixels(self.capture.boxes[:, self.number, self._query(i)].float().cpu())
+
+    def layer_scores(self, i: int) -> Tensor:
+        """Return the score of a detection's label after each decoder layer: (layers,) in [0, 1].
+
+        Raises:
+            IndexError: no such detection.
+        """
+        query, label = self._query(i), int(self.detections.labels[i])
+        assert self.capture.logits is not None
+        logits = self.capture.logits[:, self.number, query].float().cpu()  # (NL, C)
+        return (logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid())[:, label]
+
+    def proposal(self, i: int) -> Proposal | None:
+        """Return the encoder's cell that became a detection's query, or None for a model without two stages.
+
+        Raises:
+            IndexError: no such detection.
+        """
+        query = self._query(i)
+        if "proposal_index" not in self.capture.stages:
+            return None
+        token = int(self.capture.stages["proposal_index"][self.number, query])
+        for level, (h, w) in enumerate(self.capture.feature_shapes):
+            if token < h * w:
+                height, width = self.maps.levels[level]
+                row, column = divmod(token, w)
+                x, y = (column + 0.5) / width * self.image.width, (row + 0.5) / height * self.image.height
+                return Proposal(level, x, y)
+            token -= h * w
+        raise AssertionError("a proposal is one of the tokens")
+
+    def attention_inside(
+        self, i: int, layer: int = -1, head: Head = "mean", *, box: Sequence[float] | None = None
+    ) -> float:
+        """Return the share in [0, 1] of a detection's cross-attention that falls into a box.
+
+        A cell that the box's edge cuts counts with the part of its area inside.
+
+        Args:
+            i: number of the detection.
+            layer: decoder layer.
+            head: a head, or "mean".
+            box: xyxy pixels of the image; by default the detection's own.
+
+        Raises:
+            IndexError: no such detection.
+            ValueError: no such layer or head.
+        """
+        corners = self.detections.boxes[i].tolist() if box is None else list(box)
+        height, width = self.grid
+        columns = _covered(corners[0] / self.image.width * width, corners[2] / self.image.width * width, width)
+        rows = _covered(corners[1] / self.image.height * height, corners[3] / self.image.height * height, height)
+        return float((self.cross_attention(i, layer, head) * rows[:, None] * columns).sum())
+
+    def _query(self, i: int) -> int:
+        """Return the query of a detection."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"detection {i}: there are {len(self)}")
+        return int(self.queries[i])
+
+    def _head(self, head: Head) -> Head:
+        if head != "mean" and not (isinstance(head, int) and 0 <= head < self.heads):
+            raise ValueError(f'head {head!r}: choose 0 to {self.heads - 1}, or "mean"')
+        return head
+
+    def _level(self, level: int) -> int:
+        if not 0 <= level < len(self.maps.levels):
+            raise ValueError(f"level {level}: choose 0 to {len(self.maps.levels) - 1}")
+        return level
+
+    def _deformable(self) -> DeformableMaps:
+        if not isinstance(self.maps, DeformableMaps):
+            raise ValueError(f"{self.model_name} attends to a whole map and samples no points: use cross_attention")
+        return self.maps
+
+    def _pixels(self, boxes: Tensor) -> Tensor:
+        """Convert (..., 4) cxcywh in [0, 1] to xyxy pixels of the image."""
+        return cxcywh_to_xyxy(boxes) * boxes.new_tensor([self.image.width, self.image.height] * 2)
+
+
+def _layer(layer: int, count: int, part: str) -> int:
+    """Return the number of a layer, counted from 0.
+
+    Raises:
+        ValueError: no such layer.
+    """
+    if not -count <= layer < count:
+        raise ValueError(f"{part} layer {layer}: choose {-count} to {count - 1}")
+    return layer % count
+
+
+def _covered(low: float, high: float, cells: int) -> Tensor:
+    """Return the share in [0, 1] of each of a row's cells, (cells,), that lies between two coordinates in cells."""
+    edge = torch.arange(cells, dtype=torch.float32)
+    return ((edge + 1).clamp(max=high) - edge.clamp(min=low)).clamp(min=0)
