@@ -22,7 +22,7 @@ from detrkit.models.postprocess import PostProcessor
 from detrkit.models.registry import architecture
 from detrkit.structures.batch import Batch
 from detrkit.structures.classes import ClassList
-from detrkit.structures.outputs import Outputs
+from detrkit.structures.outputs import Capturing, Outputs
 from detrkit.structures.panoptic import PanopticResult, Prediction
 from detrkit.structures.thresholds import ScoreThresholds
 from detrkit.utils.devices import as_device as as_device
@@ -218,12 +218,12 @@ class Detector:
         """
         return self._stream(images, self.resolve_threshold(threshold, batch_size), batch_size)
 
-    def outputs(self, images: Sequence[ImageInput], *, capture: bool = False) -> ImageOutputs:
+    def outputs(self, images: Sequence[ImageInput], *, capture: Capturing = False) -> ImageOutputs:
         """Run the model on images as one batch, without post-processing: for attention, features and own results.
 
         Args:
             images: each as `predict` takes it.
-            capture: also keep attention and intermediate tensors, as `Outputs.capture`.
+            capture: also keep attention and intermediate tensors, as `Outputs.capture`; "attention": the first alone.
 
         Returns:
             Outputs in the model's dtype, whose masks are computed on request (`Outputs.masks_of`), with the batch and
@@ -239,6 +239,21 @@ class Detector:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             batch = self._batch(read)
             return ImageOutputs(self.model(batch, capture=capture, defer_masks=True), batch, read)
+
+    def results_of(self, computed: ImageOutputs, *, threshold: Threshold) -> list[Prediction]:
+        """Make results of `outputs` as `predict` makes them.
+
+        Args:
+            computed: by `outputs`.
+            threshold: as of `predict`: one for all labels, or one for each; 0 to 1.
+
+        Returns:
+            A result for each image, as of `predict`.
+        """
+        outputs, batch, images = computed
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            results = _ordered(self._results(outputs, batch, images, threshold))
+        return [replace(result, image=image) for result, image in zip(results, images, strict=True)]
 
     def resolve_threshold(self, threshold: float | str | None, batch_size: int = 1) -> Threshold:
         """Check the arguments of `predict`, and return the threshold that they mean, or one for each label.
@@ -310,16 +325,10 @@ class Detector:
     def _ordinary(self, images: Sequence[Image.Image], threshold: Threshold) -> list[Prediction]:
         """Predict images that are padded to one size; the results are ordinary tensors on the CPU."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            results = self._results(self._batch(images), images, threshold)
-        # Copies made outside inference mode are ordinary tensors; tensors of inference mode cannot be changed in place
-        # or used in a loss. Sorting copies anyway.
-        with torch.inference_mode(False):  # of the caller
-            return [
-                replace(result, id_map=result.id_map.to("cpu", copy=True))
-                if isinstance(result, PanopticResult)
-                else result.select(result.scores.argsort(descending=True, stable=True)).to("cpu")
-                for result in results
-            ]
+            batch = self._batch(images)
+            outputs = self.model(batch, defer_masks=True)  # masks only of queries above the threshold
+            results = self._results(outputs, batch, images, threshold)
+        return _ordered(results)
 
     def _batch(self, images: Sequence[Image.Image]) -> Batch:
         """Make the input of the model, in its dtype and on its device."""
@@ -330,10 +339,10 @@ class Detector:
             batch = processor.batch(resized, device=device)
             return replace(batch, images=batch.images.to(dtype))
 
-    def _results(self, batch: Batch, images: Sequence[Image.Image], threshold: Threshold) -> Sequence[Prediction]:
-        """Run the model on a batch; the results are on its device, in pixels of the images."""
-        # masks are computed only for queries above the threshold
-        outputs = self.model(batch, defer_masks=True)
+    def _results(
+        self, outputs: Outputs, batch: Batch, images: Sequence[Image.Image], threshold: Threshold
+    ) -> Sequence[Prediction]:
+        """Make the results of a batch; they are on its device, in pixels of the images."""
         postprocessor = replace(self.postprocessor, threshold=threshold)
         if isinstance(threshold, float):
             postprocessor = replace(postprocessor, segment_threshold=threshold)
@@ -369,6 +378,20 @@ def is_panoptic(model: nn.Module, classes: ClassList | None) -> bool:
     """Return whether a model is panoptic: it has masks, and some of its classes are stuff (uncountable)."""
     things = None if classes is None else classes.things
     return has_masks(model) and things is not None and not all(things)
+
+
+def _ordered(results: Sequence[Prediction]) -> list[Prediction]:
+    """Return copies on the CPU, detections in descending order of score; sorting copies anyway.
+
+    Copies made outside inference mode are ordinary tensors; its own cannot be changed in place or used in a loss.
+    """
+    with torch.inference_mode(False):  # of the caller
+        return [
+            replace(result, id_map=result.id_map.to("cpu", copy=True))
+            if isinstance(result, PanopticResult)
+            else result.select(result.scores.argsort(descending=True, stable=True)).to("cpu")
+            for result in results
+        ]
 
 
 def _sizes(images: Sequence[Image.Image]) -> list[tuple[int, int]]:

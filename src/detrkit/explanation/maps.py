@@ -1,7 +1,8 @@
 """Where attention goes, read from a `Capture` for one image of its batch: of one map, or of points on several maps.
 
 Both kinds answer the same questions. The valid part of a map, without the padding of the batch, is spread over the
-whole image, as the models themselves relate boxes and cells.
+whole image, as the models themselves relate boxes and cells: pixel x of an image of width W lies in column
+floor(x / W * w) of the w valid ones, and the center of column c is at pixel (c + 0.5) / w * W.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from detrkit.explanation.points import SampledPoints, density, normalized
 from detrkit.structures.attention import AttentionWeights
 from detrkit.structures.outputs import Capture
+from detrkit.utils.errors import SettingError
 
 Head = int | Literal["mean"]
 Size = tuple[int, int]
@@ -50,15 +52,22 @@ class DenseMaps:
         capture: of the forward pass.
         number: of the image in its batch.
         image_size: (h, w) in pixels.
+
+    Raises:
+        SettingError: several maps; only deformable attention can be shown on these.
     """
 
     def __init__(self, capture: Capture, number: int, image_size: Size) -> None:
         self.capture, self.number, self.image_size = capture, number, image_size
         self.levels = valid_sizes(capture, number)
+        if len(self.levels) > 1:
+            raise SettingError(
+                f"the model attends to {len(self.levels)} whole maps at once: detrkit explains attention to one map, "
+                "or to points on several (decoder_locations)"
+            )
         (self.grid,) = self.levels
         first = capture.decoder_weights[0]
-        assert isinstance(first, AttentionWeights)
-        self.heads = first.heads
+        self.heads = first.heads if isinstance(first, AttentionWeights) else first.shape[1]
         self.encoder_layers, self.decoder_layers = len(capture.encoder_weights), len(capture.decoder_weights)
 
     def of_query(self, query: int, layer: int, head: Head) -> Tensor:
@@ -71,11 +80,13 @@ class DenseMaps:
         return self._map(self.capture.encoder_weights[layer], row * self.capture.feature_shapes[0][1] + column, head)
 
     def _map(self, weights: AttentionWeights | Tensor, row: int, head: Head) -> Tensor:
-        assert isinstance(weights, AttentionWeights)
-        by_head = weights.rows(self.number, [row])[:, 0].float()  # (H, S)
-        chosen = by_head.mean(0) if head == "mean" else by_head[head]
+        if isinstance(weights, AttentionWeights):
+            by_head = weights.rows(self.number, [row])[:, 0]  # (H, S)
+        else:
+            by_head = weights[self.number, :, row]
+        chosen = by_head.float().mean(0) if head == "mean" else by_head[head].float()
         height, width = self.grid
-        return chosen.unflatten(0, self.capture.feature_shapes[0])[:height, :width].cpu()
+        return chosen.detach().unflatten(0, self.capture.feature_shapes[0])[:height, :width].cpu()
 
 
 class DeformableMaps:
@@ -88,8 +99,11 @@ class DeformableMaps:
         self.capture, self.number, self.image_size = capture, number, image_size
         self.levels = valid_sizes(capture, number)
         self.grid = self.levels[0]
-        padded = torch.tensor([(w, h) for h, w in capture.feature_shapes])
-        self.ratios = torch.tensor([(w, h) for h, w in self.levels]) / padded  # (L, 2)
+        pairs = zip(self.levels, capture.feature_shapes, strict=True)
+        ratios = [(width / w, height / h) for (height, width), (h, w) in pairs]
+        self.ratios = torch.tensor(
+            ratios, dtype=torch.float32, device="cpu"
+        )  # (L, 2) xy, valid part of each padded map
         self.heads = capture.decoder_locations[0].shape[2]
         self.encoder_layers, self.decoder_layers = len(capture.encoder_locations), len(capture.decoder_locations)
 
@@ -117,9 +131,9 @@ class DeformableMaps:
     def _points(self, locations: Tensor, weights: AttentionWeights | Tensor, query: int) -> SampledPoints:
         """Return the points of one query or token: of the padded maps in [0, 1], then of the image in pixels."""
         assert isinstance(weights, Tensor)
-        relative = locations[self.number, query].float().cpu() / self.ratios[:, None]  # (H, L, P, 2)
+        relative = locations[self.number, query].detach().float().cpu() / self.ratios[:, None]  # (H, L, P, 2)
         pixels = relative * relative.new_tensor([self.image_size[1], self.image_size[0]])
-        return SampledPoints(pixels, weights[self.number, query].float().cpu())
+        return SampledPoints(pixels, weights[self.number, query].detach().float().cpu())
 
     def _gathered(self, sampled: SampledPoints, head: Head) -> Tensor:
         points, weights = sampled
@@ -134,10 +148,8 @@ def attention_maps(capture: Capture, number: int, image_size: Size) -> DenseMaps
     Args: as of `DenseMaps`.
 
     Raises:
-        ValueError: the capture holds no attention of a decoder.
+        SettingError: as `DenseMaps`.
     """
-    if not capture.decoder_weights:
-        raise ValueError("the capture of this model holds no decoder_weights: its forward must keep them when captured")
     return (DeformableMaps if capture.decoder_locations else DenseMaps)(capture, number, image_size)
 
 
@@ -156,9 +168,10 @@ def cell_at(x: float, y: float, image_size: Size, grid: Size) -> tuple[int, int]
     """Return column and row of the cell at a pixel, the grid being spread over the image.
 
     Raises:
-        ValueError: the pixel lies outside the image.
+        SettingError: the pixel lies outside the image.
     """
     height, width = image_size
     if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(f"pixel ({x:g}, {y:g}) is outside the image of {width} x {height} pixels (width x height)")
-    return int(x / width * grid[1]), int(y / height * grid[0])
+        raise SettingError(f"pixel ({x:g}, {y:g}) is outside the image of {width} x {height} pixels (width x height)")
+    # float rounding takes a pixel just before the edge into the cell after the last
+    return min(int(x / width * grid[1]), grid[1] - 1), min(int(y / height * grid[0]), grid[0] - 1)

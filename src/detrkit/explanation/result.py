@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures.detections import Detections
 from detrkit.structures.outputs import Capture
 from detrkit.structures.panoptic import PanopticResult
+from detrkit.utils.errors import SettingError
 
 
 class Proposal(NamedTuple):
@@ -37,11 +39,12 @@ class Explanation:
 
     Everything is computed when it is asked for, from what the layers kept: their queries and keys, or their sampled
     points. Layers count from 0; negative ones from the last. `head` is a number, or "mean" for the mean of all heads.
-    Results are float32 tensors on the CPU.
+    Results are float32 tensors on the CPU, whatever the model's dtype and device.
 
     Attributes:
         image: upright RGB image.
-        detections: the objects, in descending order of score; of a panoptic model its segments, in their order there.
+        detections: the objects, in descending order of score; of a panoptic model its segments, in their order there,
+            with the boxes of their queries.
         panoptic: the segments of a panoptic model, else None.
         maps: attention of the encoder and the decoder over the image.
         capture: what the forward pass kept.
@@ -112,10 +115,9 @@ class Explanation:
 
         Raises:
             IndexError: no such detection.
-            ValueError: no such layer or head.
+            SettingError: no such layer or head.
         """
-        layer = _layer(layer, self.decoder_layers, "decoder")
-        return self.maps.of_query(self._query(i), layer, self._head(head))
+        return self.maps.of_query(self._query(i), self._decoder_layer(layer), self._head(head))
 
     def self_attention(self, x: float, y: float, layer: int = -1, head: Head = "mean", *, level: int = 0) -> Tensor:
         """Return what the encoder's cell at a pixel attends to (DETR Fig. 3): (h, w) of `grid`, summing to 1.
@@ -128,10 +130,9 @@ class Explanation:
             level: of the cell, 0 is the finest; DETR has one.
 
         Raises:
-            ValueError: a pixel outside the image; no such layer, head or level.
+            SettingError: a pixel outside the image; no such layer, head or level; a model without an encoder.
         """
-        layer = _layer(layer, self.encoder_layers, "encoder")
-        return self.maps.of_cell(x, y, layer, self._head(head), self._level(level))
+        return self.maps.of_cell(x, y, self._encoder_layer(layer), self._head(head), self._level(level))
 
     def sampling_points(self, i: int, layer: int = -1) -> SampledPoints:
         """Return the points that a detection's query samples: xy in pixels of the image, and weights.
@@ -142,9 +143,9 @@ class Explanation:
 
         Raises:
             IndexError: no such detection.
-            ValueError: no such layer, or a model that attends to a whole map.
+            SettingError: no such layer, or a model that attends to a whole map.
         """
-        return self._deformable().points_of_query(self._query(i), _layer(layer, self.decoder_layers, "decoder"))
+        return self._deformable().points_of_query(self._query(i), self._decoder_layer(layer))
 
     def encoder_points(self, x: float, y: float, layer: int = -1, *, level: int = 0) -> SampledPoints:
         """Return the points that the encoder's cell at a pixel samples: xy in pixels of the image, and weights.
@@ -156,10 +157,10 @@ class Explanation:
             level: of the cell, 0 is the finest.
 
         Raises:
-            ValueError: a pixel outside the image; no such layer or level; a model that attends to a whole map.
+            SettingError: a pixel outside the image; no such layer or level; a model that attends to a whole map, or has
+                no encoder.
         """
-        layer = _layer(layer, self.encoder_layers, "encoder")
-        return self._deformable().points_of_cell(x, y, layer, self._level(level))
+        return self._deformable().points_of_cell(x, y, self._encoder_layer(layer), self._level(level))
 
     def outside(self, i: int, layer: int = -1) -> float:
         """Return the share in [0, 1] of a detection's attention weight that reads nothing, outside the image.
@@ -167,7 +168,8 @@ class Explanation:
         DETR's is 0. Args and errors: as of `cross_attention`.
         """
         if not self.deformable:
-            return 0.0 * self._query(i)
+            self._query(i), self._decoder_layer(layer)  # check them
+            return 0.0
         points, weights = self.sampling_points(i, layer)
         inside = density(points, weights, image_size=self.image_size, grid=self.grid).sum() / self.heads
         return max(0.0, 1.0 - float(inside))
@@ -184,8 +186,8 @@ class Explanation:
             IndexError: no such detection.
         """
         references = self.capture.references
-        assert references is not None
-        values = references[:, self.number, self._query(i)].float().cpu()  # (NL + 1, 2 or 4)
+        assert references is not None  # `explanation_of` checks the capture
+        values = references[:, self.number, self._query(i)].detach().float().cpu()  # (NL + 1, 2 or 4)
         if values.shape[-1] == 2:
             values = torch.cat([values, torch.zeros_like(values)], -1)
         return self._pixels(values)
@@ -197,7 +199,7 @@ class Explanation:
             IndexError: no such detection.
         """
         assert self.capture.boxes is not None
-        return self._pixels(self.capture.boxes[:, self.number, self._query(i)].float().cpu())
+        return self._pixels(self.capture.boxes[:, self.number, self._query(i)].detach().float().cpu())
 
     def layer_scores(self, i: int) -> Tensor:
         """Return the score of a detection's label after each decoder layer: (layers,) in [0, 1].
@@ -207,7 +209,7 @@ class Explanation:
         """
         query, label = self._query(i), int(self.detections.labels[i])
         assert self.capture.logits is not None
-        logits = self.capture.logits[:, self.number, query].float().cpu()  # (NL, C)
+        logits = self.capture.logits[:, self.number, query].detach().float().cpu()  # (NL, C)
         return (logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid())[:, label]
 
     def proposal(self, i: int) -> Proposal | None:
@@ -217,9 +219,9 @@ class Explanation:
             IndexError: no such detection.
         """
         query = self._query(i)
-        if "proposal_index" not in self.capture.stages:
+        if self.capture.proposal_index is None:
             return None
-        token = int(self.capture.stages["proposal_index"][self.number, query])
+        token = int(self.capture.proposal_index[self.number, query])
         for level, (h, w) in enumerate(self.capture.feature_shapes):
             if token < h * w:
                 height, width = self.maps.levels[level]
@@ -244,7 +246,7 @@ class Explanation:
 
         Raises:
             IndexError: no such detection.
-            ValueError: no such layer or head.
+            SettingError: no such layer or head.
         """
         corners = self.detections.boxes[i].tolist() if box is None else list(box)
         height, width = self.grid
@@ -254,23 +256,32 @@ class Explanation:
 
     def _query(self, i: int) -> int:
         """Return the query of a detection."""
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"detection {i}: there are {len(self)}")
-        return int(self.queries[i])
+        number = operator.index(i)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"detection {number}: there are {len(self) or 'no'} detections, counted from 0")
+        return int(self.queries[number])
+
+    def _decoder_layer(self, layer: int) -> int:
+        return _number(layer, self.decoder_layers, "decoder layer")
+
+    def _encoder_layer(self, layer: int) -> int:
+        if not self.encoder_layers:
+            raise SettingError(f"{self.model_name} has no attention in its encoder, or keeps none: see cross_attention")
+        return _number(layer, self.encoder_layers, "encoder layer")
 
     def _head(self, head: Head) -> Head:
-        if head != "mean" and not (isinstance(head, int) and 0 <= head < self.heads):
-            raise ValueError(f'head {head!r}: choose 0 to {self.heads - 1}, or "mean"')
-        return head
+        if head == "mean":
+            return head
+        if isinstance(head, str):
+            raise SettingError(f'head {head!r}: choose 0 to {self.heads - 1}, or "mean"')
+        return _number(head, self.heads, "head", extra=', or "mean"', negative=False)
 
     def _level(self, level: int) -> int:
-        if not 0 <= level < len(self.maps.levels):
-            raise ValueError(f"level {level}: choose 0 to {len(self.maps.levels) - 1}")
-        return level
+        return _number(level, len(self.maps.levels), "level", negative=False)
 
     def _deformable(self) -> DeformableMaps:
         if not isinstance(self.maps, DeformableMaps):
-            raise ValueError(f"{self.model_name} attends to a whole map and samples no points: use cross_attention")
+            raise SettingError(f"{self.model_name} attends to a whole map and samples no points: use cross_attention")
         return self.maps
 
     def _pixels(self, boxes: Tensor) -> Tensor:
@@ -278,18 +289,21 @@ class Explanation:
         return cxcywh_to_xyxy(boxes) * boxes.new_tensor([self.image.width, self.image.height] * 2)
 
 
-def _layer(layer: int, count: int, part: str) -> int:
-    """Return the number of a layer, counted from 0.
+def _number(value: int, count: int, what: str, *, extra: str = "", negative: bool = True) -> int:
+    """Return a number of one of `count` things, counted from 0; `value` may be an integer of any kind, such as numpy's.
 
     Raises:
-        ValueError: no such layer.
+        SettingError: no such number.
+        TypeError: not an integer.
     """
-    if not -count <= layer < count:
-        raise ValueError(f"{part} layer {layer}: choose {-count} to {count - 1}")
-    return layer % count
+    number = operator.index(value)
+    low = -count if negative else 0
+    if not low <= number < count:
+        raise SettingError(f"{what} {number}: choose {low} to {count - 1}{extra}")
+    return number % count
 
 
 def _covered(low: float, high: float, cells: int) -> Tensor:
     """Return the share in [0, 1] of each of a row's cells, (cells,), that lies between two coordinates in cells."""
-    edge = torch.arange(cells, dtype=torch.float32)
+    edge = torch.arange(cells, dtype=torch.float32, device="cpu")
     return ((edge + 1).clamp(max=high) - edge.clamp(min=low)).clamp(min=0)

@@ -18,6 +18,7 @@ from detrkit.layers.deformable import DeformableAttentionOutput, MSDeformAttenti
 from detrkit.layers.dropout import Dropout
 from detrkit.layers.transformer import FeedForward
 from detrkit.structures.attention import AttentionWeights
+from detrkit.structures.outputs import Capturing
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -27,9 +28,9 @@ class DeformableEncoderOutput(NamedTuple):
 
     Attributes:
         memory: (B, S, D), what the decoder reads.
-        hidden_states: NL (B, S, D) outputs of the layers; empty unless captured, as the rest.
-        sampling_locations: NL (B, S, H, L, P, 2) xy, the padded map being [0, 1].
-        attention_weights: NL (B, S, H, L, P).
+        hidden_states: NL (B, S, D) outputs of the layers; empty unless all is captured.
+        sampling_locations: NL (B, S, H, L, P, 2) xy, the padded map being [0, 1]; empty unless captured.
+        attention_weights: NL (B, S, H, L, P); empty unless captured.
     """
 
     memory: Tensor
@@ -152,7 +153,7 @@ class DeformableEncoder(nn.ModuleList):
         valid_sizes: Tensor,
         valid_ratios: Tensor,
         padding_mask: Tensor | None,
-        capture: bool = False,
+        capture: Capturing = False,
     ) -> DeformableEncoderOutput:
         """Encode the tokens; each one's reference point is its own cell.
 
@@ -163,7 +164,7 @@ class DeformableEncoder(nn.ModuleList):
             valid_sizes: (B, L, 2) width and height of the valid part of every level in cells.
             valid_ratios: (B, L, 2) the same as a share of the padded map.
             padding_mask: (B, S) bool, True where padded, or None.
-            capture: return the layers' tokens, sampling locations and weights, too.
+            capture: return sampling locations and weights, too; unless "attention", also the layers' tokens.
         """
         reference_points = cell_centers(spatial_shapes, valid_sizes)[:, :, None] * valid_ratios[:, None]
         memory, hidden_states, sampling_locations, attention_weights = src, [], [], []
@@ -178,9 +179,10 @@ class DeformableEncoder(nn.ModuleList):
                 on=self.checkpointing,
             )
             if capture:
-                hidden_states.append(memory)
                 sampling_locations.append(locations)
                 attention_weights.append(weights)
+            if capture is True:
+                hidden_states.append(memory)
         return DeformableEncoderOutput(memory, hidden_states, sampling_locations, attention_weights)
 
 
@@ -260,7 +262,7 @@ class DeformableDecoder(nn.ModuleList):
         refine: bool,
         query_padding_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
-        capture: bool = False,
+        capture: Capturing = False,
     ) -> DeformableDecoderOutput:
         """Decode the queries, layer by layer, each followed by the heads.
 
@@ -295,7 +297,7 @@ class DeformableDecoder(nn.ModuleList):
                 padding_mask=padding_mask,
                 query_padding_mask=query_padding_mask,
                 attn_mask=attn_mask,
-                capture=capture,
+                capture=bool(capture),
                 on=self.checkpointing,
             )
             logits, boxes = heads(i, x, reference_points)

@@ -16,6 +16,7 @@ from detrkit.layers.checkpointing import checkpointed
 from detrkit.layers.dropout import Dropout
 from detrkit.layers.linear import Linear
 from detrkit.structures.attention import AttentionWeights
+from detrkit.structures.outputs import Capturing
 
 
 class EncoderOutput(NamedTuple):
@@ -23,7 +24,7 @@ class EncoderOutput(NamedTuple):
 
     Attributes:
         memory: (B, S, D), what the decoder reads.
-        hidden_states: NL (B, S, D) outputs of the layers; empty unless captured.
+        hidden_states: NL (B, S, D) outputs of the layers; empty unless all is captured.
         attn_weights: NL, of (B, H, S, S) weights computed on request; empty unless captured.
     """
 
@@ -167,9 +168,9 @@ class Encoder(nn.Module):
         *,
         pos_embed: Tensor | None,
         key_padding_mask: Tensor | None,
-        capture: bool = False,
+        capture: Capturing = False,
     ) -> EncoderOutput:
-        """Encode (B, S, D) tokens; arguments as of `EncoderLayer.forward`."""
+        """Encode (B, S, D) tokens; arguments as of `EncoderLayer.forward`; "attention" keeps no hidden states."""
         x = src
         hidden_states, attn_weights = [], []
         for layer in self.layers:
@@ -178,12 +179,13 @@ class Encoder(nn.Module):
                 x,
                 pos_embed=pos_embed,
                 key_padding_mask=key_padding_mask,
-                capture=capture,
+                capture=bool(capture),
                 on=self.checkpointing,
             )
             if capture:
-                hidden_states.append(x)
                 attn_weights.append(weights)
+            if capture is True:
+                hidden_states.append(x)
         return EncoderOutput(x if self.norm is None else self.norm(x), hidden_states, attn_weights)
 
 
@@ -270,7 +272,7 @@ class Decoder(nn.Module):
         query_pos: Tensor | None,
         key_padding_mask: Tensor | None,
         attn_mask: Tensor | None = None,
-        capture: bool = False,
+        capture: Capturing = False,
     ) -> DecoderOutput:
         """Decode the queries.
 
@@ -295,7 +297,7 @@ class Decoder(nn.Module):
                 query_pos=query_pos,
                 key_padding_mask=key_padding_mask,
                 attn_mask=attn_mask,
-                capture=capture,
+                capture=bool(capture),
                 on=self.checkpointing,
             )
             hs.append(self.norm(x))

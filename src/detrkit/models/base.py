@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detrkit.backbones.base import Backbone
 from detrkit.models.panoptic import MaskPredictor
 from detrkit.structures.batch import Batch
-from detrkit.structures.outputs import Outputs, Target
+from detrkit.structures.outputs import Capturing, Outputs, Target
 
 
 class DetectionModel(nn.Module):
@@ -37,7 +37,7 @@ class DetectionModel(nn.Module):
         self,
         images: Sequence[Tensor] | Batch,
         targets: Sequence[Target] | None = None,
-        capture: bool = False,
+        capture: Capturing = False,
         defer_masks: bool | None = None,
     ) -> Outputs:
         """Predict a set of objects for every image; see the models.
@@ -45,7 +45,8 @@ class DetectionModel(nn.Module):
         Args:
             images: normalized (3, h, w) float tensors of any sizes, or a Batch.
             targets: ground truth of the images in training, for models that take it.
-            capture: return attention and intermediate tensors, too.
+            capture: return attention and intermediate tensors, too; "attention": without the intermediate ones, which
+                a model may return all the same.
             defer_masks: leave the masks to `Outputs.masks_of`, which computes those of chosen queries; by default in
                 training.
         """
@@ -102,5 +103,5 @@ class DetectionModel(nn.Module):
             outputs.deferred_masks = masks
         else:
             outputs.masks = masks.all()
-        if outputs.capture is not None:
+        if outputs.capture is not None and outputs.capture.stages:  # empty with capture="attention"
             outputs.capture.stages["mask_attention"] = masks.attention

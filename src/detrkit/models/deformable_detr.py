@@ -29,7 +29,7 @@ from detrkit.models.panoptic import MaskPredictor
 from detrkit.models.registry import register_model
 from detrkit.ops.dense import convolve_as
 from detrkit.structures.batch import Batch
-from detrkit.structures.outputs import Capture, Outputs, Target, numbered
+from detrkit.structures.outputs import Capture, Capturing, Outputs, Target, numbered
 
 MASKED_LOGIT = -1e4  # its probability and its loss are 0 in every precision
 
@@ -207,7 +207,7 @@ class DeformableDETR(DetectionModel):
         self,
         images: Sequence[Tensor] | Batch,
         targets: Sequence[Target] | None = None,
-        capture: bool = False,
+        capture: Capturing = False,
         defer_masks: bool | None = None,
     ) -> Outputs:
         """Predict a set of objects for every image.
@@ -215,7 +215,8 @@ class DeformableDETR(DetectionModel):
         Args:
             images: normalized (3, h, w) float tensors of any sizes, or a Batch.
             targets: not used; part of the interface that the models share.
-            capture: return sampling locations, attention weights and intermediate tensors, too.
+            capture: return sampling locations, attention weights and intermediate tensors, too; "attention": without
+                the intermediate ones.
             defer_masks: as in `DETR.forward`.
 
         Returns:
@@ -224,8 +225,8 @@ class DeformableDETR(DetectionModel):
             name (its targets all have label 0).
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
-        features = self.backbone(batch, every_stage=capture)
-        stages = self.backbone.all_stages if capture else self.backbone.stages
+        features = self.backbone(batch, every_stage=capture is True)
+        stages = self.backbone.all_stages if capture is True else self.backbone.stages
         by_stage = dict(zip(stages, features, strict=True))
         srcs, masks = self._levels(batch, [by_stage[stage] for stage in self.stages])
         spatial_shapes = [(int(m.shape[2]), int(m.shape[3])) for m in srcs]
@@ -297,7 +298,10 @@ class DeformableDETR(DetectionModel):
                 logits=torch.stack(decoded.logits),
                 boxes=torch.stack(decoded.boxes),
                 references=_same_width(decoded.reference_points),
-                stages={
+                proposal_index=None if proposals is None else proposals.indices,
+                stages={}
+                if capture == "attention"
+                else {
                     **{f"backbone.{stage}": feature for stage, (feature, _) in by_stage.items()},
                     **numbered("projection", srcs),
                     **numbered("position", [p.permute(0, 3, 1, 2) for p in pos]),

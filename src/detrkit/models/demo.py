@@ -21,7 +21,7 @@ from detrkit.models.official_names import DEMO_NAMES
 from detrkit.models.registry import register_model
 from detrkit.ops.dense import convolve_as
 from detrkit.structures.batch import Batch
-from detrkit.structures.outputs import Capture, Outputs, Target
+from detrkit.structures.outputs import Capture, Capturing, Outputs, Target
 from detrkit.utils.errors import ImageSizeError
 
 
@@ -75,7 +75,7 @@ class DETRdemo(DetectionModel):
         self,
         images: Sequence[Tensor] | Batch,
         targets: Sequence[Target] | None = None,
-        capture: bool = False,
+        capture: Capturing = False,
         defer_masks: bool | None = None,
     ) -> Outputs:
         """Predict as `DETR.forward`, without masks; the published model was run on one image at a time.
@@ -84,7 +84,7 @@ class DETRdemo(DetectionModel):
             ImageSizeError: an image too large for the learned encoding (over 32 * position_entries pixels per side).
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
-        features = self.backbone(batch, every_stage=capture)
+        features = self.backbone(batch, every_stage=capture is True)
         feature, padding_mask = features[-1]  # (B, C, h, w), (B, h, w)
         h, w = padding_mask.shape[1:]
         entries = len(self.row_embed)
@@ -113,16 +113,17 @@ class DETRdemo(DetectionModel):
         outputs = Outputs(self.class_head(hs), self.box_head(hs).sigmoid())
         if capture:
             pos = pos_embed.T.unflatten(1, (h, w)).expand(len(batch), -1, -1, -1)  # (B, D, h, w)
-            by_stage = dict(zip(self.backbone.all_stages, features, strict=True))
+            earlier = decoded.hs[:-1]  # apart, so that a capture changes no bit of the outputs
             outputs.capture = Capture.of_one_map(
                 encoded,
                 decoded,
                 padding_mask,
-                features=by_stage,
+                features=dict(zip(self.backbone.all_stages, features, strict=True)) if capture is True else {},
                 src=src,
                 pos=pos,
-                logits=self.class_head(decoded.hs),
-                boxes=self.box_head(decoded.hs).sigmoid(),
+                logits=torch.cat([self.class_head(earlier), outputs.logits[None]]),
+                boxes=torch.cat([self.box_head(earlier).sigmoid(), outputs.boxes[None]]),
                 first_boxes=self.box_head(self.decoder.norm(self.queries)).sigmoid().expand(len(batch), -1, -1),
+                capture=capture,
             )
         return outputs

@@ -19,7 +19,7 @@ from detrkit.models.panoptic import MaskPredictor
 from detrkit.models.registry import register_model
 from detrkit.ops.dense import convolve_as
 from detrkit.structures.batch import Batch
-from detrkit.structures.outputs import Capture, Outputs, Target
+from detrkit.structures.outputs import Capture, Capturing, Outputs, Target
 
 
 @register_model(
@@ -110,7 +110,7 @@ class DETR(DetectionModel):
         self,
         images: Sequence[Tensor] | Batch,
         targets: Sequence[Target] | None = None,
-        capture: bool = False,
+        capture: Capturing = False,
         defer_masks: bool | None = None,
     ) -> Outputs:
         """Predict a set of objects for every image.
@@ -118,7 +118,7 @@ class DETR(DetectionModel):
         Args:
             images: normalized (3, h, w) float tensors of any sizes, or a Batch.
             targets: not used by DETR; part of the interface that the models share.
-            capture: return attention weights and intermediate tensors, too.
+            capture: return attention weights and intermediate tensors, too; "attention": without the latter.
             defer_masks: leave the masks to `Outputs.masks_of`, which computes those of chosen queries; by default in
                 training.
 
@@ -127,7 +127,7 @@ class DETR(DetectionModel):
             w / 4) of models that have them.
         """
         batch = images if isinstance(images, Batch) else Batch.from_images(images)
-        features = self.backbone(batch, every_stage=capture)
+        features = self.backbone(batch, every_stage=capture is True)
         feature, padding_mask = features[-1]  # (B, C, h, w), (B, h, w)
         src = convolve_as(self.input_projection, feature)  # (B, D, h, w)
         pos = self.position_encoding(padding_mask).to(src.dtype)  # (B, h, w, D)
@@ -146,25 +146,26 @@ class DETR(DetectionModel):
             key_padding_mask=key_padding_mask,
             capture=capture,
         )
-        hs = decoded.hs if self.aux_loss or capture else decoded.hs[-1:]  # (L, B, Q, D)
+        hs = decoded.hs if self.aux_loss else decoded.hs[-1:]  # (L, B, Q, D)
         logits = self.class_head(hs)  # (L, B, Q, num_classes + 1)
         boxes = self.box_head(hs).sigmoid()  # (L, B, Q, 4)
 
         # unbound: one stack in the backward pass; each slice would bring a tensor of zeros as large as all together
         *aux, outputs = map(Outputs, logits.unbind(), boxes.unbind())
-        if self.aux_loss:
-            outputs.aux = aux
+        outputs.aux = aux
         if capture:
+            earlier = decoded.hs[: -len(hs)]  # apart, so that a capture changes no bit of the outputs
             outputs.capture = Capture.of_one_map(
                 encoded,
                 decoded,
                 padding_mask,
-                features=dict(zip(self.backbone.all_stages, features, strict=True)),
+                features=dict(zip(self.backbone.all_stages, features, strict=True)) if capture is True else {},
                 src=src,
                 pos=pos.permute(0, 3, 1, 2),
-                logits=logits,
-                boxes=boxes,
+                logits=torch.cat([self.class_head(earlier), logits]),
+                boxes=torch.cat([self.box_head(earlier).sigmoid(), boxes]),
                 first_boxes=self.box_head(self.decoder.norm(torch.zeros_like(query_pos))).sigmoid(),
+                capture=capture,
             )
         self._add_masks(outputs, hs[-1], encoded.memory, src, features, batch, defer=defer_masks)
         return outputs

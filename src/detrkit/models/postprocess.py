@@ -173,7 +173,7 @@ class PostProcessor:
         logits, boxes = outputs.logits.float(), outputs.boxes.float()
         if self.activation == "softmax":
             scores, labels = logits.softmax(-1)[..., :-1].max(-1)  # (B, Q)
-            query = torch.arange(logits.shape[1], device=logits.device).expand_as(labels)  # (B, Q)
+            query = torch.arange(logits.shape[1], device=logits.device).repeat(len(labels), 1)  # (B, Q)
             return scores, labels, query, boxes
         top_k = max(100, logits.shape[1]) if self.top_k is None else self.top_k
         scores, index = logits.sigmoid().flatten(1).topk(min(top_k, logits[0].numel()), dim=1)  # (B, K)
@@ -196,10 +196,10 @@ class PostProcessor:
         segments: list[Segment] = []
         for k in (k for k, area in enumerate(areas) if area):
             numbers[k] = len(segments) + (not self.official)
-            score = queries[k].score
+            best = queries[k]
             if merged:
-                score = max(one.score for one, owner in zip(queries, owners, strict=True) if owner == k)
-            segments.append(replace(queries[k], id=numbers[k], score=score, area=areas[k]))
+                best = max((q for q, owner in zip(queries, owners, strict=True) if owner == k), key=lambda q: q.score)
+            segments.append(replace(best, id=numbers[k], area=areas[k]))
         number = torch.tensor([*numbers, 0], dtype=torch.int32, device=pixels.device)  # -1, no mask, is the last
         return PanopticResult(number[pixels], segments, classes=self.classes)
 

@@ -31,7 +31,8 @@ class Segment:
         score: in [0, 1].
         area: in pixels.
         thing: whether its class is countable; a class of stuff has at most one segment in an image.
-        query: the object query of the model behind it (of merged stuff, the first one), or None when unknown.
+        query: the object query of the model behind it (of merged stuff, the one with the best score), or None when
+            unknown. Segments that differ in it alone are equal.
     """
 
     id: int
