@@ -38,6 +38,7 @@ def test_sigmoid_gives_the_best_pairs_of_query_and_class(top_k, expected):
         best = out.logits[i].sigmoid().flatten().sort(descending=True)
         assert len(one) == expected and torch.equal(one.scores, best.values[:expected])
         assert torch.equal(one.labels, best.indices[:expected] % 3)
+        assert torch.equal(one.queries, best.indices[:expected] // 3)
         cx, cy, w, h = out.boxes[i, best.indices[0] // 3].tolist()
         width, height = [(20, 10), (40, 30)][i]
         box = [(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height]
@@ -57,6 +58,10 @@ def test_a_threshold_keeps_what_is_above():
     some = PostProcessor(classes=CLASSES, threshold=middle).detections(out, [(10, 20), (30, 40)])
     assert [len(one) for one in every] == [4, 4] and len(some[0]) == 2
     assert torch.equal(some[0].scores, every[0].scores[every[0].scores > middle]) and some[0].classes is CLASSES
+    above = every[0].scores > middle
+    assert some[0].queries.tolist() == above.nonzero()[:, 0].tolist() and every[1].queries.tolist() == [0, 1, 2, 3]
+    every[0].queries += 1  # the images share no memory
+    assert every[1].queries.tolist() == [0, 1, 2, 3]
 
 
 def test_images_come_one_by_one():

@@ -137,6 +137,8 @@ def test_stuff_of_a_class_is_one_segment():
         (3, 3, 16, False),
     ]
     assert [s.score for s in result.segments] == pytest.approx([0.97, 0.95, 0.88], abs=1e-6)
+    assert [s.query for s in result.segments] == [2, 1, 3]  # of the sky the one whose score it has
+    assert all("query" not in entry for entry in [*result.to_json(), *result.segments_info()])
 
 
 def test_things_of_a_class_are_several():
@@ -185,6 +187,7 @@ def test_what_is_published_differs_with_duplicates_alone():
     (ours,), (theirs,) = (panoptic(of(drawn, [1, 2, 1, 2]), **sizes, official=o) for o in (False, True))
     assert ids(ours) == ["111222", "111222", "111333", "111333"]
     assert ids(theirs) == ["000111", "000111", "111222", "111222"]
+    assert [s.query for s in theirs.segments] == [0, 1, 3]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

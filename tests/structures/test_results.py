@@ -27,6 +27,23 @@ def result(**changes):
     return PanopticResult(**{"id_map": MAP, "segments": segments, "classes": CLASSES} | changes)
 
 
+def test_queries_go_with_their_detections():
+    found = Detections(torch.rand(3, 4), torch.tensor([0.9, 0.2, 0.5]), torch.tensor([0, 1, 1]), classes=CLASSES)
+    assert found.queries is None and found.above(0.4).queries is None and found.to("cpu").queries is None
+    found.queries = torch.tensor([7, 3, 5])
+    assert found.above(0.4).queries.tolist() == [7, 5] and found.above((0.0, 0.6, 0.0)).queries.tolist() == [7]
+    assert found.select(torch.tensor([2, 0])).queries.tolist() == [5, 7]
+    assert found.to("meta").queries.device.type == "meta" and found.queries.device.type == "cpu"
+    found.image_id = 4
+    assert set(found.to_json()[0]) == {"label", "name", "score", "box"}
+    assert set(found.to_coco()[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_segments_are_equal_whatever_query_made_them():
+    assert Segment(1, 1, 0.75, 3, True, query=4) == Segment(1, 1, 0.75, 3, True)
+    assert Segment(1, 1, 0.75, 3, True).query is None
+
+
 def test_masks_as_rle():
     generator = np.random.default_rng(0)
     masks = torch.from_numpy(generator.random((5, 37, 53)) < 0.3)
