@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit.explanation.maps import AttentionMaps, DeformableMaps, Head, Size
+from detrkit.explanation.page import MAX_MEGABYTES
+from detrkit.explanation.page import save_page as write_page
 from detrkit.explanation.points import SampledPoints, density
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures.detections import Detections
@@ -253,6 +256,26 @@ class Explanation:
         columns = _covered(corners[0] / self.image.width * width, corners[2] / self.image.width * width, width)
         rows = _covered(corners[1] / self.image.height * height, corners[3] / self.image.height * height, height)
         return float((self.cross_attention(i, layer, head) * rows[:, None] * columns).sum())
+
+    def save_page(self, path: str | Path, *, title: str | None = None, max_megabytes: float = MAX_MEGABYTES) -> Path:
+        """Write a page that shows all of this in a browser: one HTML file, without a server or network.
+
+        It holds the image, the detections and their attention in 8 bits a weight. What does not fit into the size is
+        left out, the least missed first, and the page says so.
+
+        Args:
+            path: of the file, such as "page.html"; one that is there is replaced.
+            title: heading of the page; by default the model's name and the image's size.
+            max_megabytes: largest size of the file (10^6 bytes).
+
+        Returns:
+            The path.
+
+        Raises:
+            WriteError: the file cannot be written; nothing has changed then.
+            ValueError: the detections alone take more than `max_megabytes`, or it is not above 0.
+        """
+        return write_page(self, path, title=title, max_megabytes=max_megabytes)
 
     def _query(self, i: int) -> int:
         """Return the query of a detection."""

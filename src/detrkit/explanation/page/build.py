@@ -1,0 +1,171 @@
+"""Builds the file of a page from an explanation."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detrkit.explanation.page.picture import encoded_image, mask_section, mask_width
+from detrkit.explanation.page.plans import CROSS_SHARE, pack_cross, pack_encoder
+from detrkit.explanation.page.sections import Section
+from detrkit.utils.atomic import write_atomic
+from detrkit.utils.visible import one_line
+
+if TYPE_CHECKING:
+    from detrkit.explanation.result import Explanation
+
+MAX_MEGABYTES = 4.0  # of a page by default, 10^6 bytes each
+IMAGE_SHARE = 0.35  # of the file, at most
+# in the order in which they need each other
+SCRIPTS = ("decode.js", "attention.js", "colors.js", "paint.js", "words.js", "controls.js", "export.js", "main.js")
+_SIZE = "#" * 12  # stands for the size of the file until that is known
+
+
+def save_page(
+    explanation: Explanation, path: str | Path, *, title: str | None = None, max_megabytes: float = MAX_MEGABYTES
+) -> Path:
+    """Write an explanation as one HTML file. See `Explanation.save_page`."""
+    return write_atomic(path, page_html(explanation, title=title, max_megabytes=max_megabytes))
+
+
+def page_html(explanation: Explanation, *, title: str | None = None, max_megabytes: float = MAX_MEGABYTES) -> str:
+    """Return the text of the page. See `Explanation.save_page`."""
+    if not (max_megabytes > 0 and math.isfinite(max_megabytes)):
+        raise ValueError(f"max_megabytes is {max_megabytes}: give a size in MB above 0, such as {MAX_MEGABYTES:g}")
+    limit = int(max_megabytes * 1_000_000)
+    title = (
+        one_line(title)
+        if title
+        else f"{explanation.model_name}, {explanation.image.width} x {explanation.image.height} pixels"
+    )
+    address, size = encoded_image(explanation.image, int(limit * IMAGE_SHARE))
+    masks = (
+        []
+        if explanation.detections.masks is None or not len(explanation)
+        else [mask_section(explanation.detections.masks)]
+    )
+    data = {"title": title, "shown": list(size), **_numbers(explanation)}
+    fixed = len(_filled(title, data, address, masks)) + 4000  # and what is said of the attention
+
+    cross = pack_cross(explanation.maps, explanation.queries, int((limit - fixed) * CROSS_SHARE))
+    room = limit - fixed - cross.size
+    if room < 0:
+        need = math.ceil((fixed + cross.size) / 10_000) / 100
+        raise ValueError(
+            f"the page takes at least {need:.2f} MB for {len(explanation)} detections, more than max_megabytes="
+            f"{max_megabytes:g}: allow more, or explain with a higher threshold"
+        )
+    encoder = pack_encoder(explanation.maps, room)
+    sections = [*masks, *cross.sections, *encoder.sections]
+    data |= {
+        "cross": cross.describe,
+        "encoder": encoder.describe,
+        "bytes": {"image": len(address), "cross": cross.size, "encoder": encoder.size},
+        "leftOut": [*_image_sentence(explanation, size), *cross.left_out, *encoder.left_out],
+    }
+    text = _filled(title, data, address, sections)
+    return text.replace(f'"{_SIZE}"', str(len(text)).rjust(len(_SIZE) + 2))
+
+
+def _image_sentence(explanation: Explanation, size: tuple[int, int]) -> list[str]:
+    if size == explanation.image.size:
+        return []
+    full = explanation.image
+    return [f"the image's full size: {size[0]} x {size[1]} of its {full.width} x {full.height} pixels"]
+
+
+def _numbers(explanation: Explanation) -> dict[str, Any]:
+    """Return all but the attention and the image, as plain JSON values."""
+    detections, panoptic = explanation.detections, explanation.panoptic
+    near_miss = None if len(detections) else (detections.near_miss or (panoptic and panoptic.near_miss))
+    return {
+        "model": one_line(explanation.model_name),
+        "width": explanation.image.width,
+        "height": explanation.image.height,
+        "deformable": explanation.deformable,
+        "panoptic": panoptic is not None,
+        "grid": list(explanation.grid),
+        "levels": [list(size) for size in explanation.maps.levels],
+        "heads": explanation.heads,
+        "encoderLayers": explanation.encoder_layers,
+        "decoderLayers": explanation.decoder_layers,
+        "nearMiss": None if near_miss is None else one_line(str(near_miss)),
+        "maskWidth": None if detections.masks is None else mask_width(detections.masks),
+        "fileBytes": _SIZE,
+        "detections": [_detection(explanation, i) for i in range(len(detections))],
+    }
+
+
+def _detection(explanation: Explanation, i: int) -> dict[str, Any]:
+    """Return the numbers of one detection; boxes xyxy in pixels."""
+    detections, proposal = explanation.detections, explanation.proposal(i)
+    described: dict[str, Any] = {
+        "name": one_line(detections.names[i]),
+        "label": int(detections.labels[i]),
+        "score": round(float(detections.scores[i]), 4),
+        "query": int(explanation.queries[i]),
+        "box": _rounded(detections.boxes[i].tolist()),
+        "layerBoxes": [_rounded(box) for box in explanation.layer_boxes(i).tolist()],
+        "references": [_rounded(box) for box in explanation.reference_boxes(i).tolist()],
+        "layerScores": [round(score, 4) for score in explanation.layer_scores(i).tolist()],
+        "proposal": None,
+        "kind": None,
+    }
+    if proposal is not None:
+        described["proposal"] = {"level": proposal.level, "x": round(proposal.x, 1), "y": round(proposal.y, 1)}
+    if explanation.panoptic is not None:
+        segment = explanation.panoptic.segments[i]
+        described |= {"kind": "thing" if segment.thing else "stuff", "area": segment.area}
+    return described
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(value, 2) for value in values]
+
+
+def _filled(title: str, data: dict[str, Any], address: str, sections: list[Section]) -> str:
+    """Return the page with its style, scripts and data in their places."""
+    style = _asset("page.css")
+    # a function around all: the scripts share their names with each other and with nothing else
+    script = '(() => {\n"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();\n"
+    described = data | {"sections": [part.describe() for part in sections]}
+    arrays = "\n".join(
+        f'<script type="text/plain" id="section-{part.name}">{part.payload}</script>' for part in sections
+    )
+    values = {
+        "POLICY": f"default-src 'none'; img-src data: blob:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'",
+        "TITLE": html.escape(title),
+        "STYLE": style,
+        "SCRIPT": script,
+        "DATA": _json(described),
+        "IMAGE": address,
+        "ARRAYS": arrays,
+    }
+    first, *rest = _asset("page.html").split("{{")
+    parts = [first]
+    for piece in rest:  # one pass: what is filled in is never searched for places again
+        name, after = piece.split("}}", 1)
+        parts += [values[name], after]
+    return "".join(parts)
+
+
+def _json(data: dict[str, Any]) -> str:
+    """Return JSON that cannot end the element around it, whatever the names in it are."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(text: str) -> str:
+    """Return the hash by which the content security policy knows a script or a style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def _asset(name: str) -> str:
+    return resources.files("detrkit.explanation.page").joinpath("assets", name).read_text(encoding="utf-8")
