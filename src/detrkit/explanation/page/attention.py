@@ -92,11 +92,10 @@ def encoder_maps(maps: DenseMaps, cells: Cells, layer: int, kept: Kept, pool: in
 def _packed_maps(
     name: str, maps: DenseMaps, weights: AttentionWeights | Tensor, rows: Tensor, kept: Kept, pool: int
 ) -> list[Section]:
-    assert isinstance(weights, AttentionWeights)
     height, width = maps.grid
     values, scales = [], []
     for chosen in rows.split(SOURCE_CHUNK):
-        chunk = weights.rows(maps.number, chosen).float().transpose(0, 1)  # (n, H, S)
+        chunk = _rows(weights, maps.number, chosen).detach().float().transpose(0, 1)  # (n, H, S)
         chunk = chunk if kept == "heads" else chunk.mean(1, keepdim=True)
         chunk = chunk.unflatten(2, maps.capture.feature_shapes[0])[..., :height, :width].cpu()
         if pool > 1:
@@ -107,6 +106,13 @@ def _packed_maps(
         values.append(value)
         scales.append(scale)
     return [section(name, _joined(values)), section(f"{name}.scale", _joined(scales))]
+
+
+def _rows(weights: AttentionWeights | Tensor, image: int, chosen: Tensor) -> Tensor:
+    """Return the weights of n rows: (H, n, S)."""
+    if isinstance(weights, AttentionWeights):
+        return weights.rows(image, chosen)
+    return weights[image][:, chosen.to(weights.device)]
 
 
 def cross_points(maps: DeformableMaps, queries: Tensor, layer: int) -> list[Section]:
@@ -153,11 +159,11 @@ def _packed_points(
     steps: int,
 ) -> list[Section]:
     rows = chosen.to(locations.device)
-    relative = locations[maps.number, rows].float().cpu() / maps.ratios[:, None]  # (n, H, L, P, 2)
+    relative = locations[maps.number, rows].detach().float().cpu() / maps.ratios[:, None]  # (n, H, L, P, 2)
     pixels = relative * relative.new_tensor([maps.image_size[1], maps.image_size[0]])
     return [
         section(f"{name}.xy", quantized_points(pixels, maps.image_size, around=around, steps=steps)),
-        section(f"{name}.weight", quantized_weights(weights[maps.number, rows].float().cpu())),
+        section(f"{name}.weight", quantized_weights(weights[maps.number, rows].detach().float().cpu())),
     ]
 
 

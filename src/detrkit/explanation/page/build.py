@@ -15,6 +15,7 @@ from detrkit.explanation.page.picture import encoded_image, mask_section, mask_w
 from detrkit.explanation.page.plans import CROSS_SHARE, pack_cross, pack_encoder
 from detrkit.explanation.page.sections import Section
 from detrkit.utils.atomic import write_atomic
+from detrkit.utils.errors import SettingError
 from detrkit.utils.visible import one_line
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def save_page(
 def page_html(explanation: Explanation, *, title: str | None = None, max_megabytes: float = MAX_MEGABYTES) -> str:
     """Return the text of the page. See `Explanation.save_page`."""
     if not (max_megabytes > 0 and math.isfinite(max_megabytes)):
-        raise ValueError(f"max_megabytes is {max_megabytes}: give a size in MB above 0, such as {MAX_MEGABYTES:g}")
+        raise SettingError(f"max_megabytes is {max_megabytes}: give a size in MB above 0, such as {MAX_MEGABYTES:g}")
     limit = int(max_megabytes * 1_000_000)
     title = (
         one_line(title)
@@ -51,13 +52,13 @@ def page_html(explanation: Explanation, *, title: str | None = None, max_megabyt
         else [mask_section(explanation.detections.masks)]
     )
     data = {"title": title, "shown": list(size), **_numbers(explanation)}
-    fixed = len(_filled(title, data, address, masks)) + 4000  # and what is said of the attention
+    fixed = _bytes(_filled(title, data, address, masks)) + 4000  # and what is said of the attention
 
     cross = pack_cross(explanation.maps, explanation.queries, int((limit - fixed) * CROSS_SHARE))
     room = limit - fixed - cross.size
     if room < 0:
         need = math.ceil((fixed + cross.size) / 10_000) / 100
-        raise ValueError(
+        raise SettingError(
             f"the page takes at least {need:.2f} MB for {len(explanation)} detections, more than max_megabytes="
             f"{max_megabytes:g}: allow more, or explain with a higher threshold"
         )
@@ -70,7 +71,7 @@ def page_html(explanation: Explanation, *, title: str | None = None, max_megabyt
         "leftOut": [*_image_sentence(explanation, size), *cross.left_out, *encoder.left_out],
     }
     text = _filled(title, data, address, sections)
-    return text.replace(f'"{_SIZE}"', str(len(text)).rjust(len(_SIZE) + 2))
+    return text.replace(f'"{_SIZE}"', str(_bytes(text)).rjust(len(_SIZE) + 2))
 
 
 def _image_sentence(explanation: Explanation, size: tuple[int, int]) -> list[str]:
@@ -154,6 +155,10 @@ def _filled(title: str, data: dict[str, Any], address: str, sections: list[Secti
         name, after = piece.split("}}", 1)
         parts += [values[name], after]
     return "".join(parts)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _json(data: dict[str, Any]) -> str:

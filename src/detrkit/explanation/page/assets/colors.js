@@ -1,11 +1,11 @@
 // Colors that readers with any color vision can tell apart: a scale whose lightness grows with the weight (after
-// matplotlib's inferno), and eight colors of objects after Okabe and Ito. Objects have numbers, too, and levels shapes.
+// matplotlib's inferno), and the colors of Okabe and Ito for objects, which have numbers, too. Levels have shapes.
 
 const SCALE = [
   [0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85],
   [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
 ];
-const OBJECT_COLORS = ["#56b4e9", "#e69f00", "#2fc79a", "#f0e442", "#ff7043", "#e58bc0", "#6f9bff", "#f4f4f4"];
+const OBJECT_COLORS = ["#e69f00", "#56b4e9", "#f0e442", "#cc79a7", "#009e73", "#d55e00", "#0072b2"];
 const SHAPES = ["circle", "square", "triangle", "diamond", "plus", "star"];
 
 /** Return [r, g, b] of a share in [0, 1] of the scale. */
@@ -17,6 +17,12 @@ function scaleColor(share) {
 
 function objectColor(object) {
   return OBJECT_COLORS[object % OBJECT_COLORS.length];
+}
+
+/** Return black or white, whichever is read better on a color of an object. */
+function textColor(color) {
+  const [red, green, blue] = rgb(color);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 105 ? "#fff" : "#0d0f12";
 }
 
 /** Return [r, g, b] of "#rrggbb". */

@@ -80,8 +80,9 @@ function keepInView(list, row) {
 
 function objectRow(page, object) {
   const { name, score, query, kind } = page.data.detections[object];
-  const badge = make("span", { class: "badge" }, String(object + 1));
+  const badge = make("span", { class: "badge" }, String(object));
   badge.style.background = objectColor(object);
+  badge.style.color = textColor(objectColor(object));
   const bar = make("i");
   bar.style.width = `${100 * score}%`;
   const input = make("input", {
@@ -142,7 +143,7 @@ function objectsTable(page, layer, head) {
   const rows = visible(page).map((object) => {
     const { box, name } = page.data.detections[object];
     const found = attention(page, { kind: "cross", object }, layer, head);
-    return [`${object + 1} ${name}`, found ? percent(inside(page, found.map, box)) : "left out", percent(areaShare(page, box))];
+    return [`${object} ${name}`, found ? percent(inside(page, found.map, box)) : "left out", percent(areaShare(page, box))];
   });
   return table("Attention in the box, beside its share of the image", ["Object", "Attention", "Area"], rows);
 }

@@ -73,3 +73,17 @@ function maskCanvas(arrays, index, width, color) {
   context.putImageData(pixels, 0, 0);
   return canvas;
 }
+
+/** Return how many pixels each mask covers. */
+function maskAreas(page) {
+  if (!page.data.maskWidth) return [];
+  const { values, shape } = page.arrays.get("masks");
+  const size = shape[1] * shape[2];
+  return page.data.detections.map((_, object) => {
+    let area = 0;
+    for (const byte of values.subarray(object * size, (object + 1) * size)) {
+      for (let bits = byte; bits; bits &= bits - 1) area++;
+    }
+    return area;
+  });
+}

@@ -12,7 +12,7 @@ function download(blob, name) {
 function fileName(page) {
   const { view } = page;
   const layer = layerOf(page), head = headOf(page, layer);
-  const subject = { object: `object-${view.object + 1}`, pixel: "pixel", all: "all-objects" }[view.mode];
+  const subject = { object: `object-${view.object}`, pixel: "pixel", all: "all-objects" }[view.mode];
   return `attention-${subject}-layer-${layer}-head-${head === MEAN ? "mean" : head}`;
 }
 

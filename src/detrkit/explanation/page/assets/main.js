@@ -104,12 +104,14 @@ function pointerLeft(page) {
 }
 
 function clicked(page, event) {
-  const { pixel } = pixelAt(page, event);
+  const { pixel, unit } = pixelAt(page, event);
   if (page.view.mode === "pixel") return update(page, { pixel });
   const here = objectsAt(page, ...pixel);
   if (!here.length) return undefined;
-  // a second click on the same place chooses the box behind
-  const next = here[(here.indexOf(page.view.object) + 1) % here.length];
+  // another click on the same place chooses the box behind
+  const again = page.clicked && Math.hypot(pixel[0] - page.clicked[0], pixel[1] - page.clicked[1]) < 4 * unit;
+  page.clicked = pixel;
+  const next = again ? here[(here.indexOf(page.view.object) + 1) % here.length] : here[0];
   return update(page, { object: next, mode: "object" });
 }
 
@@ -208,7 +210,7 @@ async function start() {
   page.gray = grayImage(image, image.naturalWidth, image.naturalHeight);
   byId("about").textContent = `${data.model}${data.panoptic ? ", panoptic" : ""}: ${data.encoderLayers} encoder and ` +
     `${data.decoderLayers} decoder layers, ${data.heads} heads, ${data.levels.map(([h, w]) => `${w} x ${h}`).join(", ")} cells. ` +
-    "Layers, heads, levels and queries count from 0.";
+    "Objects, layers, heads, levels and queries count from 0.";
   byId("file").textContent = fileSentence(page);
   byId("left-out").replaceChildren(...data.leftOut.map((text) => make("li", {}, text)));
   byId("left-out-title").hidden = !data.leftOut.length;
@@ -222,7 +224,7 @@ async function start() {
   // for scripts, and for the tests of this page
   window.detrkitPage = Object.freeze({
     data, view: page.view, sentence: () => sentence(page), numbers: () => numbers(page),
-    update: (changes) => update(page, changes),
+    update: (changes) => update(page, changes), maskAreas: () => maskAreas(page),
   });
 }
 

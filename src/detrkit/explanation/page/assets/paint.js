@@ -128,7 +128,7 @@ function outline(context, [x1, y1, x2, y2], color, unit, thickness, dash = []) {
 function paintBox(page, context, object, unit, thickness) {
   const detection = page.data.detections[object];
   outline(context, detection.box, objectColor(object), unit, thickness);
-  label(page, context, `${object + 1}  ${detection.name}`, detection.box, objectColor(object), unit);
+  label(page, context, `${object}  ${detection.name}`, detection.box, objectColor(object), unit);
 }
 
 /** Write a label at the upper left corner of a box, within the image. */
@@ -141,7 +141,7 @@ function label(page, context, text, [x1, y1], color, unit) {
   const y = Math.min(Math.max(y1 - height, 0), Math.max(0, page.data.height - height));
   context.fillStyle = color;
   context.fillRect(x, y, width, height);
-  context.fillStyle = "#0d0f12";
+  context.fillStyle = textColor(color);
   context.fillText(short, x + 4 * unit, y + height / 2 + 0.5 * unit);
 }
 

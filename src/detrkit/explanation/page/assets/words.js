@@ -14,7 +14,7 @@ function headName(page, head) {
 
 function objectName(page, object) {
   const { name, score, query } = page.data.detections[object];
-  return `${object + 1}, ${name}, score ${score.toFixed(2)}, query ${query}`;
+  return `${object}, ${name}, score ${score.toFixed(2)}, query ${query}`;
 }
 
 /** Return the sentence about the view. */
