@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from detrkit.evaluation import evaluate_detections as evaluate_detections
     from detrkit.evaluation import evaluate_panoptic as evaluate_panoptic
     from detrkit.explanation import Explanation as Explanation
-    from detrkit.explanation import explain as explain
+    from detrkit.explanation.explain import explain as explain
     from detrkit.models.base import DetectionModel as DetectionModel
     from detrkit.models.criterion import build_criterion as build_criterion
     from detrkit.models.registry import list_models as list_models

@@ -59,6 +59,11 @@ _PREDICT = {
     "Model and images": ("checkpoint", "inputs", "threshold", "size"),
     "Run": ("out", "pictures", "device", "batch-size"),
 }
+_EXPLAIN = {
+    "Model and images": ("checkpoint", "inputs", "threshold", "points", "size"),
+    "Queries over a dataset": ("queries", "split", "limit"),
+    "Run": ("out", "objects", "page", "device"),
+}
 _REPRODUCE = {
     "Models and data": ("names", "coco", "panoptic", "weights"),
     "Run": ("out", "batch-size", "device", "limit"),
@@ -124,6 +129,14 @@ GROUPS: Mapping[str, Sequence[Command]] = {
             in_files=True,
         ),
         Command(
+            "explain",
+            "detrkit.cli.explain:Explain",
+            "show what the model attends to in images",
+            "runs/first street.jpg",
+            _EXPLAIN,
+            in_files=True,
+        ),
+        Command(
             "eval",
             "detrkit.cli.evaluate:Eval",
             "measure a model on a dataset: average precision, report",
@@ -169,6 +182,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("val", "validate", "test", "evaluate"), "eval"),
     **dict.fromkeys(("detect", "infer", "inference", "segment", "demo"), "predict"),
     **dict.fromkeys(("fit", "finetune", "fine-tune", "run"), "train"),
+    **dict.fromkeys(("attention", "visualize", "visualise", "attn", "why"), "explain"),
     **dict.fromkeys(("benchmark", "profile", "speed"), "bench"),
     **{name: f"data {name}" for name in ("check", "download", "preview", "shapes")},
     **dict.fromkeys(("list", "zoo", "weights"), "models"),

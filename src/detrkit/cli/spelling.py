@@ -41,7 +41,7 @@ _ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("model",), ("CHECKPOINT", "MODEL")),
     **dict.fromkeys(
         ("data", "dataset", "data-path", "data-dir", "dataset-path", "coco-path", "coco", "root"),
-        ("DATASET", "PATH", "SOURCE", "data", "coco"),
+        ("DATASET", "PATH", "SOURCE", "data", "coco", "queries"),
     ),
     **dict.fromkeys(
         ("source", "input", "inputs", "image", "images", "img-path", "photos"),

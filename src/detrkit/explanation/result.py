@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -256,6 +256,71 @@ class Explanation:
         columns = _covered(corners[0] / self.image.width * width, corners[2] / self.image.width * width, width)
         rows = _covered(corners[1] / self.image.height * height, corners[3] / self.image.height * height, height)
         return float((self.cross_attention(i, layer, head) * rows[:, None] * columns).sum())
+
+    def draw(
+        self,
+        i: int | Sequence[int] | None = None,
+        *,
+        pixel: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
+        layer: int | Literal["all"] = -1,
+        head: Head | Literal["all"] = "mean",
+        show: Literal["map", "points", "boxes"] | None = None,
+        level: int = 0,
+        legend: bool = True,
+        scale: float | None = None,
+    ) -> Image.Image:
+        """Draw attention on the image; without arguments that of all objects, each in its color (DETR, Fig. 6).
+
+        Args:
+            i: number of a detection: what its query attends to, its box and its reference point; several numbers: these
+                detections in one picture.
+            pixel: (x, y), from the upper left corner: what the encoder's cell there attends to; several pixels: the
+                image with all of them, and their attention around it (DETR, Fig. 3).
+            layer: of the decoder, with `pixel` of the encoder; "all": side by side, in rows the best 20 detections.
+            head: a head, "mean" or "all"; all layers and all heads at once are a picture of one detection or pixel.
+            show: "map": a heat map; "points": the sampled points of deformable models, by default for one detection or
+                pixel of theirs; "boxes": the box before the first decoder layer and after each.
+            level: of the cells at `pixel`, 0 is the finest.
+            legend: write a caption and what the marks mean below the image.
+            scale: of the image's size; by default small images are enlarged and large ones reduced.
+
+        Raises:
+            IndexError: no such detection.
+            ValueError: arguments that exclude each other; no such layer, head, level or pixel; nothing to draw.
+        """
+        from detrkit.explanation.pictures import draw_explanation
+
+        chosen: dict[str, Any] = {"layer": layer, "head": head, "show": show, "level": level}
+        return draw_explanation(self, i, pixel=pixel, legend=legend, scale=scale, **chosen)
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        pixels: Sequence[tuple[float, float]] | None = None,
+        objects: int = 10,
+        page: bool = False,
+    ) -> list[Path]:
+        """Write the pictures, and the numbers as explanation.json, into a folder (docs/explaining.md lists them).
+
+        The folder appears when it is complete; one that was written so before is replaced, no other.
+
+        Args:
+            folder: to make.
+            pixels: (x, y) of the encoder's pictures; by default the centers of the best four boxes.
+            objects: number of detections that get pictures of their own, the best ones; the numbers are of all.
+            page: also write page.html (`save_page`).
+
+        Returns:
+            The files.
+
+        Raises:
+            DetrkitError: the folder is a file, or holds what detrkit did not write; it cannot be written.
+            ValueError: a pixel outside the image.
+        """
+        from detrkit.explanation.files import save_explanation
+
+        return save_explanation(self, folder, pixels=pixels, objects=objects, page=page)
 
     def save_page(self, path: str | Path, *, title: str | None = None, max_megabytes: float = MAX_MEGABYTES) -> Path:
         """Write a page that shows all of this in a browser: one HTML file, without a server or network.

@@ -30,6 +30,7 @@ Range = Interval
 Count = Annotated[int, Range(ge=1, le=10**9)]
 CountOrNone = Annotated[int, Range(ge=0, le=10**9)]  # 0: none, never or all, as the field states
 Pixels = Annotated[int, Range(ge=1, le=65_536)]  # pixels of a side of an image
+Coordinate = Annotated[float, Range(ge=0, le=65_536)]  # pixels from the left edge or the top of an image
 InputSize = Annotated[int, Range(ge=32, le=65_536)]  # short side of a model's input: a cell of its coarsest map or more
 BatchSize = Annotated[int, Range(ge=1, le=65_536)]  # images at once
 Workers = Annotated[int, Range(ge=0, le=1024)]  # processes
