@@ -144,7 +144,7 @@ def _encoder_plans(maps: AttentionMaps) -> Iterator[EncoderPlan]:
         yield EncoderPlan(every, 16)
         return
     means: list[Kept | None] = ["mean"] * others
-    for step in (1, 2, 3):
+    for step in (1, 2, 3, 4):
         yield from (EncoderPlan(layers, step) for layers in (every, [*means, "heads"]))
     yield from (EncoderPlan([*means, "mean"], step) for step in (2, 3, 4))
     yield from (EncoderPlan([*none, "mean"], step) for step in (2, 3, 4, 6, 8, 12))

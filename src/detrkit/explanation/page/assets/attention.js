@@ -2,6 +2,7 @@
 // `detrkit.explain`; a head of -1 is the mean of all.
 
 const MEAN = -1;
+const CACHED = 500; // results of `attention` that are kept
 
 /** Return what is kept of a layer of "cross" or "encoder": "heads", "mean" or null. */
 function kept(page, kind, layer) {
@@ -46,8 +47,14 @@ function densityOf(page, points) {
  * width, and reach, the (h, w) of its cells together as a share of the image. `points` is null for models with maps.
  */
 function attention(page, source, layer, head) {
-  if (source.kind === "cross") return crossAttention(page, source.object, layer, head);
-  return encoderAttention(page, source.cell, layer, head);
+  const { kind, object, cell } = source;
+  const key = [kind, object, cell?.level, cell?.index, layer, head].join();
+  if (!page.cache.has(key)) {
+    // a view asks for the same ones several times: the picture, its strip, the tables, the sentence
+    if (page.cache.size >= CACHED) page.cache.delete(page.cache.keys().next().value); // the oldest
+    page.cache.set(key, kind === "cross" ? crossAttention(page, object, layer, head) : encoderAttention(page, cell, layer, head));
+  }
+  return page.cache.get(key);
 }
 
 function crossAttention(page, object, layer, head) {
@@ -76,7 +83,14 @@ function encoderAttention(page, cell, layer, head) {
 
 function sampled(page, points, head) {
   const chosen = head === MEAN ? points : points.filter((point) => point.head === head);
-  return { map: { ...densityOf(page, chosen), reach: [1, 1] }, points: chosen };
+  let map = null; // made when it is needed: pictures of points alone do without
+  return {
+    points: chosen,
+    get map() {
+      map ??= { ...densityOf(page, chosen), reach: [1, 1] };
+      return map;
+    },
+  };
 }
 
 /** Return the cell of a level, among those in the file, whose center is nearest to a pixel; null if there are none. */

@@ -151,10 +151,10 @@ function objectsTable(page, layer, head) {
 function strongestTable(page, { map, points }) {
   if (points) {
     const top = [...points].sort((a, b) => b.weight - a.weight).slice(0, 5);
-    const rows = top.map((p) => [`${pixels(p.x)}, ${pixels(p.y)}`, String(p.level), String(p.head), percent(p.weight)]);
+    const rows = top.map((p) => [`${pixels(p.x)}, ${pixels(p.y)}`, String(p.level), String(p.head), weightText(p.weight)]);
     return table("Heaviest points", ["Pixel", "Level", "Head", "Weight"], rows);
   }
-  const rows = strongestCells(page, map, 5).map((cell) => [`${pixels(cell.x)}, ${pixels(cell.y)}`, percent(cell.weight)]);
+  const rows = strongestCells(page, map, 5).map((cell) => [`${pixels(cell.x)}, ${pixels(cell.y)}`, weightText(cell.weight)]);
   return table("Strongest cells", ["Pixel", "Weight"], rows);
 }
 
@@ -200,10 +200,10 @@ function showLegend(page) {
   if (found) {
     const most = points ? largest(found.points.map((point) => point.weight)) : largest(found.map.weights);
     const scale = points || view.root ? "root scale" : "linear";
-    const unit = points ? "% of the head" : "%";
-    entries.push(make("span", {}, "weight 0", scaleBar(points), `${(100 * most).toPrecision(2)} ${unit}, ${scale}`));
+    const unit = points ? " of the head" : "";
+    entries.push(make("span", {}, "weight 0", scaleBar(points), `${weightText(most)}${unit}, ${scale}`));
   }
-  if (view.mode === "all") entries.push(make("span", {}, "colors: objects, as in the list"));
+  if (view.mode === "all") entries.push(make("span", {}, `colors: objects, as in the list${points ? "" : `; opacity: ${view.root ? "weight" : "square of the weight"}`}`));
   if (points) {
     data.levels.forEach((size, level) => entries.push(make("span", {}, sample((context) => {
       traceMarker(context, level, 9, 9, 5.5);

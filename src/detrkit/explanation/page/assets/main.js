@@ -206,7 +206,7 @@ async function start() {
   const data = JSON.parse(byId("data").textContent);
   const image = byId("image");
   await image.decode();
-  const page = { data, arrays: await decodeAll(data.sections), image, masks: [], view: firstView(data) };
+  const page = { data, arrays: await decodeAll(data.sections), image, masks: [], cache: new Map(), view: firstView(data) };
   page.gray = grayImage(image, image.naturalWidth, image.naturalHeight);
   byId("about").textContent = `${data.model}${data.panoptic ? ", panoptic" : ""}: ${data.encoderLayers} encoder and ` +
     `${data.decoderLayers} decoder layers, ${data.heads} heads, ${data.levels.map(([h, w]) => `${w} x ${h}`).join(", ")} cells. ` +

@@ -29,7 +29,7 @@ function paintOne(page, context, unit, layer, small) {
   if (source?.kind === "cross") {
     const { object } = source;
     const detection = data.detections[object];
-    if (view.boxes && !small) for (const other of visible(page)) if (other !== object) paintBox(page, context, other, unit, 1);
+    if (view.boxes && !small) for (const other of visible(page)) if (other !== object) paintBox(page, context, other, unit, 1.4);
     if (view.trail && !small) paintTrail(page, context, detection, unit, layer);
     if (small || view.trail) outline(context, detection.layerBoxes[layer], "#fff", unit, small ? 1.2 : 1.6);
     if (!small) paintBox(page, context, object, unit, 2.4);
@@ -64,7 +64,8 @@ function scaleShade(share) {
 
 function colorShade(color) {
   const [red, green, blue] = rgb(color);
-  return (share) => [red, green, blue, Math.max(0, share - 0.06) * 235];
+  // squared: of maps that lie on each other only the strong cells may cover others
+  return (share) => [red, green, blue, share ** 2 * 235];
 }
 
 function paintMap(page, context, map, shade) {
@@ -128,7 +129,9 @@ function outline(context, [x1, y1, x2, y2], color, unit, thickness, dash = []) {
 function paintBox(page, context, object, unit, thickness) {
   const detection = page.data.detections[object];
   outline(context, detection.box, objectColor(object), unit, thickness);
-  label(page, context, `${object}  ${detection.name}`, detection.box, objectColor(object), unit);
+  // many names would cover the picture
+  const short = page.view.object !== object && visible(page).length > 6;
+  label(page, context, short ? String(object) : `${object}  ${detection.name}`, detection.box, objectColor(object), unit);
 }
 
 /** Write a label at the upper left corner of a box, within the image. */

@@ -1,6 +1,7 @@
 // Says in words what the picture shows: under it, and for screen readers.
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const weightText = (weight) => `${Number((100 * weight).toPrecision(3))} %`; // 0.691 %, 31.2 %
 const pixels = (value) => String(Math.round(value));
 const boxText = (box) => box.map(pixels).join(", ");
 
@@ -52,10 +53,10 @@ function strongest(page, { map, points }) {
   if (points) {
     const top = points.reduce((a, b) => (b.weight > a.weight ? b : a));
     return `the heaviest of its ${points.length} points is at (${pixels(top.x)}, ${pixels(top.y)}), ` +
-      `level ${top.level}, with ${percent(top.weight)} of head ${top.head}`;
+      `level ${top.level}, with ${weightText(top.weight)} of head ${top.head}`;
   }
   const [top] = strongestCells(page, map, 1);
-  return `the strongest cell is at (${pixels(top.x)}, ${pixels(top.y)}) with ${percent(top.weight)}`;
+  return `the strongest cell is at (${pixels(top.x)}, ${pixels(top.y)}) with ${weightText(top.weight)}`;
 }
 
 function capital(text) {
@@ -77,14 +78,14 @@ function underPointer(page, [x, y], unit) {
       .sort((a, b) => a.distance - b.distance)[0];
     if (!near) return "";
     const { point } = near;
-    return `level ${point.level}, head ${point.head}\nweight ${percent(point.weight)} of the head\n` +
+    return `level ${point.level}, head ${point.head}\nweight ${weightText(point.weight)} of the head\n` +
       `at (${point.x.toFixed(1)}, ${point.y.toFixed(1)})`;
   }
   const { map } = found;
   const column = Math.floor((x / page.data.width / map.reach[1]) * map.width);
   const row = Math.floor((y / page.data.height / map.reach[0]) * map.height);
   const weight = map.weights[row * map.width + column] ?? 0;
-  return `row ${row}, column ${column}\nweight ${(100 * weight).toPrecision(3)} %`;
+  return `row ${row}, column ${column}\nweight ${weightText(weight)}`;
 }
 
 /** Say how large the file is, and what it holds. */
