@@ -6,10 +6,12 @@ import base64
 import json
 import re
 import zlib
+from importlib import resources
 
 import numpy as np
 import pytest
 import torch
+from PIL import ImageColor
 
 import detrkit
 from detrkit.explanation.page import page_html
@@ -23,6 +25,7 @@ from detrkit.explanation.page.sections import (
     section,
 )
 from detrkit.utils.errors import SettingError, WriteError
+from detrkit.visualize.attention import OBJECT_COLORS
 from helpers.datasets import picture
 from helpers.explained import detector_of
 
@@ -180,6 +183,13 @@ def test_large_maps_are_added_up_in_blocks(monkeypatch):
     corner = scales[0, 3] * (values[0, 3, 0, 0] / 255) ** 2
     assert corner == pytest.approx(float(want[:2, :2].sum()), rel=0.02)
     assert float((scales[0, 3] * (values[0, 3] / 255) ** 2).sum()) == pytest.approx(1, abs=0.02)
+
+
+def test_objects_have_the_colors_of_the_pictures():
+    script = resources.files("detrkit.explanation.page").joinpath("assets/colors.js").read_text(encoding="utf-8")
+    listed = re.search(r"OBJECT_COLORS = \[(.*?)\]", script)
+    assert listed is not None
+    assert tuple(ImageColor.getrgb(color) for color in re.findall(r'"(#\w+)"', listed[1])) == OBJECT_COLORS
 
 
 def test_a_size_too_small_for_the_detections_is_refused(tmp_path):

@@ -46,7 +46,7 @@ def save_explanation(
         (part / NUMBERS).write_bytes(text.encode("utf-8", "replace") + b"\n")
         names.append(NUMBERS)
         if page:
-            explanation.save_page(part / PAGE)
+            explanation.save_page(part / PAGE, title=folder.name)
             names.append(PAGE)
     return [folder / name for name in names]
 
