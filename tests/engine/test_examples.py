@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import detrkit
@@ -84,16 +83,9 @@ def test_attention_example(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", words)
     example("attention").main()
     said = capsys.readouterr().out.splitlines()
-    paths = sorted((tmp_path / "seen").glob("query-*.png"))
+    paths = sorted((tmp_path / "seen").glob("object-*.png"))
     assert len(said) == len(paths) == 2 and {line.split(": ")[0] for line in said} == set(map(str, paths))
-    assert all(Image.open(path).size == Image.open(image).size for path in paths)
-
-
-def test_attention_is_drawn_where_it_is():
-    attention = example("attention")
-    weights = torch.tensor([[0.0, 0.0], [0.0, 1.0]])  # all on the lower right cell
-    heat = np.asarray(attention.draw_heat(Image.new("RGB", (40, 20)), weights)).astype(int)
-    assert heat[..., 0].argmax() // 40 >= 15 and heat[0, 0, 0] == 0 and heat[-1, -1].tolist() == [153, 0, 0]
-    points = torch.tensor([[[[0.25, 0.5], [0.75, 0.5]]]])  # (H, L, P, 2)
-    drawn = attention.draw_points(Image.new("RGB", (40, 20)), points, torch.tensor([[[0.0, 1.0]]]))
-    assert drawn.getpixel((10, 10)) == (255, 255, 255) and drawn.getpixel((30, 10)) == (255, 0, 0)
+    seen = detrkit.explain(detrkit.load(run / "run"), image, threshold=0.0)
+    for i, (line, path) in enumerate(zip(said, paths, strict=True)):
+        assert f", query {int(seen.queries[i])}, {seen.attention_inside(i):.0%} of the attention in " in line
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(seen.draw(i)))

@@ -72,7 +72,7 @@ def _pictures(
     if pixels:
         yield "encoder.jpg", explanation.draw(pixel=pixels)
     if len(explanation) and objects:
-        yield "layers.jpg", explanation.draw(layer="all")
+        yield "layers.jpg", explanation.draw(range(min(objects, len(explanation))), layer="all")
     for i in range(min(objects, len(explanation))):
         name = f"object-{i:02d}"
         yield f"{name}-map.jpg", explanation.draw(i, show="map")
