@@ -87,7 +87,7 @@ def main() -> None:
         layers = shares(detrkit.load(detector), Path(data), split=args.split, images=args.images, seed=args.seed)
         if not layers or not layers[0].image:
             raise SystemExit(f"{detector}: no true detection in {data}: train longer, or check the classes of both")
-        for number, values in enumerate(layers, 1):
+        for number, values in enumerate(layers):
             title = f"{name}, layer {number}"
             mass.add(**mass_row(title, values, args.seed))
             where.add(**where_row(title, values, args.seed))

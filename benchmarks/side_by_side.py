@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def _command() -> str:
         at = words.index("--json")
         del words[at : at + 2]
     shown = [Path(word).name if word.startswith(("/", "~")) else word for word in words]
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *shown])
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *shown])
 
 
 def _width(title: str) -> int:

@@ -84,7 +84,7 @@ def built(tmp_path_factory) -> Path:
     pytest.importorskip("mkdocs", reason="needs pip install '.[docs]'")
     pytest.importorskip("mkdocstrings", reason="needs pip install '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
