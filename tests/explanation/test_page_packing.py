@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import zlib
@@ -219,3 +220,16 @@ def test_other_models_have_pages(kind):
     assert len(data["detections"]) == len(explanation) and "<title>a &lt;photo&gt;</title>" in text
     assert len(data["encoder"]["layers"]) == explanation.encoder_layers
     assert (data["maskWidth"] is not None) == (explanation.detections.masks is not None)
+
+
+def test_numbers_that_are_not_finite_are_zero():
+    """As in explanation.json: JSON cannot state them, and a page with them would not open."""
+    explanation = explained("detr-r50")
+    capture = explanation.capture
+    assert capture.boxes is not None and capture.logits is not None
+    boxes, logits = capture.boxes.clone(), capture.logits.clone()
+    boxes[0], logits[1] = torch.nan, torch.inf
+    changed = dataclasses.replace(explanation, capture=dataclasses.replace(capture, boxes=boxes, logits=logits))
+    entry = data_of(page_html(changed))["detections"][0]
+    assert entry["layerBoxes"][0] == [0, 0, 0, 0] and entry["layerScores"][1] == 0
+    assert entry["layerScores"][2] == pytest.approx(float(explanation.layer_scores(0)[2]), abs=6e-5)

@@ -11,6 +11,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from detrkit.explanation.page.picture import encoded_image, mask_section, mask_width
 from detrkit.explanation.page.plans import CROSS_SHARE, pack_cross, pack_encoder
 from detrkit.explanation.page.sections import Section
@@ -111,10 +114,10 @@ def _detection(explanation: Explanation, i: int) -> dict[str, Any]:
         "label": int(detections.labels[i]),
         "score": round(float(detections.scores[i]), 4),
         "query": int(explanation.queries[i]),
-        "box": _rounded(detections.boxes[i].tolist()),
-        "layerBoxes": [_rounded(box) for box in explanation.layer_boxes(i).tolist()],
-        "references": [_rounded(box) for box in explanation.reference_boxes(i).tolist()],
-        "layerScores": [round(score, 4) for score in explanation.layer_scores(i).tolist()],
+        "box": _pixels(detections.boxes[i]),
+        "layerBoxes": [_pixels(box) for box in explanation.layer_boxes(i)],
+        "references": [_pixels(box) for box in explanation.reference_boxes(i)],
+        "layerScores": [round(score, 4) for score in torch.nan_to_num(explanation.layer_scores(i)).tolist()],
         "proposal": None,
         "kind": None,
     }
@@ -126,8 +129,9 @@ def _detection(explanation: Explanation, i: int) -> dict[str, Any]:
     return described
 
 
-def _rounded(values: list[float]) -> list[float]:
-    return [round(value, 2) for value in values]
+def _pixels(values: Tensor) -> list[float]:
+    """Return coordinates as plain numbers; what is not finite, which JSON cannot state, as 0."""
+    return [round(value, 2) for value in torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).tolist()]
 
 
 def _filled(title: str, data: dict[str, Any], address: str, sections: list[Section]) -> str:

@@ -68,6 +68,7 @@ def quantized_maps(maps: Tensor) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (..., h, w) uint8 and the largest weight of each map, (...) float32.
     """
+    maps = torch.nan_to_num(maps)
     scale = maps.amax((-2, -1))
     relative = maps / scale[..., None, None].clamp(min=1e-30)
     return _roots(relative), scale.numpy().astype(np.float32)
@@ -82,6 +83,7 @@ def quantized_weights(weights: Tensor) -> np.ndarray:
     Returns:
         (..., H, L, P) uint8.
     """
+    weights = torch.nan_to_num(weights)
     return _roots(weights / weights.amax((-2, -1), keepdim=True).clamp(min=1e-30))
 
 
@@ -101,7 +103,7 @@ def quantized_points(points: Tensor, image_size: Sequence[int], *, around: Tenso
     """
     relative = points if around is None else points - around[:, None, None, None]
     relative = relative / relative.new_tensor([image_size[1], image_size[0]])
-    return (relative * steps + ORIGIN).round().clamp(0, 65535).numpy().astype(np.uint16)
+    return torch.nan_to_num(relative * steps + ORIGIN).round().clamp(0, 65535).numpy().astype(np.uint16)
 
 
 def packed_masks(masks: Tensor) -> np.ndarray:

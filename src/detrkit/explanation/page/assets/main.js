@@ -32,6 +32,16 @@ function objectsAt(page, x, y) {
   return visible(page).filter((object) => holds(box(object))).sort((a, b) => area(box(a)) - area(box(b)));
 }
 
+/** Return whether the file holds any attention of the encoder. */
+function hasPixels(page) {
+  return page.data.encoder.layers.some(Boolean);
+}
+
+/** Return whether there is anything to show in a mode. */
+function hasMode(page, mode) {
+  return mode === "pixel" ? hasPixels(page) : page.data.detections.length > 0;
+}
+
 /** Change the view and draw it again; `say` also tells screen readers. */
 function update(page, changes, say = true) {
   Object.assign(page.view, changes);
@@ -60,10 +70,10 @@ function render(page) {
 
 function showPicture(page) {
   const canvas = byId("stage");
-  // an upright image must not be higher than the window
+  // an upright image must not be higher than the window, nor a narrow one too narrow to see
   const widest = canvas.parentElement.clientWidth;
   const highest = Math.max(320, window.innerHeight * 0.72);
-  const width = Math.min(widest, highest * (page.data.width / page.data.height));
+  const width = Math.min(widest, Math.max(240, highest * (page.data.width / page.data.height)));
   canvas.style.width = `${width}px`;
   paint(page, canvas, width, layerOf(page), { ratio: Math.min(3, window.devicePixelRatio || 1) });
 }
@@ -124,7 +134,7 @@ function keyPressed(page, event) {
   const letter = { o: "object", p: "pixel", a: "all" }[event.key];
   if (arrow && view.mode === "pixel") movePixel(page, arrow, event.shiftKey ? 5 : 1);
   else if (arrow) chooseNext(page, arrow[0] + arrow[1]);
-  else if (letter) update(page, { mode: letter });
+  else if (letter) { if (hasMode(page, letter)) update(page, { mode: letter }); }
   else if (event.key === "[" || event.key === "]") chooseLayer(page, event.key === "]" ? 1 : -1);
   else if (event.key === "{" || event.key === "}") {
     const head = view.head + (event.key === "}" ? 1 : -1);
@@ -180,6 +190,7 @@ function listen(page) {
   on("png", "click", () => savePicture(page));
   on("json", "click", () => saveNumbers(page));
   new ResizeObserver(() => requestAnimationFrame(() => showPicture(page))).observe(byId("stage").parentElement);
+  window.addEventListener("resize", () => requestAnimationFrame(() => showPicture(page)));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => showLegend(page));
 }
 
@@ -215,7 +226,7 @@ async function start() {
   byId("left-out").replaceChildren(...data.leftOut.map((text) => make("li", {}, text)));
   byId("left-out-title").hidden = !data.leftOut.length;
   for (const input of document.querySelectorAll('input[name="mode"]')) {
-    input.disabled = input.value === "pixel" ? !data.encoder.layers.some(Boolean) : !data.detections.length;
+    input.disabled = !hasMode(page, input.value);
   }
   byId("threshold").min = page.view.threshold;
   byId("main").hidden = false;

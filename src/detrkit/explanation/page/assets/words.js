@@ -28,7 +28,9 @@ function sentence(page) {
     const count = visible(page).length;
     return `Cross-attention of ${count === 1 ? "1 object" : `${count} objects`}, each in its color: ${stage}.`;
   }
-  if (view.object === null) return "No object has a score above the threshold. The encoder can be asked from any pixel.";
+  if (view.object === null) {
+    return `No object has a score above the threshold.${hasPixels(page) ? " The encoder can be asked from any pixel." : ""}`;
+  }
   const detection = data.detections[view.object];
   const found = attention(page, sourceOf(page), layer, headOf(page, layer));
   const start = `Cross-attention of object ${objectName(page, view.object)}: ${stage}. `;
@@ -40,7 +42,7 @@ function sentence(page) {
 
 function pixelSentence(page, layer) {
   const { data } = page;
-  if (!data.encoder.layers.some(Boolean)) return "This file does not hold the self-attention of the encoder.";
+  if (!hasPixels(page)) return "This file does not hold the self-attention of the encoder.";
   const { cell } = sourceOf(page);
   const level = data.deformable ? ` of level ${cell.level}` : "";
   const start = `Self-attention of the encoder from the cell${level} at pixel (${pixels(cell.x)}, ${pixels(cell.y)}): ` +
@@ -91,7 +93,7 @@ function underPointer(page, [x, y], unit) {
 /** Say how large the file is, and what it holds. */
 function fileSentence(page) {
   const { fileBytes, bytes } = page.data;
-  const size = (count) => (count >= 1e6 ? `${(count / 1e6).toFixed(1)} MB` : `${Math.max(1, Math.round(count / 1e3))} kB`);
+  const size = (count) => (count >= 1e6 ? `${(count / 1e6).toFixed(1)} MB` : `${Math.ceil(count / 1e3)} kB`);
   return `${size(fileBytes)}: image ${size(bytes.image)}, attention of the detections ${size(bytes.cross)}, of the ` +
     `encoder ${size(bytes.encoder)}. Weights are kept in 8 bits each${page.data.deformable ? ", points in 16" : ""}.`;
 }
