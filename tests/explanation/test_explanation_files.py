@@ -100,6 +100,14 @@ def test_nothing_found(tmp_path):
     assert numbers["detections"] == [] and numbers["near_miss"]["threshold"] == 1.0 and len(numbers["pixels"]) == 4
 
 
+def test_no_segments(tmp_path):
+    e = explain(detector_of("detr-r50-panoptic", panoptic=True, size=64), noise(), threshold=1.0)
+    assert len(e) == 0 and e.detections.near_miss.box is None
+    e.save(tmp_path / "a")
+    numbers = json.loads((tmp_path / "a/explanation.json").read_text())
+    assert numbers["near_miss"]["name"] == e.detections.near_miss.name and numbers["detections"] == []
+
+
 def test_chosen_pixels_and_no_objects(tmp_path):
     e = tiny_explanation("plain")
     assert len(e.save(tmp_path / "a", pixels=[(3, 4)], objects=0)) == 3
@@ -138,7 +146,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 def test_with_a_page(tmp_path):
     written = tiny_explanation("two-stage").save(tmp_path / "a", objects=0, pixels=[], page=True)
     assert [path.name for path in written] == ["objects.jpg", "explanation.json", "page.html"]
-    assert "<html" in (tmp_path / "a/page.html").read_text(encoding="utf-8")
+    assert "<title>a" in (tmp_path / "a/page.html").read_text(encoding="utf-8")
     tiny_explanation("two-stage").save(tmp_path / "a", objects=0, pixels=[])  # the page is of detrkit, too
     assert not (tmp_path / "a/page.html").exists()
 
