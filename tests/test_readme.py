@@ -32,7 +32,7 @@ def test_python_names_exist():
     code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL).group(1)
     compile(code, "README.md", "exec")
     names = set(re.findall(r"detrkit\.(\w+)", code))
-    assert names == {"load", "build_model"}
+    assert names == {"load", "explain", "build_model"}
     assert all(hasattr(detrkit, n) for n in names)
 
 
