@@ -117,12 +117,10 @@ def pages_of(nav) -> list[str]:
 
 
 def test_the_tour_the_tables_and_the_api_are_in_one_place(built):
-    class Loader(yaml.SafeLoader):
-        pass
-
-    nav = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"]
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     pages = pages_of(nav)
-    assert len(pages) == len(set(pages)) and {"index.md", "reproduce.md", "results/index.md", "api.md"} <= set(pages)
+    assert len(pages) == len(set(pages))
+    assert {"index.md", "tour.md", "explaining.md", "reproduce.md", "results/index.md", "api.md"} <= set(pages)
     for page in pages:
         folder = "" if page == "index.md" else page.removesuffix(".md").removesuffix("index")
         assert (built / folder / "index.html").is_file(), page
