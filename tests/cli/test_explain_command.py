@@ -91,6 +91,18 @@ def test_an_image_named_as_a_dot_has_a_folder_below(here):
     assert [path.name for path in (here / "seen").iterdir()] == ["image.."]
 
 
+def test_pictures_of_explanations_are_no_images_of_a_pattern(here, capsys):
+    words = ["plain.safetensors", "my photos/**/*.*", "--out", "my photos", "--objects", "0", "--threshold", "0"]
+    assert explained(*words) == 0
+    assert explained(*words) == 0  # its pictures lie beside the photographs now
+    assert "10 objects in 2 images" in capsys.readouterr().out.splitlines()[-2]
+    assert sorted(path.name for path in (here / "my photos").iterdir() if path.is_dir()) == ["a b", "c"]
+    assert explained("plain.safetensors", "my photos/c/*.jpg", "--out", "my photos") == 2
+    assert "no images but the pictures of explanations in my photos" in capsys.readouterr().err
+    own = ["plain.safetensors", "my photos/c/objects.jpg", "--out", "my photos", "--objects", "0", "--threshold", "0"]
+    assert explained(*own) == 0  # named
+
+
 def test_an_input_is_never_replaced(here, capsys):
     (here / "c").mkdir()
     shutil.copy(here / "my photos/c.jpg", here / "c/c.jpg")
@@ -104,6 +116,9 @@ def test_the_queries_of_a_dataset(here, shapes, capsys):
     words = ["plain.safetensors", "--queries", str(shapes), "--threshold", "0", "--out", "q", "--limit", "3"]
     assert explained(*words) == 0
     assert "5 of 5 queries have a detection in 3 images" in capsys.readouterr().out
+    assert explained(*words[:-1], "1") == 0
+    assert "5 of 5 queries have a detection in 1 image\n" in capsys.readouterr().out
+    assert explained(*words) == 0
     assert sorted(path.name for path in (here / "q").iterdir()) == [
         "detrkit-files.json",
         "queries.json",
@@ -144,6 +159,12 @@ def test_two_stages_are_no_learned_queries(here, shapes, capsys):
         (["plain.safetensors", "my photos", "--points", "3"], "--points 3: give X Y pairs, such as 120 80"),
         (["plain.safetensors", "my photos", "--points", "-3", "4"], "--points -3 4: must be at least 0"),
         (["plain.safetensors", "my photos", "--out", "plain.safetensors"], "plain.safetensors is a file: choose"),
+        (["plain.safetensors", "my photos", "--limit", "2"], "--limit is of a dataset: give --queries, too"),
+        (
+            ["plain.safetensors", "--queries", ".", "--page"],
+            "--page is of images: leave out --queries, and name images",
+        ),
+        (["plain.safetensors", "--queries", ".", "--points", "1", "2"], "--points is of images: leave out --queries"),
         (["plain.safetensors", "my photos", "--threshold", "2"], "--threshold 2.0: must be at most 1"),
         (["plain.safetensors", "my photos", "--threshold", "auto"], "threshold auto: this checkpoint holds no"),
         (["plain.safetensors", "my photos", "--page-out"], "unknown option --page-out"),

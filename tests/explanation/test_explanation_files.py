@@ -119,6 +119,17 @@ def test_chosen_pixels_and_no_objects(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
+def test_a_single_pixel_and_what_is_no_pixel(tmp_path):
+    e = tiny_explanation("plain")
+    e.save(tmp_path / "a", objects=0, pixels=(20.5, 30.0))
+    assert [(p["x"], p["y"]) for p in json.loads((tmp_path / "a/explanation.json").read_text())["pixels"]] == [
+        (20.5, 30)
+    ]
+    with pytest.raises(ValueError, match=r"pixel: give \(x, y\), or a list of them"):
+        e.save(tmp_path / "b", pixels=[(1, 2, 3)])
+    assert names(tmp_path) == ["a"]
+
+
 def test_a_folder_is_replaced_only_if_it_is_as_it_was_written(tmp_path):
     e = tiny_explanation("plain")
     e.save(tmp_path / "a", objects=2)

@@ -306,6 +306,24 @@ def test_no_detections(browser, tmp_path):
         assert "Self-attention of the encoder from the cell of level 1" in page.inner_text("#caption")
 
 
+@pytest.mark.parametrize(("width", "height"), [(12, 6000), (6000, 12)])
+def test_very_long_images(browser, tmp_path, width, height):
+    """A canvas of more than some 65,000 pixels would stay empty, and its picture could not be saved."""
+    explanation = detrkit.explain(detector_of("detr-r50"), Image.new("RGB", (width, height), "red"), threshold=0.0)
+    path = explanation.save_page(tmp_path / "a.html")
+    with opened(browser, path) as page:
+        page.wait_for_selector(READY)
+        sides = page.evaluate("[...document.querySelectorAll('canvas')].map((c) => Math.max(c.width, c.height))")
+        assert max(sides) <= 8192
+        heights = page.evaluate("[...document.querySelectorAll('#strip canvas')].map((c) => c.clientHeight)")
+        assert max(heights) <= 300 and page.locator("#stage").bounding_box()["height"] <= 4 * 860
+        with page.expect_download() as started:
+            page.click("#png")
+        started.value.save_as(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as saved:
+        assert saved.width / saved.height == pytest.approx(width / height, rel=0.5) and max(saved.size) > 1000
+
+
 def test_a_damaged_file_says_so(explained, browser, tmp_path):
     text = page_html(explained("detr-r50")[0])
     start = text.index('id="section-cross.0"')

@@ -193,9 +193,45 @@ def test_objects_have_the_colors_of_the_pictures():
     assert tuple(ImageColor.getrgb(color) for color in re.findall(r'"(#\w+)"', listed[1])) == OBJECT_COLORS
 
 
+@pytest.mark.parametrize("kind", ["detr-r50", "detr-r50-panoptic"])
+def test_the_best_detections_are_kept_where_not_all_fit(kind):
+    explanation = many_times(explained(kind), 20)
+    least = re.search(r"at least ([\d.]+) MB", refused(explanation))
+    assert least is not None
+    text = page_html(explanation, max_megabytes=float(least[1]) + 0.002)
+    data = data_of(text)
+    count = len(data["detections"])
+    assert 0 < count < len(explanation) and len(text) <= 1e6 * float(least[1]) + 2000
+    scores = sorted(explanation.detections.scores.tolist(), reverse=True)
+    assert sorted((one["score"] for one in data["detections"]), reverse=True) == pytest.approx(scores[:count], abs=1e-4)
+    left = f"{len(explanation) - count} of the {len(explanation)} detections, those of the lowest scores"
+    assert left in data["leftOut"]
+    by_query = {int(query): i for i, query in enumerate(explanation.queries)}
+    for one in data["detections"]:  # numbers stay with their detection
+        i = by_query[one["query"]]
+        assert one["box"] == pytest.approx(explanation.detections.boxes[i].tolist(), abs=0.01)
+        if explanation.panoptic is not None:
+            assert one["area"] == explanation.panoptic.segments[i].area
+
+
+def many_times(explanation, times):
+    """Return an explanation with every detection so many times."""
+    order = torch.arange(len(explanation)).repeat_interleave(times)
+    panoptic = explanation.panoptic
+    if panoptic is not None:
+        panoptic = dataclasses.replace(panoptic, segments=[panoptic.segments[i] for i in order.tolist()])
+    return dataclasses.replace(explanation, detections=explanation.detections.select(order), panoptic=panoptic)
+
+
+def refused(explanation):
+    with pytest.raises(SettingError) as raised:
+        page_html(explanation, max_megabytes=0.01)
+    return str(raised.value)
+
+
 def test_a_size_too_small_for_the_detections_is_refused(tmp_path):
     explanation = explained("detr-r50")
-    match = r"the page takes at least 0\.\d+ MB for \d+ detections, more than max_megabytes=0.01: allow more"
+    match = r"the page takes at least 0\.\d+ MB with its best detection alone, more than max_megabytes=0.01: allow more"
     with pytest.raises(SettingError, match=match):
         explanation.save_page(tmp_path / "a.html", max_megabytes=0.01)
     assert not list(tmp_path.iterdir())

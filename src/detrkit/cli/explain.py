@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from detrkit.cli.predict_files import find_images, output_stems
+from detrkit.cli.predict_files import Inputs, find_images, output_stems
 from detrkit.cli.preflight import check_dataset, check_model, check_weights
 from detrkit.utils.console import Terminal, console, table_console, track
 from detrkit.utils.devices import DeviceName
 from detrkit.utils.errors import DetrkitError, UsageError, WriteError
-from detrkit.utils.folders import check_replaceable, claimed_files
+from detrkit.utils.folders import check_replaceable, claimed_files, is_as_noted, noted_files
 from detrkit.utils.layouts import Layout
 from detrkit.utils.memory import is_out_of_memory
 from detrkit.utils.messages import names_and_more
@@ -95,13 +95,14 @@ class Explain:
             raise UsageError("no images given: name files, folders or patterns, or --queries and a dataset")
         if self.queries is not None and self.inputs:
             raise UsageError(f"--queries takes a dataset and no images: leave out {one_line(self.inputs[0])}")
+        self._check_unused()
         if len(self.points) % 2:
             raise UsageError(f"--points {' '.join(f'{v:g}' for v in self.points)}: give X Y pairs, such as 120 80")
         out = full_path(self.out)
         if out.exists() and not out.is_dir():
             raise DetrkitError(f"{self.out} is a file: choose another output folder")
         if self.queries is None:
-            self._folders(find_images(self.inputs).files)
+            self._folders(self._images().files)
         else:
             check_dataset(self.queries)
         check_weights(self.checkpoint)
@@ -117,6 +118,35 @@ class Explain:
             detector = detector.resized(self.size)
         detector.resolve_threshold(self.threshold)  # one message, not one for each image
         return self._explain(detector) if self.queries is None else self._draw_queries(detector)
+
+    def _check_unused(self) -> None:
+        """Check that no option is given that would change nothing.
+
+        Raises:
+            UsageError: one is.
+        """
+        unused = (
+            {"--limit": self.limit, "--layout": self.layout}
+            if self.queries is None
+            else {"--page": self.page, "--points": self.points}
+        )
+        for option, value in unused.items():
+            if value:
+                fix = "give --queries, too" if self.queries is None else "leave out --queries, and name images"
+                raise UsageError(f"{option} is of {'a dataset' if self.queries is None else 'images'}: {fix}")
+
+    def _images(self) -> Inputs:
+        """Find the images; pictures of explanations in the output folder are no images of a folder or pattern.
+
+        Raises:
+            DetrkitError: an input without any image.
+        """
+        found = find_images(self.inputs)
+        out, named = full_path(self.out), {full_path(text) for text in self.inputs}
+        files = [file for file in found.files if full_path(file) in named or not _is_explanation(full_path(file), out)]
+        if not files:
+            raise DetrkitError(f"{self.inputs[0]}: no images but the pictures of explanations in {self.out}")
+        return Inputs(files, found.left_out)
 
     def _folders(self, files: list[Path]) -> dict[Path, Path]:
         """Return the folder of each image.
@@ -141,7 +171,7 @@ class Explain:
         """
         from detrkit.cli.predict_summary import Summary
 
-        files, left_out = find_images(self.inputs)
+        files, left_out = self._images()
         errors = Terminal(stderr=True, soft_wrap=True)
         if left_out:
             are = "1 file is no image" if len(left_out) == 1 else f"{len(left_out)} files are no images"
@@ -204,7 +234,8 @@ class Explain:
                 (out / QUERIES[1]).unlink(missing_ok=True)  # of a model with more queries, written before
             write_atomic(out / QUERIES[2], json.dumps(numbers, ensure_ascii=False) + "\n")
         used = int((slots.counts > 0).sum())
-        console.print(f"{used} of {slots.num_queries} queries have a detection in {slots.images:,} images")
+        images = f"{slots.images:,} image{'' if slots.images == 1 else 's'}"
+        console.print(f"{used} of {slots.num_queries} queries have a detection in {images}")
         if slots.two_stage:
             console.print(
                 "this model has two stages: a query is the rank of a proposal by its score, no learned query, so that "
@@ -237,3 +268,15 @@ class Explain:
             for one in evaluated:
                 slots.add(one.outputs)
         return slots
+
+
+def _is_explanation(file: Path, out: Path) -> bool:
+    """Return whether a file is a picture that an explanation wrote into a folder of `out`, unchanged since."""
+    folder = file.parent
+    if folder.parent != out:
+        return False
+    try:
+        noted = noted_files(folder)
+        return "explanation.json" in noted and file.name in noted and is_as_noted(folder, file.name, noted)
+    except (DetrkitError, OSError):
+        return False

@@ -35,7 +35,7 @@ def save_explanation(
     if objects < 0:
         raise SettingError(f"objects is {objects}: must be at least 0")
     folder = full_path(folder)
-    points = central_pixels(explanation) if pixels is None else list(pixels)
+    points = central_pixels(explanation) if pixels is None else _chosen(pixels)
     points = points if explanation.encoder_layers else []
     names = []
     with new_directory(folder, force=True) as part:
@@ -49,6 +49,17 @@ def save_explanation(
             explanation.save_page(part / PAGE, title=folder.name)
             names.append(PAGE)
     return [folder / name for name in names]
+
+
+def _chosen(pixels: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the pixels that a caller names, also a single (x, y), as a list; none are none.
+
+    Raises:
+        ValueError: they are no pixels.
+    """
+    from detrkit.explanation.pictures import pixel_list
+
+    return pixel_list(pixels) if len(pixels) else []
 
 
 def central_pixels(explanation: Explanation) -> list[tuple[float, float]]:

@@ -65,7 +65,7 @@ def draw_sheet(
     else:
         rows = [(subject, _name(subject), [(k, one) for k in layers for one in heads]) for subject in subjects]
     # the canvas is made once, at the final size, so that marks are alike on all tiles
-    canvas, factor = enlarged(explanation.image, scale or _fitting(explanation.image.size, _TILE))
+    canvas, factor = enlarged(explanation.image, _fitting(explanation.image.size, _TILE) if scale is None else scale)
     tiles, titles = [], []
     for subject, name, cells in rows:
         for number, (in_layer, in_head) in enumerate(cells):
@@ -126,7 +126,7 @@ def draw_around(
         show: "map" or "points"; None: as the model has it.
         scale: of the image in the middle; None: 640 pixels wide at most.
     """
-    middle, factor = enlarged(explanation.image, scale or _fitting(explanation.image.size, _MIDDLE))
+    middle, factor = enlarged(explanation.image, _fitting(explanation.image.size, _MIDDLE) if scale is None else scale)
     tile, tile_factor = enlarged(explanation.image, factor * (0.5 if len(subjects) > 2 else 0.75))
     letters = min(max(round(middle.width / 24), 14), 36)
     for number, subject in enumerate(subjects):

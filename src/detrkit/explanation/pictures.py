@@ -57,7 +57,7 @@ def draw_explanation(
     _check_choices(explanation, i, pixel, layer, head, show)
     single = i is not None and np.ndim(i) == 0
     if pixel is not None:
-        pixels = _pixel_list(pixel)
+        pixels = pixel_list(pixel)
         cells = [PixelSubject(explanation, x, y, level) for x, y in pixels]
         if len(cells) > 1 and layer != "all" and head != "all":
             return draw_around(explanation, cells, layer, head, show, scale=scale)
@@ -115,7 +115,7 @@ def _check_choices(
         raise ValueError('show="boxes" is the way of the boxes through all layers: give no pixel, and no "all"')
 
 
-def _pixel_list(pixel: Pixels) -> list[tuple[float, float]]:
+def pixel_list(pixel: Pixels) -> list[tuple[float, float]]:
     """Return pixels as a list of xy.
 
     Raises:

@@ -135,7 +135,8 @@ class QuerySlots:
         counts = self.counts.tolist()
         titles = [f"{query}: {counts[query]:,}" if many else f"query {query}: {counts[query]:,}" for query in chosen]
         sheet = grid(squares, columns, titles, tile=(side, side))
-        caption = f"boxes of query slots in {self.images:,} images{' of ' + source if source else ''}"
+        images = f"{self.images:,} image{'' if self.images == 1 else 's'}"
+        caption = f"boxes of query slots in {images}{' of ' + source if source else ''}"
         caption += f", below each in how many it has a detection{self._threshold()}; a point is the center of a box"
         if len(kept) < self.images:
             caption += f" ({len(kept):,} of the images are drawn)"

@@ -338,7 +338,7 @@ class Explanation:
 
         Raises:
             WriteError: the file cannot be written; nothing has changed then.
-            SettingError: the detections alone take more than `max_megabytes`, or it is not above 0.
+            SettingError: the best detection alone takes more than `max_megabytes`, or it is not above 0.
         """
         return write_page(self, path, title=title, max_megabytes=max_megabytes)
 

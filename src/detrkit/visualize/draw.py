@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw
 
 from detrkit.data.images import ImageInput, as_rgb
 from detrkit.structures.detections import Detections
+from detrkit.utils.errors import SettingError
 from detrkit.utils.visible import one_line
 from detrkit.visualize.colors import Color, color_of, instance_colors
-from detrkit.visualize.sizes import automatic_scale, drawing_sizes
+from detrkit.visualize.sizes import MAX_ENLARGED_SIDE, automatic_scale, drawing_sizes
 from detrkit.visualize.tags import paint_tags
 
 
@@ -43,9 +44,18 @@ def enlarged(image: ImageInput, scale: float | None, boxes: np.ndarray | None = 
         image: the image.
         scale: the factor; None chooses it by the image and its (N, 4) `boxes`.
         boxes: xyxy pixels of the image.
+
+    Raises:
+        SettingError: the factor is not above 0, or makes the image larger than `MAX_ENLARGED_SIDE`.
     """
     rgb = as_rgb(image)
     factor = automatic_scale(rgb.size, boxes) if scale is None else scale
+    most = max(1.0, MAX_ENLARGED_SIDE / max(rgb.size))
+    if not 0 < factor <= most:
+        raise SettingError(
+            f"scale is {factor:g}: give a factor above 0, and at most {most:.4g} for an image of "
+            f"{rgb.width} x {rgb.height} pixels"
+        )
     if factor == 1:
         return rgb, 1.0
     size = max(1, round(rgb.width * factor)), max(1, round(rgb.height * factor))

@@ -10,6 +10,7 @@ import numpy as np
 READABLE_SIDE = 384
 OBJECT_SIDE = 32  # pixels that a typical object gets with `scale=None`, as far as MAX_SIDE allows: a tag's width
 MAX_SIDE = 2048  # pixels of the longer side; larger images are not enlarged for their small objects
+MAX_ENLARGED_SIDE = 65_500  # pixels of the longer side that a `scale` may make: JPEG takes no more
 MAX_OBJECT_SCALE = 4  # beyond it pixels are blocks, and the object is no better to see
 MIN_LETTERS = 12  # pixels: below it strokes are thinner than a pixel and look gray
 

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import math
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,46 @@ def page_html(explanation: Explanation, *, title: str | None = None, max_megabyt
         if title
         else f"{explanation.model_name}, {explanation.image.width} x {explanation.image.height} pixels"
     )
-    address, size = encoded_image(explanation.image, int(limit * IMAGE_SHARE))
+    image = encoded_image(explanation.image, int(limit * IMAGE_SHARE))
+    total = count = len(explanation)
+    while True:
+        page = _page_within(limit, _best(explanation, count), title, image, total)
+        if isinstance(page, str):
+            return page
+        if count <= 1:
+            raise SettingError(
+                f"the page takes at least {math.ceil(page / 10_000) / 100:.2f} MB"
+                f"{' with its best detection alone' if total > 1 else ''}, more than max_megabytes={max_megabytes:g}: "
+                "allow more"
+            )
+        # the image and the scripts take the same for fewer detections, hence somewhat less than in proportion
+        count = max(1, min(count - 1, int(0.9 * count * limit / page)))
+
+
+def _best(explanation: Explanation, count: int) -> Explanation:
+    """Return an explanation of the detections of the highest scores, in their order; the panoptic map stays whole."""
+    if count >= len(explanation):
+        return explanation
+    best = explanation.detections.scores.argsort(descending=True, stable=True)[:count].sort().values
+    panoptic = explanation.panoptic
+    if panoptic is not None:
+        panoptic = replace(panoptic, segments=[panoptic.segments[i] for i in best.tolist()])
+    return replace(explanation, detections=explanation.detections.select(best), panoptic=panoptic)
+
+
+def _page_within(
+    limit: int, explanation: Explanation, title: str, image: tuple[str, tuple[int, int]], total: int
+) -> str | int:
+    """Return the text of the page, or the bytes that it takes at least where these are more than `limit`.
+
+    Args:
+        limit: bytes.
+        explanation: of the detections in the page.
+        title: of the page.
+        image: of `encoded_image`.
+        total: number of detections before the worst ones were left out.
+    """
+    address, size = image
     masks = (
         []
         if explanation.detections.masks is None or not len(explanation)
@@ -60,21 +100,24 @@ def page_html(explanation: Explanation, *, title: str | None = None, max_megabyt
     cross = pack_cross(explanation.maps, explanation.queries, int((limit - fixed) * CROSS_SHARE))
     room = limit - fixed - cross.size
     if room < 0:
-        need = math.ceil((fixed + cross.size) / 10_000) / 100
-        raise SettingError(
-            f"the page takes at least {need:.2f} MB for {len(explanation)} detections, more than max_megabytes="
-            f"{max_megabytes:g}: allow more, or explain with a higher threshold"
-        )
+        return fixed + cross.size
     encoder = pack_encoder(explanation.maps, room)
     sections = [*masks, *cross.sections, *encoder.sections]
+    left_out = [*_image_sentence(explanation, size), *_detections_sentence(len(explanation), total)]
     data |= {
         "cross": cross.describe,
         "encoder": encoder.describe,
         "bytes": {"image": len(address), "cross": cross.size, "encoder": encoder.size},
-        "leftOut": [*_image_sentence(explanation, size), *cross.left_out, *encoder.left_out],
+        "leftOut": [*left_out, *cross.left_out, *encoder.left_out],
     }
     text = _filled(title, data, address, sections)
     return text.replace(f'"{_SIZE}"', str(_bytes(text)).rjust(len(_SIZE) + 2))
+
+
+def _detections_sentence(count: int, total: int) -> list[str]:
+    if count == total:
+        return []
+    return [f"{total - count} of the {total} detections, those of the lowest scores"]
 
 
 def _image_sentence(explanation: Explanation, size: tuple[int, int]) -> list[str]:

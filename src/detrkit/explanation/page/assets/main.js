@@ -70,10 +70,11 @@ function render(page) {
 
 function showPicture(page) {
   const canvas = byId("stage");
-  // an upright image must not be higher than the window, nor a narrow one too narrow to see
+  // an upright image must not be higher than the window, nor a narrow one too narrow to see, nor a very long one endless
   const widest = canvas.parentElement.clientWidth;
   const highest = Math.max(320, window.innerHeight * 0.72);
-  const width = Math.min(widest, Math.max(240, highest * (page.data.width / page.data.height)));
+  const shape = page.data.width / page.data.height;
+  const width = Math.min(widest, Math.max(240, highest * shape), Math.max(1, 4 * highest * shape));
   canvas.style.width = `${width}px`;
   paint(page, canvas, width, layerOf(page), { ratio: Math.min(3, window.devicePixelRatio || 1) });
 }

@@ -1,10 +1,13 @@
 // Draws the picture: on the screen, in the strip of layers and in the exported PNG alike. Coordinates are pixels of the
 // image; `unit` is one pixel of the screen.
 
+const MAX_CANVAS_SIDE = 8192; // pixels
+
 /** Draw the view, with the attention of one layer, on a canvas of some width in pixels. */
 function paint(page, canvas, width, layer, { small = false, ratio = 1 } = {}) {
   const { data, view } = page;
-  const scale = (width / data.width) * ratio;
+  // browsers show nothing of a larger canvas: of an image that is very long, fewer pixels are drawn
+  const scale = Math.min((width / data.width) * ratio, MAX_CANVAS_SIDE / Math.max(data.width, data.height));
   canvas.width = Math.max(1, Math.round(data.width * scale));
   canvas.height = Math.max(1, Math.round(data.height * scale));
   const context = canvas.getContext("2d");
