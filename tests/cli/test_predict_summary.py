@@ -12,7 +12,7 @@ from PIL import Image
 from detrkit.cli import main
 from detrkit.detector import Detector, load
 from detrkit.structures.classes import ClassList
-from detrkit.structures.detections import Detections
+from detrkit.structures.detections import Detections, NearMiss
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import ModelSpec, save_model
 
@@ -118,6 +118,20 @@ def test_near_miss_is_the_best_relative_to_its_threshold():
     assert found.above([0.25, 0.9]).near_miss == ("cat", pytest.approx(0.2), 0.25, 0, (0.0, 0.0, 4.0, 4.0))
     assert str(found.above(0.5).near_miss) == "nothing above 0.5; best score 0.30 (d[/]g)"
     assert found.select(torch.zeros(3, dtype=torch.bool)).above(0.5).near_miss is None
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "words"),
+    [
+        (0.5281, 0.53, "nothing above 0.53; best score 0.528 (cat)"),  # not "0.53"
+        (0.52996, 0.53, "nothing above 0.53; best score 0.52996 (cat)"),
+        (0.53, 0.53, "nothing above 0.53; best score 0.53 (cat)"),
+        (0.00996, 0.01, "nothing above 0.01; best score 0.00996 (cat)"),
+        (0.52999999, 0.53, "nothing above 0.53; best score 0.530000 (cat)"),
+    ],
+)
+def test_near_miss_shows_that_it_is_below_its_threshold(score, threshold, words):
+    assert str(NearMiss("cat", score, threshold, 0)) == words
 
 
 def test_a_damaged_suggestion_is_refused(folder):

@@ -8,7 +8,10 @@ import torch
 from PIL import Image
 
 from detrkit.explanation import explain
-from detrkit.explanation.picture_parts import PICTURE_SIDE
+from detrkit.explanation.numbers import explanation_numbers
+from detrkit.explanation.picture_parts import PICTURE_SIDE, where
+from detrkit.explanation.pictures import _legend
+from detrkit.explanation.subjects import DetectionSubject, PixelSubject, share_words
 from detrkit.visualize.attention import dimmed, heat_color, object_color
 from helpers.explanations import KINDS, noise, tiny_detector, tiny_explanation
 
@@ -67,6 +70,29 @@ def test_i_and_several_and_negative_numbers():
     assert same(e.draw(-1), e.draw(len(e) - 1))
     assert same(e.draw(np.int64(1)), e.draw(1)) and same(e.draw(torch.tensor([0, 1])), e.draw((0, 1)))
     assert same(e.draw(), e.draw(range(len(e)))) and not same(e.draw(), e.draw([0]))
+
+
+def test_words_say_which_layer_and_head_and_how_many_there_are():
+    e = tiny_explanation("plain")
+    object_0, pixel = DetectionSubject(e, 0), PixelSubject(e, 1, 1)
+    assert where(object_0, -1, "mean", "map") == "decoder layer 1 (last), mean of 4 heads"
+    assert where(object_0, 0, 2, "map") == "decoder layer 0 (last: 1), head 2 (last: 3)"
+    assert where(pixel, -2, 3, None) == f"encoder layer 0 (last: {e.encoder_layers - 1}), head 3 (last)"
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(1.0, "100%"), (0.9287, "93%"), (0.0312, "3%"), (0.0096, "1%"), (0.0094, "0.9%"), (0.00042, "0.04%"), (0.0, "0%")],
+)
+def test_a_small_share_is_not_rounded_to_nothing(share, words):
+    assert share_words(share) == words
+
+
+def test_the_legend_sets_the_share_inside_the_box_beside_that_of_the_image():
+    e = tiny_explanation("two-stage")
+    inside, area = e.attention_inside(0), explanation_numbers(e)["detections"][0]["box_share"]
+    _, items = _legend(DetectionSubject(e, 0), -1, "mean", "points")
+    assert items[-1].text == f"{share_words(inside)} in the box, which is {share_words(area)} of the image"
 
 
 @pytest.mark.parametrize("kind", KINDS)

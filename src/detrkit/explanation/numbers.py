@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from detrkit.explanation.maps import Head
+from detrkit.explanation.maps import Head, Size
 
 if TYPE_CHECKING:
     from detrkit.explanation.result import Explanation
@@ -64,7 +64,7 @@ def _detection(explanation: Explanation, i: int) -> dict[str, Any]:
         "proposal": None
         if proposal is None
         else {name: round(v, _PIXEL_DIGITS) for name, v in proposal._asdict().items()},
-        "box_share": _significant(_share(explanation, box)),
+        "box_share": _significant(box_share(explanation.image_size, box)),
         "attention_in_box": [_significant(explanation.attention_inside(i, k)) for k in layers],
         "attention_in_box_by_head": [
             [_significant(explanation.attention_inside(i, k, head)) for head in by_head] for k in layers
@@ -87,9 +87,9 @@ def _pixel(explanation: Explanation, x: float, y: float) -> dict[str, Any]:
     return numbers
 
 
-def _share(explanation: Explanation, box: Tensor) -> float:
-    """Return the share in [0, 1] of the image's area that a box (4,) xyxy covers."""
-    height, width = explanation.image_size
+def box_share(image_size: Size, box: Tensor) -> float:
+    """Return the share in [0, 1] of the area of an image of (h, w) that a box (4,) xyxy, in its pixels, covers."""
+    height, width = image_size
     limits = box.new_tensor([width, height])
     sides = box[2:].clamp(min=0).minimum(limits) - box[:2].clamp(min=0).minimum(limits)
     return float(sides.clamp(min=0).prod()) / (width * height)

@@ -78,17 +78,26 @@ def flat_points(subject: Subject, layer: int, head: Head) -> tuple[np.ndarray, n
 
 
 def heads_words(subject: Subject, head: Head, show: Show | None) -> str:
-    """Say which heads are drawn: "mean of 8 heads", of points "all 8 heads", "head 3 of 0 to 7"."""
+    """Say which heads are drawn: "mean of 8 heads", of points "all 8 heads", "head 3 (last: 7)"."""
     heads = subject.explanation.heads
     if head != "mean":
-        return f"head {head} of 0 to {heads - 1}"
+        return f"head {_number(head, heads)}"
     return f"{'all' if (show or default_show(subject.explanation)) == 'points' else 'mean of'} {heads} heads"
 
 
 def where(subject: Subject, layer: int, head: Head, show: Show | None) -> str:
-    """Say which layer and heads: "decoder layer 5 of 0 to 5, mean of 8 heads"."""
-    which = heads_words(subject, head, show)
-    return f"{subject.part} layer {layer % subject.layers} of 0 to {subject.layers - 1}, {which}"
+    """Say which layer and heads: "decoder layer 5 (last), mean of 8 heads"."""
+    return f"{layer_words(subject, layer)}, {heads_words(subject, head, show)}"
+
+
+def layer_words(subject: Subject, layer: int) -> str:
+    """Say which layer is drawn: "decoder layer 5 (last)", "decoder layer 3 (last: 5)"."""
+    return f"{subject.part} layer {_number(layer % subject.layers, subject.layers)}"
+
+
+def _number(number: int, count: int) -> str:
+    """Say which of `count` things, counted from 0: "5 (last)", "3 (last: 5)"."""
+    return f"{number} (last)" if number == count - 1 else f"{number} (last: {count - 1})"
 
 
 def level_items(explanation: Explanation) -> list[LegendItem]:

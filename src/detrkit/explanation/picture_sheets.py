@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image
 
 from detrkit.explanation.maps import Head
-from detrkit.explanation.picture_parts import default_show, draw_subject, heads_words, level_items, where
+from detrkit.explanation.picture_parts import default_show, draw_subject, heads_words, layer_words, level_items, where
 from detrkit.explanation.subjects import DetectionSubject, PixelSubject, Show, Subject
 from detrkit.visualize.attention import draw_cross, object_color
 from detrkit.visualize.colors import Color
@@ -94,7 +94,7 @@ def _sheet_caption(subjects: Sequence[Subject], layer: int | All, head: Head | A
     first = subjects[0]
     parts = [first.title] if len(subjects) == 1 else []
     if layer != "all":
-        parts.append(f"{first.part} layer {layer % first.layers} of 0 to {first.layers - 1}")
+        parts.append(layer_words(first, layer))
     elif head != "all":
         parts.append(heads_words(first, head, show))
     points = (show or default_show(first.explanation)) == "points"

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from detrkit.explanation.maps import Head
+from detrkit.explanation.numbers import box_share
 from detrkit.explanation.picture_parts import (
     POINTS_LIGHTNESS,
     canvas_of,
@@ -19,7 +20,7 @@ from detrkit.explanation.picture_parts import (
     where,
 )
 from detrkit.explanation.picture_sheets import draw_around, draw_sheet
-from detrkit.explanation.subjects import DetectionSubject, PixelSubject, Show, Subject
+from detrkit.explanation.subjects import DetectionSubject, PixelSubject, Show, Subject, share_words
 from detrkit.utils.visible import one_line
 from detrkit.visualize.attention import (
     dimmed,
@@ -166,7 +167,7 @@ def _objects(
         return with_legend(drawn, str(miss) if miss is not None else "nothing was found")
     what = {"map": "attention", "points": "sampled points", "boxes": "boxes"}[show]
     place = "" if show == "boxes" else f": {where(subjects[0], layer, head, show)}"
-    hint = "where several attend, their colors mix" if show == "map" and len(subjects) > 1 else ""
+    hint = "where several attend, the color of the strongest prevails" if show == "map" and len(subjects) > 1 else ""
     levels_shown = level_items(explanation) if show == "points" else []
     return with_legend(
         drawn,
@@ -221,5 +222,6 @@ def _legend(subject: Subject, layer: int, head: Head, show: Show) -> tuple[str, 
     elif show == "points":
         items.append(LegendItem("cross", "reference point"))
     if isinstance(subject, DetectionSubject):
-        items.append(LegendItem("none", subject.note(layer, head)))
+        area = share_words(box_share(explanation.image_size, explanation.detections.boxes[subject.i]))
+        items.append(LegendItem("none", f"{subject.note(layer, head)}, which is {area} of the image"))
     return caption, items

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 Show = Literal["map", "points", "boxes"]
 
 
+def share_words(share: float) -> str:
+    """Format a share in [0, 1] in percent, a small one with its first digit: "93%", "0.3%", "0%"."""
+    return f"{share:.0%}" if share >= 0.0095 or share < 1e-6 else f"{share * 100:.1g}%"
+
+
 @dataclass(frozen=True)
 class DetectionSubject:
     """A detection: what its query attends to.
@@ -79,7 +84,7 @@ class DetectionSubject:
 
     def note(self, layer: int, head: Head) -> str:
         """Return how much of the attention falls into the box, for a small title."""
-        return f"{self.explanation.attention_inside(self.i, layer, head):.0%} in the box"
+        return f"{share_words(self.explanation.attention_inside(self.i, layer, head))} in the box"
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,11 @@ class NearMiss(NamedTuple):
 
     @property
     def decimals(self) -> str:
-        """The score with two decimals, or as many as show two digits of a small one: 0.21, 0.0034."""
-        return decimals(self.score)
+        """The score with two decimals, or more where it is small or near its threshold: 0.21, 0.0034, 0.528."""
+        text, digits = decimals(self.score), 3
+        while self.score < self.threshold <= float(text) and digits <= 6:  # "nothing above 0.53; best score 0.53"
+            text, digits = f"{self.score:.{digits}f}", digits + 1
+        return text
 
     def __str__(self) -> str:
         return f"nothing above {self.threshold:g}; best score {self.decimals} ({self.name})"
