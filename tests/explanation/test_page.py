@@ -302,6 +302,7 @@ def test_no_detections(browser, tmp_path):
     with opened(browser, path) as page:
         page.wait_for_selector(READY)
         assert page.inner_text("#none").startswith("No object: nothing above 1; best score ")
+        assert not page.locator("#threshold").is_visible()  # a slider "0.99: 0 of 0" says nothing
         assert page.locator('input[value="pixel"]').is_checked()
         assert "Self-attention of the encoder from the cell of level 1" in page.inner_text("#caption")
 

@@ -50,6 +50,7 @@ function showChoices(page) {
   byId("threshold").value = view.threshold;
   const shown = visible(page).length;
   byId("threshold-value").textContent = `${view.threshold.toFixed(2)}: ${shown} of ${data.detections.length}`;
+  byId("slider").hidden = !data.detections.length;
   const none = byId("none");
   none.hidden = shown > 0;
   none.textContent = data.detections.length ? "No object has a higher score." : `No object: ${data.nearMiss ?? "nothing was detected"}.`;
@@ -117,7 +118,7 @@ function facts(pairs) {
 function objectFacts(page, object) {
   const { name, score, label, query, kind, area, box, proposal } = page.data.detections[object];
   const pairs = [["Class", `${name} (label ${label})`], ["Score", score.toFixed(4)], ["Query", String(query)],
-    ["Box x1, y1, x2, y2", boxText(box)]];
+    ["Box x0, y0, x1, y1", boxText(box)]];
   if (kind) pairs.push(["Segment", `${kind}, ${area.toLocaleString("en")} pixels`]);
   if (proposal) pairs.push(["Proposal", `level ${proposal.level}, at ${pixels(proposal.x)}, ${pixels(proposal.y)}`]);
   return facts(pairs);
