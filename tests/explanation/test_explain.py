@@ -464,3 +464,9 @@ def test_a_compiled_model_is_explained():
     got = detrkit.explain(detector, image(), threshold=0.0)
     torch.testing.assert_close(got.detections.boxes, want.detections.boxes, rtol=0, atol=1e-3)
     torch.testing.assert_close(got.cross_attention(0), want.cross_attention(0), rtol=0, atol=1e-5)
+
+
+def test_an_explanation_is_printed_in_one_line(explained):
+    _, explanation = explained("detr-r50")
+    want = f"<Explanation by detr-r50: {len(explanation)} detections, image of {WIDTH} x {HEIGHT} pixels>"
+    assert repr(explanation) == want  # not every tensor of the capture

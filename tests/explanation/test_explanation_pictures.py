@@ -95,6 +95,22 @@ def test_the_legend_sets_the_share_inside_the_box_beside_that_of_the_image():
     assert items[-1].text == f"{share_words(inside)} in the box, which is {share_words(area)} of the image"
 
 
+def test_a_sheet_of_points_says_what_their_shapes_and_the_cross_are():
+    with pytest.MonkeyPatch.context() as patch:
+        items = []
+        patch.setattr(
+            "detrkit.explanation.picture_sheets.with_legend", lambda image, caption, found, **_: items.append(found)
+        )
+        e = tiny_explanation("two-stage")
+        e.draw(0, layer="all"), e.draw(pixel=(1, 1), head="all"), e.draw(0, layer="all", show="map")
+    levels = [f"level {k}: {w} x {h} cells" for k, (h, w) in enumerate(e.maps.levels)]
+    assert [[item.text for item in found] for found in items] == [
+        [*levels, "reference point"],
+        [*levels, "the pixel"],
+        [],
+    ]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sheet_has_a_column_for_each_layer_and_a_row_for_each_detection(kind):
     e = tiny_explanation(kind)
@@ -183,7 +199,7 @@ def test_what_cannot_be_drawn_is_said(choice, message):
 
 
 def test_no_such_detection():
-    with pytest.raises(IndexError, match="detection 5: there are 5"):
+    with pytest.raises(IndexError, match="detection 5: there are 5 detections, counted from 0"):
         tiny_explanation("plain").draw(5)
 
 

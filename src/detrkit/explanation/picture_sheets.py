@@ -81,7 +81,9 @@ def draw_sheet(
         sheet = grid(tiles, _MAX_COLUMNS, titles, tile=canvas.size)
     else:
         sheet = grid(tiles, len(headings), titles, tile=canvas.size, headings=headings)
-    return with_legend(sheet, _sheet_caption(subjects, layer, head, show), letters=SHEET_LETTERS)
+    points = (show or default_show(explanation)) == "points"
+    items = [*level_items(explanation), LegendItem("cross", subjects[0].cross)] if points else []
+    return with_legend(sheet, _sheet_caption(subjects, layer, head, show), items, letters=SHEET_LETTERS)
 
 
 def _name(subject: Subject) -> str:

@@ -86,7 +86,7 @@ def _object(explanation: Explanation, i: int) -> DetectionSubject:
         IndexError: no such detection.
     """
     if not -len(explanation) <= i < len(explanation):
-        raise IndexError(f"detection {i}: there are {len(explanation)}")
+        raise IndexError(f"detection {i}: there are {len(explanation) or 'no'} detections, counted from 0")
     return DetectionSubject(explanation, i % len(explanation))
 
 
@@ -217,10 +217,8 @@ def _legend(subject: Subject, layer: int, head: Head, show: Show) -> tuple[str, 
         outside = int(((points < 0) | (points > [width, height])).any(1).sum())
         if outside:
             items.append(LegendItem("none", f"{outside} of {len(points)} points lie outside the image"))
-    if isinstance(subject, PixelSubject):
-        items.append(LegendItem("cross", "the pixel"))
-    elif show == "points":
-        items.append(LegendItem("cross", "reference point"))
+    if isinstance(subject, PixelSubject) or show == "points":
+        items.append(LegendItem("cross", subject.cross))
     if isinstance(subject, DetectionSubject):
         area = share_words(box_share(explanation.image_size, explanation.detections.boxes[subject.i]))
         items.append(LegendItem("none", f"{subject.note(layer, head)}, which is {area} of the image"))

@@ -55,3 +55,9 @@ def normalized(map_: Tensor) -> Tensor:
     """Scale a map of weights so that it sums to 1; one without any weight stays 0."""
     total = map_.sum()
     return map_ / total if float(total) > 0 else torch.zeros_like(map_)
+
+
+def covered(low: float, high: float, cells: int) -> Tensor:
+    """Return the share in [0, 1] of each of a row's cells, (cells,), that lies between two coordinates in cells."""
+    edge = torch.arange(cells, dtype=torch.float32, device="cpu")
+    return ((edge + 1).clamp(max=high) - edge.clamp(min=low)).clamp(min=0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from detrkit.explanation.maps import AttentionMaps, DeformableMaps, Head, Size
 from detrkit.explanation.page import MAX_MEGABYTES
 from detrkit.explanation.page import save_page as write_page
-from detrkit.explanation.points import SampledPoints, density
+from detrkit.explanation.points import SampledPoints, covered, density
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures.detections import Detections
 from detrkit.structures.outputs import Capture
@@ -36,7 +36,7 @@ class Proposal(NamedTuple):
     y: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """Attention and boxes of all layers for the detections of one image.
 
@@ -67,6 +67,10 @@ class Explanation:
 
     def __len__(self) -> int:
         return len(self.detections)
+
+    def __repr__(self) -> str:
+        size = f"{self.image.width} x {self.image.height} pixels"
+        return f"<Explanation by {self.model_name}: {len(self)} detections, image of {size}>"
 
     @property
     def queries(self) -> Tensor:
@@ -253,8 +257,8 @@ class Explanation:
         """
         corners = self.detections.boxes[i].tolist() if box is None else list(box)
         height, width = self.grid
-        columns = _covered(corners[0] / self.image.width * width, corners[2] / self.image.width * width, width)
-        rows = _covered(corners[1] / self.image.height * height, corners[3] / self.image.height * height, height)
+        columns = covered(corners[0] / self.image.width * width, corners[2] / self.image.width * width, width)
+        rows = covered(corners[1] / self.image.height * height, corners[3] / self.image.height * height, height)
         return float((self.cross_attention(i, layer, head) * rows[:, None] * columns).sum())
 
     def draw(
@@ -389,9 +393,3 @@ def _number(value: int, count: int, what: str, *, extra: str = "", negative: boo
     if not low <= number < count:
         raise SettingError(f"{what} {number}: choose {low} to {count - 1}{extra}")
     return number % count
-
-
-def _covered(low: float, high: float, cells: int) -> Tensor:
-    """Return the share in [0, 1] of each of a row's cells, (cells,), that lies between two coordinates in cells."""
-    edge = torch.arange(cells, dtype=torch.float32, device="cpu")
-    return ((edge + 1).clamp(max=high) - edge.clamp(min=low)).clamp(min=0)

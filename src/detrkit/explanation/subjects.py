@@ -49,6 +49,11 @@ class DetectionSubject:
         return "decoder"
 
     @property
+    def cross(self) -> str:
+        """What the cross marks."""
+        return "reference point"
+
+    @property
     def color(self) -> Color:
         """Color of the detection in all pictures of its explanation."""
         return object_color(self.i)
@@ -113,6 +118,11 @@ class PixelSubject:
     def part(self) -> str:
         """Part of the model that attends."""
         return "encoder"
+
+    @property
+    def cross(self) -> str:
+        """What the cross marks."""
+        return "the pixel"
 
     @property
     def title(self) -> str:
