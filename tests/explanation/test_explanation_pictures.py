@@ -13,6 +13,7 @@ from detrkit.explanation.picture_parts import PICTURE_SIDE, where
 from detrkit.explanation.pictures import _legend
 from detrkit.explanation.subjects import DetectionSubject, PixelSubject, share_words
 from detrkit.visualize.attention import dimmed, heat_color, object_color
+from detrkit.visualize.tags import Tag
 from helpers.explanations import KINDS, noise, tiny_detector, tiny_explanation
 
 
@@ -135,6 +136,28 @@ def test_pixels_around_an_image():
     for number in range(3):  # the frame of each map is of the marker's color
         assert (pixels == object_color(number)).all(-1).sum() > 500
     assert not (pixels == object_color(3)).all(-1).any()
+
+
+@pytest.mark.parametrize("corner", [(0.5, 0.5), (95.5, 0.5), (0.5, 63.5), (95.5, 63.5)])
+def test_numbers_of_pixels_cover_no_cross(corner):
+    """A tag that was pushed into the image's corner hid the cross there, in the image and in its own map."""
+    e = tiny_explanation("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        tags, crosses = [], []
+        patch.setattr("detrkit.explanation.picture_sheets.paint_tag", lambda canvas, tag, *_: tags.append(tag))
+        patch.setattr(
+            "detrkit.explanation.picture_sheets.draw_cross", lambda canvas, center, **_: crosses.append(center)
+        )
+        e.draw(pixel=[corner, (48, 32), (50, 30)], scale=4)
+    assert len(tags) == 6 and len(crosses) == 3
+    for tag in tags[:3]:  # of the image; the others are of its maps, half as large
+        assert not any(covers(tag, cross) for cross in crosses)
+    for tag, (x, y) in zip(tags[3:], crosses, strict=True):
+        assert not covers(tag, (x / 2 + 3, y / 2 + 3))
+
+
+def covers(tag: Tag, center: tuple[float, float]) -> bool:
+    return tag.left < center[0] < tag.left + tag.width and tag.top < center[1] < tag.top + tag.height
 
 
 def test_the_way_of_the_box_has_a_line_for_each_layer():

@@ -15,7 +15,7 @@ from detrkit.visualize.colors import Color
 from detrkit.visualize.draw import enlarged
 from detrkit.visualize.legend import LegendItem, with_legend
 from detrkit.visualize.sheet import grid
-from detrkit.visualize.tags import paint_tag, place_tag
+from detrkit.visualize.tags import Tag, paint_tag, place_tag
 
 if TYPE_CHECKING:
     from detrkit.explanation.result import Explanation
@@ -131,12 +131,11 @@ def draw_around(
     middle, factor = enlarged(explanation.image, _fitting(explanation.image.size, _MIDDLE) if scale is None else scale)
     tile, tile_factor = enlarged(explanation.image, factor * (0.5 if len(subjects) > 2 else 0.75))
     letters = min(max(round(middle.width / 24), 14), 36)
-    for number, subject in enumerate(subjects):
-        _marker(middle, number, (subject.x * factor, subject.y * factor), letters)
+    _mark(middle, [(subject.x * factor, subject.y * factor) for subject in subjects], letters)
     framed = []
     for number, subject in enumerate(subjects):
         drawn = draw_subject(subject, tile, tile_factor, layer, head, show, label=False)
-        framed.append(_framed(drawn, number, letters))
+        framed.append(_framed(drawn, number, (subject.x * tile_factor, subject.y * tile_factor), letters))
     left, right = framed[: (len(framed) + 1) // 2], framed[(len(framed) + 1) // 2 :]
     gap = max(6, middle.width // 60)
     height = max(middle.height, *((len(side) * (framed[0].height + gap) - gap) for side in (left, right)))
@@ -158,23 +157,31 @@ def draw_around(
     )
 
 
-def _marker(canvas: Image.Image, number: int, center: tuple[float, float], letters: int) -> None:
-    """Mark a pixel with a cross, and a tag with its number beside it."""
-    color = object_color(number)
-    draw_cross(canvas, center, color=color)
+def _mark(canvas: Image.Image, centers: Sequence[tuple[float, float]], letters: int) -> None:
+    """Mark pixels with crosses, and beside each a tag with its number that covers no cross."""
+    taken = [_around(center, letters) for center in centers]
+    for number, cross in enumerate(taken[:]):
+        draw_cross(canvas, centers[number], color=object_color(number))
+        box = (cross.left, cross.top, cross.left + cross.width, cross.top + cross.height)
+        tag = place_tag(str(number + 1), box, canvas.size, letters, taken)
+        if tag is not None:
+            paint_tag(canvas, tag, object_color(number), letters)
+            taken.append(tag)
+
+
+def _around(center: tuple[float, float], letters: int) -> Tag:
+    """Return the place of a cross, which no tag should cover."""
     reach = max(6, letters // 2)
-    box = (center[0] - reach, center[1] - reach, center[0] + reach, center[1] + reach)
-    tag = place_tag(str(number + 1), box, canvas.size, letters)
-    if tag is not None:
-        paint_tag(canvas, tag, color, letters)
+    return Tag(round(center[0]) - reach, round(center[1]) - reach, 2 * reach, 2 * reach, "")
 
 
-def _framed(image: Image.Image, number: int, letters: int) -> Image.Image:
-    """Return an image in a frame of a marker's color, with its number."""
+def _framed(image: Image.Image, number: int, center: tuple[float, float], letters: int) -> Image.Image:
+    """Return an image in a frame of a marker's color, with its number in a corner without the cross at `center`."""
     color, width = object_color(number), max(3, letters // 6)
     page = Image.new("RGB", (image.width + 2 * width, image.height + 2 * width), color)
     page.paste(image, (width, width))
-    tag = place_tag(str(number + 1), (0, 0, 0, 0), page.size, letters)
+    cross = _around((center[0] + width, center[1] + width), letters)
+    tag = place_tag(str(number + 1), (0, 0, *page.size), page.size, letters, [cross])
     if tag is not None:
         paint_tag(page, tag, color, letters)
     return page
