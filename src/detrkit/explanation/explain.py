@@ -63,7 +63,8 @@ def explanation_of(detector: Detector, computed: ImageOutputs, number: int, *, t
     found = detector.results_of(computed, threshold=threshold)[number]
     panoptic, detections = None, found
     if isinstance(found, PanopticResult):
-        panoptic, detections = found, _of_segments(found, outputs.boxes[number])
+        panoptic = replace(found, segments=sorted(found.segments, key=lambda segment: -segment.score))
+        detections = _of_segments(panoptic, outputs.boxes[number])
     assert isinstance(detections, Detections)
     return Explanation(
         image=image,

@@ -46,9 +46,9 @@ class Explanation:
 
     Attributes:
         image: upright RGB image.
-        detections: the objects, in descending order of score; of a panoptic model its segments, in their order there,
-            with the boxes of their queries.
-        panoptic: the segments of a panoptic model, else None.
+        detections: the objects, in descending order of score; of a panoptic model its segments, with the boxes of their
+            queries.
+        panoptic: the segments of a panoptic model, in the same order, else None.
         maps: attention of the encoder and the decoder over the image.
         capture: what the forward pass kept.
         number: of the image in the batch of `capture`.

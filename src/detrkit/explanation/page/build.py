@@ -66,14 +66,13 @@ def page_html(explanation: Explanation, *, title: str | None = None, max_megabyt
 
 
 def _best(explanation: Explanation, count: int) -> Explanation:
-    """Return an explanation of the detections of the highest scores, in their order; the panoptic map stays whole."""
+    """Return an explanation of the detections of the highest scores; a panoptic map stays whole."""
     if count >= len(explanation):
         return explanation
-    best = explanation.detections.scores.argsort(descending=True, stable=True)[:count].sort().values
     panoptic = explanation.panoptic
     if panoptic is not None:
-        panoptic = replace(panoptic, segments=[panoptic.segments[i] for i in best.tolist()])
-    return replace(explanation, detections=explanation.detections.select(best), panoptic=panoptic)
+        panoptic = replace(panoptic, segments=panoptic.segments[:count])
+    return replace(explanation, detections=explanation.detections.select(torch.arange(count)), panoptic=panoptic)
 
 
 def _page_within(
