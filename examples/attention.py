@@ -33,9 +33,10 @@ def main() -> None:
         path = folder / f"object-{i:02d}.png"
         explanation.draw(i, layer=args.layer).save(path)
         x0, y0, x1, y1 = explanation.detections.boxes[i].tolist()
-        inside, area = explanation.attention_inside(i, args.layer), (x1 - x0) * (y1 - y0) / (width * height)
+        area = (min(x1, width) - max(x0, 0)) * (min(y1, height) - max(y0, 0)) / (width * height)  # boxes reach outside
+        inside = explanation.attention_inside(i, args.layer)
         score, query = float(explanation.detections.scores[i]), int(explanation.queries[i])
-        print(f"{path}: {name} {score:.2f}, query {query}, {inside:.0%} of the attention in {area:.0%} of the image")
+        print(f"{path}: {name} {score:.2f}, query {query}, {inside:.1%} of the attention in {area:.1%} of the image")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from PIL import Image
 
 import detrkit
 from detrkit.data.tools.shapes import write_shapes
+from detrkit.explanation.numbers import box_share
 from helpers.tiny import tiny_config
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -87,5 +88,7 @@ def test_attention_example(run, tmp_path, monkeypatch, capsys):
     assert len(said) == len(paths) == 2 and {line.split(": ")[0] for line in said} == set(map(str, paths))
     seen = detrkit.explain(detrkit.load(run / "run"), image, threshold=0.0)
     for i, (line, path) in enumerate(zip(said, paths, strict=True)):
-        assert f", query {int(seen.queries[i])}, {seen.attention_inside(i):.0%} of the attention in " in line
+        assert f", query {int(seen.queries[i])}, {seen.attention_inside(i):.1%} of the attention in " in line
+        area = box_share(seen.image_size, seen.detections.boxes[i])  # of what lies inside the image
+        assert line.endswith(f" of the attention in {area:.1%} of the image")
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(seen.draw(i)))
