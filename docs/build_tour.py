@@ -12,7 +12,6 @@ import argparse
 import base64
 import csv
 import io
-import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -171,15 +170,15 @@ def carry(run: Path, name: str) -> None:
     config["data"].pop("path")
     config["run"] = {key: value for key, value in config["run"].items() if key not in ("out", "init_from")}
     (WEIGHTS / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    carry_log(run, name)
+    _carry_log(run, name)
 
 
-def carry_log(run: Path, name: str, last: int | None = None) -> None:
-    """Write the log of a run: the means of each epoch, to the `last`."""
+def _carry_log(run: Path, name: str) -> None:
+    """Write the log of a run: the means of each epoch."""
     with (run / "epochs.csv").open() as file, (WEIGHTS / f"{name}-epochs.csv").open("w", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["epoch", *COLUMNS, "AP50"])
-        for line in itertools.islice(csv.DictReader(file), last):
+        for line in csv.DictReader(file):
             numbers = [line[f"train/{column}"] for column in COLUMNS] + [line["val/AP50"]]
             writer.writerow([line["epoch"], *(f"{float(value):.4f}" if value else "" for value in numbers)])
 
@@ -188,12 +187,9 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--carry", nargs=2, metavar=("RUN", "NAME"), help="a run folder, and the name of its files")
-    parser.add_argument("--carry-log", nargs=3, metavar=("RUN", "NAME", "EPOCHS"), help="the first epochs of a log")
     args = parser.parse_args()
     if args.carry:
         carry(Path(args.carry[0]), args.carry[1])
-    elif args.carry_log:
-        carry_log(Path(args.carry_log[0]), args.carry_log[1], int(args.carry_log[2]))
     else:
         write()
 
