@@ -1050,7 +1050,8 @@ for name, detector, model_batch in (("DETR", detr, batch), ("Deformable DETR", d
 # %% [markdown]
 # The other helps are the finer maps, the refinement and the proposals. The two models of this tour cannot be compared fairly: they
 # were trained on different images, at different rates. But the small Deformable DETR saw 56,000 images in all (7 epochs of
-# 8,000). Our DETR took about as many to stop saying "no object" everywhere, and after 160,000 its AP is still lower (both at the end).
+# 8,000). Our DETR took about as many to stop saying "no object" everywhere, with a backbone that was trained already, and after
+# 160,000 its AP is still lower (both at the end).
 #
 # ## What you can explain now
 #
