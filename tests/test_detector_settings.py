@@ -15,18 +15,9 @@ import detrkit
 from detrkit.detector import Detector
 from detrkit.structures.classes import ClassList
 from detrkit.weights.checkpoint import ModelSpec, save_model
+from helpers.tiny import SMALLEST
 
-OPTIONS = {
-    "backbone": "resnet10",
-    "backbone_width": 8,
-    "backbone_norm": "group",
-    "hidden_dim": 32,
-    "nheads": 4,
-    "dim_feedforward": 32,
-    "enc_layers": 1,
-    "dec_layers": 2,
-    "num_queries": 6,
-}
+OPTIONS = SMALLEST | {"dec_layers": 2, "num_queries": 6}
 THINGS = ClassList(("a", "b", "c"), (1, 2, 3))
 MODELS = {
     "detr": ("detr-r50", {"masks": True}, THINGS),

@@ -17,7 +17,7 @@ from detrkit.visualize.attention import (
     heat_color,
     object_color,
     opacity,
-    spread,
+    upsampled,
 )
 from detrkit.visualize.colors import luminance
 from detrkit.visualize.query_boxes import LARGE_TALL, LARGE_WIDE, SMALL, box_colors, draw_unit_square
@@ -62,7 +62,7 @@ def test_the_heat_of_one_cell():
 def test_cells_are_spread_over_the_whole_image():
     heat = np.zeros((4, 4), np.float32)
     heat[2, 1] = 1.0
-    shown = spread(heat, (120, 80))
+    shown = upsampled(heat, (120, 80))
     y, x = np.unravel_index(shown.argmax(), shown.shape)
     assert 49 <= y < 51 and 44 <= x < 46  # center of row 2 of 4 in 80 pixels, of column 1 of 4 in 120
     assert shown.min() == 0 and shown.shape == (80, 120)

@@ -7,7 +7,7 @@ floor(x / W * w) of the w valid ones, and the center of column c is at pixel (c 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,19 @@ from detrkit.utils.errors import SettingError
 
 Head = int | Literal["mean"]
 Size = tuple[int, int]
+
+
+class Proposal(NamedTuple):
+    """The cell of the encoder that became a query of a two-stage model (Deformable DETR, Sec. 4.2).
+
+    Attributes:
+        level: of its map, 0 is the finest.
+        x, y: center of the cell, pixels of the image.
+    """
+
+    level: int
+    x: float
+    y: float
 
 
 class AttentionMaps(Protocol):

@@ -65,7 +65,7 @@ def draw_explanation(
         subjects: list[Subject] = [*cells]
     else:
         chosen = range(len(explanation)) if i is None else np.atleast_1d(np.asarray(i)).tolist()
-        objects = [_object(explanation, k) for k in chosen]
+        objects = [DetectionSubject(explanation, explanation.detection_number(k)) for k in chosen]
         subjects = [*objects]
     if layer == "all" or head == "all":
         return draw_sheet(explanation, subjects, layer, head, show, scale=scale)
@@ -77,17 +77,6 @@ def draw_explanation(
         return _trail(subject, canvas, factor, legend=legend)
     drawn = draw_subject(subject, canvas, factor, layer, head, show)
     return with_legend(drawn, *_legend(subject, layer, head, show or default_show(explanation))) if legend else drawn
-
-
-def _object(explanation: Explanation, i: int) -> DetectionSubject:
-    """Return a detection; a negative number counts from the last.
-
-    Raises:
-        IndexError: no such detection.
-    """
-    if not -len(explanation) <= i < len(explanation):
-        raise IndexError(f"detection {i}: there are {len(explanation) or 'no'} detections, counted from 0")
-    return DetectionSubject(explanation, i % len(explanation))
 
 
 def _check_choices(

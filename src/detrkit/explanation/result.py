@@ -6,13 +6,13 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from detrkit.explanation.maps import AttentionMaps, DeformableMaps, Head, Size
+from detrkit.explanation.maps import AttentionMaps, DeformableMaps, Head, Proposal, Size
 from detrkit.explanation.page import MAX_MEGABYTES
 from detrkit.explanation.page import save_page as write_page
 from detrkit.explanation.points import SampledPoints, covered, density
@@ -21,19 +21,6 @@ from detrkit.structures.detections import Detections
 from detrkit.structures.outputs import Capture
 from detrkit.structures.panoptic import PanopticResult
 from detrkit.utils.errors import SettingError
-
-
-class Proposal(NamedTuple):
-    """The cell of the encoder that became a query of a two-stage model (Deformable DETR, Sec. 4.2).
-
-    Attributes:
-        level: of its map, 0 is the finest.
-        x, y: center of the cell, pixels of the image.
-    """
-
-    level: int
-    x: float
-    y: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -346,12 +333,20 @@ class Explanation:
         """
         return write_page(self, path, title=title, max_megabytes=max_megabytes)
 
-    def _query(self, i: int) -> int:
-        """Return the query of a detection."""
+    def detection_number(self, i: int) -> int:
+        """Return the number of a detection counted from 0; a negative one counts from the last.
+
+        Raises:
+            IndexError: no such detection.
+        """
         number = operator.index(i)
         if not -len(self) <= number < len(self):
             raise IndexError(f"detection {number}: there are {len(self) or 'no'} detections, counted from 0")
-        return int(self.queries[number])
+        return number % len(self)
+
+    def _query(self, i: int) -> int:
+        """Return the query of a detection."""
+        return int(self.queries[self.detection_number(i)])
 
     def _decoder_layer(self, layer: int) -> int:
         return _number(layer, self.decoder_layers, "decoder layer")

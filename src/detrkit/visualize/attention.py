@@ -76,7 +76,7 @@ def dimmed(image: Image.Image, lightness: float = _DARK) -> Image.Image:
     return gray.point([round(value * lightness) for value in range(256)]).convert("RGB")
 
 
-def spread(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def upsampled(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a (h, w) map smoothly, its cells spread over the whole of (width, height) pixels; never below 0."""
     image = Image.fromarray(np.ascontiguousarray(heat, np.float32))
     return np.clip(np.asarray(image.resize(size, Image.Resampling.BICUBIC)), 0, None)
@@ -91,7 +91,7 @@ def draw_heat(image: Image.Image, heat: np.ndarray, *, limit: float | None = Non
         limit: attention that has the brightest color; by default the largest there is.
     """
     values = _relative(heat, limit)
-    shown = np.clip(spread(values, image.size), 0, 1)
+    shown = np.clip(upsampled(values, image.size), 0, 1)
     return _covered(dimmed(image), heat_colors(shown), opacity(shown))
 
 
@@ -110,7 +110,7 @@ def draw_objects_heat(image: Image.Image, heats: Sequence[np.ndarray], colors: S
     most = np.zeros_like(total)
     mixed = np.zeros((image.height, image.width, 3), np.float32)
     for heat, color in zip(heats, colors, strict=True):
-        shown = np.clip(spread(_relative(heat), image.size), 0, 1)
+        shown = np.clip(upsampled(_relative(heat), image.size), 0, 1)
         square = shown**2
         total += square
         most = np.maximum(most, shown)

@@ -26,7 +26,7 @@ from detrkit.explanation.page.sections import (
 )
 from detrkit.structures.attention import AttentionWeights
 
-Kept = Literal["heads", "mean"]  # of one layer: maps of all heads, or only their mean
+StoredHeads = Literal["heads", "mean"]  # of one layer: maps of all heads, or only their mean
 SOURCE_CHUNK = 64  # cells whose attention is computed at once: 8 MB a head for the 3,750 cells of DC5
 
 
@@ -63,7 +63,7 @@ def tokens(cells: Cells, shapes: Sequence[tuple[int, int]], level: int) -> Tenso
     return (start + rows[:, None] * shapes[level][1] + columns).flatten()
 
 
-def cross_maps(maps: DenseMaps, queries: Tensor, layer: int, kept: Kept) -> list[Section]:
+def cross_maps(maps: DenseMaps, queries: Tensor, layer: int, kept: StoredHeads) -> list[Section]:
     """Pack what queries attend to: (N, heads or 1, h, w).
 
     Args:
@@ -75,7 +75,7 @@ def cross_maps(maps: DenseMaps, queries: Tensor, layer: int, kept: Kept) -> list
     return _packed_maps(f"cross.{layer}", maps, maps.capture.decoder_weights[layer], queries, kept, 1)
 
 
-def encoder_maps(maps: DenseMaps, cells: Cells, layer: int, kept: Kept, pool: int) -> list[Section]:
+def encoder_maps(maps: DenseMaps, cells: Cells, layer: int, kept: StoredHeads, pool: int) -> list[Section]:
     """Pack what cells attend to: (n, heads or 1, h / pool, w / pool), the weights of pool x pool cells added up.
 
     Args:
@@ -90,7 +90,7 @@ def encoder_maps(maps: DenseMaps, cells: Cells, layer: int, kept: Kept, pool: in
 
 
 def _packed_maps(
-    name: str, maps: DenseMaps, weights: AttentionWeights | Tensor, rows: Tensor, kept: Kept, pool: int
+    name: str, maps: DenseMaps, weights: AttentionWeights | Tensor, rows: Tensor, kept: StoredHeads, pool: int
 ) -> list[Section]:
     height, width = maps.grid
     values, scales = [], []

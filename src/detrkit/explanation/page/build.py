@@ -129,7 +129,7 @@ def _image_sentence(explanation: Explanation, size: tuple[int, int]) -> list[str
 def _numbers(explanation: Explanation) -> dict[str, Any]:
     """Return all but the attention and the image, as plain JSON values."""
     detections, panoptic = explanation.detections, explanation.panoptic
-    near_miss = None if len(detections) else (detections.near_miss or (panoptic and panoptic.near_miss))
+    near_miss = None if len(detections) else detections.near_miss
     return {
         "model": one_line(explanation.model_name),
         "width": explanation.image.width,

@@ -14,7 +14,7 @@ from torch import Tensor
 from detrkit.explanation.maps import AttentionMaps, DeformableMaps, DenseMaps
 from detrkit.explanation.page.attention import (
     Cells,
-    Kept,
+    StoredHeads,
     cells_of_level,
     cross_maps,
     cross_points,
@@ -79,11 +79,11 @@ def pack_cross(maps: AttentionMaps, queries: Tensor, limit: int) -> Packed:
     return packed
 
 
-def _cross_plans(maps: AttentionMaps) -> Iterator[tuple[list[Kept | None], list[str]]]:
+def _cross_plans(maps: AttentionMaps) -> Iterator[tuple[list[StoredHeads | None], list[str]]]:
     others = maps.decoder_layers - 1
-    heads: list[Kept | None] = ["heads"]
-    means: list[Kept | None] = ["mean"]
-    none: list[Kept | None] = [None]
+    heads: list[StoredHeads | None] = ["heads"]
+    means: list[StoredHeads | None] = ["mean"]
+    none: list[StoredHeads | None] = [None]
     yield heads * others + heads, []
     if isinstance(maps, DenseMaps):
         if others:
@@ -95,7 +95,7 @@ def _cross_plans(maps: AttentionMaps) -> Iterator[tuple[list[Kept | None], list[
         yield none * others + heads, ["the decoder's layers before the last"]
 
 
-def _numbers(maps: AttentionMaps, kept: Kept) -> int:
+def _numbers(maps: AttentionMaps, kept: StoredHeads) -> int:
     """Return how many numbers a query takes in one layer."""
     if isinstance(maps, DeformableMaps):
         return 5 * maps.capture.decoder_locations[0][0, 0, ..., 0].numel()  # bytes: x, y and weight
@@ -110,7 +110,7 @@ class EncoderPlan(NamedTuple):
         step: one cell of every `step` rows and columns of the finest level can be asked for.
     """
 
-    layers: list[Kept | None]
+    layers: list[StoredHeads | None]
     step: int
 
 
@@ -136,14 +136,14 @@ def pack_encoder(maps: AttentionMaps, limit: int) -> Packed:
 
 def _encoder_plans(maps: AttentionMaps) -> Iterator[EncoderPlan]:
     others = maps.encoder_layers - 1
-    every: list[Kept | None] = ["heads"] * (others + 1)
-    none: list[Kept | None] = [None] * others
+    every: list[StoredHeads | None] = ["heads"] * (others + 1)
+    none: list[StoredHeads | None] = [None] * others
     if isinstance(maps, DeformableMaps):
         yield from (EncoderPlan(every, step) for step in (1, 2, 3, 4, 6, 8, 10))
         yield from (EncoderPlan([*none, "heads"], step) for step in (6, 8, 12, 16, 24, 32))
         yield EncoderPlan(every, 16)
         return
-    means: list[Kept | None] = ["mean"] * others
+    means: list[StoredHeads | None] = ["mean"] * others
     for step in (1, 2, 3, 4):
         yield from (EncoderPlan(layers, step) for layers in (every, [*means, "heads"]))
     yield from (EncoderPlan([*means, "mean"], step) for step in (2, 3, 4))
@@ -189,7 +189,7 @@ def _pool(maps: AttentionMaps) -> int:
     return pool
 
 
-def _encoder_numbers(maps: AttentionMaps, kept: Kept, pool: int) -> int:
+def _encoder_numbers(maps: AttentionMaps, kept: StoredHeads, pool: int) -> int:
     """Return how many numbers a cell takes in one layer."""
     if isinstance(maps, DeformableMaps):
         return 5 * maps.capture.encoder_locations[0][0, 0, ..., 0].numel()  # bytes: x, y and weight
