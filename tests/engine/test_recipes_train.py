@@ -65,7 +65,7 @@ def data(request, tmp_path_factory) -> Path:
 def test_a_recipe_trains(data, tmp_path, recipe, monkeypatch):
     if recipe not in ("small", "shapes-panoptic"):  # pictures take most of the time
         for name in ("write_report", "example_sheet"):
-            monkeypatch.setattr(f"detrkit.engine.training.{name}", lambda *a, **k: None)
+            monkeypatch.setattr(f"detrkit.engine.result.{name}", lambda *a, **k: None)
     config = load_config(recipe, data=str(data))
     masks = config.optim.mask_epochs > 0
     config = config.changed(

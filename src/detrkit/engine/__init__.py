@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detrkit.engine.evaluating import evaluate as evaluate
-    from detrkit.engine.training import RunResult as RunResult
+    from detrkit.engine.result import RunResult as RunResult
     from detrkit.engine.training import train as train
 
 _HOMES = {"RunResult": "training", "evaluate": "evaluating", "train": "training"}

@@ -22,8 +22,8 @@ from detrkit.utils.visible import first_line
 from detrkit.weights.checkpoint import ModelSpec
 
 if TYPE_CHECKING:
+    from detrkit.engine.result import RunResult
     from detrkit.engine.trainer import Trainer
-    from detrkit.engine.training import RunResult
 
 Checkpoint = Literal["best", "last"]
 _SIMILARITY = 0.79  # ratio of difflib: Lightning's on_train_epoch_end and on_epoch_end have 0.8

@@ -20,7 +20,7 @@ from detrkit.utils.signals import Stopped
 from detrkit.utils.visible import first_line
 
 if TYPE_CHECKING:
-    from detrkit.engine.training import RunResult
+    from detrkit.engine.result import RunResult
 
 LoggerFactory = Callable[[TrainConfig, Path], Logger]
 LOGGERS: Registry[LoggerFactory] = Registry("logger")

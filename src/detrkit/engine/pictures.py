@@ -21,7 +21,7 @@ from detrkit.utils.image_files import image_bytes
 from detrkit.utils.visible import first_line
 
 if TYPE_CHECKING:
-    from detrkit.engine.training import RunResult
+    from detrkit.engine.result import RunResult
 
 TIME_SHARE = 0.025  # of a run's time, for each of the two pictures after evaluations: a cheap one starves no other
 FIRST_SECONDS = 1.0  # of the first curves, on a slow core

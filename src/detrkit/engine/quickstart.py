@@ -8,8 +8,9 @@ from pathlib import Path
 
 from detrkit.config import load_config
 from detrkit.data.tools.shapes import write_shapes
+from detrkit.engine.result import RunResult
 from detrkit.engine.run_files import foreign_to_run, saved_in
-from detrkit.engine.training import RunResult, train
+from detrkit.engine.training import train
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError, Interrupted
 from detrkit.utils.folders import check_replaceable, remove_folder

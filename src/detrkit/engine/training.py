@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,13 @@ from detrkit.config import TrainConfig, load_config
 from detrkit.data.memory import is_path, path_or_name
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
+from detrkit.engine.announcement import announce
 from detrkit.engine.callbacks import Callback, check_callbacks
 from detrkit.engine.class_weights import weight_lines
-from detrkit.engine.evaluation_loop import EvaluationAccumulator
-from detrkit.engine.examples import display_threshold, example_sheet
 from detrkit.engine.fingerprint import fingerprint
 from detrkit.engine.freezing import freeze_lines
 from detrkit.engine.loggers import RunLogs
-from detrkit.engine.logs import CsvLog
-from detrkit.engine.metrics import format_metrics, overfit_metric, selection_metric
-from detrkit.engine.objects import count_objects
+from detrkit.engine.metrics import overfit_metric
 from detrkit.engine.overfit import OVERFIT_OK, verdict
 from detrkit.engine.pace import Pace, Work
 from detrkit.engine.phases import detector_phase, mask_phase
@@ -33,47 +30,15 @@ from detrkit.engine.pictures import RunPictures
 from detrkit.engine.planning import Materials, Session, make_materials, planned
 from detrkit.engine.processes import BEFORE_FIRST_STEP, StopSignals
 from detrkit.engine.relations import check_config
+from detrkit.engine.result import RunResult, finish
 from detrkit.engine.resuming import adapted_fields, as_adapted, begin, check_same_data
 from detrkit.engine.run_files import naming_last_state, saved_in
-from detrkit.engine.setup import Splits
 from detrkit.engine.timekeeping import TimeKeeper
 from detrkit.engine.trainer import Trainer
-from detrkit.evaluation import Metrics, write_report
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.console import console
-from detrkit.utils.documents import read_text
 from detrkit.utils.errors import IN_PYTHON, Interrupted, how_to_go_on
-from detrkit.utils.messages import counted
 from detrkit.utils.signals import Stopped
-from detrkit.weights.checkpoint import ModelSpec, load_model
-
-FEW_STEPS = {True: 2000, False: 500}  # for models of more than ten million parameters, and for others
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Result of a run.
-
-    Attributes:
-        folder: the run's folder.
-        metrics: of the best checkpoint on the validation split (with overfit: on the few images), or None. Boxes; with
-            `masks` and `panoptic` of models that have them.
-        test_metrics: of the same checkpoint on the test split, or None.
-        best: best.safetensors.
-        report: report.md, or None without a validation split.
-        can_learn: with overfit: whether AP50 (on panoptic data, PQ) reached 0.9; otherwise None.
-        overfitted: with overfit: number of images, fewer than asked for if there are no more.
-        verdict: with overfit: in words, whether it can learn, or is learning, and how to go on; else None.
-    """
-
-    folder: Path
-    metrics: Metrics | None
-    test_metrics: Metrics | None
-    best: Path
-    report: Path | None
-    can_learn: bool | None = None
-    overfitted: int | None = None
-    verdict: str | None = None
 
 
 def train(
@@ -243,7 +208,7 @@ def _run(
     if main:
         lines = init_report.lines() if init_report is not None else []
         lines += [*freeze_lines(trainer.model, config.optim.freeze), *weight_lines(config, splits.learned)]
-        _announce(config, spec, splits, trainer, lines)
+        announce(config, spec, splits, trainer, lines)
     try:
         result = _fit(trainer, stop, keeper)
     except BaseException as error:
@@ -270,7 +235,7 @@ def _fit(trainer: Trainer, stop: StopSignals, keeper: TimeKeeper) -> RunResult:
     folder = trainer.folder
     if not trainer.main:
         return RunResult(folder, None, None, folder / "best.safetensors", None)
-    result = _finish(trainer.config, trainer.splits, evaluations, folder, seconds, trainer.world)
+    result = finish(trainer.config, trainer.splits, evaluations, folder, seconds, trainer.world)
     config = trainer.config
     if not config.run.overfit or result.metrics is None:
         return result
@@ -292,109 +257,3 @@ def _normal(config: TrainConfig) -> TrainConfig:
         size = min(config.data.batch_size, config.run.overfit)
         return config.changed(data={"batch_size": size}, run={"eval_every": 1})
     return config
-
-
-def _announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Trainer, lines: list[str]) -> None:
-    """Print a summary of the run that begins, with a warning where it cannot work."""
-    train, val = splits.train, splits.val
-    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    steps = trainer.steps_per_epoch * config.optim.epochs
-    images_per_step = config.data.batch_size * trainer.world * config.optim.accumulate
-    console.print(f"{spec.name}: {parameters / 1e6:.1f} M trainable parameters, {counted(spec.num_classes, 'class')}")
-    counts = count_objects(splits.learned)
-    console.print(
-        f"{counted(counts.images, 'image')} to train on"
-        + (f", {len(val)} to evaluate on" if val is not None else "")
-        + f"; {_length(config, trainer)} of {counted(images_per_step, 'image')}"
-        + f" on {trainer.fabric.device}"
-        + (f" x {trainer.world}" if trainer.world > 1 else "")
-    )
-    for line in [*counts.lines(), *lines]:
-        console.print(line)
-    if config.run.pictures:
-        after = "" if val is None else " and examples.png"
-        console.print(
-            f"pictures in {trainer.folder}: labels.png and first_batch.png now, training.png{after} while it trains"
-        )
-    if config.run.patience and (val is None or not count_objects(val).objects):
-        why = "there is no split to evaluate on" if val is None else f"no image of {val.split} has an object"
-        console.print(f"warning: {why}, so that --patience has nothing to count and stops nothing")
-    trained = config.run.init_from or config.run.freeze_detector
-    if steps < FEW_STEPS[parameters > 10e6] and trained is None and not config.run.overfit:
-        console.print(
-            f"warning: {counted(steps, 'step')} {'is' if steps == 1 else 'are'} few for a detection transformer that "
-            "starts from random weights: expect a low AP; train longer, or start from trained weights (--init-from)"
-        )
-    if config.optim.warmup_steps > steps / 2 and not config.run.overfit:
-        console.print(
-            f"warning: the warm-up takes {config.optim.warmup_steps} steps, and the run {steps}: the learning rate "
-            "hardly gets to optim.lr; lower optim.warmup_steps, or call detrkit.train with shorten_warmup=True"
-        )
-    most = max(int((~r.crowd).sum()) for r in train.records)
-    if most > trainer.queries:
-        console.print(
-            f"warning: an image has {most} objects, the model only {trainer.queries} queries: raise --num-queries"
-        )
-
-
-def _length(config: TrainConfig, trainer: Trainer) -> str:
-    """Describe how long a run is."""
-    if config.run.overfit and config.run.minutes is not None:
-        return f"until they are learned, for {config.run.minutes:g} minutes at most; steps"
-    return f"{counted(config.optim.epochs, 'epoch')} of {counted(trainer.steps_per_epoch, 'step')}"
-
-
-def _finish(
-    config: TrainConfig,
-    splits: Splits,
-    evaluations: dict[str, EvaluationAccumulator],
-    folder: Path,
-    seconds: float,
-    world: int,
-) -> RunResult:
-    """Write the report of the best checkpoint, which `world` processes trained in so many seconds."""
-    best = folder / "best.safetensors"
-    if splits.val is None:
-        return RunResult(folder, None, None, best, None)
-    model, spec = load_model(best)
-    metrics = {split: evaluation.compute() for split, evaluation in evaluations.items()}
-    rows: list[dict[str, Any]] = CsvLog(folder / "epochs.csv", key="epoch").rows()
-    settings: dict[str, Any] = {
-        "model": " ".join([spec.name, *(f"{k}={v}" for k, v in spec.options.items())]),
-        "dataset": f"{Path(config.data.path).name}, split {splits.val.split}, {len(splits.val)} images",
-        "input": f"short side {spec.size}, longest side {spec.max_size} pixels",
-        "best epoch": f"{spec.training.get('epoch')} of {len(rows)}, {_reason(metrics['val'])}",
-        "images per step": config.data.batch_size * config.optim.accumulate * world,
-        **count_objects(splits.learned).rows(),
-        "seed": config.run.seed,
-    }
-    chosen = folder / run_folder.CHOICE
-    if chosen.is_file():
-        settings["settings chosen"] = "; ".join(line.strip() for line in read_text(chosen).splitlines() if line.strip())
-    if config.run.freeze_detector is not None:
-        settings["frozen detector"] = Path(config.run.freeze_detector).name
-    if "test" in metrics and splits.test is not None:
-        settings[f"test: split {splits.test.split}, {len(splits.test)} images"] = format_metrics(metrics["test"])
-    reason = evaluations["val"].objects.reason_for_zero(metrics["val"])
-    if reason:
-        console.print(f"warning: {reason}")
-    report = write_report(
-        folder,
-        notes=[reason] if reason else [],
-        metrics=metrics["val"],
-        masks=metrics["val"].masks,
-        panoptic=metrics["val"].panoptic,
-        title=f"{spec.name} on {Path(config.data.path).name}",
-        settings=settings,
-        confusion=evaluations["val"].objects.confusion(score=display_threshold(spec)),
-        sheet=example_sheet(model, spec, splits.val),
-        curves=rows,
-        timing={"training, minutes": round(seconds / 60, 1)},
-    )
-    return RunResult(folder, metrics["val"], metrics.get("test"), best, report)
-
-
-def _reason(metrics: Metrics) -> str:
-    """Say by which metric the best epoch was selected."""
-    name, value = selection_metric(metrics)
-    return f"by its {name}" if value >= 0 else f"the last evaluated: {name} is n/a"

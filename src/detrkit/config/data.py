@@ -1,0 +1,67 @@
+"""The settings of the images, and how they are loaded and augmented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from detrkit.config.strict import STRICT
+from detrkit.utils.layouts import Layout
+from detrkit.utils.ranges import (
+    BatchSize,
+    Count,
+    InputSize,
+    Workers,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The images, and how they are loaded and augmented."""
+
+    __pydantic_config__ = STRICT
+
+    path: tyro.conf.Suppress[str] = ""
+    """The dataset: a folder of COCO, Pascal VOC, YOLO, parquet or CSV, or a COCO json, data.yaml or CSV; the layout is
+    recognized."""
+    train_split: str | None = "train"
+    """The split to train on."""
+    val_data: str | None = None
+    """Another dataset to evaluate on; by default the same one."""
+    layout: Layout | None = None
+    """The kind of files to read; by default it is recognized. From a folder with COCO instances and COCO panoptic files
+    a model with masks reads the panoptic ones, other models the instances."""
+    val_split: str | None = "val"
+    """The split to evaluate on, each epoch; "none" for no evaluation."""
+    test_split: str | None = None
+    """A split on which the best checkpoint is evaluated when the training has ended."""
+    ids: Literal["contiguous", "official"] = "contiguous"
+    """Labels: contiguous from 0, or the dataset's raw category ids as in the published COCO models."""
+    unusable: Literal["error", "skip"] = "error"
+    """Training images that are missing, unreadable or of another size than their annotations say: stop at the first
+    one, or leave them out and print how many."""
+    size: InputSize | None = None
+    """Short side of the images in pixels (training draws from 0.6 to 1 times it, as published); by default that of
+    --init-from, else 800."""
+    max_size: InputSize | None = None
+    """Longest side in pixels; by default that of --init-from, or size * 1333 / 800."""
+    augment: Literal["detr", "flip", "none"] = "detr"
+    """Training augmentation: as published (flip, multi-scale, crops), flips alone, or none."""
+    batch_size: BatchSize = 2
+    """Images per process and step."""
+    epoch_images: Count | None = None
+    """Images per epoch; by default the whole training split. Fewer: each epoch goes on where the one before ended, so
+    that all images come once before one comes again. More: an epoch of a small split has several turns."""
+    eval_batch_size: BatchSize | None = None
+    """Images per process in evaluation; by default batch_size. It does not change the result."""
+    workers: Workers | None = None
+    """Processes that load images; by default 0 on a CPU, whose cores train, else CPU cores - 1, at most 4."""
+    cache: Literal["auto", "none", "ram"] = "auto"
+    """Keep decoded images in memory: auto does when they take less than 1 GiB."""
+    draft: bool = False
+    """Decode JPEGs for training at a half, a quarter or an eighth of their size where the augmented image is even
+    smaller: faster for large photographs, with slightly different pixels. Not for images kept in memory."""
+    group_by_size: bool = False
+    """Put training images of similar size into one step: much less padding, but steps are no longer random samples."""
