@@ -119,6 +119,16 @@ def test_the_tables_are_of_the_test_split_if_there_is_one():
         ({"run": {"patience": 3}}, r"train\.run\.patience is 3: leave it out"),
         ({"optim": {"epochs": "many"}}, r"train\.optim\.epochs: .*integer"),
         ({"epochs": 3}, r"epochs: unknown field"),
+        ({"seeds": 0}, r"seeds is 0: must be at least 1"),
+        ({"members": member(1, seeds=-1)}, r"members\.1\.seeds is -1: must be at least 1"),
+        (
+            {"members": member(0, seeds=2), "run": {"seed": 2**32 - 1}},
+            r"DETR, seed 4294967296: seeds end at 4294967295",
+        ),
+        (
+            {"members": [*member(0, seeds=2), {"name": "detr-seed4"}]},
+            r"members\.detr-seed4: its seed 3 would have the folder detr-seed4 of the member detr: give one",
+        ),
     ],
 )
 def test_bad_studies_name_file_and_field(tmp_path, changes, message):
@@ -130,6 +140,27 @@ def test_bad_studies_name_file_and_field(tmp_path, changes, message):
 def test_unknown_study_lists_those_there_are():
     with pytest.raises(DetrkitError, match=r"quickstart: no such file.*bccd-four, cppe5-four, shapes-four"):
         load_study("quickstart")
+
+
+def test_seeds_of_a_study_of_a_member_and_of_the_command(tmp_path):
+    file = tiny_study(tmp_path, seeds=2, members=member(0, seeds=3))
+    study = load_study(file)
+    detr, two_stage = study.members
+    assert [(r.seed, r.folder, r.heading) for r in study.runs(detr)] == [
+        (3, "detr", "DETR, seed 3"),
+        (4, "detr-seed4", "DETR, seed 4"),
+        (5, "detr-seed5", "DETR, seed 5"),
+    ]
+    assert [r.seed for r in study.runs(two_stage)] == [3, 4]
+    assert [study.config(detr, seed=r.seed).run.seed for r in study.runs(detr)] == [3, 4, 5]
+    (tmp_path / "again.yaml").write_text(study.to_yaml())
+    assert load_study(tmp_path / "again.yaml") == study
+    one = load_study(file, seeds=1, shared={"run": {"seed": 7}})
+    assert [(r.seed, r.folder, r.heading) for r in one.all_runs()] == [
+        (7, "detr", "DETR"),
+        (7, "two-stage", "++ two-stage"),
+    ]
+    check_same(load_study(file, seeds=2), load_study(file, seeds=3), Path("study.yaml"))  # a study may grow
 
 
 @pytest.mark.parametrize(

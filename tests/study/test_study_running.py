@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from helpers.tiny_study import tiny_study
 
 # differ from run to run of the same numbers
 _OF_THE_MACHINE = ("seconds", "memory", "machine")
+_OF_A_SEED = ("seed", "folder")
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,45 @@ def test_resumed_study_is_the_uninterrupted_one(whole, tmp_path, monkeypatch, qu
     assert stop.value.number == signal.SIGTERM and stop.value.agreed
     run_study(study, tmp_path / "part")
     assert numbers(tmp_path / "part") == numbers(result.folder)
+
+
+@pytest.mark.slow
+def test_further_seeds_are_the_runs_of_that_seed(whole, tmp_path, quick, monkeypatch):
+    """A second seed of the whole study: its first runs are read back; the one with a seed fails and is tried again."""
+    file, result = whole
+    out = shutil.copytree(result.folder, tmp_path / "more")
+    for folder in ("detr", "two-stage"):  # as studies without seeds have written it
+        plain = json.loads((out / folder / "result.json").read_text())
+        (out / folder / "result.json").write_text(json.dumps({k: v for k, v in plain.items() if k not in _OF_A_SEED}))
+    study = load_study(file, seeds=2)
+
+    def broken(config, **options):
+        raise ValueError("out of paper")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "train", broken)
+        failed = run_study(study, out, only=["detr"])
+    assert [(m.name, r.seed, r.failure) for m, r in failed.results] == [
+        ("detr", 3, ""),
+        ("detr", 4, "ValueError: out of paper"),
+        ("two-stage", 3, ""),
+        ("two-stage", 4, ""),
+    ]
+    page = (out / "study.md").read_text()
+    assert "| DETR, seed 4 | ValueError: out of paper" in page and "DETR (1 of 2 seeds, 1 failed)" in page
+    again = run_study(study, out, only=["detr"])
+    run_study(load_study(file, shared={"run": {"seed": 4}}), tmp_path / "alone", only=["detr"])
+    first, second = numbers(out)[:2]
+    assert first == numbers(result.folder)[0]
+    expected = numbers(tmp_path / "alone")[0]
+    assert second == {**expected, "folder": "detr-seed4"} and expected["seed"] == 4
+    assert second["best"] != first["best"] or epochs(out / "detr") != epochs(out / "detr-seed4")
+    two = [r.figures["mAP"] for m, r in again.results if m.name == "detr"]
+    over = json.loads((out / "results.json").read_text())["over_seeds"]["detr"]["mAP"]
+    assert over == pytest.approx({"mean": sum(two) / 2, "std": abs(two[0] - two[1]) / 2**0.5, "seeds": 2})
+    page = (out / "study.md").read_text()
+    assert all((out / link).exists() for link in re.findall(r"\]\(([^)]+)\)", page))
+    assert "[DETR, seed 4](detr-seed4/eval-last/report.md)" in page and "sample standard deviation" in page
 
 
 @pytest.mark.slow

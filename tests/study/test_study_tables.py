@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 
@@ -10,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from detrkit.study import load_study
-from detrkit.study.config import PublishedMetrics
+from detrkit.study.config import Member, PublishedMetrics
 from detrkit.study.results import MemberResult
+from detrkit.study.seeds import MemberRuns, failures
 from detrkit.study.tables import Table, _measured_and_published, print_tables, study_tables, table_csv
 from helpers.tiny_study import tiny_study
 
@@ -50,7 +52,8 @@ def study(tmp_path):
     ],
 )
 def test_a_cell_has_measured_published_and_their_difference(name, published, cell):
-    assert _measured_and_published(result("detr"), PublishedMetrics(**published), name) == cell
+    measured = MemberRuns(Member(name="detr"), [result("detr")]).spreads()
+    assert _measured_and_published(measured.get(name), PublishedMetrics(**published), name) == cell
 
 
 def test_tables_of_figures_classes_and_comparison(study):
@@ -68,6 +71,56 @@ def test_tables_of_figures_classes_and_comparison(study):
         ["circle", "58.7 (58.7, +0.0)"],
     ]
     assert figures.markdown().splitlines()[2].startswith("| DETR ")
+
+
+def seeds_of(study, *values, **changes):
+    """The second member with a run for each mAP; the AP of its class is half of it."""
+    member = dataclasses.replace(study.members[1], seeds=len(values), **changes)
+    study = dataclasses.replace(study, members=(study.members[0], member))
+    runs = study.runs(member)
+    of_run = [{"name": "two-stage", "seed": run.seed, "folder": run.folder} for run in runs]
+    done = [
+        result(**names, figures={**FIGURES, "mAP": value}, classes={"circle": value / 2}, seconds=s, memory=1000.0 + s)
+        for names, value, s in zip(of_run, values, (10.0, 30.0, 11.0), strict=True)
+    ]
+    return study, [(study.members[0], result("detr")), *((member, r) for r in done)]
+
+
+def test_several_seeds_are_mean_and_sample_standard_deviation(study):
+    published = PublishedMetrics(mAP=0.35, classes={"circle": 0.2})
+    study, outcome = seeds_of(study, 0.3, 0.42, 0.36, published=published)  # deviations -0.06, 0.06, 0: 0.0072 / 2
+    figures, classes, compared = study_tables(study, outcome)
+    assert figures.headings[-4:] == ["seeds", "parameters (M)", "epoch (s)", "memory (MiB)"]
+    assert figures.rows[0][-4:] == ["1", "40.63", "12.3", "1030"]
+    assert figures.rows[1] == [
+        *("++ two-stage", "36.0 ± 6.0", "50.0 ± 0.0", "20.0 ± 0.0", "10.0 ± 0.0", "30.0 ± 0.0", "n/a"),
+        *("3", "40.63", "11.0", "1030"),
+    ]
+    assert classes.rows[0] == ["circle", "58.7", "18.0 ± 3.0"]
+    assert [row[2] for row in compared.rows if row[0] in ("mAP", "circle")] == [
+        "36.0 ± 6.0 (35.0, +1.0)",
+        "18.0 ± 3.0 (20.0, -2.0)",
+    ]
+    rows = list(csv.DictReader(io.StringIO(table_csv(outcome))))
+    assert [(r["model"], r["seed"], r["mAP"]) for r in rows[1:]] == [
+        ("two-stage", "3", "0.3"),
+        ("two-stage", "4", "0.42"),
+        ("two-stage", "5", "0.36"),
+    ]
+
+
+def test_a_seed_that_failed_is_left_out_of_the_mean(study):
+    study, outcome = seeds_of(study, 0.3, 0.42, 0.36)
+    member = outcome[1][0]
+    for i, failure in ((2, "loss is not finite"), (3, "")):
+        outcome[i] = (
+            member,
+            MemberResult(name="two-stage", seed=2 + i, folder=f"two-stage-seed{2 + i}", failure=failure),
+        )
+        figures, *_ = study_tables(study, outcome)
+        assert figures.rows[1][0] == f"++ two-stage ({4 - i} of 3 seeds, 1 failed)"
+    assert figures.rows[1][1] == "30.0" and figures.rows[1][7] == "1"
+    assert failures(study, outcome) == [("++ two-stage, seed 4", "loss is not finite")]
 
 
 def test_members_that_are_not_done_say_so(study):

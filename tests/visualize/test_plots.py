@@ -73,6 +73,23 @@ def test_study_curves_hold_every_run_in_its_colour():
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["short", "long"]
 
 
+def test_study_curves_of_several_seeds_are_mean_and_range():
+    seeds = [
+        [{"epoch": e, "train/loss": loss - e, "val/AP": ap * e} for e in (1, 2)]
+        for loss, ap in ((9.0, 0.1), (6.0, 0.2), (3.0, 0.3))
+    ]
+    figure = study_curves(
+        {"one": seeds[0], "three": [r for s in seeds for r in s]}, dict.fromkeys(("one", "three"), "k")
+    )
+    ap, _, loss = figure.axes
+    np.testing.assert_allclose(lines(ap)["three"], [[1, 2], [20, 40]])
+    np.testing.assert_allclose(lines(loss)["three"], [[1, 2], [5, 4]])
+    for ax, low, high in ((ap, [10, 20], [30, 60]), (loss, [2, 1], [8, 7])):
+        (band,) = ax.collections  # the model of one seed has none
+        corners = {tuple(v) for v in band.get_paths()[0].vertices.tolist()}
+        assert corners >= {(1, low[0]), (2, low[1]), (1, high[0]), (2, high[1])}
+
+
 def curves(classes):
     rng = np.random.default_rng(classes)
     precision = np.sort(rng.random((10, 101, classes)), axis=1)[:, ::-1]

@@ -13,7 +13,7 @@ import tyro
 from detrkit.cli.preflight import check_dataset, check_recipe
 from detrkit.utils.console import console
 from detrkit.utils.devices import DeviceName
-from detrkit.utils.ranges import BatchSize, Count, Devices, Seed, Workers
+from detrkit.utils.ranges import BatchSize, Count, Devices, Seed, StudySeeds, Workers
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class Study:
     test_split: str | None = None
     """The split of the tables, by default that of the recipe; "none" for the split that is evaluated each epoch."""
     seed: Seed | None = None
-    """Seed of weights, order and augmentation, for all members."""
+    """Seed of weights, order and augmentation, for all members; the first one where a member has several."""
+    seeds: StudySeeds | None = None
+    """Seeds to train each member with, one after the other; by default as the recipe says, mostly 1."""
 
     def check(self) -> None:
         """Check what needs no torch.
@@ -80,6 +82,7 @@ class Study:
     def run(self) -> int:
         """Train what is not trained yet and print the tables; return 1 if a member failed."""
         from detrkit.study import load_study, run_study
+        from detrkit.study.seeds import failures
         from detrkit.study.tables import print_tables
 
         shared: dict[str, dict[str, Any]] = {
@@ -87,7 +90,7 @@ class Study:
             "optim": self._given("epochs", "accumulate"),
             "run": self._given("device", "devices", "precision", "seed"),
         }
-        study = load_study(self.recipe, data=self.dataset, shared=shared)
+        study = load_study(self.recipe, data=self.dataset, seeds=self.seeds, shared=shared)
         out = self.out or Path("runs") / Path(self.recipe).stem
         command = shlex.join(["detrkit", *sys.argv[1:]])
         result = run_study(study, out, only=self.only, command=command)
@@ -95,9 +98,8 @@ class Study:
             return 0
         console.print()
         print_tables(console, study, result.results)
-        for member, row in result.results:
-            if row.failure:
-                console.print(f"{member.heading} failed: {row.failure}")
+        for heading, reason in failures(study, result.results):
+            console.print(f"{heading} failed: {reason}")
         for name, what in (("study.md", "page"), ("curves.png", "curves"), ("examples.png", "examples")):
             if (out / name).exists():
                 console.print(f"{what + ':':9} {out / name}")

@@ -1,4 +1,4 @@
-"""The settings of a study and their YAML form: shared settings, members, published metrics."""
+"""The settings of a study and their YAML form: shared settings, members, seeds, published metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ConfigDict
@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 from detrkit.config import TrainConfig
 from detrkit.engine.resuming import first_difference
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.ranges import LARGEST_SEED, StudySeeds
 from detrkit.utils.settings_files import read_yaml, shipped, validated
 from detrkit.visualize.colors import LINE_COLORS
 
@@ -66,6 +67,7 @@ class Member:
     Attributes:
         name: of its folder.
         title: of its row; by default the name.
+        seeds: number of seeds to train it with; None: that of the study.
         model, loss: fields of these sections that override the shared ones.
         optim: likewise: lr, lr_backbone, lr_sampling_factor.
         run: likewise: init_from.
@@ -76,6 +78,7 @@ class Member:
 
     name: str
     title: str = ""
+    seeds: StudySeeds | None = None
     model: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +94,22 @@ class Member:
     def overrides(self) -> dict[str, dict[str, Any]]:
         """Settings that override the shared ones, by section."""
         return {section: getattr(self, section) for section in _MEMBER_SETTINGS}
+
+
+class MemberRun(NamedTuple):
+    """One run of a member: with one of its seeds.
+
+    Attributes:
+        member: the model.
+        seed: of weights, order and augmentation.
+        folder: name of the run's folder in that of the study: the member's name, "NAME-seed4" for further seeds.
+        heading: the member's, with the seed if the member has several.
+    """
+
+    member: Member
+    seed: int
+    folder: str
+    heading: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +137,7 @@ class StudyConfig:
         members: in the order of the table.
         title: of the page.
         source: of the published metrics.
+        seeds: number of seeds to train each member with, unless it says otherwise: `train.run.seed` and those after it.
         train: what all members share: data, epochs, batch, schedule.
         generate: the data to generate when no dataset is given.
     """
@@ -127,11 +147,33 @@ class StudyConfig:
     members: tuple[Member, ...]
     title: str = "Study"
     source: str = ""
+    seeds: StudySeeds = 1
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: Generate | None = None
 
-    def config(self, member: Member) -> TrainConfig:
+    def runs(self, member: Member) -> tuple[MemberRun, ...]:
+        """Return the runs of a member, one for each of its seeds."""
+        first, count = self.train.run.seed, member.seeds or self.seeds
+        return tuple(
+            MemberRun(
+                member,
+                seed,
+                member.name if seed == first else f"{member.name}-seed{seed}",
+                member.heading if count == 1 else f"{member.heading}, seed {seed}",
+            )
+            for seed in range(first, first + count)
+        )
+
+    def all_runs(self) -> tuple[MemberRun, ...]:
+        """Return the runs of all members, in the order of the members."""
+        return tuple(run for member in self.members for run in self.runs(member))
+
+    def config(self, member: Member, *, seed: int | None = None) -> TrainConfig:
         """Return the settings of a member's run.
+
+        Args:
+            member: one of `members`.
+            seed: of the run; None: the first.
 
         Raises:
             DetrkitError: an override that is unknown or of the wrong type.
@@ -139,6 +181,8 @@ class StudyConfig:
         plain = yaml.safe_load(self.train.to_yaml())
         for section, values in member.overrides.items():
             plain[section] = plain.get(section, {}) | values
+        if seed is not None:
+            plain["run"] = plain.get("run", {}) | {"seed": seed}
         return validated(TrainConfig, plain, f"members.{member.name}", hint=_HINT)
 
     def color(self, member: Member) -> str:
@@ -157,6 +201,7 @@ class StudyConfig:
         plain = {
             "title": self.title,
             "source": self.source,
+            "seeds": self.seeds,
             "generate": None if self.generate is None else asdict(self.generate),
             "train": yaml.safe_load(self.train.to_yaml()),
             "members": [_without_empty(m) for m in members],
@@ -170,13 +215,18 @@ def studies() -> list[str]:
 
 
 def load_study(
-    source: str | Path, *, data: str | None = None, shared: Mapping[str, Mapping[str, Any]] | None = None
+    source: str | Path,
+    *,
+    data: str | None = None,
+    seeds: int | None = None,
+    shared: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> StudyConfig:
     """Read a study's YAML, or a study by name.
 
     Args:
         source: a YAML file, or one of `studies()`.
         data: the dataset's path; overrides the file's.
+        seeds: number of seeds to train each member with; overrides the file's, also those of its members.
         shared: fields that override those under `train`, by section. With other epochs the drop of a step schedule
             moves in proportion: from epoch 40 of 50 to 8 of 10. A test_split of "none" means none.
 
@@ -201,12 +251,15 @@ def load_study(
         before = study.train.optim
         optim.setdefault("lr_drop", max(1, round(before.lr_drop * optim["epochs"] / before.epochs)))
     study = dataclasses.replace(study, train=study.train.changed(**changes))
+    if seeds is not None:
+        members = tuple(dataclasses.replace(m, seeds=None) for m in study.members)
+        study = dataclasses.replace(study, seeds=seeds, members=members)
     _check(study, str(source))
     return study
 
 
 def check_same(before: StudyConfig, now: StudyConfig, file: Path) -> None:
-    """Check that the settings of a resumed study have not changed; members may be added and left out.
+    """Check that the settings of a resumed study have not changed; members and seeds may be added and left out.
 
     Args:
         before: the study as it was started.
@@ -271,6 +324,7 @@ def _check(study: StudyConfig, source: str) -> None:
         heading = study.members[i].heading
         if heading in [m.heading for m in study.members[:i]]:
             raise DetrkitError(f"{source}: members.{i}.title is {heading!r} again: give each member one of its own")
+    _check_runs(study, source)
     train = study.train
     if train.data.val_split in (None, "none"):
         raise DetrkitError(f"{source}: train.data.val_split: a study needs a split to evaluate on")
@@ -285,6 +339,27 @@ def _check(study: StudyConfig, source: str) -> None:
             study.config(member)
         except DetrkitError as error:
             raise DetrkitError(f"{source}: {error}") from error
+
+
+def _check_runs(study: StudyConfig, source: str) -> None:
+    """Check seeds and folders of a study's runs.
+
+    Raises:
+        DetrkitError: no seeds, a seed is too large, or two runs have one folder; names the fix.
+    """
+    of_folder: dict[str, MemberRun] = {}
+    for member in study.members:
+        if not study.runs(member):
+            raise DetrkitError(f"{source}: {member.heading}: seeds is {study.seeds}: give 1 or more")
+    for run in study.all_runs():
+        if run.seed > LARGEST_SEED:
+            raise DetrkitError(f"{source}: {run.heading}: seeds end at {LARGEST_SEED}: give a smaller first one")
+        if run.folder in of_folder:
+            raise DetrkitError(
+                f"{source}: members.{run.member.name}: its seed {run.seed} would have the folder {run.folder} of the "
+                f"member {of_folder[run.folder].member.name}: give one of them another name"
+            )
+        of_folder[run.folder] = run
 
 
 def _without_empty(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from detrkit.evaluation.metrics import markdown_table
 from detrkit.structures.detections import Detections
 from detrkit.study.config import StudyConfig
 from detrkit.study.results import LAST, MemberResult
-from detrkit.study.tables import MemberResults, classes_of_other_dataset, study_tables, table_csv
+from detrkit.study.seeds import MemberResults, MemberRuns, by_member, failures, run_heading
+from detrkit.study.tables import classes_of_other_dataset, study_tables, table_csv
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.image_files import image_bytes
 from detrkit.utils.visible import markdown
@@ -37,50 +39,72 @@ def write_study(folder: Path, study: StudyConfig, results: MemberResults, splits
     Args:
         folder: of the study.
         study: its settings.
-        results: every member with its result so far.
+        results: every run with its result so far.
         splits: its data.
 
     Returns:
         The path of study.md.
     """
     write_atomic(folder / "table.csv", table_csv(results))
-    record = {"title": study.title, "split": study.split(), "members": [r.to_json() for _, r in results]}
-    write_atomic(folder / "results.json", json.dumps(record, indent=2) + "\n")
-    colors = {m.heading: study.color(m) for m, _ in results}
+    members = by_member(results)
+    write_atomic(folder / "results.json", json.dumps(_record(study, results), indent=2) + "\n")
+    colors = {m.member.heading: study.color(m.member) for m in members}
     overall, *others = study_tables(study, results)
     parts = [f"# {markdown(study.title)}", _summary(study, splits), overall.markdown(), _column_notes(study)]
 
-    runs = {m.heading: r.curves for m, r in results if r.curves}
-    if runs:
-        write_atomic(folder / "curves.png", png_bytes(study_curves(runs, colors)))
-        parts += ["## Convergence", "![mAP, mAP50 and loss over the epochs](curves.png)", _LOSSES]
+    curves = {m.member.heading: m.curves for m in members if m.curves}
+    if curves:
+        write_atomic(folder / "curves.png", png_bytes(study_curves(curves, colors)))
+        parts += ["## Convergence", "![mAP, mAP50 and loss over the epochs](curves.png)"]
+        parts.append(f"{_BAND} {_LOSSES}" if _several(members) else _LOSSES)
     for table in others:
         parts += [f"## {markdown(table.title)}", table.markdown()]
     parts += _sources(study, results)
 
-    done = [(m, r) for m, r in results if r.done]
+    done = [m for m in members if m.done]
     if done:
         dataset = splits.test or splits.val
         assert dataset is not None  # a study without one is refused when it is read
-        detections = {m.heading: _detections(folder / m.name, r, dataset) for m, r in done}
+        shown = [(m.member, m.done[0]) for m in done]
+        detections = {m.heading: _detections(folder / r.folder, r, dataset) for m, r in shown}
         write_atomic(folder / "examples.png", image_bytes(_sheet(dataset, detections, colors).convert("RGB")))
-        above = ", ".join(f"{markdown(m.heading)} {r.shown_above:g}" for m, r in done)
-        links = ", ".join(f"[{markdown(m.heading)}]({m.name}/{LAST}/report.md)" for m, _ in done)
+        above = ", ".join(f"{markdown(run_heading(study, m, r))} {r.shown_above:g}" for m, r in shown)
+        links = ", ".join(
+            f"[{markdown(run_heading(study, m.member, r))}]({r.folder}/{LAST}/report.md)" for m in done for r in m.done
+        )
         parts += ["## Examples", "![Image, ground truth and every model](examples.png)"]
         parts += [f"Drawn are scores above: {above}. Small images are enlarged. More of each model: {links}."]
-    failures = [[m.heading, r.failure] for m, r in results if r.failure]
-    if failures:
-        parts += ["## Failures", markdown_table(["model", "reason"], failures)]
-    parts += ["## Settings", *_settings(study), *_machines(results), _FILES]
+    failed = [list(pair) for pair in failures(study, results)]
+    if failed:
+        parts += ["## Failures", markdown_table(["model", "reason"], failed)]
+    parts += ["## Settings", *_settings(study), *_machines(study, results), _FILES]
     return write_atomic(folder / "study.md", "\n\n".join(parts) + "\n")
 
 
+_BAND = "A line is the mean over the seeds of a model, its band reaches from the lowest to the highest."
 _LOSSES = "The losses of models of different kinds are sums of different terms: compare their shapes, not their values."
 
 _FILES = (
     "[study.yaml](study.yaml) repeats the study; [table.csv](table.csv) and [results.json](results.json) hold its "
     "numbers."
 )
+
+
+def _record(study: StudyConfig, results: MemberResults) -> dict[str, Any]:
+    """Return what results.json holds: every run, and mean and standard deviation over the seeds of every member."""
+    return {
+        "title": study.title,
+        "split": study.split(),
+        "members": [r.to_json() for _, r in results],
+        "over_seeds": {
+            m.member.name: {name: spread._asdict() for name, spread in m.spreads().items()} for m in by_member(results)
+        },
+    }
+
+
+def _several(members: Sequence[MemberRuns]) -> bool:
+    """Return whether a member has several seeds."""
+    return any(len(m.runs) > 1 for m in members)
 
 
 def _summary(study: StudyConfig, splits: Splits) -> str:
@@ -96,13 +120,19 @@ def _summary(study: StudyConfig, splits: Splits) -> str:
 
 def _column_notes(study: StudyConfig) -> str:
     """Explain the columns of the first table."""
-    run = study.train.run
+    first, count = study.train.run.seed, max(len(study.runs(m)) for m in study.members)
+    chance = f"One run each with seed {first}: small differences may be chance."
+    if count > 1:
+        chance = (
+            f"Seeds from {first} on, as many as the column says: where there are several, metrics are mean ± sample "
+            "standard deviation over them, epoch is the median and memory the largest. table.csv has every run."
+        )
     return (
         "Metrics are COCO's in percent, of the weights after the last epoch: the same budget for all, and no epoch "
         "chosen by its result (the best one is in table.csv). small, medium, large: objects below 32 x 32, up to "
         "96 x 96, above 96 x 96 pixels. parameters: those that train. epoch: the median time of an epoch's steps with "
         "their data, without evaluation. memory: the peak in training, on a GPU what torch allocated there, on a CPU "
-        f"the resident size of the process. One run each with seed {run.seed}: small differences may be chance."
+        f"the resident size of the process. {chance}"
     )
 
 
@@ -137,9 +167,9 @@ def _settings(study: StudyConfig) -> list[str]:
     return [markdown_table(["model", "overrides"], rows), f"All share:\n\n```yaml\n{text}```"]
 
 
-def _machines(results: MemberResults) -> list[str]:
-    """Format the machine of the study, by model only if there are several machines."""
-    machines = {m.heading: r.machine for m, r in results if r.machine}
+def _machines(study: StudyConfig, results: MemberResults) -> list[str]:
+    """Format the machine of the study, by run only if there are several machines."""
+    machines = {run_heading(study, m, r): r.machine for m, r in results if r.machine}
     if len(set(machines.values())) > 1:
         return [markdown_table(["model", "machine"], [list(pair) for pair in machines.items()])]
     return [f"Machine: {markdown(text)}." for text in set(machines.values())]

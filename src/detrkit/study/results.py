@@ -1,4 +1,4 @@
-"""The result of a member: read from the folder of its run, where it is stored as result.json."""
+"""The result of a run of a member: read from its folder, where it is stored as result.json."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from detrkit.engine.examples import display_threshold
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.processes import StopSignals
 from detrkit.evaluation import Metrics
+from detrkit.study.config import MemberRun
 from detrkit.utils.atomic import write_atomic, write_errors
 from detrkit.utils.console import FIRST_PROCESS
 from detrkit.utils.errors import DetrkitError
@@ -30,10 +31,12 @@ RESULT, FAILURE, LAST = "result.json", "failure.txt", "eval-last"
 
 @dataclass(frozen=True, kw_only=True)
 class MemberResult:
-    """Result of a member, a row of the study.
+    """Result of a run of a member: with one of its seeds.
 
     Attributes:
         name: of the member.
+        seed: of the run.
+        folder: name of the run's folder in that of the study.
         epochs: number of trained epochs.
         figures: mAP, mAP50, mAP75, small, medium, large of the last epoch in [0, 1], -1 where there are no objects.
         classes: AP of every class of the last epoch, by name.
@@ -49,6 +52,8 @@ class MemberResult:
     """
 
     name: str
+    seed: int | None = None
+    folder: str = ""
     epochs: int = 0
     figures: Mapping[str, float] = field(default_factory=dict)
     classes: Mapping[str, float] = field(default_factory=dict)
@@ -64,7 +69,7 @@ class MemberResult:
 
     @property
     def done(self) -> bool:
-        """Whether the member has trained to its end and been evaluated."""
+        """Whether the run has trained to its end and been evaluated."""
         return bool(self.figures)
 
     def all_metrics(self) -> dict[str, float]:
@@ -77,32 +82,41 @@ class MemberResult:
         return {k: v for k, v in asdict(self).items() if k != "curves"}
 
 
-def read_result(folder: Path) -> MemberResult:
-    """Read the state of a member from its folder: done, failed, under way, or not begun.
+def read_result(study_folder: Path, run: MemberRun) -> MemberResult:
+    """Read the state of a run from its folder: done, failed, under way, or not begun.
+
+    Args:
+        study_folder: the study's folder.
+        run: of a member.
 
     Raises:
         DetrkitError: a damaged result.json.
     """
+    folder = study_folder / run.folder
     rows = CsvLog(folder / "epochs.csv", key="epoch").rows()
+    names: dict[str, Any] = {"name": run.member.name, "seed": run.seed, "folder": run.folder}
     if (folder / RESULT).exists():
         try:
             plain = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-            return MemberResult(**plain, curves=rows)
+            return replace(MemberResult(**plain, curves=rows), **names)
         except (ValueError, TypeError) as error:
             raise DetrkitError(
-                f"{folder / RESULT}: damaged ({error}); delete it, and the same command evaluates the member again"
+                f"{folder / RESULT}: damaged ({error}); delete it, and the same command evaluates the run again"
             ) from error
     failure = ""
     if (folder / FAILURE).exists():
         failure = next(iter((folder / FAILURE).read_text(encoding="utf-8", errors="replace").splitlines()), "failed")
-    return replace(_of_log(rows), name=folder.name, failure=failure)
+    return replace(_of_log(rows), **names, failure=failure)
 
 
-def evaluate_last(folder: Path, config: TrainConfig, split: str, *, stop: StopSignals | None = None) -> None:
+def evaluate_last(
+    folder: Path, run: MemberRun, config: TrainConfig, split: str, *, stop: StopSignals | None = None
+) -> None:
     """Evaluate the weights of the last epoch and write result.json; each process of the run must call it.
 
     Args:
         folder: of a run that has ended.
+        run: of a member.
         config: of the run.
         split: to evaluate on.
         stop: stop signals, checked between batches.
@@ -111,15 +125,15 @@ def evaluate_last(folder: Path, config: TrainConfig, split: str, *, stop: StopSi
         Stopped: a stop signal came.
     """
     model, spec = load_model(folder / "last.pt")
-    data, run = config.data, config.run
+    data, options = config.data, config.run
     metrics = evaluate(
         (model, spec),
         data.val_data or data.path,
         split=split,
         batch_size=data.eval_batch_size or data.batch_size,
-        max_dets=run.max_dets,
-        device=None if run.device == "auto" else run.device,
-        precision=run.precision,
+        max_dets=options.max_dets,
+        device=None if options.device == "auto" else options.device,
+        precision=options.precision,
         workers=data.workers,
         out=folder / LAST,
         stop=stop,
@@ -129,7 +143,9 @@ def evaluate_last(folder: Path, config: TrainConfig, split: str, *, stop: StopSi
         return
     result = replace(
         _of_log(CsvLog(folder / "epochs.csv", key="epoch").rows()),
-        name=folder.name,
+        name=run.member.name,
+        seed=run.seed,
+        folder=run.folder,
         figures=_table_metrics(metrics),
         classes={name: row["AP"] for name, row in metrics.per_class.items()},
         parameters=trainable(model, config),

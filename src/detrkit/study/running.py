@@ -22,10 +22,10 @@ from detrkit.engine.run_files import saved_in
 from detrkit.engine.setup import open_splits
 from detrkit.engine.training import train
 from detrkit.models.criterion import build_criterion
-from detrkit.study.config import Member, StudyConfig, check_same, load_study
+from detrkit.study.config import Member, MemberRun, StudyConfig, check_same, load_study
 from detrkit.study.report import STUDY_FILES, write_study
 from detrkit.study.results import FAILURE, MemberResult, evaluate_last, read_result
-from detrkit.study.tables import MemberResults
+from detrkit.study.seeds import MemberResults
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.console import FIRST_PROCESS, console
 from detrkit.utils.errors import DetrkitError, Interrupted, PeerError, SettingError, how_to_go_on
@@ -40,7 +40,7 @@ class StudyResult:
 
     Attributes:
         folder: of the study.
-        results: every member with its result.
+        results: every member with its result; a member with several seeds has an entry for each.
         report: study.md, or None in a process that is not the first.
     """
 
@@ -55,8 +55,8 @@ class StudyResult:
 
     @property
     def failed(self) -> list[Member]:
-        """Members that ended with an error."""
-        return [m for m, r in self.results if r.failure]
+        """Members of which a run ended with an error."""
+        return list({m.name: m for m, r in self.results if r.failure}.values())
 
 
 def run_study(
@@ -64,15 +64,16 @@ def run_study(
 ) -> StudyResult:
     """Train and evaluate every member and write the tables; resume where an earlier call stopped.
 
-    Results of members that are done are read back, an interrupted member resumes from its last saved step, a failed
-    one is tried again after all others. A member that fails does not stop those after it, unless there are several
-    processes: these may be waiting for each other, so the error ends them all.
+    A member has a run for each of its seeds; the first ones come before all second ones. Results of runs that are done
+    are read back, an interrupted run resumes from its last saved step, a failed one is tried again after all others. A
+    run that fails does not stop those after it, unless there are several processes: these may be waiting for each
+    other, so the error ends them all.
 
     Starts unchanged under `torchrun` and Slurm, where each member is trained by all processes.
 
     Args:
         study: what to train.
-        out: its folder, with a folder for each member.
+        out: its folder, with a folder for each run.
         only: names of members to train; the tables show what is known of all.
         command: resumes the study, for the message when it is interrupted.
 
@@ -96,11 +97,11 @@ def run_study(
                 _make_data(study, folder)
                 splits = open_splits(study.train)
                 write_atomic(folder / "study.yaml", study.to_yaml())
+            runs = _in_order(study, study.members)
             for name, resume in plan:
-                member = next(m for m in selected if m.name == name)
-                number = study.members.index(member) + 1
-                console.print(f"\n{member.heading} ({number} of {len(study.members)})")
-                _run_member(study, member, folder / name, resume=resume, watch=watch)
+                number, run = next((i, run) for i, run in enumerate(runs, 1) if run.folder == name)
+                console.print(f"\n{run.heading} ({number} of {len(runs)})")
+                _train_and_evaluate(study, run, folder / name, resume=resume, watch=watch)
                 if splits is not None:
                     write_study(folder, study, _read_results(study, folder), splits)
             if splits is not None and not plan:
@@ -116,7 +117,7 @@ def run_study(
 def _plan(
     study: StudyConfig, selected: Sequence[Member], folder: Path, lock_stack: ExitStack
 ) -> list[tuple[str, bool]]:
-    """Lock the study's folder; return the names of the members to train, each with whether to resume it.
+    """Lock the study's folder; return the folders of the runs to train, each with whether to resume it.
 
     Args:
         study: with its data.
@@ -134,20 +135,25 @@ def _plan(
         check_same(load_study(saved), study, saved)
     elif foreign := next((name for name in STUDY_FILES if (folder / name).exists()), None):
         raise DetrkitError(f"{folder / foreign} is there and is of no study: choose another --out")
-    before = {m.name: read_result(folder / m.name) for m in selected}
-    waiting = [m for m in selected if not before[m.name].done]
-    waiting.sort(key=lambda m: bool(before[m.name].failure))
-    return [(m.name, saved_in(folder / m.name) is not None) for m in waiting]
+    before = {run.folder: read_result(folder, run) for run in _in_order(study, selected)}
+    waiting = [name for name, result in before.items() if not result.done]
+    waiting.sort(key=lambda name: bool(before[name].failure))
+    return [(name, saved_in(folder / name) is not None) for name in waiting]
 
 
-def _run_member(study: StudyConfig, member: Member, folder: Path, *, resume: bool, watch: StopSignals) -> None:
-    """Train a member to its end and evaluate its last weights; a failure is noted in its folder."""
-    config = study.config(member).changed(run={"out": str(folder)})
-    free_unused()  # of the member before
+def _in_order(study: StudyConfig, members: Sequence[Member]) -> list[MemberRun]:
+    """Return the runs of members in the order of their training: each with its first seed, then with the second, ..."""
+    return sorted((run for m in members for run in study.runs(m)), key=lambda run: run.seed)
+
+
+def _train_and_evaluate(study: StudyConfig, run: MemberRun, folder: Path, *, resume: bool, watch: StopSignals) -> None:
+    """Train a run to its end and evaluate its last weights; a failure is noted in its folder."""
+    config = study.config(run.member, seed=run.seed).changed(run={"out": str(folder)})
+    free_unused()  # of the run before
     try:
         train(config, resume=resume)
         with watch.waiting():
-            evaluate_last(folder, config, study.split(), stop=watch)
+            evaluate_last(folder, run, config, study.split(), stop=watch)
     except Interrupted:
         raise
     except Exception as error:
@@ -159,12 +165,12 @@ def _run_member(study: StudyConfig, member: Member, folder: Path, *, resume: boo
         write_atomic(folder / FAILURE, f"{reason}\n\n{traceback.format_exc()}")
         if several:
             raise
-        console.print(f"{member.heading} failed: {reason}")
+        console.print(f"{run.heading} failed: {reason}")
 
 
 def _read_results(study: StudyConfig, folder: Path) -> list[tuple[Member, MemberResult]]:
-    """Read the result of every member."""
-    return [(m, read_result(folder / m.name)) for m in study.members]
+    """Read the result of every run."""
+    return [(run.member, read_result(folder, run)) for run in study.all_runs()]
 
 
 def _selected_members(study: StudyConfig, only: Sequence[str]) -> list[Member]:

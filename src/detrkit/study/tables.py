@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,11 @@ from rich.text import Text
 from detrkit.evaluation.metrics import markdown_table, percent
 from detrkit.study.config import Member, PublishedMetrics, StudyConfig
 from detrkit.study.results import MemberResult
+from detrkit.study.seeds import MemberResults, MemberRuns, Spread, by_member
 from detrkit.utils.visible import one_line
 
 METRICS = ("mAP", "mAP50", "mAP75", "small", "medium", "large")
 MAX_TABLE_COLUMNS = 100  # columns that a table on a terminal takes at most
-MemberResults = Sequence[tuple[Member, MemberResult]]
 
 
 @dataclass(frozen=True)
@@ -55,48 +56,67 @@ class Table:
 
 
 def study_tables(study: StudyConfig, results: MemberResults) -> list[Table]:
-    """Make all tables that have rows; metrics in percent."""
-    tables = [_overall(study, results), _classes(results), _compared(results)]
+    """Make all tables that have rows; metrics in percent, of several seeds the mean and the standard deviation."""
+    members = by_member(results)
+    tables = [_overall(study, members), _classes(members), _compared(members)]
     return [t for t in tables if t.rows]
 
 
-def _overall(study: StudyConfig, results: MemberResults) -> Table:
-    """Make the table with a row for each member: metrics, size, time, memory."""
+def _overall(study: StudyConfig, members: Sequence[MemberRuns]) -> Table:
+    """Make the table with a row for each member: metrics, seeds if there are several, size, time, memory."""
+    several = any(len(m.runs) > 1 for m in members)
     rows = []
-    for member, result in results:
-        metrics = [percent(result.figures.get(name, -1.0)) for name in METRICS]
-        size = "n/a" if result.parameters is None else f"{result.parameters / 1e6:.2f}"
-        time = "n/a" if result.seconds is None else f"{result.seconds:.1f}"
-        memory = "n/a" if result.memory is None else f"{result.memory:.0f}"
-        rows.append([_named(member, result, study.train.optim.epochs), *metrics, size, time, memory])
-    return Table("Result", ["model", *METRICS, "parameters (M)", "epoch (s)", "memory (MiB)"], rows)
+    for member in members:
+        spreads = member.spreads()
+        row = [_named(member, study.train.optim.epochs)]
+        row += [spreads[name].text() if name in spreads else "n/a" for name in METRICS]
+        row += [str(len(member.done))] * several
+        size = next((run.parameters for run in member.runs if run.parameters is not None), None)
+        times = [run.seconds for run in member.runs if run.seconds is not None]
+        memory = [run.memory for run in member.runs if run.memory is not None]
+        row.append("n/a" if size is None else f"{size / 1e6:.2f}")
+        row.append(f"{statistics.median(times):.1f}" if times else "n/a")
+        row.append(f"{max(memory):.0f}" if memory else "n/a")
+        rows.append(row)
+    headings = ["model", *METRICS, *["seeds"] * several, "parameters (M)", "epoch (s)", "memory (MiB)"]
+    return Table("Result", headings, rows)
 
 
-def _named(member: Member, result: MemberResult, epochs: int) -> str:
+def _named(member: MemberRuns, epochs: int) -> str:
     """Return the member's heading, with its progress if it is not done."""
-    if result.done:
-        return member.heading
-    if result.failure:
-        return f"{member.heading} (failed)"
-    return f"{member.heading} (not trained)" if not result.epochs else f"{member.heading} ({result.epochs}/{epochs})"
+    heading, runs = member.member.heading, member.runs
+    if len(member.done) == len(runs):
+        return heading
+    failed = sum(bool(run.failure) for run in runs if not run.done)
+    if len(runs) > 1:
+        reasons = f"{len(member.done)} of {len(runs)} seeds"
+        return f"{heading} ({reasons}, {failed} failed)" if failed else f"{heading} ({reasons})"
+    if failed:
+        return f"{heading} (failed)"
+    return f"{heading} (not trained)" if not runs[0].epochs else f"{heading} ({runs[0].epochs}/{epochs})"
 
 
-def _classes(results: MemberResults) -> Table:
+def _classes(members: Sequence[MemberRuns]) -> Table:
     """Make the table of the AP of every class, with a column for each member that is done."""
-    done = [(m, r) for m, r in results if r.done]
-    names = list(dict.fromkeys(name for _, r in done for name in r.classes))
-    rows = [[name, *(percent(r.classes.get(name, -1.0)) for _, r in done)] for name in names]
-    return Table("AP of each class", ["class", *(m.heading for m, _ in done)], rows)
+    done = [m for m in members if m.done]
+    names = dict.fromkeys(name for m in done for run in m.done for name in run.classes)
+    spreads = [m.spreads() for m in done]
+    rows = [[name, *(s[f"class {name}"].text() if f"class {name}" in s else "n/a" for s in spreads)] for name in names]
+    return Table("AP of each class", ["class", *(m.member.heading for m in done)], rows)
 
 
-def _compared(results: MemberResults) -> Table:
+def _compared(members: Sequence[MemberRuns]) -> Table:
     """Make the table "measured (published, difference)", with a column for each done member with published metrics."""
-    done = [(m, r) for m, r in results if r.done and not classes_of_other_dataset(m, r)]
-    compared = [(m, r, m.published) for m, r in done if m.published is not None]
+    compared = [
+        (m.member, m.spreads(), m.member.published)
+        for m in members
+        if m.member.published is not None and m.done and not classes_of_other_dataset(m.member, m.done[0])
+    ]
     published = {name for _, _, p in compared for name in p.metrics()}
     names = [n for n in METRICS if n in published] + sorted(published - set(METRICS))
     rows = [
-        [name.removeprefix("class "), *(_measured_and_published(r, p, name) for _, r, p in compared)] for name in names
+        [name.removeprefix("class "), *(_measured_and_published(s.get(name), p, name) for _, s, p in compared)]
+        for name in names
     ]
     title = "Measured (published, difference)"
     return Table(title, ["", *(m.heading for m, _, _ in compared)], rows)
@@ -109,24 +129,25 @@ def classes_of_other_dataset(member: Member, result: MemberResult) -> list[str]:
     return sorted(set(member.published.classes) - set(result.classes))
 
 
-def _measured_and_published(result: MemberResult, published: PublishedMetrics, name: str) -> str:
+def _measured_and_published(measured: Spread | None, published: PublishedMetrics, name: str) -> str:
     """Format a cell of the comparison."""
-    measured, other = result.all_metrics().get(name), published.metrics().get(name)
-    text = "n/a" if measured is None else percent(measured)
+    other = published.metrics().get(name)
+    text = "n/a" if measured is None else measured.text()
     if other is None:
         return text
     if measured is None:
         return f"{text} ({percent(other)})"
-    gap = round((measured - other) * 100, 1) + 0.0  # without the sign of -0.0
+    gap = round((measured.mean - other) * 100, 1) + 0.0  # without the sign of -0.0
     return f"{text} ({percent(other)}, {gap:+.1f})"
 
 
 def table_csv(results: MemberResults) -> str:
-    """Format a CSV with one line for each member, metrics in [0, 1], unknown cells empty."""
+    """Format a CSV with one line for each run, metrics in [0, 1], unknown cells empty."""
     rows: list[dict[str, Any]] = []
     for member, result in results:
         measured = result.all_metrics()
-        row: dict[str, Any] = {"model": member.name, "title": member.heading, "epochs": result.epochs, **measured}
+        row: dict[str, Any] = {"model": member.name, "title": member.heading, "seed": result.seed}
+        row |= {"epochs": result.epochs, **measured}
         row |= {"best mAP": result.best, "best epoch": result.best_epoch, "parameters": result.parameters}
         row |= {"epoch seconds": result.seconds, "peak memory MiB": result.memory}
         if member.published is not None and not classes_of_other_dataset(member, result):

@@ -34,7 +34,9 @@ Coordinate = Annotated[float, Range(ge=0, le=65_536)]  # pixels from the left ed
 InputSize = Annotated[int, Range(ge=32, le=65_536)]  # short side of a model's input: a cell of its coarsest map or more
 BatchSize = Annotated[int, Range(ge=1, le=65_536)]  # images at once
 Workers = Annotated[int, Range(ge=0, le=1024)]  # processes
-Seed = Annotated[int, Range(ge=0, le=2**32 - 1)]  # numpy's seeds
+LARGEST_SEED = 2**32 - 1  # of numpy
+Seed = Annotated[int, Range(ge=0, le=LARGEST_SEED)]
+StudySeeds = Annotated[int, Range(ge=1, le=100)]  # of one model of a study
 WideSeed = Annotated[int, Range(ge=0, le=2**63 - 1)]  # seeds of a separate generator
 Share = Annotated[float, Range(ge=0, le=1)]  # a score or a share
 Scale = Annotated[float, Range(gt=0, le=8)]  # of an image's sides

@@ -127,19 +127,26 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def study_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], colors: Mapping[str, str]) -> Figure:
-    """Plot mAP, mAP50 and training loss of several runs over their epochs.
+    """Plot mAP, mAP50 and training loss of several models over their epochs.
 
     Args:
-        runs: name of a run -> rows of its epochs.csv.
-        colors: name of a run -> "#rrggbb".
+        runs: name of a model -> rows of its epochs.csv; those of runs with several seeds one after the other. Of
+            several rows of an epoch the line shows the mean, a band the range from the lowest to the highest.
+        colors: name of a model -> "#rrggbb".
     """
     panels = {"val/AP": "mAP (percent)", "val/AP50": "mAP50 (percent)", "train/loss": "training loss"}
     figure, axes = _figure(13.8, 4.0, len(panels))
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
         for name, rows in runs.items():
-            x, y = _series(rows, key, "epoch")
-            y, marker = (y * 100, "o") if key.startswith("val/") else (y, _dot(x))
-            ax.plot(x, y, label=_literal(name), color=colors[name], linewidth=1.8, marker=marker, markersize=3)
+            all_x, all_y = _series(rows, key, "epoch")
+            x, of_epoch = np.unique(all_x, return_inverse=True)
+            values = [all_y[of_epoch == i] * (100 if key.startswith("val/") else 1) for i in range(len(x))]
+            mean = np.array([v.mean() for v in values])
+            marker = "o" if key.startswith("val/") else _dot(x)
+            ax.plot(x, mean, label=_literal(name), color=colors[name], linewidth=1.8, marker=marker, markersize=3)
+            if any(len(v) > 1 for v in values):
+                lowest, highest = [v.min() for v in values], [v.max() for v in values]
+                ax.fill_between(x, lowest, highest, color=colors[name], alpha=0.2, linewidth=0)
         _titled(ax, title, "epoch")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))  # all values may be zero early in training
