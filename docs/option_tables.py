@@ -20,7 +20,11 @@ from detrkit.models.registry import ARCHITECTURES, architecture
 HERE = Path(__file__).parent
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "loss": LossConfig, "run": RunConfig}
 # fields whose option is not the field's name
-OPTIONS = {("data", "path"): "dataset (positional)", ("model", "name"): "`--model`"}
+OPTIONS = {
+    ("data", "path"): "dataset (positional)",
+    ("data", "more_paths"): "further datasets (positional)",
+    ("model", "name"): "`--model`",
+}
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

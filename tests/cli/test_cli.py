@@ -141,7 +141,7 @@ def test_train_evaluate_predict(capsys, tmp_path, monkeypatch):
 )
 def test_a_switch_of_the_model_may_stand_alone(words, masks):
     command = _parse(words)
-    assert command.config.model.masks is masks and command.dataset == "data"
+    assert command.config.model.masks is masks and command.datasets == ("data",)
 
 
 def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):

@@ -26,7 +26,10 @@ def _refusal(*words: str) -> str:
         ("train x --batch 4", "unknown option --batch: did you mean --batch-size? (`detrkit train --help`)"),
         ("train x --lr0 1e-3", "unknown option --lr0: did you mean --lr? (`detrkit train --help`)"),
         ("train x --project runs", "unknown option --project: did you mean --out? (`detrkit train --help`)"),
-        ("train x --weights a.pt", "unknown option --weights: did you mean --init-from? (`detrkit train --help`)"),
+        (
+            "train x --weights a.pt",
+            "--weights a.pt: one number for each dataset; trained weights are --init-from (`detrkit train --help`)",
+        ),
         ("train --data my_data", "unknown option --data: DATASET stands alone: `detrkit train my_data`"),
         ("train x -e 5", "unknown option -e: did you mean --epochs?"),
         ("train x --EPOCHS 5", "unknown option --EPOCHS: did you mean --epochs?"),
@@ -44,7 +47,7 @@ def _refusal(*words: str) -> str:
         ("train x imgsz=640", "imgsz=640: write --size 640"),
         ("train x resume=True", "resume=True: write --resume runs/first"),
         ("train x masks=False", "masks=False: write --no-masks"),
-        ("train x y", "y: one word too many: detrkit train takes DATASET, and options with their names"),
+        ("data check x y", "y: one word too many: detrkit data check takes PATH, and options with their names"),
         ("train x --epochs ten", "--epochs ten: must be a whole number (`detrkit train --help`)"),
         ("train x --lr fast", "--lr fast: must be a number"),
         ("train x --epochs", "--epochs: needs a whole number"),
@@ -106,7 +109,7 @@ def test_a_file_with_an_equals_sign_is_a_file(tmp_path, monkeypatch):
 )
 def test_a_switch_of_the_model_has_three_values(words, masks):
     command = _parse(words.split())
-    assert command.config.model.masks is masks and command.dataset == "d"
+    assert command.config.model.masks is masks and command.datasets == ("d",)
 
 
 def test_values_in_every_form():

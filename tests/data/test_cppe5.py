@@ -15,7 +15,7 @@ from detrkit.config import load_config
 from detrkit.data import open_dataset
 from detrkit.data.tools import cppe5
 from detrkit.data.tools.cppe5 import download_cppe5
-from detrkit.engine.setup import open_splits
+from detrkit.engine.splits import open_splits
 from detrkit.utils import download as downloading
 from detrkit.utils.download import md5
 from detrkit.utils.errors import DetrkitError

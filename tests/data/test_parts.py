@@ -11,7 +11,7 @@ import pytest
 from detrkit import choose_config, evaluate, open_dataset
 from detrkit.config import TrainConfig
 from detrkit.data.tools.shapes import write_shapes
-from detrkit.engine.setup import open_splits
+from detrkit.engine.splits import open_splits
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import ModelSpec
 from helpers.tiny import MODEL

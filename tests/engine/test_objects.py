@@ -12,7 +12,7 @@ from detrkit.data.sample import Record
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine import train
 from detrkit.engine.objects import check_objects, count_objects
-from detrkit.engine.setup import open_splits
+from detrkit.engine.splits import open_splits
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from helpers.tiny import losses, tiny_config
@@ -98,7 +98,7 @@ def read(report: Path) -> str:
 
 
 def test_overfit_says_on_how_many_images(two_images, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("detrkit.engine.setup.OVERFIT_STEPS", 2)
+    monkeypatch.setattr("detrkit.engine.splits.OVERFIT_STEPS", 2)
     config = tiny_config(two_images, tmp_path / "run", optim={"epochs": 1}, run={"overfit": 50})
     splits = open_splits(config)
     assert splits.learned is splits.val and len(splits.learned) == 2 < len(splits.train)

@@ -18,7 +18,7 @@ from detrkit.engine.fingerprint import class_difference, data_difference, finger
 from detrkit.engine.resuming import begin
 from detrkit.engine.run_files import MARK, in_the_way
 from detrkit.engine.run_folder import ENVIRONMENT, STARTED_BY
-from detrkit.engine.setup import Splits
+from detrkit.engine.splits import Splits
 from detrkit.structures.classes import ClassList
 from detrkit.study import load_study, run_study
 from detrkit.utils.errors import DetrkitError

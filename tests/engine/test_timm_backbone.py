@@ -9,7 +9,8 @@ import torch
 
 from detrkit.config import ModelConfig
 from detrkit.engine import evaluate, train
-from detrkit.engine.setup import chosen_model, load_source, make_model, open_splits
+from detrkit.engine.setup import chosen_model, load_source, make_model
+from detrkit.engine.splits import open_splits
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import load_model, save_model
 from helpers.tiny import MODEL, losses, tiny_config

@@ -46,7 +46,7 @@ class Command(NamedTuple):
 
 
 _TRAIN = {
-    "Data": ("dataset", "train-split", "val-split", "size", "batch-size"),
+    "Data": ("datasets", "train-split", "val-split", "size", "batch-size"),
     "Model": ("recipe", "model", "init-from", "masks"),
     "Schedule": ("epochs", "minutes", "lr", "patience"),
     "Run": ("out", "device", "resume", "overfit"),

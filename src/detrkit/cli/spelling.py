@@ -71,6 +71,9 @@ _NONE_NEEDED = {
     **dict.fromkeys(("verbose", "v", "quiet", "q"), "detrkit has no levels of output: leave it out"),
 }
 
+# options of numbers under whose name other programs take something else -> what is written here for that
+_NUMBERS_HERE = {"weights": "one number for each dataset; trained weights are --init-from"}
+
 
 @dataclass
 class Typed:
@@ -180,6 +183,7 @@ class _Reader:
         for number, value in enumerate(values):
             reason = value_reason(option, number, value)
             if reason is not None:
+                reason = _NUMBERS_HERE.get(option.name, reason)
                 raise UsageError(f"{flag} {_shown(value)}: {reason}{self._help}")
         reason = _range_reason(option, values) if option.read is None else _own_reason(option, values)
         if reason is not None:

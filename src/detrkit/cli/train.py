@@ -47,6 +47,8 @@ class Train:
 
     detrkit train my_data --recipe finetune --init-from detr-r50
 
+    detrkit train my_data more_data --weights 3 1 --out runs/both
+
     detrkit train my_data --masks --freeze-detector runs/first
 
     detrkit train --resume runs/first
@@ -54,9 +56,9 @@ class Train:
     torchrun --nproc-per-node 8 -m detrkit train coco --recipe detr-150
     """
 
-    dataset: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = None
+    datasets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = ()
     """The dataset: a folder of COCO, Pascal VOC, YOLO, parquet or CSV, or a COCO json, data.yaml or CSV; the layout is
-    recognized."""
+    recognized. Several are trained on together, with classes of the same name as one."""
     recipe: str | None = None
     """A YAML file with settings, or the name of one that comes with detrkit: small, finetune, detr-300 (as published),
     detr-150, detr-500, panoptic-coco, cppe5, quickstart, shapes-panoptic; auto (the default) chooses."""
@@ -108,7 +110,9 @@ class Train:
         from detrkit.engine.relations import check_config
         from detrkit.engine.training import train
 
-        config = self.config if self.dataset is None else self.config.changed(data={"path": self.dataset})
+        config = self.config
+        if self.datasets:
+            config = config.changed(data={"path": self.datasets[0], "more_paths": self.datasets[1:]})
         if not config.data.path:
             raise DetrkitError(_NO_DATASET)
         config, lines = self._settings(config)
@@ -140,13 +144,14 @@ class Train:
         from detrkit.engine.facts import choose_settings
         from detrkit.engine.overfit import smaller_input
         from detrkit.engine.schedule import with_epochs
+        from detrkit.engine.splits import data_sources
 
         if self.typed is None:
             return config, []
         if "run.minutes" in self.typed and "optim.epochs" in self.typed and not config.run.overfit:
             raise DetrkitError("--minutes and --epochs: the minutes set the epochs, so give one of them")
         if self.recipe in (None, AUTO):
-            settings = choose_settings(config.data.path, config, fixed=self.typed)
+            settings = choose_settings(data_sources(config), config, fixed=self.typed)
             config, lines = settings.config, settings.lines
         else:
             before = load_config(self.recipe).optim

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -12,7 +12,10 @@ from detrkit.utils.layouts import Layout
 from detrkit.utils.ranges import (
     BatchSize,
     Count,
+    Decay,
     InputSize,
+    Range,
+    Weight,
     Workers,
 )
 
@@ -26,6 +29,11 @@ class DataConfig:
     path: tyro.conf.Suppress[str] = ""
     """The dataset: a folder of COCO, Pascal VOC, YOLO, parquet or CSV, or a COCO json, data.yaml or CSV; the layout is
     recognized."""
+    more_paths: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Further datasets to train on, of any layouts; classes of the same name are one class."""
+    weights: tuple[Weight, ...] = ()
+    """Of several datasets: how many of an epoch's images each has, such as 3 1 for three of four from the first one. By
+    default every image comes once."""
     train_split: str | None = "train"
     """The split to train on."""
     val_data: str | None = None
@@ -56,6 +64,12 @@ class DataConfig:
     that all images come once before one comes again. More: an epoch of a small split has several turns."""
     eval_batch_size: BatchSize | None = None
     """Images per process in evaluation; by default batch_size. It does not change the result."""
+    repeat_rare: Annotated[float, Range(gt=0, le=1)] | None = None
+    """Show images with rare classes more often, as LVIS does: an image comes sqrt(repeat_rare / f) times per epoch if
+    the rarest of its classes is in a share f of the images that is below repeat_rare. By default every image comes
+    once."""
+    empty_share: Decay | None = None
+    """Share of an epoch that images without objects have; 0 leaves them out. By default each comes once."""
     workers: Workers | None = None
     """Processes that load images; by default 0 on a CPU, whose cores train, else CPU cores - 1, at most 4."""
     cache: Literal["auto", "none", "ram"] = "auto"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -227,6 +228,7 @@ def make_loader(
     group_by_size: bool = False,
     accumulate: int = 1,
     epoch_images: int | None = None,
+    rates: np.ndarray | None = None,
     order: Sequence[int] | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -253,6 +255,7 @@ def make_loader(
         group_by_size: for training, put images of similar size into one step, to reduce padding (`TrainSampler`).
         accumulate: batches per optimizer step, which `group_by_size` fills together; an epoch has at least that many.
         epoch_images: for training, images per epoch where it is not the whole dataset (`TrainSampler`).
+        rates: for training, how often each image is expected per epoch; by default once (`TrainSampler`).
         order: for evaluation, a permutation of the indices such as `order_by_aspect(dataset)`.
         mean: of the normalization, per channel of an image in [0, 1].
         std: likewise.
@@ -278,7 +281,7 @@ def make_loader(
     if training:
         size_of = (lambda item: prepared.geometry(item).size) if group_by_size else None
         more: dict[str, Any] = {"accumulate": accumulate, "size_of": size_of, "epoch_images": epoch_images}
-        sampler = TrainSampler(len(dataset), seed=seed, **process, **more)
+        sampler = TrainSampler(len(dataset), seed=seed, rates=rates, **process, **more)
     else:
         sampler = EvalSampler(len(dataset), order=order, **process)
     workers, why = usable_workers(default_workers() if workers is None else workers)

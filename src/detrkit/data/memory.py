@@ -52,6 +52,26 @@ def path_or_name(data: Any) -> str:
     return str(os.fspath(data)) if is_path(data) else f"{IN_MEMORY}{name_in_memory(data)}"
 
 
+def named_data(data: Any) -> tuple[dict[str, Any], Any]:
+    """Return the settings that name one dataset or a list of several, and what is in memory.
+
+    Args:
+        data: a path or data in memory, or a list of these.
+
+    Returns:
+        Values of the settings data.path and data.more_paths; and the data as given, or None if all are paths.
+
+    Raises:
+        DetrkitError: an empty list, or one with something that cannot be opened.
+    """
+    several = list(data) if isinstance(data, list | tuple) else [data]
+    if not several:
+        raise DetrkitError("data: an empty list: give it a dataset")
+    names = [path_or_name(item) for item in several]
+    in_memory = None if all(map(is_path, several)) else several if len(several) > 1 else several[0]
+    return {"path": names[0], "more_paths": tuple(names[1:])}, in_memory
+
+
 def name_in_memory(data: Any) -> str:
     """Return the name of data in memory, for messages and reports.
 

@@ -7,6 +7,7 @@ persistent workers need no message about a new epoch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -49,6 +50,9 @@ class TrainSampler:
     With `epoch_images`, epochs are consecutive parts of an endless sequence of permutations of the dataset, in which
     nothing is dropped: part e starts where part e - 1 ended, and every image comes once before one comes again.
 
+    With `rates`, a turn has round(sum of the rates) images: an image comes its rate, rounded down or up, and which are
+    rounded up is drawn anew each turn (`draw_counts`). Every time it has a `copy` of its own, so its own augmentation.
+
     Args:
         length: images in the dataset.
         batch_size: images per process and batch.
@@ -60,6 +64,10 @@ class TrainSampler:
         size_of: the (height, width) in pixels of an item after augmentation; None to leave the order as drawn.
         epoch_images: images per epoch, rounded down to whole batches of all processes; fewer than the dataset has, or
             more. None: the whole dataset.
+        rates: (length,) how often an image is expected per turn through the dataset; None: once each.
+
+    Raises:
+        ValueError: numbers that are impossible.
     """
 
     def __init__(
@@ -73,8 +81,11 @@ class TrainSampler:
         accumulate: int = 1,
         size_of: Callable[[SampleKey], tuple[int, int]] | None = None,
         epoch_images: int | None = None,
+        rates: np.ndarray | None = None,
     ) -> None:
         _check_process(length, batch_size, rank, world_size)
+        if rates is not None:
+            rates = checked_rates(rates, length)
         if epoch_images is not None and epoch_images < 1:
             raise ValueError(f"epoch_images {epoch_images}: an epoch has at least one image")
         if accumulate < 1:
@@ -87,6 +98,8 @@ class TrainSampler:
         self.accumulate = accumulate
         self.size_of = size_of
         self.epoch_images = epoch_images
+        self.rates = rates
+        self.turn_images = length if rates is None else turn_length(rates)
         self.epoch = 0
         self.start_batch = 0
 
@@ -103,7 +116,7 @@ class TrainSampler:
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch, wherever it starts: at least those of one step."""
-        images = self.length if self.epoch_images is None else self.epoch_images
+        images = self.turn_images if self.epoch_images is None else self.epoch_images
         return max(self.accumulate, images // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -123,20 +136,24 @@ class TrainSampler:
     def _keys(self, count: int) -> list[SampleKey]:
         """Return the keys of an epoch for all processes, before any grouping."""
         if self.epoch_images is None:
-            order = self._order(self.epoch)
-            return [SampleKey(self.epoch, order[k % self.length], k // self.length) for k in range(count)]
+            images = self._turn(self.epoch)
+            return _numbered(self.epoch, [images[k % len(images)] for k in range(count)])
         keys: list[SampleKey] = []
         place = self.epoch * count  # in the endless sequence
         while len(keys) < count:
-            turn, first = divmod(place + len(keys), self.length)
-            part = self._order(turn)[first : first + count - len(keys)]
-            keys += [SampleKey(turn, image) for image in part]
+            turn, first = divmod(place + len(keys), self.turn_images)
+            keys += _numbered(turn, self._turn(turn))[first : first + count - len(keys)]
         return keys
 
-    def _order(self, turn: int) -> list[int]:
-        """Return the permutation of an epoch or, with `epoch_images`, of a turn through the dataset."""
+    def _turn(self, turn: int) -> list[int]:
+        """Return the images of an epoch or, with `epoch_images`, of a turn through the dataset, in their order."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, turn))
-        return torch.randperm(self.length, generator=generator).tolist()
+        order = torch.randperm(self.turn_images, generator=generator)
+        if self.rates is None:
+            return order.tolist()
+        images = np.repeat(np.arange(self.length), draw_counts(self.rates, generator))
+        chosen: list[int] = images[order.numpy()].tolist()
+        return chosen
 
     def _grouped(
         self, keys: list[SampleKey], window: int, size_of: Callable[[SampleKey], tuple[int, int]]
@@ -184,6 +201,76 @@ class EvalSampler:
         """Yield the batches of this process."""
         for first in range(0, len(self.indices), self.batch_size):
             yield [SampleKey(0, index) for index in self.indices[first : first + self.batch_size]]
+
+
+def _numbered(turn: int, images: Sequence[int]) -> list[SampleKey]:
+    """Return the keys of a turn; an image that comes again has the next number of a copy."""
+    seen: Counter[int] = Counter()
+    keys = []
+    for image in images:
+        keys.append(SampleKey(turn, image, seen[image]))
+        seen[image] += 1
+    return keys
+
+
+def checked_rates(rates: np.ndarray, length: int) -> np.ndarray:
+    """Return the rates, rounded to 1e-9: a share of a sum that should be 1 is rarely exactly 1.
+
+    Args:
+        rates: of the images.
+        length: number of images.
+
+    Raises:
+        ValueError: not one for each image, negative or not finite, or none that is drawn.
+    """
+    rounded: np.ndarray = np.round(np.asarray(rates, np.float64), 9)
+    if rounded.shape != (length,):
+        raise ValueError(f"rates of shape {rounded.shape}: one for each of the {length} images")
+    if not (np.isfinite(rounded) & (rounded >= 0)).all() or turn_length(rounded) < 1:
+        raise ValueError("rates: finite numbers from 0, of at least one image in all")
+    return rounded
+
+
+def turn_length(rates: np.ndarray) -> int:
+    """Return the number of images of a turn through a dataset with these rates."""
+    return round(float(rates.sum()))
+
+
+def draw_counts(rates: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """Draw how often each image comes in a turn: its rate, rounded down or up; in all, `turn_length(rates)`.
+
+    Systematic sampling of the fractions (Madow 1949) in a random order: they lie side by side on a line, and the images
+    on which the points start, start + 1, ... fall are rounded up, so each with the chance of its fraction. Where the
+    sum of the rates is no whole number, the chances are those of the fractions in proportion.
+
+    Args:
+        rates: (N,) from `checked_rates`.
+        generator: of the turn.
+
+    Returns:
+        (N,) int64.
+    """
+    counts: np.ndarray = np.floor(rates).astype(np.int64)
+    fractions = rates - counts
+    more = turn_length(rates) - int(counts.sum())
+    certain = np.zeros(len(rates), bool)
+    while (left := more - int(certain.sum())) > 0:
+        chances = np.where(certain, 0.0, fractions)
+        chances *= left / chances.sum()
+        if not (chances >= 1).any():
+            break
+        certain |= chances >= 1
+    counts[certain] += 1
+    if left <= 0:
+        return counts
+    order = np.flatnonzero(chances)
+    order = order[torch.randperm(len(order), generator=generator).numpy()]
+    start = float(torch.rand((), generator=generator, dtype=torch.float64))
+    ends = np.cumsum(chances[order])
+    ends[-1] = left
+    points = np.ceil(ends - start).astype(np.int64)  # that lie before the end of each
+    counts[order] += np.diff(points, prepend=0)
+    return counts
 
 
 def _check_process(length: int, batch_size: int, rank: int, world_size: int) -> None:

@@ -13,7 +13,7 @@ from detrkit.utils.errors import DetrkitError
 
 # settings that may differ between the processes of a run, which may be on several machines
 _OWN = {
-    "data": {"path", "val_data", "workers", "cache", "eval_batch_size"},
+    "data": {"path", "more_paths", "val_data", "workers", "cache", "eval_batch_size"},
     "run": {"out", "device", "devices", "nodes", "timeout", "log_every", "tensorboard", "init_from", "freeze_detector"},
 }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from detrkit.config import TrainConfig
+from detrkit.data.mix_report import mix_lines
 from detrkit.engine.objects import count_objects
-from detrkit.engine.setup import Splits
+from detrkit.engine.splits import Splits
 from detrkit.engine.trainer import Trainer
 from detrkit.utils.console import console
 from detrkit.utils.messages import counted
@@ -28,7 +29,8 @@ def announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Trai
         + f" on {trainer.fabric.device}"
         + (f" x {trainer.world}" if trainer.world > 1 else "")
     )
-    for line in [*counts.lines(), *lines]:
+    mixed = [] if splits.mix is None else mix_lines(splits.mix)
+    for line in [*counts.lines(), *mixed, *([splits.evaluated] if splits.evaluated else []), *lines]:
         console.print(line)
     if config.run.pictures:
         after = "" if val is None else " and examples.png"

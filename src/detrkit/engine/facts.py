@@ -6,7 +6,7 @@ import dataclasses
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset
-from detrkit.data.memory import is_path, path_or_name
+from detrkit.data.memory import is_path, named_data
 from detrkit.data.opening import split_names
 from detrkit.data.parts import divided
 from detrkit.data.readers import match_split
@@ -23,7 +23,8 @@ from detrkit.data.readers.common import UnknownSplit
 from detrkit.engine.choice import FINE_TUNED, Availability, Facts, choose
 from detrkit.engine.environment import check_processes
 from detrkit.engine.schedule import with_epochs
-from detrkit.engine.setup import chosen_model, open_split, predicts_masks
+from detrkit.engine.setup import chosen_model, predicts_masks
+from detrkit.engine.splits import data_sources, open_split
 from detrkit.models.registry import ARCHITECTURES
 from detrkit.utils.download import home
 from detrkit.utils.errors import DetrkitError
@@ -50,7 +51,7 @@ def choose_config(
     whether it answers. The result is complete: `detrkit.train` takes it, `to_yaml` writes it.
 
     Args:
-        data: path of the dataset, or data in memory as `detrkit.train` takes it.
+        data: path of the dataset, data in memory as `detrkit.train` takes it, or a list of several datasets.
         config: settings of which some are fixed; by default none are.
         fixed: names of the settings of `config` that stay, such as "model.name" or "optim.epochs".
 
@@ -73,12 +74,13 @@ def choose_settings(
     Raises:
         DetrkitError: as `choose_config`.
     """
-    config = (TrainConfig() if config is None else config).changed(data={"path": path_or_name(data)})
-    parts = _parts(data, config, fixed)
+    names, in_memory = named_data(data)
+    config = (TrainConfig() if config is None else config).changed(data=names)
+    parts = _parts(data_sources(config, in_memory), config, fixed)
     config = config.changed(data=parts)
     values = _fixed_values(config, fixed)
     values["data"].update(parts)
-    facts = gather_facts(config, fixed, in_memory=None if is_path(data) else data)
+    facts = gather_facts(config, fixed, in_memory=in_memory)
     choice = choose(facts)
     chosen = choice.config()
     made = chosen.changed(**values)
@@ -97,15 +99,16 @@ def choose_settings(
     lines = [*choice.lines(facts, made), *([f"  {fitted.words}"] if fitted.words else [])]
     if parts:
         kept = f"a fifth of the images is kept for it (--val-split '{made.data.val_split}')"
-        lines.insert(1, f"  the dataset has no split to evaluate on: {kept}")
+        which = "the dataset has" if not config.data.more_paths else "the datasets have"
+        lines.insert(1, f"  {which} no split to evaluate on: {kept}")
     return ChosenSettings(made, lines)
 
 
-def _parts(data: Any, config: TrainConfig, fixed: Collection[str]) -> dict[str, Any]:
-    """Return the splits to train and to evaluate on if the dataset has none to evaluate on, and none was asked for.
+def _parts(sources: Sequence[Any], config: TrainConfig, fixed: Collection[str]) -> dict[str, Any]:
+    """Return the splits to train and to evaluate on if no dataset has one to evaluate on, and none was asked for.
 
     Args:
-        data: path of the dataset, or data in memory.
+        sources: paths of the datasets, or data in memory.
         config: settings of which some are fixed.
         fixed: their names.
 
@@ -114,20 +117,23 @@ def _parts(data: Any, config: TrainConfig, fixed: Collection[str]) -> dict[str, 
     """
     if config.data.val_data is not None or "data.val_split" in fixed:
         return {}
-    layout = config.data.layout if is_path(data) else None
-    names, path = split_names(data, layout, masks=bool(config.model.masks))
-    try:
-        match_split(config.data.val_split or "val", names, path)
-        return {}
-    except UnknownSplit:
-        pass
-    try:
-        train = match_split(config.data.train_split, names, path)
-    except UnknownSplit:
-        if len(names) > 1 or "data.train_split" in fixed:
+    train = config.data.train_split or "train"
+    for source in sources:
+        layout = config.data.layout if is_path(source) else None
+        names, path = split_names(source, layout, masks=bool(config.model.masks))
+        try:
+            match_split(config.data.val_split or "val", names, path)
             return {}
-        train = names[0]
-    train_split, val_split = divided(train)
+        except UnknownSplit:
+            pass
+        try:
+            train = match_split(config.data.train_split, names, path)
+        except UnknownSplit:
+            if len(names) > 1 or "data.train_split" in fixed:
+                return {}
+            train = names[0]
+    # each of several datasets has the part of its own split
+    train_split, val_split = divided(train if len(sources) == 1 else config.data.train_split or "train")
     return {"train_split": train_split, "val_split": val_split}
 
 
@@ -144,7 +150,7 @@ def _fixed_values(config: TrainConfig, fixed: Collection[str]) -> dict[str, dict
             raise DetrkitError(f"fixed: {name} is no setting: give section and field, such as optim.epochs")
         section, _, field = name.partition(".")
         values.setdefault(section, {})[field] = getattr(getattr(config, section), field)
-    values["data"]["path"] = config.data.path
+    values["data"] |= {"path": config.data.path, "more_paths": config.data.more_paths}
     return values
 
 

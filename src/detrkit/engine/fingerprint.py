@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from detrkit.data import Dataset
-from detrkit.engine.setup import Splits
+from detrkit.engine.splits import Splits
 from detrkit.structures.classes import ClassList
 
 # split -> number of images, and digests of their files, sizes, boxes and labels

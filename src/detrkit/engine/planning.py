@@ -20,14 +20,8 @@ from detrkit.engine.pace import Pace
 from detrkit.engine.phases import detector_phase
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.schedule import fit_warmup, steps_per_epoch, with_epochs
-from detrkit.engine.setup import (
-    Splits,
-    chosen_model,
-    load_source,
-    make_model,
-    open_splits,
-    predicts_masks,
-)
+from detrkit.engine.setup import chosen_model, load_source, make_model, predicts_masks
+from detrkit.engine.splits import Splits, open_splits
 from detrkit.engine.trainer import Trainer
 from detrkit.models.base import DetectionModel
 from detrkit.utils.console import console
@@ -44,7 +38,7 @@ class Session:
         callbacks: of the user.
         pace: time of the run.
         folder: of the run.
-        in_memory: the datasets, unless they are files.
+        in_memory: the data, unless they are files; a list of several datasets.
         notes: lines about settings that were chosen or adapted, for choice.txt and the report.
     """
 
@@ -119,7 +113,7 @@ def planned(
         return config, None
     first = detector_phase(config) if config.optim.mask_epochs else config
     materials = make_materials(first, session, None)
-    images = len(materials.splits.train)
+    images = materials.splits.epoch_images
     if config.run.minutes is not None:
         config = _within_budget(config, first, materials, session)
     phases = [config.optim.epochs, *([config.optim.mask_epochs] if config.optim.mask_epochs else [])]
@@ -155,7 +149,7 @@ def _within_budget(config: TrainConfig, first: TrainConfig, materials: Materials
     made = plan(
         rates,
         left,
-        steps_per_epoch=steps_per_epoch(whole, len(splits.train), fabric.world_size),
+        steps_per_epoch=steps_per_epoch(whole, splits.epoch_images, fabric.world_size),
         eval_every=config.run.eval_every,
         final=final * (2 if config.optim.mask_epochs else 1),
     )

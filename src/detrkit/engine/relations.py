@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from detrkit.config import TrainConfig
+from detrkit.data.memory import IN_MEMORY
 from detrkit.engine.loggers import check_loggers
 from detrkit.models.criterion import build_criterion, loss_settings
 from detrkit.models.registry import architecture, build_options
 from detrkit.models.settings import check_parameters
 from detrkit.utils.errors import SettingError
+from detrkit.utils.names import real_path
 from detrkit.utils.ranges import FieldFormat, as_field, check_values
 
 
@@ -38,6 +41,7 @@ def check_config(config: TrainConfig, *, format_field: FieldFormat = as_field) -
         refuse("run.out", reason="name a folder")
     if data.size is not None and data.max_size is not None and data.max_size < data.size:
         refuse("data.size", "data.max_size", reason="the longest side is at least the short side")
+    _check_datasets(config, refuse)
     if run.devices > (most := max(16, 4 * (os.cpu_count() or 1))):
         refuse("run.devices", reason=f"these are processes of this machine, which can run {most} at the most")
     frozen = run.freeze_detector
@@ -66,3 +70,26 @@ def check_config(config: TrainConfig, *, format_field: FieldFormat = as_field) -
         raise
     except (TypeError, ValueError) as error:
         raise SettingError(str(error)) from error
+
+
+def _check_datasets(config: TrainConfig, refuse: Callable[..., None]) -> None:
+    """Check the datasets to train on and their weights.
+
+    Raises:
+        SettingError: a dataset twice, another number of weights, or none above 0.
+    """
+    data = config.data
+    paths = [data.path, *data.more_paths]
+    files = [str(real_path(path)) for path in paths if not path.startswith(IN_MEMORY)]
+    twice = next((path for k, path in enumerate(files) if path in files[:k]), None)
+    if twice is not None:
+        raise SettingError(
+            f"{twice}: this dataset is given twice: to see it more often give it once, with data.weights"
+        )
+    if not data.weights:
+        return
+    if len(data.weights) != len(paths):
+        count = "there is one dataset" if len(paths) == 1 else f"there are {len(paths)} datasets"
+        refuse("data.weights", reason=f"{count}: give one weight for each")
+    if not any(data.weights):
+        refuse("data.weights", reason="all are 0, so that no image is left: give one above 0")

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.config import TrainConfig
+from detrkit.data.mix_report import mix_cells
 from detrkit.engine import run_folder
 from detrkit.engine.evaluation_loop import EvaluationAccumulator
 from detrkit.engine.examples import display_threshold, example_sheet
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.metrics import format_metrics, selection_metric
 from detrkit.engine.objects import count_objects
-from detrkit.engine.setup import Splits
+from detrkit.engine.splits import Splits, data_name
 from detrkit.evaluation import Metrics, write_report
 from detrkit.utils.console import console
 from detrkit.utils.documents import read_text
@@ -63,11 +64,13 @@ def finish(
     rows: list[dict[str, Any]] = CsvLog(folder / "epochs.csv", key="epoch").rows()
     settings: dict[str, Any] = {
         "model": " ".join([spec.name, *(f"{k}={v}" for k, v in spec.options.items())]),
-        "dataset": f"{Path(config.data.path).name}, split {splits.val.split}, {len(splits.val)} images",
+        "dataset": f"{splits.val.name if splits.evaluated else data_name(config)}, split {splits.val.split}, "
+        f"{len(splits.val)} images",
         "input": f"short side {spec.size}, longest side {spec.max_size} pixels",
         "best epoch": f"{spec.training.get('epoch')} of {len(rows)}, {_reason(metrics['val'])}",
         "images per step": config.data.batch_size * config.optim.accumulate * world,
         **count_objects(splits.learned).rows(),
+        **({} if splits.mix is None else mix_cells(splits.mix)),
         "seed": config.run.seed,
     }
     chosen = folder / run_folder.CHOICE
@@ -86,7 +89,7 @@ def finish(
         metrics=metrics["val"],
         masks=metrics["val"].masks,
         panoptic=metrics["val"].panoptic,
-        title=f"{spec.name} on {Path(config.data.path).name}",
+        title=f"{spec.name} on {data_name(config)}",
         settings=settings,
         confusion=evaluations["val"].objects.confusion(score=display_threshold(spec)),
         sheet=example_sheet(model, spec, splits.val),

@@ -29,7 +29,7 @@ from detrkit.weights.checkpoint import ModelSpec
 T = TypeVar("T")
 # settings that may differ between a run and its continuation without changing a result
 _FREE = {
-    "data": {"path", "val_data", "workers", "cache", "eval_batch_size"},
+    "data": {"path", "more_paths", "val_data", "workers", "cache", "eval_batch_size"},
     "optim": {"epochs", "mask_epochs"},
     "run": {"out", "device", "devices", "nodes", "timeout"}
     | {"eval_every", "minutes", "patience", "log_every", "save_every", "tensorboard", "pictures", "loggers"},

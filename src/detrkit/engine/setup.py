@@ -1,11 +1,10 @@
-"""The parts of a run, made before its first step: processes, datasets, model, spec."""
+"""The parts of a run, made before its first step: processes, model, spec."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
@@ -13,28 +12,22 @@ from lightning_fabric.strategies import DDPStrategy
 import detrkit
 from detrkit.backbones import Backbone, backbone_class
 from detrkit.config import TrainConfig
-from detrkit.data import Dataset, open_dataset
-from detrkit.data.memory import is_path
-from detrkit.data.parts import divided
-from detrkit.data.readers.common import UnknownSplit
+from detrkit.data import Dataset
 from detrkit.engine.class_weights import make_criterion
 from detrkit.engine.environment import check_processes, cluster_environment, training_device
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
 from detrkit.engine.freezing import matched_names
 from detrkit.engine.launching import launch
-from detrkit.engine.objects import check_objects
+from detrkit.engine.splits import data_name
 from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture, build_options
 from detrkit.models.settings import check_parameters, full_options
-from detrkit.utils.console import console
 from detrkit.utils.download import DownloadError
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.memory import check_batch
-from detrkit.utils.similar import nearest_names
 from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec
 
-OVERFIT_STEPS = 50  # per epoch, with one process
 _WAYS_OUT = "--recipe small (a small model from random weights), or --backbone-weights random"
 
 
@@ -128,130 +121,6 @@ def predicts_masks(name: str, options: Mapping[str, Any]) -> bool:
     return bool({**architecture(name).options, **options}.get("masks", False))
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The datasets of a run; `val` and `test` may be absent.
-
-    Attributes:
-        overfit: whether `val` has the images to learn and `train` the same ones, repeated to fill an epoch.
-    """
-
-    train: Dataset
-    val: Dataset | None
-    test: Dataset | None
-    overfit: bool = False
-
-    @property
-    def learned(self) -> Dataset:
-        """Dataset of the images to learn from, once each."""
-        return self.val if self.overfit and self.val is not None else self.train
-
-
-def open_split(
-    config: TrainConfig,
-    use: Literal["train", "val", "test"],
-    *,
-    masks: bool,
-    in_memory: Any = None,
-    quiet: bool = False,
-) -> Dataset:
-    """Open one of the datasets of a config.
-
-    Args:
-        config: of the run.
-        use: what it is for.
-        masks: whether samples have masks.
-        in_memory: opened in place of `config.data.path`, unless it is None.
-        quiet: do not print the dataset's notes.
-
-    Raises:
-        DetrkitError: a missing path or split; names the option to give.
-    """
-    data = config.data
-    path = data.path if in_memory is None else in_memory
-    if use != "train":
-        path = data.val_data or path
-    split = {"train": data.train_split, "val": data.val_split, "test": data.test_split}[use]
-    unusable = data.unusable if use == "train" else "error"
-    layout = data.layout if is_path(path) else None
-    try:
-        dataset = open_dataset(path, split=split, layout=layout, masks=masks, ids=data.ids, unusable=unusable)
-    except UnknownSplit as error:
-        hint = _split_hint(use, error.names) if is_path(path) else _memory_hint(use, error.names)
-        raise DetrkitError(f"{error}; {hint}") from error
-    for note in () if quiet else dataset.notes:
-        console.print(note, markup=False)
-    return dataset
-
-
-def open_splits(config: TrainConfig, *, masks: bool = False, in_memory: Any = None) -> Splits:
-    """Open the datasets of a config; with overfit, the same few images for training and evaluation.
-
-    Args:
-        config: of the run.
-        masks: whether samples have masks, as a model that predicts them needs.
-        in_memory: opened in place of `config.data.path`, unless it is None.
-
-    Raises:
-        DetrkitError: a missing path or split, no object to learn, or classes that differ between the splits.
-    """
-    data = config.data
-    train = open_split(config, "train", masks=masks, in_memory=in_memory)
-    if train.skipped:
-        console.print(f"{train.skipped} images of {train.split} are left out; `detrkit data check` says why")
-    if len(train) == 0:
-        raise DetrkitError(f"{train.path}: the split {train.split} has no images")
-    check_objects(train)
-    if config.run.overfit:
-        with_objects = [i for i, r in enumerate(train.records) if (~r.crowd).any()][: config.run.overfit]
-        few = train.subset(with_objects)
-        # an epoch of a few images would be a step or two: repeat them, else evaluations would dominate
-        times = -(-OVERFIT_STEPS * data.batch_size * config.optim.accumulate // len(few))
-        return Splits(train.subset(with_objects * times), few, None, overfit=True)
-    val = test = None
-    if data.val_split not in (None, "none"):
-        val = open_split(config, "val", masks=masks, in_memory=in_memory)
-    if data.test_split is not None:
-        test = open_split(config, "test", masks=masks, in_memory=in_memory)
-    for other in (val, test):
-        if other is not None and set(other.class_names) - set(train.class_names):
-            extra = sorted(set(other.class_names) - set(train.class_names))
-            near = [f"{a!r} for {b!r}" for a, b in nearest_names(extra, train.class_names).items()]
-            raise DetrkitError(
-                f"{other.path} ({other.split}) has classes that {train.path} ({train.split}) has not: "
-                f"{', '.join(extra[:5])}; give both splits one class list"
-                + (f" (perhaps {', '.join(near[:5])})" if near else "")
-            )
-    return Splits(train, val, test)
-
-
-def _split_hint(use: str, names: Sequence[str]) -> str:
-    """Name the options that choose a split of a dataset.
-
-    Args:
-        use: "train", "val" or "test".
-        names: of the existing splits.
-    """
-    if use in ("train", "val") and len(names) == 1:
-        train, val = divided(names[0])
-        options = f"--train-split '{train}' --val-split '{val}'"
-        return f"to keep a fifth of it for evaluation, pass {options}; --val-split none: no evaluation"
-    without = " (none: no evaluation)" if use == "val" else ""
-    return f"choose with --{use}-split{without}"
-
-
-def _memory_hint(use: str, names: Sequence[str]) -> str:
-    """Name the settings that choose a split of data in memory, and the way to give it splits."""
-    if use in ("train", "val") and len(names) == 1:
-        train, val = divided(names[0])
-        return (
-            f"keep a fifth of it for evaluation by data.train_split={train!r} and data.val_split={val!r}, or give it "
-            "splits: data={'train': ..., 'val': ...}"
-        )
-    without = " ('none': no evaluation)" if use == "val" else ""
-    return f"choose with data.{use}_split{without}, or give it splits: data={{'train': ..., 'val': ...}}"
-
-
 def make_model(
     config: TrainConfig, train: Dataset, source: Source | None = None
 ) -> tuple[DetectionModel, ModelSpec, InitReport | None]:
@@ -293,7 +162,7 @@ def make_model(
         classes=train.classes,
         size=size,
         max_size=max_size or round(size * 1333 / 800),
-        training={"detrkit": detrkit.__version__, "dataset": Path(config.data.path).name},
+        training={"detrkit": detrkit.__version__, "dataset": data_name(config)},
     )
     check_batch(spec.size, spec.max_size, min(config.data.batch_size, len(train)))
     try:

@@ -39,7 +39,7 @@ from detrkit.engine.overfit import evaluation_due
 from detrkit.engine.pace import Pace
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.saving import divergence, restore, training_state
-from detrkit.engine.setup import Splits
+from detrkit.engine.splits import Splits
 from detrkit.engine.state import Progress, save_state
 from detrkit.engine.train_step import TrainStep
 from detrkit.evaluation import Metrics
@@ -113,6 +113,7 @@ class Trainer:
             group_by_size=config.data.group_by_size,
             accumulate=config.optim.accumulate,
             epoch_images=config.data.epoch_images,
+            rates=splits.rates,
             rank=self.rank,
             world_size=self.world,
             mean=spec.mean,

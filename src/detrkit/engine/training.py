@@ -13,7 +13,7 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from detrkit.config import TrainConfig, load_config
-from detrkit.data.memory import is_path, path_or_name
+from detrkit.data.memory import named_data
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
 from detrkit.engine.announcement import announce
@@ -62,8 +62,9 @@ def train(
             started from its beginning.
         callbacks: called at each step, evaluation, checkpoint, ...: see `Callback`.
         data: a dataset in memory, in place of `config.data.path`: whatever `detrkit.open_dataset` takes, or a dict of
-            split -> open Dataset. A run is resumed with the same data: its fingerprint is checked. Every process of a
-            run hands it over, as the same program does when torchrun starts it several times.
+            split -> open Dataset. A list of these, paths among them, is trained on together. A run is resumed with the
+            same data: its fingerprint is checked. Every process of a run hands it over, as the same program does when
+            torchrun starts it several times.
         shorten_warmup: shorten a warm-up that takes more than a fifth of all steps, as `detrkit train --epochs` does.
         reasons: lines that say why the settings are as they are, for choice.txt and the report.
 
@@ -75,8 +76,8 @@ def train(
     """
     check_callbacks(callbacks)
     if data is not None:
-        config = config.changed(data={"path": path_or_name(data)})
-        data = None if is_path(data) else data
+        names, data = named_data(data)
+        config = config.changed(data=names)
     config = _normal(config)
     folder, stop, pace = Path(config.run.out), StopSignals(), Pace()
     # no command finds data in memory: the program itself goes on
@@ -125,7 +126,7 @@ def _of_first(config: TrainConfig, fabric: Fabric, reasons: Sequence[str]) -> Tr
     if chosen is None or fabric.global_rank == 0:
         return config
     own = {name: getattr(config.run, name) for name in ("out", "device", "devices", "nodes", "timeout")}
-    data = {name: getattr(config.data, name) for name in ("path", "val_data", "workers", "cache")}
+    data = {name: getattr(config.data, name) for name in ("path", "more_paths", "val_data", "workers", "cache")}
     return chosen.changed(data=data, run=own)
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageColor
 
 from detrkit.data import Dataset
 from detrkit.engine.examples import evenly_spaced
-from detrkit.engine.setup import Splits
+from detrkit.engine.splits import Splits
 from detrkit.evaluation.metrics import markdown_table
 from detrkit.structures.detections import Detections
 from detrkit.study.config import StudyConfig

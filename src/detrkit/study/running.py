@@ -19,7 +19,7 @@ from detrkit.engine.processes import StopSignals
 from detrkit.engine.relations import check_config
 from detrkit.engine.resuming import first_decides
 from detrkit.engine.run_files import saved_in
-from detrkit.engine.setup import open_splits
+from detrkit.engine.splits import open_splits
 from detrkit.engine.training import train
 from detrkit.models.criterion import build_criterion
 from detrkit.study.config import Member, MemberRun, StudyConfig, check_same, load_study
