@@ -6,7 +6,7 @@ import pytest
 
 from detrkit.config import load_config
 from detrkit.engine import budget, pace, planning, train
-from detrkit.engine.budget import Plan, Rates, plan
+from detrkit.engine.budget import Plan, Rates, TimeLimit, plan, planned_seconds
 from detrkit.engine.resuming import adapted_fields, as_adapted
 from helpers.tiny import losses, tiny_config
 
@@ -39,6 +39,31 @@ def test_an_epoch_longer_than_the_budget_becomes_a_part():
     made = plan(Rates(1.0, 30.0), 1800, steps_per_epoch=10_000)
     assert made.epochs == 5 and made.eval_every == 1
     assert made.epoch_steps is not None and 200 < made.epoch_steps < 320
+
+
+@pytest.mark.parametrize("fitting", [1.2, 1.9, 3.7, 4.6])
+@pytest.mark.parametrize("evaluation", [0.0, 1.0, 3.0])
+def test_few_epochs_become_parts_that_use_the_time(fitting, evaluation):
+    """Whole epochs alone would leave up to half of the time unused."""
+    rates, steps = Rates(0.2, evaluation), 250
+    available = fitting * (steps * rates.step + evaluation) + evaluation + pace.REPORT_SECONDS
+    made = plan(rates, available / budget._SAFE_SHARE, steps_per_epoch=steps)
+    assert 0.9 * fitting * steps < made.epochs * (made.epoch_steps or steps) <= fitting * steps + steps / 10
+    assert seconds(rates, made, steps) <= available / budget._SAFE_SHARE
+
+
+def test_no_more_epochs_than_the_most_are_planned():
+    for most in (1, 7):
+        made = plan(Rates(0.1, 4.0), 3600, steps_per_epoch=100, eval_every=2, most_epochs=most)
+        assert made == Plan(most, None, min(2, most))
+    tight = {"seconds": 120, "steps_per_epoch": 100}
+    assert plan(Rates(0.2, 4.0), **tight, most_epochs=50) == plan(Rates(0.2, 4.0), **tight)
+
+
+def test_the_seconds_of_a_plan_are_those_of_its_parts():
+    rates = Rates(0.5, 3.0)
+    for made in (Plan(7, None, 2), Plan(3, 20, 1)):
+        assert planned_seconds(rates, made, steps_per_epoch=40) == seconds(rates, made, 40)
 
 
 def test_a_budget_of_nothing_is_one_step():
@@ -95,4 +120,22 @@ def test_a_run_is_resumed_with_the_settings_it_was_started_with(tmp_path):
     assert as_adapted(longer, saved, adapted) == longer
     plain = given.changed(run={"minutes": None})
     assert adapted_fields(plain, shorten_warmup=False) == {"optim": ()}
+    assert adapted_fields(plain, shorten_warmup=False, limited=True) == adapted
     assert as_adapted(plain, plain.changed(optim={"lr": 0.5}), {"optim": ()}) == plain  # refused later
+
+
+@pytest.mark.slow
+def test_a_run_with_a_limit_does_less_and_is_the_run_that_does_so_much(shapes, tmp_path, capsys):
+    """Where the epochs fit nothing changes; where they do not, the schedule has the steps that do."""
+    given = {"optim": {"epochs": 2}, "data": {"val_split": "none"}}
+    train(tiny_config(shapes, tmp_path / "fits", **given), limit=TimeLimit(3600.0))
+    train(tiny_config(shapes, tmp_path / "given", **given))
+    assert losses(tmp_path / "fits") == losses(tmp_path / "given")
+    assert "measured: 2 epochs fit, with steps of " in capsys.readouterr().out
+    large = {**given, "optim": {"epochs": 100_000}}
+    train(tiny_config(shapes, tmp_path / "short", **large), limit=TimeLimit(pace.REPORT_SECONDS + 4.0, 2.0))
+    written = load_config(tmp_path / "short" / "config.yaml")
+    assert written.optim.epochs < 100_000 and written.run.minutes is None
+    same = written.changed(run={"out": str(tmp_path / "same")})
+    train(same)
+    assert losses(tmp_path / "short") == losses(tmp_path / "same")

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from detrkit.config import load_config
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine import quickstart as module
 from detrkit.engine.run_files import foreign_to_run, naming_last_state, sweep_old
@@ -98,7 +99,7 @@ def test_a_failed_write_says_which_state_is_safe(tmp_path):
 def trained(monkeypatch):
     """Instead of training: what was asked for."""
     asked = []
-    monkeypatch.setattr(module, "train", asked.append)
+    monkeypatch.setattr(module, "train", lambda config, **_: asked.append(config))
     monkeypatch.setattr(module, "IMAGES", {"train": 1, "val": 1})
     return asked
 
@@ -118,7 +119,7 @@ def test_quickstart_replaces_its_own(tmp_path, trained):
 
 
 def test_a_quickstart_that_was_stopped_too_early_says_how_to_start_again(tmp_path, monkeypatch, trained):
-    def stopped(config):
+    def stopped(config, **_):
         with pytest.raises(DetrkitError, match="is being written by this process"):
             module.quickstart(tmp_path)
         raise Interrupted(15, config.run.out, saved=False)
@@ -126,6 +127,31 @@ def test_a_quickstart_that_was_stopped_too_early_says_how_to_start_again(tmp_pat
     monkeypatch.setattr(module, "train", stopped)
     with pytest.raises(Interrupted, match=r"nothing was saved; the same command with --force starts it again$"):
         module.quickstart(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "minutes", "whole"),
+    [({}, 5.0, False), ({"minutes": 2.0}, 2.0, True), ({"epochs": 3}, None, None)],
+)
+def test_a_quickstart_takes_five_minutes_at_most_or_what_is_given(
+    tmp_path, monkeypatch, trained, given, minutes, whole
+):
+    """The time before training counts, and without minutes the recipe's epochs are the most."""
+    limits = []
+    monkeypatch.setattr(module, "train", lambda config, limit: (trained.append(config), limits.append(limit)))
+    module.quickstart(tmp_path, **given, gone=7.0)
+    assert trained[0].run.minutes == minutes
+    assert trained[0].optim.epochs == given.get("epochs", load_config("quickstart").optim.epochs)
+    if minutes is None:
+        assert limits == [None]
+    else:
+        assert limits[0].seconds == 60 * minutes and limits[0].whole is whole and 7.0 < limits[0].gone < 20.0
+
+
+def test_a_quickstart_has_minutes_or_epochs(tmp_path, trained):
+    with pytest.raises(DetrkitError, match="give one of them"):
+        module.quickstart(tmp_path, minutes=5, epochs=2)
+    assert trained == [] and os.listdir(tmp_path) == []
 
 
 def somebodys_shapes(root):

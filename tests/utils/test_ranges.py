@@ -112,6 +112,7 @@ def test_tuples_of_another_length():
     "words",
     [
         ["quickstart", "--epochs", "0"],
+        ["quickstart", "--minutes", "0"],
         ["quickstart", "--seed", "-1"],
         ["train", "data", "--workers", "-1"],
         ["train", "data", "--hidden-dim", "10000000"],

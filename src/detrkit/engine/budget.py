@@ -1,4 +1,4 @@
-"""`--minutes`: epochs, images per epoch and evaluations of a run that has so much time."""
+"""Epochs, images per epoch and evaluations of a run that has so much time: `--minutes`, and what is chosen."""
 
 from __future__ import annotations
 
@@ -13,18 +13,34 @@ import torch
 from lightning_fabric import Fabric
 
 from detrkit.data import Dataset
-from detrkit.engine.pace import REPORT_SECONDS
+from detrkit.engine.pace import REPORT_SECONDS, evaluations_after
 from detrkit.engine.state import rng_state, set_rng_state
 from detrkit.models.base import DetectionModel
 from detrkit.utils.durations import duration, seconds_text
+from detrkit.utils.messages import counted
 
 if TYPE_CHECKING:
     from detrkit.engine.trainer import Trainer
 
 EVALUATION_SHARE = 0.25  # of the time, at most, for evaluations on the way
 _SAFE_SHARE = 0.93  # of the time that is planned: steps and evaluations vary
-_PARTS = 5  # evaluations of a run that is shorter than one epoch
-_TRIAL_SECONDS, _TRIAL_SHARE = 15.0, 0.04  # of measuring: the smaller one of this and this share of the budget
+_PARTS = 5  # of a run in which fewer epochs than these fit: whole ones alone would leave up to half of the time unused
+_PARTS_SHARE = 0.1  # of such a run's time, for evaluations on the way
+_TRIAL_SECONDS, _TRIAL_SHARE = 15.0, 0.025  # of measuring: the smaller one of this and this share of the budget
+
+
+class TimeLimit(NamedTuple):
+    """Time that a run may take, for which it does less: `optim.epochs` if they fit, else as many as fit.
+
+    Attributes:
+        seconds: of the run; steps are measured before the first one.
+        gone: of them, before `train` was called.
+        whole: whether all the time is used: as many epochs as fit, whatever `optim.epochs` is.
+    """
+
+    seconds: float
+    gone: float = 0.0
+    whole: bool = False
 
 
 class Rates(NamedTuple):
@@ -48,7 +64,15 @@ class Plan(NamedTuple):
     eval_every: int
 
 
-def plan(rates: Rates, seconds: float, *, steps_per_epoch: int, eval_every: int = 1, final: float = 1.0) -> Plan:
+def plan(
+    rates: Rates,
+    seconds: float,
+    *,
+    steps_per_epoch: int,
+    eval_every: int = 1,
+    final: float = 1.0,
+    most_epochs: int | None = None,
+) -> Plan:
     """Plan the epochs that fit into a time.
 
     Args:
@@ -58,23 +82,25 @@ def plan(rates: Rates, seconds: float, *, steps_per_epoch: int, eval_every: int 
         eval_every: epochs between evaluations as set; raised where evaluations would take more than a quarter of the
             time.
         final: images that are evaluated at the end, as a multiple of the validation split: 1, with a test split more.
+        most_epochs: train no more than these, though more would fit.
     """
     available = _SAFE_SHARE * seconds - rates.evaluation * final - REPORT_SECONDS
     epoch = steps_per_epoch * rates.step
     most = EVALUATION_SHARE / (1 - EVALUATION_SHARE) * epoch  # seconds of evaluations for each epoch
     every = max(eval_every, math.ceil(rates.evaluation / most)) if most > 0 else eval_every
     epochs = int(available / (epoch + rates.evaluation / every))
-    if epochs >= 1:
-        if epochs < every:  # one evaluation at the end, of its whole time
-            epochs, every = max(1, int((available - rates.evaluation) / epoch)), max(1, epochs)
-        return Plan(epochs, None, every)
-    parts = 1
+    if most_epochs is not None and epochs >= most_epochs:
+        return Plan(most_epochs, None, min(every, most_epochs))
+    if 1 <= epochs < every:  # one evaluation at the end, of its whole time
+        epochs, every = max(1, int((available - rates.evaluation) / epoch)), max(1, epochs)
+    whole = Plan(epochs, None, every)
+    if epochs >= _PARTS:
+        return whole
+    parts = _PARTS
     if rates.evaluation > 0:
-        parts = min(_PARTS, max(1, int(EVALUATION_SHARE * available / rates.evaluation)))
-    else:
-        parts = _PARTS
-    steps = int((available - parts * rates.evaluation) / rates.step / parts)
-    return Plan(parts, min(steps_per_epoch, max(1, steps)), 1)
+        parts = min(_PARTS, max(1, int(_PARTS_SHARE * available / rates.evaluation)))
+    steps = min(steps_per_epoch, max(1, int((available - parts * rates.evaluation) / rates.step / parts)))
+    return whole if epochs * steps_per_epoch >= parts * steps else Plan(parts, steps, 1)
 
 
 def measure(trainer: Trainer, budget: float) -> Rates:
@@ -137,22 +163,37 @@ def measured_rates(
         set_rng_state(before)
 
 
-def plan_words(minutes: float, rates: Rates, made: Plan, *, images: int, train: Dataset) -> str:
-    """Say how long a run with a budget becomes.
+def planned_seconds(rates: Rates, made: Plan, *, steps_per_epoch: int, final: float = 1.0) -> float:
+    """Return the seconds of a planned run from its first step to its end.
 
     Args:
-        minutes: of the budget.
+        rates: as measured.
+        made: the plan.
+        steps_per_epoch: of the whole training split.
+        final: as in `plan`.
+    """
+    steps = made.epochs * (made.epoch_steps or steps_per_epoch)
+    evaluations = evaluations_after(made.epochs, made.eval_every) + final
+    return steps * rates.step + evaluations * rates.evaluation + REPORT_SECONDS
+
+
+def plan_words(reason: str, rates: Rates, made: Plan, *, images: int, train: Dataset, seconds: float) -> str:
+    """Say how long a run becomes, from measured steps.
+
+    Args:
+        reason: of the plan, the line's beginning.
         rates: as measured.
         made: the plan.
         images: of all processes in a step.
         train: the training split.
+        seconds: of the whole run.
     """
-    epochs = f"{made.epochs} epoch{'s' if made.epochs > 1 else ''}"
+    epochs = counted(made.epochs, "epoch")
     if made.epoch_steps is not None:
         seen = made.epoch_steps * images
         epochs += f" of {seen} images each ({seen * made.epochs} of {len(train)} images are seen)"
-    line = f"--minutes {minutes:g}: {epochs} fit, with steps of {seconds_text(rates.step)}"
+    line = f"{reason}: {epochs} fit, with steps of {seconds_text(rates.step)}"
     if rates.evaluation:
         often = "after each epoch" if made.eval_every == 1 else f"every {made.eval_every} epochs"
         line += f" and evaluations of about {duration(rates.evaluation)}, {often}"
-    return line
+    return f"{line}: about {duration(seconds)} in all"

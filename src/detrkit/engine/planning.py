@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from lightning_fabric import Fabric
 
 from detrkit.config import TrainConfig
-from detrkit.engine.budget import Plan, measured_rates, plan, plan_words
+from detrkit.engine.budget import Plan, TimeLimit, measured_rates, plan, plan_words, planned_seconds
 from detrkit.engine.callbacks import Callback
 from detrkit.engine.fine_tune import InitReport
 from detrkit.engine.fingerprint import fingerprint
@@ -40,6 +41,7 @@ class Session:
         folder: of the run.
         in_memory: the data, unless they are files; a list of several datasets.
         notes: lines about settings that were chosen or adapted, for choice.txt and the report.
+        limit: time for which the run does less if its epochs do not fit, or None.
     """
 
     fabric: Fabric
@@ -49,6 +51,7 @@ class Session:
     folder: Path
     in_memory: Any = None
     notes: list[str] = field(default_factory=list)
+    limit: TimeLimit | None = None
 
     def say(self, line: str) -> None:
         """Print a line about a setting that was adapted, and note it."""
@@ -109,12 +112,13 @@ def planned(
     world = session.fabric.world_size
     if config.run.overfit:
         return overfit_config(config, world=world), None
-    if config.run.minutes is None and not (shorten_warmup and config.optim.warmup_steps):
+    timed = config.run.minutes is not None or session.limit is not None
+    if not timed and not (shorten_warmup and config.optim.warmup_steps):
         return config, None
     first = detector_phase(config) if config.optim.mask_epochs else config
     materials = make_materials(first, session, None)
     images = materials.splits.epoch_images
-    if config.run.minutes is not None:
+    if timed:
         config = _within_budget(config, first, materials, session)
     phases = [config.optim.epochs, *([config.optim.mask_epochs] if config.optim.mask_epochs else [])]
     fitted = fit_warmup(config.optim, min(phases) * steps_per_epoch(config, images, world))
@@ -132,29 +136,30 @@ def _within_budget(config: TrainConfig, first: TrainConfig, materials: Materials
         materials: of its first phase.
         session: of the run.
     """
-    fabric, minutes = session.fabric, config.run.minutes
-    assert minutes is not None
+    fabric, minutes, limit = session.fabric, config.run.minutes, session.limit
     splits, model, spec, _ = materials
     data = fingerprint(splits)
 
     def trial(copied: DetectionModel) -> Trainer:
         return Trainer(first, fabric, splits, copied, spec, session.folder, stop=session.stop, data=data)
 
-    rates = measured_rates(model, trial, fabric, 60 * minutes)
-    left = fabric.broadcast(60 * minutes - session.pace.gone)
+    seconds = 60 * minutes if minutes is not None else limit.seconds if limit is not None else math.inf
+    rates = measured_rates(model, trial, fabric, seconds)
+    gone = fabric.broadcast(session.pace.gone)
     images = config.data.batch_size * config.optim.accumulate * fabric.world_size
     val, test = splits.val, splits.test
-    final = 1.0 if val is None or test is None else 1 + len(test) / len(val)
-    whole = config.changed(data={"epoch_images": None})
-    made = plan(
-        rates,
-        left,
-        steps_per_epoch=steps_per_epoch(whole, splits.epoch_images, fabric.world_size),
-        eval_every=config.run.eval_every,
-        final=final * (2 if config.optim.mask_epochs else 1),
-    )
-    session.say(plan_words(minutes, rates, made, images=images, train=splits.train))
-    return _as_planned(config, made, images, session)
+    final = (1.0 if val is None or test is None else 1 + len(test) / len(val)) * (2 if config.optim.mask_epochs else 1)
+    at_most = limit is not None and not limit.whole
+    # the epochs that are the most may be parts of the split
+    whole = config if at_most else config.changed(data={"epoch_images": None})
+    steps = steps_per_epoch(whole, splits.epoch_images, fabric.world_size)
+    every = config.run.eval_every
+    most = config.optim.epochs + config.optim.mask_epochs if at_most else None
+    made = plan(rates, seconds - gone, steps_per_epoch=steps, eval_every=every, final=final, most_epochs=most)
+    reason = "measured" if minutes is None else f"--minutes {minutes:g}"
+    takes = gone + planned_seconds(rates, made, steps_per_epoch=steps, final=final)
+    session.say(plan_words(reason, rates, made, images=images, train=splits.train, seconds=takes))
+    return _as_planned(whole, made, images, session)
 
 
 def _as_planned(config: TrainConfig, made: Plan, images: int, session: Session) -> TrainConfig:
@@ -167,7 +172,7 @@ def _as_planned(config: TrainConfig, made: Plan, images: int, session: Session) 
         masks = max(1, made.epochs - epochs)
     fitted = with_epochs(optim, epochs, mask_epochs=masks)
     session.say(fitted.words)
-    part = None if made.epoch_steps is None else made.epoch_steps * images
+    part = config.data.epoch_images if made.epoch_steps is None else made.epoch_steps * images
     every = min(made.eval_every, epochs)
     return config.changed(
         data={"epoch_images": part},

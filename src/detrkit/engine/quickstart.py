@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from pathlib import Path
 
 from detrkit.config import load_config
 from detrkit.data.tools.shapes import write_shapes
+from detrkit.engine.budget import TimeLimit
 from detrkit.engine.result import RunResult
 from detrkit.engine.run_files import foreign_to_run, saved_in
 from detrkit.engine.training import train
@@ -18,23 +20,40 @@ from detrkit.utils.lock import FolderLock
 from detrkit.utils.names import full_path
 
 IMAGES = {"train": 2000, "val": 200}
+MINUTES = 5.0  # for everything, if neither minutes nor epochs are given
 
 
-def quickstart(out: str | Path, *, epochs: int | None = None, seed: int = 0, force: bool = False) -> RunResult:
+def quickstart(
+    out: str | Path,
+    *,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+    gone: float = 0.0,
+) -> RunResult:
     """Generate shapes, train the `quickstart` recipe on them and write the report.
+
+    The time is kept by training less: steps are measured before the first one. What is trained depends on the machine
+    in the number of its steps alone, and config.yaml holds that.
 
     Args:
         out: folder for `shapes/` and `run/`.
-        epochs: passes over the training images; by default the recipe's.
+        minutes: for everything: as many epochs as fit. By default the recipe's epochs, or fewer where these take more
+            than five minutes.
+        epochs: passes over the training images, however long they take.
         seed: of images, weights and order.
         force: replace an earlier quickstart there, unless the folder holds other files too.
+        gone: seconds of the time that are gone already, for imports.
 
     Raises:
         Interrupted: asked to stop.
-        DetrkitError: the folder holds an earlier quickstart or, with `force`, other files; or another process writes
-            it.
+        DetrkitError: both minutes and epochs; the folder holds an earlier quickstart or, with `force`, other files; or
+            another process writes it.
     """
-    out = Path(out)
+    if minutes is not None and epochs is not None:
+        raise DetrkitError("--minutes and --epochs: the minutes set the epochs, so give one of them")
+    began, out = time.monotonic() - gone, Path(out)
     data, run = out / "shapes", out / "run"
     with FolderLock(out):
         if not force and any(os.path.lexists(place) for place in (data, run)):
@@ -47,10 +66,14 @@ def quickstart(out: str | Path, *, epochs: int | None = None, seed: int = 0, for
         console.print(f"generating {IMAGES['train']} images to train on and {IMAGES['val']} to test on in {data}")
         write_shapes(data, images=IMAGES, seed=seed, force=force)
         config = load_config("quickstart", data=str(data)).changed(run={"out": str(run), "seed": seed})
+        limit = None
         if epochs is not None:
             config = config.changed(optim={"epochs": epochs})
+        else:
+            limit = TimeLimit(60 * (minutes or MINUTES), time.monotonic() - began, whole=minutes is not None)
+            config = config.changed(run={"minutes": limit.seconds / 60})
         try:
-            return train(config)
+            return train(config, limit=limit)
         except Interrupted as stop:
             if saved_in(run) is not None:
                 raise

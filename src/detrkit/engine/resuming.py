@@ -51,15 +51,16 @@ class Beginning(NamedTuple):
     state: dict[str, Any] | None
 
 
-def adapted_fields(config: TrainConfig, *, shorten_warmup: bool) -> dict[str, tuple[str, ...]]:
+def adapted_fields(config: TrainConfig, *, shorten_warmup: bool, limited: bool = False) -> dict[str, tuple[str, ...]]:
     """Return section -> names of the settings that a run may have adapted before its first step.
 
     Args:
         config: as given.
         shorten_warmup: as `train`.
+        limited: whether it has a `TimeLimit`.
     """
     optim: tuple[str, ...] = ("warmup_steps",) if shorten_warmup else ()
-    if config.run.minutes is None and not config.run.overfit:
+    if config.run.minutes is None and not limited and not config.run.overfit:
         return {"optim": optim}
     optim = ("warmup_steps", "epochs", "mask_epochs", "lr_drop", "mask_lr_drop")
     if config.run.overfit:

@@ -17,6 +17,7 @@ from detrkit.data.memory import named_data
 from detrkit.engine import run_folder
 from detrkit.engine.agreement import check_agreement
 from detrkit.engine.announcement import announce
+from detrkit.engine.budget import TimeLimit
 from detrkit.engine.callbacks import Callback, check_callbacks
 from detrkit.engine.class_weights import weight_lines
 from detrkit.engine.fingerprint import fingerprint
@@ -49,6 +50,7 @@ def train(
     data: Any = None,
     shorten_warmup: bool = False,
     reasons: Sequence[str] = (),
+    limit: TimeLimit | None = None,
 ) -> RunResult:
     """Train a model and write checkpoints, settings, logs and report into the run's folder.
 
@@ -67,6 +69,7 @@ def train(
             torchrun starts it several times.
         shorten_warmup: shorten a warm-up that takes more than a fifth of all steps, as `detrkit train --epochs` does.
         reasons: lines that say why the settings are as they are, for choice.txt and the report.
+        limit: do less where the epochs would take longer than this.
 
     Raises:
         DetrkitError: bad input; a folder that holds another run, or that another process writes; a loss that is not
@@ -79,18 +82,19 @@ def train(
         names, data = named_data(data)
         config = config.changed(data=names)
     config = _normal(config)
-    folder, stop, pace = Path(config.run.out), StopSignals(), Pace()
+    folder, stop, pace = Path(config.run.out), StopSignals(), Pace(gone=0.0 if limit is None else limit.gone)
     # no command finds data in memory: the program itself goes on
     command = None if data is None else f"{IN_PYTHON}, in Python"
     stop.advice = lambda: how_to_go_on(str(folder), command, saved=saved_in(folder) is not None)
     stop.last_words = lambda: str(_interrupted(signal.SIGINT, folder, "at once", command))
     try:
         with stop, ExitStack() as held, naming_last_state(folder):
-            adapted = adapted_fields(config, shorten_warmup=shorten_warmup)
+            adapted = adapted_fields(config, shorten_warmup=shorten_warmup, limited=limit is not None)
             fabric, place, state = begin(config, resume=resume, held=held, adapted=adapted)
             stop.join(fabric.world_size)
             config = _of_first(config, fabric, reasons)
             session, materials = Session(fabric, stop, callbacks, pace, folder, data, list(reasons)), None
+            session.limit = fabric.broadcast(limit)
             if place is None and not resume:
                 config, materials = planned(config, session, shorten_warmup=shorten_warmup)
             elif fabric.global_rank == 0:
