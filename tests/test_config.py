@@ -41,7 +41,7 @@ def test_recipes_build(name):
         ("optim: {lr: fast}", r"optim\.lr: .*number"),
         ("optim: {learning_rate: 1}", r"optim\.learning_rate: unknown field"),
         ("optimiser: {}", r"optimiser: unknown field"),
-        ("data: {augment: heavy}", r"data\.augment: .*'detr', 'flip' or 'none'"),
+        ("data: {augment: heavy}", r"data\.augment: .*'detr', 'flip', 'none' or 'lsj'"),
         ("data: [1, 2", r"malformed YAML"),
         ("- 1", r"expected sections"),
     ],

@@ -52,7 +52,7 @@ def _refusal(*words: str) -> str:
         ("train x --lr fast", "--lr fast: must be a number"),
         ("train x --epochs", "--epochs: needs a whole number"),
         ("train x --epochs --lr 1", "--epochs: needs a whole number"),
-        ("train x --augment flop", "--augment flop: choose one of detr, flip, none (did you mean flip?)"),
+        ("train x --augment flop", "--augment flop: choose one of detr, flip, none, lsj (did you mean flip?)"),
         ("train x --draft=3", "--draft=3: it takes no value: write --draft or --no-draft"),
         ("train x --masks=3", "--masks=3: write --masks or --no-masks"),
         ("train x --options depth", "--options depth: depth is no name=value"),

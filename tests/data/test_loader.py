@@ -10,10 +10,11 @@ import torch
 
 from detrkit.data import Dataset, open_dataset
 from detrkit.data import loader as loader_module
+from detrkit.data.geometry import Geometry
 from detrkit.data.loader import make_loader
 from detrkit.data.samplers import EvalSampler, SampleKey, TrainSampler, derived_seed, order_by_aspect
 from detrkit.data.tools.shapes import write_shapes
-from detrkit.data.transforms import Geometry, Transform, eval_transform, train_transform
+from detrkit.data.transforms import Transform, eval_transform, train_transform
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,20 +9,18 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
+from detrkit.data.draws import random_crop
+from detrkit.data.geometry import crop, hflip, resize, resized_size
 from detrkit.data.transforms import (
     DetrTransform,
     EvalTransform,
     FlipTransform,
     Normalization,
-    crop,
     eval_transform,
-    hflip,
-    random_crop,
-    resize,
-    resized_size,
     to_target,
     train_transform,
 )
+from detrkit.utils.augments import Augment
 from detrkit.utils.errors import DetrkitError
 from helpers.datasets import generator, make_sample, picture
 
@@ -176,8 +174,8 @@ def test_random_crop_draws_width_first_inclusive_and_capped() -> None:
     assert random_crop(10, 20, (384, 600), generator(0)) == (0, 0, 10, 20)  # smaller than the smallest: stays whole
 
 
-@pytest.mark.parametrize("augment", ["detr", "flip", "none"])
-def test_what_is_drawn_is_what_is_done(augment: Literal["detr", "flip", "none"]) -> None:
+@pytest.mark.parametrize("augment", get_args(Augment))
+def test_what_is_drawn_is_what_is_done(augment: Augment) -> None:
     transform = train_transform(64, augment=augment)
     sample = make_sample(90, 70, [[5, 5, 50, 40]])
     cropped = 0
@@ -191,7 +189,7 @@ def test_what_is_drawn_is_what_is_done(augment: Literal["detr", "flip", "none"])
             cropped += 1
         assert geometry.decoded_size == (geometry.pre_crop_size or geometry.size)
         assert torch.equal(out.image, resize(steps, geometry.size).image)
-    assert cropped == 0 if augment != "detr" else 4 <= cropped <= 16
+    assert cropped == 0 if augment in ("flip", "none") else 4 <= cropped <= 16
 
 
 def test_an_image_decoded_smaller_fits_its_boxes_and_masks_after_the_first_resize() -> None:
@@ -228,6 +226,54 @@ def test_published_numbers_and_scaling() -> None:
     assert isinstance(custom, DetrTransform) and (custom.scales, custom.max_size) == ((96, 128), 200)
     assert train_transform(augment="none") == eval_transform()
     assert train_transform(augment="flip") == FlipTransform(resize=eval_transform())
+
+
+def test_scale_jitter() -> None:
+    """Scales of 0.1 to 2, alike often; a large image is cut to the size of evaluation, a small one stays small."""
+    transform = train_transform(400, augment="lsj")
+    scales, places = [], set()
+    for seed in range(400):
+        geometry = transform.make_params(300, 450, generator(seed))
+        scaled = geometry.pre_crop_size or geometry.size
+        assert abs(scaled[1] / scaled[0] - 1.5) < 0.03
+        scales.append(scaled[0] / 400)
+        if geometry.crop is None:
+            assert scaled[0] <= 400
+        else:
+            top, left, h, w = geometry.crop
+            assert (h, w) == geometry.size == (400, 600)
+            assert 0 <= top <= scaled[0] - 400 and 0 <= left <= scaled[1] - 600
+            places.add((top, left))
+    quantiles = np.quantile(scales, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(quantiles, [0.1, 0.575, 1.05, 1.525, 2], atol=0.1)
+    assert len(places) > 150
+    # never below a cell of the coarsest map, unless the image is
+    assert min(min(train_transform(64, augment="lsj").make_params(64, 64, generator(s)).size) for s in range(50)) == 32
+
+
+def test_scale_jitter_drops_what_is_too_small_to_learn() -> None:
+    boxes = [[10, 10, 100, 100], [50, 50, 53, 90], [0, 0, 300, 300]]
+    masks = torch.zeros(3, 300, 300, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    sample = make_sample(300, 300, boxes, masks=masks)
+    for seed in range(40):
+        geometry = train_transform(300, augment="lsj").make_params(300, 300, generator(seed))
+        height, width = geometry.pre_crop_size or geometry.size
+        top, left, h, w = geometry.crop or (0, 0, *geometry.size)
+        kept = []
+        for label, (x0, y0, x1, y1) in enumerate(boxes):
+            if geometry.hflip:
+                x0, x1 = 300 - x1, 300 - x0
+            x = np.clip(np.array([x0, x1]) * width / 300 - left, 0, w)
+            y = np.clip(np.array([y0, y1]) * height / 300 - top, 0, h)
+            area = np.ptp(x) * np.ptp(y)
+            if min(np.ptp(x), np.ptp(y)) >= 2 and area >= 0.1 * (x1 - x0) * (y1 - y0) * width * height / 300**2:
+                kept.append(label)
+        assert geometry(replace(sample, masks=None)).labels.tolist() == kept
+        with_masks = geometry(sample)
+        assert set(with_masks.labels.tolist()) <= {0, 1, 2} and with_masks.masks is not None
+        assert with_masks.masks.flatten(1).any(1).all()
 
 
 def test_published_augmentation_statistics() -> None:

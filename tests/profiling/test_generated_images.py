@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit.data.transforms import resized_size
+from detrkit.data.geometry import resized_size
 from detrkit.profiling.generated_images import generated_dataset, write_images
 
 

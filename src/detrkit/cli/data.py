@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 from detrkit.cli.data_download import DataDownload
 from detrkit.cli.preflight import check_dataset
+from detrkit.utils.augments import Augment
 from detrkit.utils.console import table_console
 from detrkit.utils.layouts import Layout, TargetLayout
 from detrkit.utils.names import full_path
@@ -29,6 +30,7 @@ from detrkit.utils.ranges import (
     ShapesObjects,
     ShapesSide,
     ShapesSize,
+    Share,
     WideSeed,
 )
 from detrkit.utils.visible import one_line
@@ -212,8 +214,16 @@ class DataPreview:
     size: InputSize | None = None
     """Largest short side, pixels. By default that which `detrkit train` chooses for these data on this machine; at 800
     the augmentation is the published one, else it is scaled."""
-    augment: Literal["detr", "flip", "none"] = "detr"
-    """detr: the published augmentation; flip: mirror only; none: resize only."""
+    augment: Augment = "detr"
+    """detr: the published augmentation; flip: mirror only; none: resize only; lsj: large-scale jitter."""
+    color: Share = 0.0
+    """Strength of color changes, as in training."""
+    mosaic: Share = 0.0
+    """Probability of a mosaic of four images, as in training."""
+    mixup: Share = 0.0
+    """Probability that another image is blended over one, as in training."""
+    copy_paste: Share = 0.0
+    """Probability that objects of another image are pasted onto one, as in training; with --masks."""
     masks: bool = False
     """Draw masks too; of a panoptic dataset the segments of things and stuff."""
     layout: Layout | None = None
@@ -228,6 +238,7 @@ class DataPreview:
     def run(self) -> int:
         """Write the image and print its path."""
         from detrkit.data import open_dataset
+        from detrkit.data.image_mix import ImageMix
         from detrkit.data.opening import first_split
         from detrkit.data.transforms import train_transform
         from detrkit.visualize.preview import preview
@@ -238,7 +249,17 @@ class DataPreview:
         dataset = open_dataset(self.path, split=split, layout=self.layout, masks=self.masks)
         size = self.size or self._chosen_size(dataset.split)
         transform = train_transform(size, augment=self.augment)
-        out = preview(dataset, transform, count=self.count, out=self.out, seed=self.seed, variants=self.variants)
+        mix = ImageMix(mosaic=self.mosaic, mixup=self.mixup, copy_paste=self.copy_paste)
+        out = preview(
+            dataset,
+            transform,
+            count=self.count,
+            out=self.out,
+            seed=self.seed,
+            variants=self.variants,
+            color=self.color,
+            mix=mix,
+        )
         console = table_console()
         if others:
             text = f"split {dataset.split} ({len(dataset)} images); --split shows another: {', '.join(others)}"

@@ -54,6 +54,8 @@ _ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("early-stopping", "early-stop"), ("patience",)),
     **dict.fromkeys(("warmup", "warmup-epochs", "warmup-iters"), ("warmup-steps",)),
     **dict.fromkeys(("augmentation", "augmentations", "aug"), ("augment",)),
+    **dict.fromkeys(("close-mosaic", "no-aug-epochs"), ("plain-epochs",)),
+    **dict.fromkeys(("hsv", "hsv-h", "hsv-s", "hsv-v", "color-jitter"), ("color",)),
     **dict.fromkeys(("wd", "decay"), ("weight-decay",)),
     **dict.fromkeys(("split-name", "set", "subset"), ("split",)),
     **dict.fromkeys(("save-period", "val-interval", "eval-interval", "eval-freq"), ("eval-every",)),
@@ -67,7 +69,6 @@ _NONE_NEEDED = {
     **dict.fromkeys(("iou", "iou-thres", "nms", "agnostic-nms"), "DETR models need no NMS: leave it out"),
     **dict.fromkeys(("optimizer", "optim"), "detrkit trains with AdamW: leave it out"),
     **dict.fromkeys(("save", "save-txt", "show"), "images and predictions.json are always written: leave it out"),
-    **dict.fromkeys(("mosaic", "mixup", "copy-paste"), "detrkit has no such augmentation: see --augment"),
     **dict.fromkeys(("verbose", "v", "quiet", "q"), "detrkit has no levels of output: leave it out"),
 }
 

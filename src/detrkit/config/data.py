@@ -8,13 +8,16 @@ from typing import Annotated, Literal
 import tyro
 
 from detrkit.config.strict import STRICT
+from detrkit.utils.augments import Augment
 from detrkit.utils.layouts import Layout
 from detrkit.utils.ranges import (
     BatchSize,
     Count,
+    CountOrNone,
     Decay,
     InputSize,
     Range,
+    Share,
     Weight,
     Workers,
 )
@@ -55,8 +58,19 @@ class DataConfig:
     --init-from, else 800."""
     max_size: InputSize | None = None
     """Longest side in pixels; by default that of --init-from, or size * 1333 / 800."""
-    augment: Literal["detr", "flip", "none"] = "detr"
-    """Training augmentation: as published (flip, multi-scale, crops), flips alone, or none."""
+    augment: Augment = "detr"
+    """Training augmentation: as published (flip, multi-scale, crops), flips alone, none, or lsj: large-scale jitter, to
+    0.1 to 2 times the size."""
+    color: Share = 0.0
+    """Strength of random changes of brightness, contrast, saturation and hue: 0 for none, 1 for strong ones."""
+    mosaic: Share = 0.0
+    """Probability that a training image shares its place with three others, each cut to its quadrant."""
+    mixup: Share = 0.0
+    """Probability that another image is blended over a training image; the objects of both count."""
+    copy_paste: Share = 0.0
+    """Probability that objects of another image are pasted onto a training image, along their masks."""
+    plain_epochs: CountOrNone | None = None
+    """The last epochs, in which mosaic, mixup and copy_paste rest; by default a fifth of all."""
     batch_size: BatchSize = 2
     """Images per process and step."""
     epoch_images: Count | None = None

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.collate import PixelBatch
+from detrkit.data.geometry import resize_pixels, resized_size
 from detrkit.data.images import ImageInput, as_rgb
-from detrkit.data.transforms import PUBLISHED_MAX_SIZE, PUBLISHED_SIZE, Normalization, resize_pixels, resized_size
+from detrkit.data.transforms import PUBLISHED_MAX_SIZE, PUBLISHED_SIZE, Normalization
 from detrkit.models.spec import ModelSpec
 from detrkit.structures.batch import Batch
 

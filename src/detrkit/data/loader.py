@@ -7,8 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -20,8 +18,10 @@ from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data._workers import begin_worker, end_with_program, give_up
 from detrkit.data.dataset import Dataset
 from detrkit.data.handing import SHARED_FROM_BYTES, Collate, Packed, shared_from, usable_workers
-from detrkit.data.samplers import EvalSampler, SampleKey, TrainSampler, derived_seed
-from detrkit.data.transforms import Geometry, Normalization, Transform, to_target
+from detrkit.data.image_mix import NO_MIX, ImageMix
+from detrkit.data.samplers import EvalSampler, SampleKey, TrainSampler
+from detrkit.data.transformed import TransformedDataset
+from detrkit.data.transforms import Normalization, Transform
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
 from detrkit.utils.console import console
@@ -35,55 +35,6 @@ WAIT_SECONDS = 1800.0  # without a batch, until the loading processes are given 
 PREFETCHED = 2  # batches that each worker prepares ahead
 _LOOK_SECONDS = 1
 _MEASURED_IMAGES = 256
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread: the operations on one image are too small to share.
-
-    On a machine of two CPU cores with other work, two threads wait for each other so much that 18 instead of 150
-    COCO images per second are augmented. Switching takes 0.1 microseconds.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@dataclass(frozen=True)
-class TransformedDataset:
-    """The dataset as the DataLoader's workers see it: key -> uint8 image and target."""
-
-    dataset: Dataset
-    transform: Transform
-    seed: int
-    draft: bool = False
-
-    def __getitem__(self, key: SampleKey) -> tuple[torch.Tensor, Target] | DetrkitError:
-        # an error is returned, not raised: a worker process would bury its one line in a traceback
-        try:
-            return self._prepare(key)
-        except DetrkitError as error:
-            return error
-
-    def _prepare(self, key: SampleKey) -> tuple[torch.Tensor, Target]:
-        with one_thread():
-            at_least = self.geometry(key).decoded_size if self.draft else None
-            sample = self.transform(self.dataset.load(key.image, at_least=at_least), self._generator(key))
-        return sample.image.as_subclass(torch.Tensor), to_target(sample)
-
-    def _generator(self, key: SampleKey) -> torch.Generator:
-        return torch.Generator().manual_seed(derived_seed(self.seed, *key))
-
-    def geometry(self, key: SampleKey) -> Geometry:
-        """Return what the transform will do to the image of a key; takes 0.02 ms."""
-        record = self.dataset.records[key.image]
-        return self.transform.make_params(record.height, record.width, self._generator(key))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
 
 def default_workers() -> int:
@@ -201,7 +152,7 @@ def _shared_from(prepared: TransformedDataset, batch_size: int, workers: int) ->
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     masks = 0.0
     if prepared.dataset.with_masks:
-        masks = sum(len(prepared.dataset.records[i].labels) for i in chosen) / len(sizes)
+        masks = sum(len(prepared.dataset.records[i].labels) for i in chosen) / len(sizes) * prepared.mix.mean_objects
     ahead = PREFETCHED * workers + 1
     least, why = shared_from(
         round(batch_size * height * width * (3 + masks)),
@@ -225,6 +176,8 @@ def make_loader(
     world_size: int = 1,
     cache: Literal["auto", "none", "ram"] = "auto",
     draft: bool = False,
+    color: float = 0.0,
+    mix: ImageMix = NO_MIX,
     group_by_size: bool = False,
     accumulate: int = 1,
     epoch_images: int | None = None,
@@ -252,6 +205,9 @@ def make_loader(
             COCO image takes, and most of the time of small ones.
         draft: for training, decode a JPEG at a half, a quarter or an eighth of its size where the augmented image
             is smaller still (`read_rgb`). Boxes and masks stay the same, pixels do not. Cached images are whole.
+        color: for training, strength of changes of brightness, contrast, saturation and hue, 0 to 1
+            (`draw_color_change`).
+        mix: for training, how often images are mixed with others (mosaic, mixup, copy-paste), and in which epochs.
         group_by_size: for training, put images of similar size into one step, to reduce padding (`TrainSampler`).
         accumulate: batches per optimizer step, which `group_by_size` fills together; an epoch has at least that many.
         epoch_images: for training, images per epoch where it is not the whole dataset (`TrainSampler`).
@@ -263,25 +219,28 @@ def make_loader(
             normalized there, to the same bits as on the host.
 
     Raises:
-        DetrkitError: an unknown cache, or (while caching) an image that cannot be decoded.
-        ValueError: impossible batch size, rank or number of processes; `order` with training, or `draft` or
-            `group_by_size` without.
+        DetrkitError: an unknown cache, or (while caching) an image that cannot be decoded; images that cannot be
+            mixed (`ImageMix.check`).
+        ValueError: impossible batch size, rank or number of processes; `order` with training, or `draft`,
+            `group_by_size`, `color` or `mix` without.
     """
     if cache not in ("auto", "none", "ram"):
         raise DetrkitError(f'cache={cache!r}: choose "auto", "none" or "ram"')
     if training and order is not None:
         raise ValueError("training shuffles: an order is for evaluation")
-    if not training and (draft or group_by_size):
-        raise ValueError("draft and group_by_size are for training: an evaluation's pixels and order are fixed")
+    if not training and (draft or group_by_size or color or mix):
+        raise ValueError("draft, group_by_size, color and mix are for training: an evaluation's images are fixed")
+    mix.check(dataset)
     if cache == "ram" or (cache == "auto" and training and dataset.decoded_bytes < CACHE_LIMIT_BYTES):
         dataset.cache_images()
     process: dict[str, Any] = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
     sampler: TrainSampler | EvalSampler
-    prepared = TransformedDataset(dataset, transform, seed, draft)
+    seen = None if rates is None else np.cumsum(rates)
+    prepared = TransformedDataset(dataset, transform, seed, draft, color, mix, seen)
     if training:
         size_of = (lambda item: prepared.geometry(item).size) if group_by_size else None
-        more: dict[str, Any] = {"accumulate": accumulate, "size_of": size_of, "epoch_images": epoch_images}
-        sampler = TrainSampler(len(dataset), seed=seed, rates=rates, **process, **more)
+        process |= {"accumulate": accumulate, "epoch_images": epoch_images, "rates": rates}
+        sampler = TrainSampler(len(dataset), seed=seed, size_of=size_of, mixed_epochs=mix.first_epochs, **process)
     else:
         sampler = EvalSampler(len(dataset), order=order, **process)
     workers, why = usable_workers(default_workers() if workers is None else workers)

@@ -23,11 +23,19 @@ GROUPED_STEPS = 64
 
 
 class SampleKey(NamedTuple):
-    """Key of one sample, as a sampler requests it."""
+    """Key of one sample, as a sampler requests it.
+
+    Attributes:
+        epoch: of the training or, with `epoch_images`, turn through the dataset.
+        image: index in the dataset.
+        copy: of the image in the epoch, from 0.
+        mixed: whether the image may be mixed with others; it is no part of the seed.
+    """
 
     epoch: int
     image: int
     copy: int = 0
+    mixed: bool = False
 
 
 def derived_seed(*parts: int) -> int:
@@ -65,6 +73,7 @@ class TrainSampler:
         epoch_images: images per epoch, rounded down to whole batches of all processes; fewer than the dataset has, or
             more. None: the whole dataset.
         rates: (length,) how often an image is expected per turn through the dataset; None: once each.
+        mixed_epochs: number of first epochs whose samples may be mixed with other images.
 
     Raises:
         ValueError: numbers that are impossible.
@@ -82,6 +91,7 @@ class TrainSampler:
         size_of: Callable[[SampleKey], tuple[int, int]] | None = None,
         epoch_images: int | None = None,
         rates: np.ndarray | None = None,
+        mixed_epochs: int = 0,
     ) -> None:
         _check_process(length, batch_size, rank, world_size)
         if rates is not None:
@@ -100,6 +110,7 @@ class TrainSampler:
         self.epoch_images = epoch_images
         self.rates = rates
         self.turn_images = length if rates is None else turn_length(rates)
+        self.mixed_epochs = mixed_epochs
         self.epoch = 0
         self.start_batch = 0
 
@@ -123,6 +134,8 @@ class TrainSampler:
         """Yield the batches of this process, each a list of `batch_size` keys."""
         whole = self.batch_size * self.world_size
         keys = self._keys(len(self) * whole)
+        if self.epoch < self.mixed_epochs:
+            keys = [key._replace(mixed=True) for key in keys]
         window = GROUPED_STEPS * self.accumulate  # batches
         grouped = -1
         for batch in range(self.start_batch, len(self)):

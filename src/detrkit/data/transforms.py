@@ -1,4 +1,4 @@
-"""The published augmentation of DETR, exactly, and milder and smaller variants of it.
+"""The published augmentation of DETR, exactly, milder and smaller variants of it, and large-scale jitter.
 
 A transform is called as `transform(sample, generator)` and gives a new Sample; all its randomness comes from the
 generator, so that an augmented image depends on nothing but the generator's seed. What it will do follows from the
@@ -16,16 +16,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional
 
 from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.data.draws import chance, choice, integer, random_crop, uniform
+from detrkit.data.geometry import Geometry, resized_size
 from detrkit.data.sample import Sample
 from detrkit.structures.outputs import Target
+from detrkit.utils.augments import Augment
 from detrkit.utils.errors import DetrkitError
 
 PUBLISHED_SIZE = 800
@@ -33,38 +33,11 @@ PUBLISHED_MAX_SIZE = 1333
 _PUBLISHED_SCALES = tuple(range(480, 801, 32))
 _PUBLISHED_CROP_RESIZE = (400, 500, 600)
 _PUBLISHED_CROP = (384, 600)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Geometry:
-    """Geometric operations on one image, in the order of the fields.
-
-    Attributes:
-        hflip: whether the image is flipped left to right.
-        pre_crop_size: (height, width) in pixels of the resize before the crop, None without a crop.
-        crop: (top, left, height, width) of the crop in pixels, None without one.
-        size: (height, width) in pixels at the end.
-    """
-
-    hflip: bool = False
-    pre_crop_size: tuple[int, int] | None = None
-    crop: tuple[int, int, int, int] | None = None
-    size: tuple[int, int]
-
-    @property
-    def decoded_size(self) -> tuple[int, int]:
-        """Smallest (height, width) in pixels that the image may be decoded at: that of its first resize."""
-        return self.pre_crop_size if self.pre_crop_size is not None else self.size
-
-    def __call__(self, sample: Sample) -> Sample:
-        """Apply the operations to a sample."""
-        if self.hflip:
-            sample = hflip(sample)
-        if self.pre_crop_size is not None:
-            sample = resize(sample, self.pre_crop_size)
-        if self.crop is not None:
-            sample = crop(sample, *self.crop)
-        return resize(sample, self.size)
+# Of an object that a scale or a cut made small: below either it is dropped. As published nothing is dropped for that.
+MIN_VISIBLE = 0.1  # share of its area
+MIN_SIDE = 2.0  # side of its box, pixels
+_JITTER_SCALES = (0.1, 2.0)
+_SHORTEST_JITTERED = 32  # short side in pixels: a cell of the coarsest map
 
 
 class Transform(ABC):
@@ -78,118 +51,6 @@ class Transform(ABC):
         """Return a transformed copy; `sample` stays as it is."""
         height, width = sample.boxes.canvas_size
         return self.make_params(height, width, generator)(sample)
-
-
-def resized_size(height: int, width: int, size: int, max_size: int | None = None) -> tuple[int, int]:
-    """Return (height, width) after resizing the short side to `size` pixels, with the published rounding.
-
-    If the long side would exceed `max_size`, the short side becomes round(max_size * short / long) instead (Python's
-    round); the other side is truncated to a whole pixel. Where that would be 0 pixels (published: an error), the short
-    side is one pixel and the long side `max_size`, so that a scanner's strip does not become a long line.
-    """
-    short, long = float(min(height, width)), float(max(height, width))
-    if max_size is not None and long / short * size > max_size:
-        size = round(max_size * short / long)
-        if size == 0:
-            return (1, max_size) if height < width else (max_size, 1)
-    if min(height, width) == size:
-        return height, width
-    if width < height:
-        return int(size * height / width), size
-    return size, int(size * width / height)
-
-
-def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Resize the sample to `size` (height, width): bilinear with antialiasing, masks by nearest neighbor, both as PIL.
-
-    An image that was decoded smaller than the canvas of its boxes and masks fits them afterwards.
-    """
-    height, width = sample.boxes.canvas_size
-    image = sample.image.as_subclass(Tensor)
-    if size == (height, width) == image.shape[-2:]:
-        return sample
-    # one resize for crop and scale would make pixels sharper than published
-    image = resize_pixels(image, size)
-    boxes = sample.boxes.as_subclass(Tensor)
-    ratios = boxes.new_tensor([size[1] / width, size[0] / height] * 2)
-    masks = sample.masks
-    if masks is not None:
-        if len(masks):
-            # The pixel nearest to the middle of each new one. The published code takes the one at its corner: on shapes
-            # of 128 pixels its masks end up 0.7 pixels to the right of their objects and as much below them (IoU 0.82
-            # with the image of the mask put through the same augmentation). This one has 0.95, and nothing is shifted.
-            numbers = masks.as_subclass(Tensor).view(torch.uint8)[None]
-            resized = torch.nn.functional.interpolate(numbers, size, mode="nearest-exact")[0].bool()
-        else:
-            resized = masks.as_subclass(Tensor).new_zeros(0, *size)
-        masks = resized.as_subclass(tv_tensors.Mask)
-    return _rebuilt(sample, image, boxes * ratios, sample.labels, masks)
-
-
-def resize_pixels(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a (3, H, W) uint8 image to `size` (height, width): bilinear with antialiasing, as PIL."""
-    if size == image.shape[-2:]:
-        return image
-    # 0.6 ms for a COCO image, 3.3 ms in Pillow
-    mode = functional.InterpolationMode.BILINEAR
-    resized: Tensor = functional.resize_image(image, list(size), mode, antialias=True)
-    return resized
-
-
-def hflip(sample: Sample) -> Sample:
-    """Mirror the sample left to right."""
-    canvas = sample.boxes.canvas_size
-    width = canvas[1]
-    x0, y0, x1, y1 = sample.boxes.as_subclass(Tensor).unbind(1)
-    masks = None if sample.masks is None else sample.masks.as_subclass(Tensor).flip(-1).as_subclass(tv_tensors.Mask)
-    boxes = torch.stack([width - x1, y0, width - x0, y1], 1)
-    return _rebuilt(sample, sample.image.as_subclass(Tensor).flip(-1), boxes, sample.labels, masks, canvas)
-
-
-def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Crop the sample to a rectangle; shift and clamp its boxes, and drop objects of which nothing is left.
-
-    A box without area counts as nothing, as does, where there are masks, a mask without a pixel. (The published code
-    looks at the boxes alone: where the crop shows only a house, it keeps an empty mask of the sky around it.)
-    """
-    image = sample.image.as_subclass(Tensor)[:, top : top + height, left : left + width]
-    boxes = sample.boxes.as_subclass(Tensor)
-    boxes = boxes - boxes.new_tensor([left, top, left, top])
-    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-    keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    masks = None
-    if sample.masks is not None:
-        cut = sample.masks.as_subclass(Tensor)[:, top : top + height, left : left + width]
-        keep &= cut.flatten(1).any(1)
-        masks = cut[keep].as_subclass(tv_tensors.Mask)
-    return _rebuilt(sample, image, boxes[keep], sample.labels[keep], masks)
-
-
-def _rebuilt(
-    sample: Sample,
-    image: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
-    masks: tv_tensors.Mask | None,
-    canvas: tuple[int, int] | None = None,
-) -> Sample:
-    """Return the sample with new contents, wrapped in their types; the canvas of its boxes is by default the image."""
-    canvas = canvas or (int(image.shape[-2]), int(image.shape[-1]))
-    wrapped = tv_tensors.BoundingBoxes(boxes, device=boxes.device, format="XYXY", canvas_size=canvas)
-    return replace(sample, image=image.as_subclass(tv_tensors.Image), boxes=wrapped, labels=labels, masks=masks)
-
-
-def _chance(generator: Generator) -> float:
-    return float(torch.rand((), generator=generator, dtype=torch.float32, device="cpu"))
-
-
-def _integer(low: int, high: int, generator: Generator) -> int:
-    """Draw a whole number from `low` to `high`, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator, device="cpu"))
-
-
-def _choice(values: Sequence[int], generator: Generator) -> int:
-    return values[_integer(0, len(values) - 1, generator)]
 
 
 def _needs(generator: Generator | None) -> Generator:
@@ -227,7 +88,43 @@ class FlipTransform(Transform):
 
     def make_params(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
         """Draw whether to mirror, and add the resize."""
-        return replace(self.resize.make_params(height, width), hflip=_chance(_needs(generator)) < 0.5)
+        return replace(self.resize.make_params(height, width), hflip=chance(_needs(generator)) < 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleJitter(Transform):
+    """Large-scale jitter (Ghiasi et al. 2021, section 3): mirroring, a random scale, and a crop of what is larger.
+
+    The scale is of the size that evaluation would have. A larger image is cropped to that size at a random place; a
+    smaller one stays small, where the paper pads it: batches are exact whatever their padding.
+
+    Attributes:
+        resize: to the size that a scale of 1 means.
+        scales: smallest and largest scale; drawn uniformly.
+    """
+
+    resize: EvalTransform = EvalTransform()
+    scales: tuple[float, float] = _JITTER_SCALES
+
+    def make_params(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
+        """Draw the mirroring, the scale and the place of the crop."""
+        generator = _needs(generator)
+        flipped = chance(generator) < 0.5
+        h, w = self.resize.make_params(height, width).size
+        scale = uniform(*self.scales, generator)
+        scale = max(scale, min(1.0, _SHORTEST_JITTERED / min(h, w)))
+        scaled = max(1, round(h * scale)), max(1, round(w * scale))
+        if scale <= 1:
+            return Geometry(hflip=flipped, size=scaled, min_side=MIN_SIDE)
+        top, left = integer(0, scaled[0] - h, generator), integer(0, scaled[1] - w, generator)
+        return Geometry(
+            hflip=flipped,
+            pre_crop_size=scaled,
+            crop=(top, left, h, w),
+            size=(h, w),
+            min_visible=MIN_VISIBLE,
+            min_side=MIN_SIDE,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,32 +146,14 @@ class DetrTransform(Transform):
     def make_params(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
         """Draw the mirroring, then perhaps a first resize and a crop, then the scale."""
         generator = _needs(generator)
-        flipped = _chance(generator) < 0.5
+        flipped = chance(generator) < 0.5
         pre_crop_size = rectangle = None
-        if _chance(generator) >= 0.5:
-            pre_crop_size = resized_size(height, width, _choice(self.crop_resize, generator))
+        if chance(generator) >= 0.5:
+            pre_crop_size = resized_size(height, width, choice(self.crop_resize, generator))
             rectangle = random_crop(*pre_crop_size, self.crop_range, generator)
             height, width = rectangle[2:]
-        size = resized_size(height, width, _choice(self.scales, generator), self.max_size)
+        size = resized_size(height, width, choice(self.scales, generator), self.max_size)
         return Geometry(hflip=flipped, pre_crop_size=pre_crop_size, crop=rectangle, size=size)
-
-
-def random_crop(height: int, width: int, sides: tuple[int, int], generator: Generator) -> tuple[int, int, int, int]:
-    """Draw a random rectangle in an image: its width before its height, then top, then left.
-
-    Args:
-        height: of the image, pixels.
-        width: of the image, pixels.
-        sides: smallest and largest side in pixels, both included, capped at the image.
-        generator: to draw from.
-
-    Returns:
-        (top, left, height, width) in pixels.
-    """
-    low, high = sides
-    w = _integer(min(low, width), min(high, width), generator)
-    h = _integer(min(low, height), min(high, height), generator)
-    return _integer(0, height - h, generator), _integer(0, width - w, generator), h, w
 
 
 def _scaled(pixels: int, size: int) -> int:
@@ -287,7 +166,7 @@ def train_transform(
     max_size: int | None = None,
     scales: Sequence[int] | None = None,
     *,
-    augment: Literal["detr", "flip", "none"] = "detr",
+    augment: Augment = "detr",
 ) -> Transform:
     """Make the transform for training.
 
@@ -296,7 +175,8 @@ def train_transform(
             round(number * size / 800), and scales that coincide are listed once.
         max_size: the long side at most, pixels; by default round(1333 * size / 800).
         scales: short sides to choose from, pixels; by default the published ones, scaled.
-        augment: "detr": the published one; "flip": mirror, then resize as in evaluation; "none": only that resize.
+        augment: "detr": the published one; "flip": mirror, then resize as in evaluation; "none": only that resize;
+            "lsj": large-scale jitter (`ScaleJitter`).
 
     Raises:
         DetrkitError: a size that is not positive, or an unknown augment.
@@ -306,8 +186,10 @@ def train_transform(
         return base
     if augment == "flip":
         return FlipTransform(resize=base)
+    if augment == "lsj":
+        return ScaleJitter(resize=base)
     if augment != "detr":
-        raise DetrkitError(f'augment={augment!r}: choose "detr", "flip" or "none"')
+        raise DetrkitError(f'augment={augment!r}: choose "detr", "flip", "none" or "lsj"')
     if scales is not None and (not scales or min(scales) < 1):
         raise DetrkitError(f"scales={list(scales)}: needs sizes of at least 1 pixel")
     chosen = scales if scales is not None else dict.fromkeys(_scaled(s, size) for s in _PUBLISHED_SCALES)

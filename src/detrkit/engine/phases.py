@@ -24,7 +24,10 @@ def detector_phase(config: TrainConfig) -> TrainConfig:
         layout = find_layout(full_path(config.data.path), layout, masks=True)
     return config.changed(
         # a detector would read the instances of a folder that has both
-        data={"layout": layout if layout == "coco-panoptic" else config.data.layout},
+        data={
+            "layout": layout if layout == "coco-panoptic" else config.data.layout,
+            "copy_paste": 0.0,  # which cuts objects out along the masks that this phase does not load
+        },
         model={"masks": False},
         optim={"mask_epochs": 0, "mask_lr_drop": None},
         run={"out": str(Path(config.run.out) / DETECTOR)},

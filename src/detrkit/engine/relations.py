@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from detrkit.config import TrainConfig
 from detrkit.data.memory import IN_MEMORY
+from detrkit.engine.loading import image_mix
 from detrkit.engine.loggers import check_loggers
 from detrkit.models.criterion import build_criterion, loss_settings
 from detrkit.models.registry import architecture, build_options
@@ -41,6 +42,8 @@ def check_config(config: TrainConfig, *, format_field: FieldFormat = as_field) -
         refuse("run.out", reason="name a folder")
     if data.size is not None and data.max_size is not None and data.max_size < data.size:
         refuse("data.size", "data.max_size", reason="the longest side is at least the short side")
+    if data.plain_epochs and data.plain_epochs >= optim.epochs and run.minutes is None and image_mix(config):
+        refuse("data.plain_epochs", "optim.epochs", reason="no epoch is left to mix images in; give fewer plain ones")
     _check_datasets(config, refuse)
     if run.devices > (most := max(16, 4 * (os.cpu_count() or 1))):
         refuse("run.devices", reason=f"these are processes of this machine, which can run {most} at the most")

@@ -18,6 +18,7 @@ from detrkit.engine.environment import check_processes, cluster_environment, tra
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
 from detrkit.engine.freezing import matched_names
 from detrkit.engine.launching import launch
+from detrkit.engine.loading import image_mix
 from detrkit.engine.splits import data_name
 from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture, build_options
@@ -165,6 +166,7 @@ def make_model(
         training={"detrkit": detrkit.__version__, "dataset": data_name(config)},
     )
     check_batch(spec.size, spec.max_size, min(config.data.batch_size, len(train)))
+    image_mix(config).check(train)
     try:
         make_criterion(config, spec, train)  # before anything is written
         on_cpu = training_device(config.run.device).type == "cpu"

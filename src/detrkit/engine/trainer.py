@@ -14,7 +14,6 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from detrkit.config import TrainConfig
-from detrkit.data import make_loader, train_transform
 from detrkit.data.loader import Loader
 from detrkit.data.samplers import derived_seed
 from detrkit.engine.callbacks import Callback, Callbacks, RunView
@@ -24,6 +23,7 @@ from detrkit.engine.evaluation_loop import EvaluationAccumulator, run_evaluation
 from detrkit.engine.evaluation_targets import EvaluationTargets
 from detrkit.engine.fingerprint import Fingerprint
 from detrkit.engine.freezing import frozen_norms
+from detrkit.engine.loading import train_loader
 from detrkit.engine.logs import CsvLog
 from detrkit.engine.memory import peak_mib, reset_peak
 from detrkit.engine.metrics import (
@@ -100,26 +100,8 @@ class Trainer:
         self.frozen_norms = frozen_norms(model)
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
         self.average = moving_average(model, config.optim.ema) if config.optim.ema else None
-        augment = "none" if config.run.overfit else config.data.augment
-        self.loader = make_loader(
-            splits.train,
-            transform=train_transform(spec.size, spec.max_size, augment=augment),
-            batch_size=config.data.batch_size,
-            training=True,
-            seed=config.run.seed,
-            workers=config.data.workers,
-            cache=config.data.cache,
-            draft=config.data.draft,
-            group_by_size=config.data.group_by_size,
-            accumulate=config.optim.accumulate,
-            epoch_images=config.data.epoch_images,
-            rates=splits.rates,
-            rank=self.rank,
-            world_size=self.world,
-            mean=spec.mean,
-            std=spec.std,
-            device=fabric.device,
-        )
+        process = {"rank": self.rank, "world_size": self.world, "device": fabric.device, "rates": splits.rates}
+        self.loader = train_loader(splits.train, config, spec, **process)
         self._watch_loading(self.loader)
         self.steps_per_epoch = len(self.loader) // config.optim.accumulate  # at least 1: the loader fills a step
         self.progress = Progress()

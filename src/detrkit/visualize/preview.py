@@ -10,8 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit.data.dataset import Dataset
+from detrkit.data.image_mix import NO_MIX, ImageMix
 from detrkit.data.sample import Sample
-from detrkit.data.samplers import derived_seed
+from detrkit.data.samplers import SampleKey
+from detrkit.data.transformed import TransformedDataset
 from detrkit.data.transforms import Transform
 from detrkit.structures.classes import ClassList
 from detrkit.structures.panoptic import PanopticResult, Segment
@@ -20,11 +22,19 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.image_files import image_bytes
 from detrkit.utils.names import full_path
 from detrkit.utils.overwriting import check_marked
-from detrkit.utils.ranges import Few, WideSeed, check_arguments
+from detrkit.utils.ranges import Few, Share, WideSeed, check_arguments
 
 
 def preview(
-    dataset: Dataset, transform: Transform, *, count: Few = 6, out: str | Path, seed: WideSeed = 0, variants: Few = 3
+    dataset: Dataset,
+    transform: Transform,
+    *,
+    count: Few = 6,
+    out: str | Path,
+    seed: WideSeed = 0,
+    variants: Few = 3,
+    color: Share = 0.0,
+    mix: ImageMix = NO_MIX,
 ) -> Path:
     """Write a sheet with a row per image: the original, then augmented versions of it, all with their boxes.
 
@@ -37,21 +47,25 @@ def preview(
         out: the file to write, .png or .jpg.
         seed: of the augmentation; the versions are those of epochs 0, 1, ... of a training run with that seed.
         variants: augmented versions per image.
+        color: strength of color changes, as in training.
+        mix: how often images are mixed, as in training, where no version is of a plain epoch.
 
     Returns:
         The file.
 
     Raises:
         DetrkitError: a number out of range, an image that cannot be decoded, or `out` cannot be written or is a
-            file that no preview wrote.
+            file that no preview wrote; images that cannot be mixed.
     """
     from detrkit.visualize import grid  # imported here: it needs matplotlib's fonts
 
     out = full_path(out)
-    check_arguments(preview, {"count": count, "seed": seed, "variants": variants})
+    check_arguments(preview, {"count": count, "seed": seed, "variants": variants, "color": color})
+    mix.check(dataset)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DetrkitError(f"{out}: name a .png or .jpg file")
     check_marked(out)
+    prepared = TransformedDataset(dataset, transform, seed, color=color, mix=mix)
     count = min(count, len(dataset))
     images: list[Image.Image] = []
     titles: list[str] = []
@@ -61,10 +75,10 @@ def preview(
         images.append(_draw_sample(sample, dataset))
         titles.append(f"{dataset.records[index].file.name}  {_size(sample)}")
         for epoch in range(variants):
-            generator = torch.Generator().manual_seed(derived_seed(seed, epoch, index, 0))
-            changed = transform(sample, generator)
+            key = SampleKey(epoch, index, mixed=bool(mix))
+            changed = prepared.sample(key)
             images.append(_draw_sample(changed, dataset))
-            titles.append(f"epoch {epoch}  {_size(changed)}")
+            titles.append("  ".join(filter(None, (f"epoch {epoch}", _size(changed), prepared.plan(key).words))))
     headings = ["original", *(["augmented"] * variants)]
     sheet = grid(images, columns=variants + 1, titles=titles, headings=headings)
     return write_atomic(out, image_bytes(sheet, out.suffix, marked=True))
