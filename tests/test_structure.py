@@ -14,8 +14,10 @@ MAX_FILE_LINES = 400
 # function -> why it is longer
 LONG_FUNCTIONS = {
     "engine/evaluating.py:evaluate": "half of it are its arguments and the check of their ranges",
-    "models/deformable_detr.py:__init__": "one assignment for each part, in the order of the data",
-    "models/deformable_detr.py:forward": "the paper's figure, read from top to bottom",
+    "engine/trainer.py:__init__": "one line for each part that a step needs",
+    "models/deformable_base.py:__init__": "half of it are its arguments; then an assignment for each part",
+    "models/deformable_detr.py:__init__": "half of it are its arguments; then an assignment for each part",
+    "models/dino.py:__init__": "half of it are its arguments; then an assignment for each part",
     "data/readers/coco.py:_objects": "all annotations of a file at once, as arrays: a call for each would take minutes",
 }
 

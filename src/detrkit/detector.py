@@ -104,8 +104,9 @@ class Detector:
 
     @property
     def postprocessor(self) -> PostProcessor:
-        """What makes results of outputs, with the classes of `spec`; all queries, and segments above `threshold`."""
-        return replace(PostProcessor.of(self.spec), top_k=None)
+        """What makes results of outputs, with the classes of `spec`; all queries, or as many as the model selects."""
+        processor = PostProcessor.of(self.spec)
+        return processor if hasattr(self.model, "num_select") else replace(processor, top_k=None)
 
     @property
     def classes(self) -> ClassList | None:

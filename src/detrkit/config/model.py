@@ -15,6 +15,8 @@ from detrkit.utils.ranges import (
     Decay,
     Layers,
     Range,
+    Share,
+    Weight,
     Width,
 )
 
@@ -106,6 +108,24 @@ class ModelConfig:
     """Deformable DETR: every decoder layer refines the boxes of the one before."""
     two_stage: bool | None = None
     """Deformable DETR: the queries are the encoder's best proposals."""
+    mixed_selection: bool | None = None
+    """Two-stage models: the proposals give the positions of the queries alone, their contents are learned."""
+    look_forward_twice: bool | None = None
+    """Models with refinement: a decoder layer learns from the loss of the next one, too."""
+    num_queries_one2many: Annotated[int, Range(ge=0, le=100_000)] | None = None
+    """Hybrid matching: further queries in training alone, each object matched to several (1500)."""
+    k_one2many: Annotated[int, Range(ge=1, le=1000)] | None = None
+    """Hybrid matching: queries that an object is matched to in that branch (6)."""
+    lambda_one2many: Weight | None = None
+    """Hybrid matching: weight of that branch's losses (1)."""
+    num_select: Annotated[int, Range(ge=1, le=1_000_000)] | None = None
+    """DINO: detections of an image, the best over queries and classes (300)."""
+    dn_number: Annotated[int, Range(ge=0, le=10_000)] | None = None
+    """DINO: pairs of denoising queries of an image in training (100); below 50, groups of them; 0 for none."""
+    dn_label_noise_ratio: Share | None = None
+    """DINO: twice the share of denoising queries whose label is drawn anew (0.5)."""
+    dn_box_noise_scale: Annotated[float, Range(ge=0, le=10)] | None = None
+    """DINO: noise of their boxes, in halves of a box's width and height (1)."""
     masks: bool | None = None
     """Predict a mask for every query, too: instances or, on a COCO panoptic dataset, things and stuff. The *-panoptic
     models do; --masks alone means yes."""

@@ -86,7 +86,7 @@ class EvaluationAccumulator:
         self.postprocessor = replace(
             postprocessor,
             classes=ground_truth.labels,
-            top_k=max(100, max_dets),
+            top_k=max(postprocessor.top_k or 0, max_dets),
             segment_threshold=self.threshold,
             duplicates=duplicates,
         )

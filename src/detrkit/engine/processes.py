@@ -89,7 +89,7 @@ def global_normalizers(
         dist.all_reduce(sums)
         objects, weight = (sums / world).tolist()
     # published: at least 1 per process; here at least 1 in total, so that an empty share changes nothing
-    return Normalizers(num_boxes=max(objects, 1.0 / world), class_weight=weight)
+    return Normalizers(num_boxes=max(objects, 1.0 / world), class_weight=weight, empty=objects == 0)
 
 
 class StopSignals(SignalWatch):

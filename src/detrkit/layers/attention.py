@@ -72,7 +72,8 @@ class MultiHeadAttention(nn.Module):
             key_padding_mask: (B, S) bool, True where a key is padding and gets no attention; None without padding,
                 which lets the kernel skip the mask. Each image needs one valid key.
             attn_mask: (Q, S) bool, True where a query must not attend to a key, as in `torch.nn.MultiheadAttention`;
-                None for no restriction. Each query needs one key.
+                None for no restriction. Each query needs one key that is not padding; in self-attention a padded one
+                sees itself.
             capture: return the attention weights, too, which keeps the layer's queries and keys in memory.
         """
         width = query.shape[-1]
@@ -87,6 +88,9 @@ class MultiHeadAttention(nn.Module):
         visible = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]  # (B, 1, 1, S)
         if attn_mask is not None:
             visible = ~attn_mask if visible is None else visible & ~attn_mask  # (Q, S) or (B, 1, Q, S)
+            if key_padding_mask is not None and query is key:
+                # a padded one, which no other sees, may have none to see but itself: without any its softmax is NaN
+                visible = visible | torch.eye(len(attn_mask), dtype=torch.bool, device=attn_mask.device)
         dropout = self.dropout if self.training else 0.0
         if dropout > 0.0 and query.device.type == "cpu":  # the kernel's dropout is slow there
             out = _attend_in_chunks(q, k, v, visible, dropout)

@@ -7,7 +7,7 @@ are sampled), so that an image's outputs do not depend on the batch it is in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,31 @@ class DeformableDecoderOutput(NamedTuple):
     self_attn_weights: list[AttentionWeights]
     sampling_locations: list[Tensor]
     attention_weights: list[Tensor]
+
+    def of_queries(self, start: int, stop: int) -> DeformableDecoderOutput:
+        """Return the result of the queries from `start` to before `stop`, which see no others."""
+        return DeformableDecoderOutput(*([_of_queries(value, start, stop) for value in part] for part in self))
+
+
+def _of_queries(value: Any, start: int, stop: int) -> Any:
+    return value.queries(start, stop) if isinstance(value, AttentionWeights) else value[:, start:stop]
+
+
+class HeadsOutput(NamedTuple):
+    """Result of the heads after one decoder layer.
+
+    Attributes:
+        logits: (B, Q, C).
+        boxes: (B, Q, 4) cxcywh in [0, 1].
+        reference_points: (B, Q, 4) of the next layer; None where they stay as they are.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    reference_points: Tensor | None
+
+
+Heads = Callable[[int, Tensor, Tensor], HeadsOutput]
 
 
 def cell_centers(spatial_shapes: Shapes, valid_sizes: Tensor) -> Tensor:
@@ -252,14 +277,14 @@ class DeformableDecoder(nn.ModuleList):
         self,
         tgt: Tensor,
         *,
-        query_pos: Tensor,
+        query_pos: Tensor | Callable[[Tensor], Tensor],
         reference_points: Tensor,
         memory: Tensor,
         spatial_shapes: Shapes,
         valid_ratios: Tensor,
         padding_mask: Tensor | None,
-        heads: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
-        refine: bool,
+        heads: Heads,
+        look_forward_twice: bool = False,
         query_padding_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         capture: Capturing = False,
@@ -268,29 +293,31 @@ class DeformableDecoder(nn.ModuleList):
 
         Args:
             tgt: (B, Q, D) first hidden states.
-            query_pos: (B, Q, D).
+            query_pos: (B, Q, D); or (DINO) a function that returns it from a layer's (B, Q, 4) reference points.
             reference_points: (B, Q, 2) xy or (B, Q, 4) cxcywh in [0, 1] of the image without padding.
             memory: (B, S, D).
             spatial_shapes: (height, width) of every level in cells.
             valid_ratios: (B, L, 2) width and height of the valid part as a share of the padded map.
             padding_mask: (B, S) bool, True where padded, or None.
-            heads: called with a layer's number, its (B, Q, D) hidden states and its (B, Q, 2 or 4) reference points;
-                returns (B, Q, C) logits and (B, Q, 4) boxes.
-            refine: the boxes of a layer, detached, are the reference points of the next ("iterative bounding box
-                refinement", Sec. 4.2).
+            heads: called with a layer's number, its (B, Q, D) hidden states and its (B, Q, 2 or 4) reference points.
+                The reference points that they return, detached, are those of the next layer: its boxes under
+                "iterative bounding box refinement" (Sec. 4.2).
+            look_forward_twice: the heads of a layer get its reference points with their gradient, so that a layer
+                learns from the loss of the next one, too (DINO, Sec. 3.4). The layer itself gets them detached.
             query_padding_mask: (B, Q) bool, True for queries that the others must not see, or None.
             attn_mask: (Q, Q) bool, True where a query must not attend to another, or None.
             capture: return attention weights and sampling locations, too.
         """
         out = DeformableDecoderOutput([], [], [], [reference_points], [], [], [])
         x = tgt
+        reference = reference_points  # of the heads
         for i, layer in enumerate(self):
             # (B, Q, L, 2 or 4) of the padded maps
             scaled = reference_points[:, :, None] * valid_ratios.repeat(1, 1, reference_points.shape[-1] // 2)[:, None]
             x, self_attn_weights, locations, weights = checkpointed(
                 layer,
                 x,
-                query_pos,
+                query_pos(reference_points) if callable(query_pos) else query_pos,
                 scaled,
                 memory,
                 spatial_shapes,
@@ -300,9 +327,10 @@ class DeformableDecoder(nn.ModuleList):
                 capture=bool(capture),
                 on=self.checkpointing,
             )
-            logits, boxes = heads(i, x, reference_points)
-            if refine:
-                reference_points = boxes.detach()
+            logits, boxes, following = heads(i, x, reference)
+            if following is not None:
+                reference_points = following.detach()
+                reference = following if look_forward_twice else reference_points
             out.logits.append(logits)
             out.boxes.append(boxes)
             out.hidden_states.append(x)

@@ -12,7 +12,12 @@ from detrkit.utils.errors import ImageSizeError
 
 
 def position_encoding(
-    kind: Literal["sine", "learned"], width: int, *, entries: int = 50, offset: float = 0.0
+    kind: Literal["sine", "learned"],
+    width: int,
+    *,
+    entries: int = 50,
+    temperature: float = 10000.0,
+    offset: float = 0.0,
 ) -> SinePositionEncoding | LearnedPositionEncoding:
     """Build the encoding that a model's `position_embedding` names.
 
@@ -20,13 +25,14 @@ def position_encoding(
         kind: "sine" or "learned".
         width: channels.
         entries: of a learned one.
+        temperature: of a sine one.
         offset: of a sine one.
 
     Raises:
         ValueError: another kind.
     """
     if kind == "sine":
-        return SinePositionEncoding(width, offset=offset)
+        return SinePositionEncoding(width, temperature=temperature, offset=offset)
     if kind == "learned":
         return LearnedPositionEncoding(width, entries=entries)
     raise ValueError(f"position_embedding is {kind!r}: choose sine or learned")
@@ -40,8 +46,9 @@ class SinePositionEncoding(nn.Module):
 
     Args:
         width: channels in all; the first half encodes y, the second x, sine and cosine interleaved.
-        temperature: base of the geometric progression of wavelengths.
-        offset: subtracted from the 1-based index before scaling; 0 in DETR, 0.5 (pixel centers) in Deformable DETR.
+        temperature: base of the geometric progression of wavelengths (10000; DINO: 20).
+        offset: subtracted from the 1-based index before scaling; 0 in DETR and DINO, 0.5 (pixel centers) in Deformable
+            DETR.
     """
 
     def __init__(self, width: int, *, temperature: float = 10000.0, offset: float = 0.0) -> None:

@@ -87,18 +87,19 @@ class HungarianMatcher:
             for query, target in self._assign(outputs.logits[None], outputs.boxes[None], targets)[0]
         ]
 
-    def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Matches:
+    def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], *, warn: bool = True) -> Matches:
         """Match all layers with one copy from the device and one back.
 
         Args:
             logits: (L, B, Q, C).
             boxes: (L, B, Q, 4) cxcywh in [0, 1].
             targets: B of them.
+            warn: of images with more objects than queries.
 
         Raises:
             NonFiniteError: an output is NaN or infinite.
         """
-        assigned = self._assign(logits, boxes, targets)
+        assigned = self._assign(logits, boxes, targets, warn=warn)
         starts = accumulate((len(t) for t in targets), initial=0)
         # the images of the pairs are the same in every layer: they depend on the numbers of objects alone
         image = np.concatenate([np.full_like(query, b) for b, (query, _) in enumerate(assigned[0])])  # (M,)
@@ -139,13 +140,13 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def _assign(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], *, warn: bool = True
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         """Return per layer and image the matched (queries, objects) as int64 arrays, queries ascending."""
         layers, _, queries = logits.shape[:3]
         counts = [len(t) for t in targets]
         for count, target in zip(counts, targets, strict=True):
-            if count > queries:
+            if warn and count > queries:
                 self._warn_of_crowded(target.image_id, count, queries)
         if max(counts) == 0:
             if not (logits.isfinite().all() and boxes.isfinite().all()):

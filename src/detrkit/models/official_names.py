@@ -20,9 +20,11 @@ from detrkit.utils.errors import DetrkitError
 
 if TYPE_CHECKING:
     from detrkit.models.base import DetectionModel
+    from detrkit.models.deformable_base import DeformableModel
     from detrkit.models.deformable_detr import DeformableDETR
     from detrkit.models.demo import DETRdemo
     from detrkit.models.detr import DETR
+    from detrkit.models.dino import DINO
     from detrkit.models.panoptic import MaskPredictor
 
 Rule = tuple[str, str]
@@ -139,19 +141,7 @@ def deformable_rules(model: DeformableDETR) -> Iterator[Rule]:
         raise DetrkitError(
             "a model with two_stage and without with_box_refine has no official names: the official code has none"
         )
-    yield "level_embed", "transformer.level_embed"
-    yield "encoder.", "transformer.encoder.layers."
-    for i in range(len(model.decoder)):
-        for ours, theirs in (
-            ("cross_attention", "cross_attn"),
-            ("norm1", "norm1"),
-            ("self_attention", "self_attn"),
-            ("norm2", "norm2"),
-            ("feed_forward.linear1", "linear1"),
-            ("feed_forward.linear2", "linear2"),
-            ("norm3", "norm3"),
-        ):
-            yield f"decoder.{i}.{ours}.", f"transformer.decoder.layers.{i}.{theirs}."
+    yield from deformable_transformer_rules(model)
     # heads that refine boxes or propose them are listed in the decoder, too
     if model.with_box_refine:
         yield "box_heads.", "transformer.decoder.bbox_embed."
@@ -169,13 +159,56 @@ def deformable_rules(model: DeformableDETR) -> Iterator[Rule]:
         else:  # one head, listed once for every decoder layer
             for i in range(len(model.decoder)):
                 yield f"{ours}0.", f"{theirs}{i}."
-    if not model.two_stage:
+    if not model.two_stage or model.mixed_selection:
         yield "queries.", "query_embed."
+    yield from projection_rules(model)
+    yield resnet_rule(model, "backbone.0.body.")
+    yield "position_encoding.", "backbone.1."
+
+
+def deformable_transformer_rules(model: DeformableDETR | DINO) -> Iterator[Rule]:
+    """Yield the rules of the layers that all deformable models have."""
+    yield "level_embed", "transformer.level_embed"
+    yield "encoder.", "transformer.encoder.layers."
+    for i in range(len(model.decoder)):
+        for ours, theirs in (
+            ("cross_attention", "cross_attn"),
+            ("norm1", "norm1"),
+            ("self_attention", "self_attn"),
+            ("norm2", "norm2"),
+            ("feed_forward.linear1", "linear1"),
+            ("feed_forward.linear2", "linear2"),
+            ("norm3", "norm3"),
+        ):
+            yield f"decoder.{i}.{ours}.", f"transformer.decoder.layers.{i}.{theirs}."
+
+
+def projection_rules(model: DeformableModel) -> Iterator[Rule]:
+    """Yield the rules of the convolutions that make the levels, with their norms."""
     for level in range(len(model.projections)):
         yield f"projections.{level}.", f"input_proj.{level}.0."
         yield f"projection_norms.{level}.", f"input_proj.{level}.1."
-    yield resnet_rule(model, "backbone.0.body.")
-    yield "position_encoding.", "backbone.1."
+
+
+def dino_rules(model: DINO) -> Iterator[Rule]:
+    """Yield the rules of IDEA-Research/DINO, models/dino/dino.py."""
+    yield from deformable_transformer_rules(model)
+    yield "decoder_norm.", "transformer.decoder.norm."
+    yield "query_position.", "transformer.decoder.ref_point_head."
+    for prefix in ("transformer.decoder.", ""):  # the one head is listed for every layer, twice
+        for ours, theirs in (("box_heads.0.", "bbox_embed"), ("class_heads.0.", "class_embed")):
+            for i in range(len(model.decoder)):
+                yield ours, f"{prefix}{theirs}.{i}."
+        if prefix:
+            yield "queries.", "transformer.tgt_embed."
+            yield "proposal_memory.", "transformer.enc_output."
+            yield "proposal_memory_norm.", "transformer.enc_output_norm."
+            yield "box_heads.1.", "transformer.enc_out_bbox_embed."
+            yield "class_heads.1.", "transformer.enc_out_class_embed."
+            yield "label_embed.", "label_enc."
+            yield from projection_rules(model)
+            yield resnet_rule(model, "backbone.0.body.")
+            yield "position_encoding.", "backbone.1."
 
 
 def infer_deformable(state: Mapping[str, Tensor], width: int, masks: bool) -> dict[str, Any]:
@@ -242,4 +275,5 @@ DEFORMABLE_NAMES = OfficialNames(
     signature=(("class_embed.0.weight", 1), ("input_proj.0.0.weight", 0)),
     infer=infer_deformable,
 )
+DINO_NAMES = OfficialNames(rules=dino_rules)
 DEMO_NAMES = OfficialNames(rules=demo_rules, signature=(("linear_class.weight", 1), ("query_pos", 1)), infer=infer_demo)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from detrkit.models.instance_masks import Size, instance_masks, largest, without_padding
 from detrkit.models.registry import Activation, architecture
 from detrkit.models.segments import assign_pixels, segment_owners
+from detrkit.models.settings import full_options
 from detrkit.models.spec import ModelSpec
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures.classes import ClassList
@@ -32,8 +33,8 @@ class PostProcessor:
         activation: of the logits. "softmax" (DETR): one detection per query, in the order of the queries, with the best
             class but "no object"; "sigmoid" (Deformable DETR): the best of all queries x classes, in descending order.
         classes: names and ids to attach.
-        top_k: number of detections, sigmoid only (fewer where there are fewer); None: 100, or the number of queries if
-            that is larger.
+        top_k: number of detections, sigmoid only (fewer where there are fewer); published: 100, DINO 300. None: 100,
+            or the number of queries if that is larger.
         threshold: only detections of a greater score are returned, and no mask is computed for the others; one number,
             or one for each label; None: all.
         segment_threshold: only queries of a greater score become segments (published: 0.85; sigmoid scores are lower).
@@ -66,9 +67,15 @@ class PostProcessor:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> PostProcessor:
-        """Make the post-processing of a checkpoint's model: its activation, its classes, its segment threshold."""
+        """Make the post-processing of a checkpoint's model, with its classes."""
         arch = architecture(spec.name)
-        return cls(activation=arch.activation, classes=spec.classes, segment_threshold=arch.thresholds.segment)
+        options = full_options(arch.build, {**arch.options, **spec.options})
+        return cls(
+            activation=arch.activation,
+            classes=spec.classes,
+            top_k=options.get("num_select", 100),
+            segment_threshold=arch.thresholds.segment,
+        )
 
     def detections(
         self, outputs: Outputs, target_sizes: Sequence[Size], input_sizes: Sequence[Size] | None = None

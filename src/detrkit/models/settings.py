@@ -83,6 +83,12 @@ def check_options(build: type[nn.Module], options: Mapping[str, Any]) -> None:
             refuse(
                 "hidden_dim", reason=f"its group norm needs a width that 32 divides: {multiples_near(width, GROUPS)}"
             )
+    if full.get("mixed_selection") and not full.get("two_stage", True):
+        reason = "the positions of the queries are those of proposals, so set both"
+        refuse("mixed_selection", "two_stage", reason=reason)
+    if full.get("look_forward_twice") and not full.get("with_box_refine", True):
+        reason = "only layers that refine boxes hand them on, so set both"
+        refuse("look_forward_twice", "with_box_refine", reason=reason)
     if "backbone" in full:
         check_backbone(
             full["backbone"],

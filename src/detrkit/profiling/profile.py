@@ -84,10 +84,10 @@ class _TimedMatcher(HungarianMatcher):
     def __init__(self, matcher: HungarianMatcher, timer: Timer) -> None:
         self.matcher, self.timer = matcher, timer
 
-    def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Matches:
+    def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], *, warn: bool = True) -> Matches:
         """Match as the matcher does."""
         with self.timer.part(MATCHING):
-            return self.matcher.match(logits, boxes, targets)
+            return self.matcher.match(logits, boxes, targets, warn=warn)
 
 
 @contextmanager

@@ -51,6 +51,14 @@ class AttentionWeights:
             visible = visible[:, chosen] if visible.shape[1] > 1 else visible
         return _precise_weights(self.q[image][:, chosen], self.k[image], visible)
 
+    def queries(self, start: int, stop: int) -> AttentionWeights:
+        """Return self-attention among the queries from `start` to before `stop`, which see no others."""
+        chosen = slice(start, stop)
+        visible = self.visible
+        if visible is not None:
+            visible = visible.expand(*visible.shape[:-2], self.q.shape[2], self.k.shape[2])[..., chosen, chosen]
+        return replace(self, q=self.q[:, :, chosen], k=self.k[:, :, chosen], visible=visible)
+
     def to(self, device: torch.device | str) -> AttentionWeights:
         """Return a copy with all tensors on `device`."""
         visible = None if self.visible is None else self.visible.to(device)

@@ -26,7 +26,7 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     """Return `value` with every tensor in it on `device`."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=copies_overlap(device))
-    if isinstance(value, (Target, Outputs, Capture, AttentionWeights)):
+    if isinstance(value, (Target, Outputs, OneToMany, Denoising, Capture, AttentionWeights)):
         return value.to(device)
     if isinstance(value, (list, tuple)):
         return [_moved(v, device) for v in value]
@@ -194,6 +194,49 @@ def _computed(weights: Sequence[AttentionWeights | Tensor]) -> list[Tensor]:
 
 
 @dataclass
+class OneToMany:
+    """Predictions of further queries that training matches one-to-many (H-DETR, Sec. 3.1, "hybrid branch scheme").
+
+    Attributes:
+        outputs: of these queries, with those of the earlier layers.
+        repeats: queries that an object is matched to (k).
+        weight: of the losses (lambda).
+    """
+
+    outputs: Outputs
+    repeats: int
+    weight: float
+
+    def to(self, device: torch.device | str) -> OneToMany:
+        """Return a copy with all tensors on `device`."""
+        return replace(self, outputs=self.outputs.to(device))
+
+
+@dataclass
+class Denoising:
+    """Predictions of denoising queries in training (DINO, Sec. 3.3); the positives know their object.
+
+    Attributes:
+        outputs: of the denoising queries, with those of the earlier layers. Padded slots have logits whose loss is 0;
+            with padding="official" they count as background, as published.
+        groups: groups of queries; each has every object of its image once as a positive and once as a negative.
+        image: (M,) int64, the image of each positive.
+        query: (M,) int64, its place among the denoising queries of its image.
+        target: (M,) int64, its object among the concatenated objects of the batch.
+    """
+
+    outputs: Outputs
+    groups: int
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
+    def to(self, device: torch.device | str) -> Denoising:
+        """Return a copy with all tensors on `device`."""
+        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+
+
+@dataclass
 class Outputs:
     """Predictions of a model for a batch.
 
@@ -203,7 +246,9 @@ class Outputs:
         masks: (B, Q, h, w) mask logits at stride 4 of the padded batch, zero where padded; None without masks, or where
             they are deferred.
         aux: Outputs of the earlier decoder layers, first to last but one; empty without auxiliary outputs.
-        encoder: Outputs of the two-stage proposal head over all tokens, or None.
+        encoder: Outputs of the two-stage proposal head over all tokens (DINO: over those chosen), or None.
+        one_to_many: of hybrid matching in training, or None.
+        denoising: of DINO in training, or None.
         capture: attention and intermediate tensors when the model was called with `capture`, else None.
         mask_sizes: (h, w) of the part of `masks` that is each image's own; None: all of it, padding included, as
             published.
@@ -215,6 +260,8 @@ class Outputs:
     masks: Tensor | None = None
     aux: list[Outputs] = field(default_factory=list)
     encoder: Outputs | None = None
+    one_to_many: OneToMany | None = None
+    denoising: Denoising | None = None
     capture: Capture | None = None
     mask_sizes: list[tuple[int, int]] | None = None
     deferred_masks: DeferredMasks | None = None

@@ -1,0 +1,324 @@
+"""DINO (Zhang et al. 2023): contrastive denoising, mixed query selection, look forward twice; from top to bottom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detrkit.backbones.base import Norm, Padding
+from detrkit.layers import MLP
+from detrkit.layers.deformable import MSDeformAttention
+from detrkit.layers.deformable_transformer import (
+    DeformableDecoder,
+    DeformableDecoderLayer,
+    DeformableDecoderOutput,
+    HeadsOutput,
+)
+from detrkit.layers.denoising import DenoisingQueries, make_denoising_queries
+from detrkit.layers.linear import Linear
+from detrkit.layers.transformer import init_transformer
+from detrkit.models.deformable_base import MASKED_LOGIT, DeformableModel, EncodedImages
+from detrkit.models.dino_criterion import dino_criterion
+from detrkit.models.official_names import DINO_NAMES
+from detrkit.models.panoptic import MaskPredictor
+from detrkit.models.proposals import best_tokens, gathered, inverse_sigmoid, make_anchors, sine_of_boxes
+from detrkit.models.registry import register_model
+from detrkit.structures.batch import Batch
+from detrkit.structures.outputs import Capturing, Denoising, Outputs, Target
+
+EPS = 1e-3  # of the log-odds of boxes, as published
+
+
+class Proposals(NamedTuple):
+    """The matching queries, from the first stage.
+
+    Attributes:
+        outputs: logits and boxes of the tokens chosen.
+        indices: (B, Q) int64, the tokens.
+        padding_mask: (B, Q) bool, True for queries that came from padding, or None.
+    """
+
+    outputs: Outputs
+    indices: Tensor
+    padding_mask: Tensor | None
+
+
+class Queries(NamedTuple):
+    """What the decoder starts from: denoising queries, if there are any, then matching queries.
+
+    Attributes:
+        tgt: (B, Q, D) contents.
+        reference_points: (B, Q, 4) cxcywh in [0, 1].
+        padding_mask: (B, Q) bool, True for queries that the others must not see, or None.
+        attn_mask: (Q, Q) bool, True where a query must not attend to another, or None.
+    """
+
+    tgt: Tensor
+    reference_points: Tensor
+    padding_mask: Tensor | None
+    attn_mask: Tensor | None
+
+
+@register_model(
+    {
+        "dino-r50-4scale": {},
+        "dino-r50-5scale": {"backbone_stages": (2, 3, 4, 5), "num_feature_levels": 5},
+    },
+    activation="sigmoid",
+    criterion=dino_criterion,
+    official=DINO_NAMES,
+)
+class DINO(DeformableModel):
+    """Two-stage deformable model with learned contents and proposed positions, trained on noised objects, too.
+
+    Args:
+        num_classes, backbone, backbone_norm, backbone_width, backbone_stages, dilation: as of `DeformableDETR`.
+        position_embedding, position_entries, num_feature_levels, train_backbone: likewise. The sine encoding has a
+            temperature of 20 and counts cells from their far corner, as published.
+        num_queries: matching queries: the tokens of the encoder with the best score of any class (Sec. 3.5).
+        num_select: detections of an image, the best over queries and classes.
+        dn_number: pairs of denoising queries of an image in training (Sec. 3.3); 0 for none. See
+            `detrkit.layers.denoising`.
+        dn_label_noise_ratio: twice the share of denoising queries whose label is drawn anew.
+        dn_box_noise_scale: noise of their boxes in halves of a box's width and height. The published models were
+            trained with 1, which their scripts set; the published configuration file says 0.4.
+        hidden_dim, nheads, dim_feedforward, enc_layers, dec_layers, enc_n_points, dec_n_points, dropout: the
+            transformer.
+        masks, aux_loss, padding: as of `DeformableDETR`. With padding="official" padded slots among the denoising
+            queries count as background, and the position of a query depends on the padding of its image.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 91,
+        backbone: str = "resnet50",
+        backbone_norm: Norm = "frozen",
+        backbone_width: int = 64,
+        backbone_stages: Sequence[int] = (3, 4, 5),
+        dilation: bool = False,
+        position_embedding: Literal["sine", "learned"] = "sine",
+        position_entries: int = 50,
+        num_feature_levels: int = 4,
+        num_queries: int = 900,
+        num_select: int = 300,
+        dn_number: int = 100,
+        dn_label_noise_ratio: float = 0.5,
+        dn_box_noise_scale: float = 1.0,
+        hidden_dim: int = 256,
+        nheads: int = 8,
+        dim_feedforward: int = 2048,
+        enc_layers: int = 6,
+        dec_layers: int = 6,
+        enc_n_points: int = 4,
+        dec_n_points: int = 4,
+        dropout: float = 0.0,
+        masks: bool = False,
+        aux_loss: bool = True,
+        padding: Padding = "exact",
+        train_backbone: bool = True,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            backbone=backbone,
+            backbone_norm=backbone_norm,
+            backbone_width=backbone_width,
+            backbone_stages=backbone_stages,
+            dilation=dilation,
+            position_embedding=position_embedding,
+            position_entries=position_entries,
+            position_temperature=20.0,
+            position_offset=0.0,
+            num_feature_levels=num_feature_levels,
+            num_queries=num_queries,
+            hidden_dim=hidden_dim,
+            nheads=nheads,
+            dim_feedforward=dim_feedforward,
+            enc_layers=enc_layers,
+            enc_n_points=enc_n_points,
+            dropout=dropout,
+            masks=masks,
+            aux_loss=aux_loss,
+            padding=padding,
+            train_backbone=train_backbone,
+        )
+        self.num_select = num_select
+        self.dn_number = dn_number
+        self.dn_label_noise_ratio = dn_label_noise_ratio
+        self.dn_box_noise_scale = dn_box_noise_scale
+        sizes: dict[str, Any] = {"levels": num_feature_levels, "dropout": dropout}
+        self.decoder = DeformableDecoder(
+            DeformableDecoderLayer(hidden_dim, nheads, dim_feedforward, points=dec_n_points, **sizes)
+            for _ in range(dec_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(hidden_dim)
+        self.query_position = MLP(2 * hidden_dim, hidden_dim, hidden_dim, layers=2)
+        self.proposal_memory = Linear(hidden_dim, hidden_dim)
+        self.proposal_memory_norm = nn.LayerNorm(hidden_dim)
+        self.queries = nn.Embedding(num_queries, hidden_dim)
+        self.label_embed = nn.Embedding(num_classes + 1, hidden_dim)  # the published table has a row too many
+        # one head for all decoder layers, and the encoder's
+        self.class_heads = nn.ModuleList(Linear(hidden_dim, num_classes) for _ in range(2))
+        self.box_heads = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, layers=3) for _ in range(2))
+        self._reset_parameters()
+        self.segmentation = MaskPredictor(hidden_dim, nheads, self.backbone, prior=True) if masks else None
+
+    def _reset_parameters(self) -> None:
+        """Initialize as published: Xavier transformer, rays of sampling points, rare objects, uncorrected boxes."""
+        init_transformer(self.encoder, self.decoder)
+        for module in self.modules():
+            if isinstance(module, MSDeformAttention):
+                module.reset_parameters()
+        nn.init.xavier_uniform_(self.proposal_memory.weight)
+        nn.init.xavier_uniform_(self.queries.weight)
+        for layer in self.query_position.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
+        for class_head, box_head in zip(self.class_heads, self.box_heads, strict=True):
+            assert isinstance(class_head, nn.Linear) and isinstance(box_head, MLP)
+            nn.init.constant_(class_head.bias, -math.log(99))  # every class starts at probability 0.01
+            last = box_head.layers[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(
+        self,
+        images: Sequence[Tensor] | Batch,
+        targets: Sequence[Target] | None = None,
+        capture: Capturing = False,
+        defer_masks: bool | None = None,
+        noise: Mapping[str, Any] | None = None,
+    ) -> Outputs:
+        """Predict a set of objects for every image.
+
+        Args:
+            images: normalized (3, h, w) float tensors of any sizes, or a Batch.
+            targets: one per image; in training, denoising queries are made of their objects.
+            capture: as of `DeformableDETR.forward`; of the matching queries.
+            defer_masks: as in `DETR.forward`.
+            noise: of the denoising queries in place of random draws, see `detrkit.layers.denoising.given_noise`.
+
+        Returns:
+            Outputs of the matching queries: logits (B, Q, num_classes), boxes (B, Q, 4) cxcywh in [0, 1]; `encoder` of
+            the tokens that became queries, with logits of the classes; in training with targets, `denoising`.
+        """
+        encoded = self.encode(images, capture)
+        proposals = self._propose(encoded)
+        denoising = None
+        if self.training and targets is not None and self.dn_number:
+            denoising = make_denoising_queries(
+                targets,
+                number=self.dn_number,
+                num_classes=self.num_classes,
+                label_ratio=self.dn_label_noise_ratio,
+                box_scale=self.dn_box_noise_scale,
+                noise=noise,
+            )
+        decoded = self._decode(encoded, self._queries(proposals, denoising), capture)
+        first = 0 if denoising is None else denoising.layout.size
+        matching = decoded if denoising is None else decoded.of_queries(first, first + proposals.indices.shape[1])
+        outputs = self._outputs(matching)
+        outputs.encoder = proposals.outputs
+        if denoising is not None:
+            layout = denoising.layout
+            positive = (~layout.negative).nonzero()[:, 0]
+            outputs.denoising = Denoising(
+                self._outputs(decoded.of_queries(0, first)),
+                layout.groups,
+                layout.image[positive],
+                layout.position[positive],
+                layout.target[positive],
+            )
+        outputs.capture = self._capture(encoded, matching, proposals.indices, capture)
+        hidden_states = self.decoder_norm(matching.hidden_states[-1])
+        self._add_masks_of_levels(outputs, hidden_states, encoded, defer=defer_masks)
+        return outputs
+
+    def _propose(self, images: EncodedImages) -> Proposals:
+        """Choose the tokens with the best score of any class, and propose a box for each (Sec. 3.5)."""
+        anchors = make_anchors(images.spatial_shapes, images.valid_sizes, images.padding_mask)
+        tokens = images.memory.masked_fill(~anchors.valid[..., None], 0.0)
+        tokens = self.proposal_memory_norm(self.proposal_memory(tokens))
+        logits = self.class_heads[-1](tokens)  # (B, S, num_classes)
+        exact = self.padding == "exact"
+        indices = best_tokens(logits.amax(-1), self.num_queries, images.padding_mask if exact else None)  # (B, Q)
+        logits = gathered(logits, indices)
+        # the box head sees the tokens chosen, not all
+        box_logits = self.box_heads[-1](gathered(tokens, indices)) + gathered(anchors.logits, indices)  # (B, Q, 4)
+        padded = None
+        if exact and images.key_padding_mask is not None:
+            # an image with fewer cells than queries has as many queries as cells; the rest came from padding
+            padded = images.padding_mask.gather(1, indices)  # (B, Q)
+            logits = logits.masked_fill(padded[..., None], MASKED_LOGIT)
+        return Proposals(Outputs(logits, box_logits.sigmoid()), indices, padded)
+
+    def _queries(self, proposals: Proposals, denoising: DenoisingQueries | None) -> Queries:
+        """Put the queries together: contents are learned or of noised labels, positions proposed or noised."""
+        images, count = proposals.indices.shape
+        tgt = self.queries.weight[:count].expand(images, -1, -1)  # (B, Q, D)
+        reference_points = proposals.outputs.boxes.detach()
+        if denoising is None:
+            return Queries(tgt, reference_points, proposals.padding_mask, None)
+        layout = denoising.layout
+        contents = layout.placed(self.label_embed(denoising.labels), images)
+        # also without objects the table is part of the graph: where the gradients of processes are averaged, each waits
+        # for every parameter
+        tgt = torch.cat([contents, tgt + 0.0 * self.label_embed.weight[0]], 1)
+        boxes = layout.placed(inverse_sigmoid(denoising.boxes, EPS), images).sigmoid()
+        reference_points = torch.cat([boxes.to(reference_points.dtype), reference_points], 1)
+        padding_mask = None
+        if self.padding == "exact":
+            own = proposals.padding_mask
+            own = torch.zeros_like(proposals.indices, dtype=torch.bool) if own is None else own
+            padding_mask = torch.cat([layout.padding_mask(images), own], 1)
+        return Queries(tgt, reference_points, padding_mask, layout.attn_mask(count))
+
+    def _decode(self, images: EncodedImages, queries: Queries, capture: Capturing) -> DeformableDecoderOutput:
+        """Decode the queries; a query's position is that of its box, in every layer anew."""
+        # published: relative to the padded map
+        scale = images.valid_ratios[:, :1].repeat(1, 1, 2) if self.padding == "official" else None  # (B, 1, 4)
+
+        def query_pos(reference_points: Tensor) -> Tensor:
+            boxes = reference_points if scale is None else reference_points * scale
+            yxwh = boxes[..., [1, 0, 2, 3]]
+            embedded = sine_of_boxes(yxwh, self.hidden_dim // 2).to(images.memory.dtype)
+            position: Tensor = self.query_position(embedded)
+            return position
+
+        def heads(layer: int, hidden_states: Tensor, reference_points: Tensor) -> HeadsOutput:
+            normed = self.decoder_norm(hidden_states)
+            logits = self.class_heads[0](normed)
+            if queries.padding_mask is not None:
+                logits = logits.masked_fill(queries.padding_mask[..., None], MASKED_LOGIT)
+            boxes = _moved(reference_points, self.box_heads[0](normed))
+            if layer + 1 == len(self.decoder):
+                return HeadsOutput(logits, boxes, boxes)
+            # as published, the next layer's boxes come from the states before the norm
+            following = _moved(reference_points.detach(), self.box_heads[0](hidden_states))
+            return HeadsOutput(logits, boxes, following)
+
+        decoded: DeformableDecoderOutput = self.decoder(
+            queries.tgt,
+            query_pos=query_pos,
+            reference_points=queries.reference_points,
+            memory=images.memory,
+            spatial_shapes=images.spatial_shapes,
+            valid_ratios=images.valid_ratios,
+            padding_mask=images.key_padding_mask,
+            heads=heads,
+            look_forward_twice=True,
+            query_padding_mask=queries.padding_mask,
+            attn_mask=queries.attn_mask,
+            capture=capture,
+        )
+        return decoded
+
+
+def _moved(boxes: Tensor, correction: Tensor) -> Tensor:
+    """Add a (B, Q, 4) correction to the log-odds of (B, Q, 4) boxes cxcywh."""
+    return (inverse_sigmoid(boxes, EPS) + correction).sigmoid()
