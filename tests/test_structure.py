@@ -14,7 +14,6 @@ MAX_FILE_LINES = 400
 # function -> why it is longer
 LONG_FUNCTIONS = {
     "engine/evaluating.py:evaluate": "half of it are its arguments and the check of their ranges",
-    "engine/trainer.py:__init__": "one line for each part that a step needs",
     "models/deformable_base.py:__init__": "half of it are its arguments; then an assignment for each part",
     "models/deformable_detr.py:__init__": "half of it are its arguments; then an assignment for each part",
     "models/dino.py:__init__": "half of it are its arguments; then an assignment for each part",
