@@ -303,7 +303,7 @@ class DeformableDecoder(nn.ModuleList):
                 The reference points that they return, detached, are those of the next layer: its boxes under
                 "iterative bounding box refinement" (Sec. 4.2).
             look_forward_twice: the heads of a layer get its reference points with their gradient, so that a layer
-                learns from the loss of the next one, too (DINO, Sec. 3.4). The layer itself gets them detached.
+                learns from the loss of the next one, too (DINO, Sec. 3.5). The layer itself gets them detached.
             query_padding_mask: (B, Q) bool, True for queries that the others must not see, or None.
             attn_mask: (Q, Q) bool, True where a query must not attend to another, or None.
             capture: return attention weights and sampling locations, too.

@@ -89,8 +89,8 @@ class DeformableDETR(DeformableModel):
         with_box_refine: every decoder layer corrects the boxes of the one before (Sec. 4.2).
         two_stage: the queries are the best proposals of the encoder (Sec. 4.2).
         mixed_selection: two-stage models: the proposals give the positions of the queries alone, whose contents are
-            learned (DINO Sec. 3.5; 1 of 3 changes of H-DETR that add no module, Sec. 4.1).
-        look_forward_twice: models with refinement: a layer learns from the loss of the next one, too (DINO Sec. 3.4).
+            learned (DINO Sec. 3.4).
+        look_forward_twice: models with refinement: a layer learns from the loss of the next one, too (DINO Sec. 3.5).
         masks: predict a mask for every query, too: as in `DETR`, from the level of the last backbone stage.
         aux_loss: return the outputs of every decoder layer.
         padding: as in `DETR`.

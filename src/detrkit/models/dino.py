@@ -79,7 +79,7 @@ class DINO(DeformableModel):
         num_classes, backbone, backbone_norm, backbone_width, backbone_stages, dilation: as of `DeformableDETR`.
         position_embedding, position_entries, num_feature_levels, train_backbone: likewise. The sine encoding has a
             temperature of 20 and counts cells from their far corner, as published.
-        num_queries: matching queries: the tokens of the encoder with the best score of any class (Sec. 3.5).
+        num_queries: matching queries: the tokens of the encoder with the best score of any class (Sec. 3.4).
         num_select: detections of an image, the best over queries and classes.
         dn_number: pairs of denoising queries of an image in training (Sec. 3.3); 0 for none. See
             `detrkit.layers.denoising`.
@@ -240,7 +240,7 @@ class DINO(DeformableModel):
         return outputs
 
     def _propose(self, images: EncodedImages) -> Proposals:
-        """Choose the tokens with the best score of any class, and propose a box for each (Sec. 3.5)."""
+        """Choose the tokens with the best score of any class, and propose a box for each (Sec. 3.4)."""
         anchors = make_anchors(images.spatial_shapes, images.valid_sizes, images.padding_mask)
         tokens = images.memory.masked_fill(~anchors.valid[..., None], 0.0)
         tokens = self.proposal_memory_norm(self.proposal_memory(tokens))

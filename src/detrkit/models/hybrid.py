@@ -20,7 +20,7 @@ from detrkit.structures.outputs import Capturing, OneToMany, Outputs, Target
 
 
 class HybridCriterion(FocalCriterion):
-    """The losses of Deformable DETR, of the one-to-many branch too (H-DETR, Sec. 3.1, Eq. 2 and 3).
+    """The losses of Deformable DETR, of the one-to-many branch too (H-DETR Sec. 3.2, "hybrid branch scheme").
 
     In the branch every object counts `repeats` times: as many queries are matched to it. Its terms have the suffix
     _one2many and are multiplied by the branch's weight.
@@ -97,9 +97,9 @@ class HybridDeformableDETR(DeformableDETR):
 
     Args:
         num_queries: one-to-one queries.
-        num_queries_one2many: one-to-many queries (Sec. 4.1).
-        k_one2many: queries that an object is matched to among them (k of Eq. 2); used by the losses.
-        lambda_one2many: weight of their losses (Eq. 3).
+        num_queries_one2many: one-to-many queries.
+        k_one2many: queries that an object is matched to among them (K of Sec. 3.2); used by the losses.
+        lambda_one2many: weight of their losses.
         dim_feedforward, dropout: as published for this model.
         options: as of `DeformableDETR`, with both stages, refinement, mixed selection and looking forward twice.
     """

@@ -195,7 +195,7 @@ def _computed(weights: Sequence[AttentionWeights | Tensor]) -> list[Tensor]:
 
 @dataclass
 class OneToMany:
-    """Predictions of further queries that training matches one-to-many (H-DETR, Sec. 3.1, "hybrid branch scheme").
+    """Predictions of further queries that training matches one-to-many (H-DETR Sec. 3.2, "hybrid branch scheme").
 
     Attributes:
         outputs: of these queries, with those of the earlier layers.
