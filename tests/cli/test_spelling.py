@@ -70,7 +70,7 @@ def _refusal(*words: str) -> str:
         ("resume runs/first", "unknown command resume: write `detrkit train --resume runs/first`"),
         ("check x", "unknown command check: did you mean `detrkit data check`?"),
         ("data chek x", "unknown command data chek: did you mean `detrkit data check`?"),
-        ("data turn x", "unknown command data turn: choose one of check, preview, convert, download, shapes"),
+        ("data turn x", "unknown command data turn: choose one of check, preview, mix, convert, download, shapes"),
         ("task=detect mode=train", "task=detect: the command comes first, as in `detrkit train my_data --epochs 50`"),
         ("--epochs 5 train x", "--epochs: the command comes first"),
         ("\x1b[2Jx", "unknown command \\x1b[2Jx: `detrkit --help` lists the commands"),

@@ -258,3 +258,33 @@ def test_splits_are_no_paths(tmp_path: Path) -> None:
     with pytest.raises(DetrkitError, match=r"shapes: name of a split: '\.\./x' is a path"):
         write_shapes(tmp_path / "s", images={"../x": 1})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rare_classes_are_rare_in_training_images_alone(tmp_path: Path) -> None:
+    options = {"classes": 4, "sides": (16, 20), "objects": (0, 6), "hidden": 0.95}
+    root = write_shapes(
+        tmp_path / "rare", images={"train": 120, "val": 80}, class_shares=(60, 30, 10, 0), empty=0.4, **options
+    )
+    shares = {}
+    for split, size in (("train", 120), ("val", 80)):
+        dataset = open_dataset(root, split=split)
+        labels = np.concatenate([record.labels for record in dataset.records])
+        shares[split] = np.bincount(labels, minlength=4) / len(labels)
+        empty = np.mean([not len(record.labels) for record in dataset.records])
+        assert abs(empty - (0.4 + 0.6 / 7)) < 4 * (0.25 / size) ** 0.5  # 1/7 of the others are drawn without, too
+    assert shares["train"][3] == 0
+    assert np.abs(shares["train"] - [0.6, 0.3, 0.1, 0]).max() < 0.13  # 210 objects: four deviations of 0.033
+    assert np.abs(shares["val"] - 0.25).max() < 0.15
+    # nothing else about images without these options has changed
+    plain = [shapes_image(3, "val", k, ShapesOptions(**options)).pixels for k in range(3)]
+    with_shares = [
+        shapes_image(3, "val", k, ShapesOptions(class_shares=(1, 2, 3, 4), **options)).pixels for k in range(3)
+    ]
+    assert all((a == b).all() for a, b in zip(plain, with_shares, strict=True))
+
+
+def test_shares_of_another_number_of_classes() -> None:
+    with pytest.raises(DetrkitError, match="class_shares 1 2: give one number for each of the 5 classes"):
+        ShapesOptions(class_shares=(1, 2))
+    with pytest.raises(DetrkitError, match=r"class_shares 0 0: .* not all 0"):
+        ShapesOptions(classes=2, class_shares=(0, 0))

@@ -36,7 +36,8 @@ def _run(config, folder, processes: int) -> None:
 def test_two_processes_equal_one(shapes, tmp_path):
     """13 training images in global batches of 4, 5 validation images: neither is a multiple of the processes' share.
 
-    Some images have no object at all, so that a process now and then has a batch without any.
+    Some images have no object at all, so that a process now and then has a batch without any. Images of rarer classes
+    come several times, those without objects less often.
     """
     truth = json.loads((shapes / "annotations" / "instances_train2017.json").read_text())
     empty = {i["id"] for i in truth["images"][::2]}
@@ -50,8 +51,9 @@ def test_two_processes_equal_one(shapes, tmp_path):
     (data / "annotations" / "instances_train2017.json").unlink()
     (data / "annotations" / "instances_train2017.json").write_text(json.dumps(truth))
 
-    one = tiny_config(data, tmp_path / "one", data={"batch_size": 2}, optim={"accumulate": 2})
-    two = tiny_config(data, tmp_path / "two", data={"batch_size": 2})
+    mix = {"batch_size": 2, "repeat_rare": 0.9, "empty_share": 0.3}
+    one = tiny_config(data, tmp_path / "one", data=mix, optim={"accumulate": 2})
+    two = tiny_config(data, tmp_path / "two", data=mix)
     _run(one, tmp_path, 1)
     _run(two, tmp_path, 2)
     expected, found = losses(tmp_path / "one"), losses(tmp_path / "two")

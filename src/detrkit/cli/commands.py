@@ -89,6 +89,7 @@ GROUPS: Mapping[str, Sequence[Command]] = {
             "data check", "detrkit.cli.data:DataCheck", "find the faults of a dataset, count its objects", "my_data"
         ),
         Command("data preview", "detrkit.cli.data:DataPreview", "draw images as the model will see them", "my_data"),
+        Command("data mix", "detrkit.cli.data_mix:DataMix", "show how often each class and dataset is seen", "my_data"),
         Command(
             "data convert",
             "detrkit.cli.data:DataConvert",

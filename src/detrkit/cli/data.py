@@ -1,4 +1,4 @@
-"""`detrkit data check | convert | shapes | preview | download`.
+"""`detrkit data check | convert | shapes | preview | mix | download`.
 
 Each command is a frozen dataclass, whose docstring and fields tyro makes into --help, with `run() -> exit status`.
 Heavy modules (torch) are imported when a command runs, so that --help is quick.
@@ -15,6 +15,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from detrkit.cli.data_download import DataDownload
+from detrkit.cli.data_mix import DataMix
 from detrkit.cli.preflight import check_dataset
 from detrkit.utils.augments import Augment
 from detrkit.utils.console import table_console
@@ -31,6 +32,7 @@ from detrkit.utils.ranges import (
     ShapesSide,
     ShapesSize,
     Share,
+    Weight,
     WideSeed,
 )
 from detrkit.utils.visible import one_line
@@ -157,6 +159,11 @@ class DataShapes:
     """Fewest and most objects drawn per image."""
     object_size: tuple[ShapesSize, ShapesSize] = (0.15, 0.5)
     """Smallest and largest diameter of an object, as a share of the image's shorter side."""
+    class_shares: tuple[Weight, ...] = ()
+    """How often each class is drawn in training images, such as 100 30 10 3 1 for five classes; other splits have all
+    classes alike. By default training images do, too."""
+    empty: Decay = 0.0
+    """Share of the images that have no object."""
     hidden: Decay = 0.6
     """An object of which more than this share is hidden is left out."""
     colours: Literal["random", "class"] = "random"
@@ -183,6 +190,8 @@ class DataShapes:
             classes=self.classes,
             objects=self.objects,
             object_size=self.object_size,
+            class_shares=self.class_shares,
+            empty=self.empty,
             hidden=self.hidden,
             colours=self.colours,
         )
@@ -284,5 +293,6 @@ DataCommand = (
     | Annotated[DataConvert, tyro.conf.subcommand("convert")]
     | Annotated[DataShapes, tyro.conf.subcommand("shapes")]
     | Annotated[DataPreview, tyro.conf.subcommand("preview")]
+    | Annotated[DataMix, tyro.conf.subcommand("mix")]
     | Annotated[DataDownload, tyro.conf.subcommand("download")]
 )

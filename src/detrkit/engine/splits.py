@@ -20,6 +20,7 @@ from detrkit.data.readers.common import UnknownSplit
 from detrkit.engine.objects import check_objects
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.messages import counted
 from detrkit.utils.similar import nearest_names
 
 OVERFIT_STEPS = 50  # per epoch, with one process
@@ -183,7 +184,9 @@ def open_splits(config: TrainConfig, *, masks: bool = False, in_memory: Any = No
     mix = mix_images(
         train, sources=sources, weights=data.weights, repeat_rare=data.repeat_rare, empty_share=data.empty_share
     )
-    words = _evaluated_words(sources, evaluated.get("val", [])) if len(sources) > 1 else ""
+    words = ""
+    if len(sources) > 1:
+        words = _evaluated_words(evaluated.get("val", []), sources if data.val_data is None else [])
     return Splits(train, val, test, mix=mix, evaluated=words)
 
 
@@ -204,14 +207,13 @@ def _check_classes(other: Dataset, train: Dataset) -> None:
     )
 
 
-def _evaluated_words(sources: Sequence[Dataset], evaluated: Sequence[Dataset]) -> str:
-    """Say which of several datasets are evaluated on."""
+def _evaluated_words(evaluated: Sequence[Dataset], sources: Sequence[Dataset]) -> str:
+    """Say which of several datasets are evaluated on, and which of those with this purpose lack the split."""
     if not evaluated:
         return "evaluated on none of the datasets"
-    words = " + ".join(f"{d.name} ({d.split}, {len(d)} images)" for d in evaluated)
+    words = " + ".join(f"{d.name} ({d.split}, {counted(len(d), 'image')})" for d in evaluated)
     left = [d.name for d in sources if d.path not in {e.path for e in evaluated}]
-    others = f"; of {', '.join(left)} there is no such split" if left and len(evaluated) < len(sources) else ""
-    return f"evaluated on {words}{others}"
+    return f"evaluated on {words}" + (f"; {', '.join(left)} has no such split" if left else "")
 
 
 def _split_hint(use: str, names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +32,7 @@ from detrkit.utils.ranges import (
     ShapesObjects,
     ShapesSide,
     ShapesSize,
+    Weight,
     WideSeed,
     check_values,
 )
@@ -58,6 +59,9 @@ class ShapesOptions:
         hidden: an object of which more than this share is covered or outside the image is left out.
         colours: "random": color says nothing about the class; "class": every class has its hue (easier to learn).
         quality: JPEG quality, 1 to 95.
+        class_shares: of training images: how often each class is drawn, one number for each, in any unit; by default
+            all alike. Other splits have all alike, so that an evaluation measures each on about as many objects.
+        empty: share of the images that are drawn without objects.
     """
 
     sides: tuple[ShapesSide, ShapesSide] = (96, 128)
@@ -67,6 +71,8 @@ class ShapesOptions:
     hidden: Decay = 0.6
     colours: Literal["random", "class"] = "random"
     quality: Annotated[int, Field(ge=1, le=95)] = 92
+    class_shares: tuple[Weight, ...] = ()
+    empty: Decay = 0.0
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -74,6 +80,11 @@ class ShapesOptions:
             low, high = getattr(self, name)
             if low > high:
                 raise DetrkitError(f"shapes: {name} {low} {high}: first the smaller one")
+        if self.class_shares and (len(self.class_shares) != self.classes or not any(self.class_shares)):
+            given = " ".join(f"{share:g}" for share in self.class_shares)
+            raise DetrkitError(
+                f"shapes: class_shares {given}: give one number for each of the {self.classes} classes, not all 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -206,7 +217,8 @@ def shapes_image(seed: int, split: str, index: int, options: ShapesOptions) -> S
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
     height, width = (int(v) for v in rng.integers(options.sides[0], options.sides[1] + 1, 2))
     canvas, stuff_ids = _background(rng, height, width)
-    drawn = list(_objects(rng, height, width, options))
+    shares = options.class_shares if split == "train" else ()
+    drawn = list(_objects(rng, height, width, options, shares))
     visible = _visible_enough(drawn, height, width, options.hidden)
     owner = np.full((height, width), -1, np.int32)  # index of the visible object at a pixel, -1 background
     for k, thing in enumerate(visible):
@@ -232,12 +244,19 @@ class _Thing:
     full: float  # pixels of the whole object, with what lies outside the image
 
 
-def _objects(rng: np.random.Generator, height: int, width: int, options: ShapesOptions) -> Iterator[_Thing]:
-    """Draw random objects, from back to front."""
+def _objects(
+    rng: np.random.Generator, height: int, width: int, options: ShapesOptions, shares: Sequence[float]
+) -> Iterator[_Thing]:
+    """Draw random objects, from back to front; of classes with shares, or all alike."""
     short = min(height, width)
     low, high = np.log(options.object_size)
+    if options.empty and float(rng.uniform()) < options.empty:
+        return
     for _ in range(int(rng.integers(options.objects[0], options.objects[1] + 1))):
-        label = int(rng.integers(options.classes))
+        if shares:
+            label = int(rng.choice(options.classes, p=np.array(shares) / sum(shares)))
+        else:
+            label = int(rng.integers(options.classes))
         radius = short * float(np.exp(rng.uniform(low, high))) / 2
         # The center keeps 0.6 radius from the border: objects may be cut by it, but stay recognizable.
         cx, cy = (float(rng.uniform(min(0.6 * radius, s / 2), max(s - 0.6 * radius, s / 2))) for s in (width, height))
