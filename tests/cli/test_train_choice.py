@@ -69,6 +69,16 @@ def test_a_choice_is_complete_and_what_is_fixed_stays(shapes, empty_cache):
         detrkit.choose_config("nowhere")
 
 
+def test_chosen_epochs_have_a_time_and_given_ones_do_not(shapes, empty_cache):
+    """A slower machine than the one that was guessed trains fewer of the epochs that were chosen for it."""
+    settings = facts.choose_settings(shapes)
+    assert settings.limit is not None and settings.limit.seconds >= facts.LEAST_SECONDS and not settings.limit.whole
+    assert not any("first guess" in line for line in settings.lines)  # since it will be measured
+    for section, field, value in (("optim", "epochs", 3), ("model", "name", "detr-r50"), ("run", "minutes", 2.0)):
+        config = settings.config.changed(**{section: {field: value}})
+        assert facts.choose_settings(shapes, config, fixed=[f"{section}.{field}"]).limit is None
+
+
 def test_facts_are_those_of_the_records(shapes, empty_cache):
     dataset = detrkit.open_dataset(shapes, split="train")
     found = facts.gather_facts(detrkit.choose_config(shapes))
@@ -96,7 +106,7 @@ def test_a_run_without_a_recipe_says_what_was_chosen_and_keeps_it(shapes, empty_
     words = ["train", str(shapes), "--out", str(out), "--epochs", "2", "--warmup-steps", "1", *TINY, *SHORT]
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert "chosen for 12 images of " in text and ": --recipe small, 2 epochs (2 steps of 8 images)" in text
+    assert "chosen for 12 images of " in text and ": --recipe few-images, 2 epochs (6 steps of 4 images)" in text
     written = load_config(out / "config.yaml")
     assert (written.optim.epochs, written.optim.warmup_steps, written.model.hidden_dim) == (2, 1, 32)
     assert (out / "choice.txt").read_text().startswith("chosen for 12 images of ")

@@ -28,7 +28,7 @@ def gpu(memory: float, **facts) -> tuple[Choice, TrainConfig]:
 
 def test_a_laptop_without_weights_trains_the_small_model_within_a_quarter_of_an_hour():
     choice, config = chosen()
-    assert (choice.recipe, config.optim.epochs, config.data.size, config.data.batch_size) == ("small", 30, 256, 8)
+    assert (choice.recipe, config.optim.epochs, config.data.size, config.data.batch_size) == ("own-data", 30, 256, 8)
     assert choice.steps == 30 * 25 and config.data.epoch_images is None
     assert choice.seconds is not None and 500 < choice.seconds < 720
     assert config.run.init_from is None and config.model.backbone_weights == "random"
@@ -36,7 +36,7 @@ def test_a_laptop_without_weights_trains_the_small_model_within_a_quarter_of_an_
 
 
 def test_weights_that_would_be_downloaded_are_left_alone_on_a_cpu():
-    assert chosen(**ONLINE)[0].recipe == "small"
+    assert chosen(**ONLINE)[0].recipe == "own-data"
 
 
 def test_a_laptop_with_trained_weights_starts_from_them():
@@ -53,7 +53,7 @@ def test_weights_in_the_cache_of_the_hub_are_named_by_their_folder():
 
 def test_a_fine_tuning_that_takes_too_long_on_a_cpu_is_only_named():
     choice, config = chosen(images=20_000, **CACHED)
-    assert choice.recipe == "small" and config.run.init_from is None
+    assert choice.recipe == "own-data" and config.run.init_from is None
     assert "--recipe finetune --init-from detr-r50" in choice.reasons[0]
 
 
@@ -67,12 +67,12 @@ def test_the_batch_fits_the_gpu_and_a_step_has_sixteen_images(memory, batch, acc
 
 def test_a_gpu_that_is_too_small_trains_the_small_model():
     choice, _ = gpu(3)
-    assert choice.recipe == "small" and "3 GiB are too few" in choice.reasons[0]
+    assert choice.recipe == "own-data" and "3 GiB are too few" in choice.reasons[0]
 
 
 def test_a_gpu_without_weights_trains_the_small_model_for_longer():
     choice, _ = gpu(24, weights={})
-    assert choice.recipe == "small" and choice.steps > 2 * chosen()[0].steps
+    assert choice.recipe == "own-data" and choice.steps > 2 * chosen()[0].steps
 
 
 def test_several_gpus_share_the_step():
@@ -82,7 +82,8 @@ def test_several_gpus_share_the_step():
 
 def test_eight_images_have_a_number_of_steps_and_not_of_epochs():
     choice, config = chosen(images=8)
-    assert choice.steps == 600 and config.optim.epochs == 20 and config.data.epoch_images == 240
+    assert choice.recipe == "few-images" and config.data.batch_size == 4
+    assert choice.steps == 1200 and config.optim.epochs == 20 and config.data.epoch_images == 240
     assert config.run.eval_every == 1
     choice, config = gpu(24, images=8)
     assert choice.steps == 300 and config.data.epoch_images == 15 * 16
@@ -91,7 +92,7 @@ def test_eight_images_have_a_number_of_steps_and_not_of_epochs():
 def test_many_images_on_a_cpu_end_within_hours():
     facts = Facts(**{**BCCD, "images": 100_000})
     choice, config = chosen(images=100_000)
-    assert choice.recipe == "small" and choice.seconds is not None and choice.seconds < 3 * 3600
+    assert choice.recipe == "own-data" and choice.seconds is not None and choice.seconds < 3 * 3600
     assert config.data.epoch_images is not None and config.data.epoch_images < 100_000
     part = f"all epochs see {config.data.epoch_images * config.optim.epochs / 1000:.0f} % of them"
     assert part in "\n".join(choice.lines(facts))
@@ -114,9 +115,41 @@ def test_many_objects_raise_queries_and_counted_detections():
     assert chosen(most_objects=90)[1].model.num_queries == 100
 
 
+@pytest.mark.parametrize(
+    ("facts", "recipe", "reason"),
+    [
+        ({}, "own-data", None),
+        ({"images": 60}, "few-images", "for few images: "),
+        ({"images": 61}, "own-data", None),
+        ({"most_objects": 90}, "own-data", None),
+        ({"most_objects": 91}, "dense", "for many objects: an image has 91"),
+        (
+            {"height": 1000, "width": 1000, "small_object": 0.02},
+            "small-objects",
+            "for small objects: a tenth of them is",
+        ),
+        ({"height": 256, "width": 256, "small_object": 0.02}, "own-data", None),  # no pixels to gain
+        ({"images": 30, "most_objects": 200}, "dense", "for many objects: an image has 200"),
+    ],
+)
+def test_the_recipe_of_a_small_model_is_the_one_for_the_case(facts, recipe, reason):
+    choice, config = chosen(**facts)
+    assert choice.recipe == recipe and config.optim.lr_for_batch == 8
+    assert len(choice.reasons[1:]) >= (reason is not None)
+    if reason is not None:
+        assert choice.reasons[1].startswith(reason)
+    if recipe == "dense":
+        assert config.model.num_queries == 300 and config.run.max_dets == 300
+    assert "first guess" in "".join(choice.lines(Facts(**{**BCCD, **facts})))
+    assert "first guess" not in "".join(choice.lines(Facts(**{**BCCD, **facts}), guess=False))
+
+
 def test_tiny_objects_get_larger_images():
     large = {"height": 2000, "width": 3000, "small_object": 0.02}
-    assert chosen(**large)[1].data.size == 384
+    choice, config = chosen(**large)
+    assert (choice.recipe, config.data.size, config.data.augment) == ("small-objects", 512, "flip")
+    assert 2 in config.model.backbone_stages and choice.seconds is not None and choice.seconds < 720
+    assert chosen(height=480, width=640, small_object=0.04)[1].data.size == 352
     assert gpu(24, **large)[1].data.size == 1024
 
 
@@ -155,8 +188,8 @@ def test_the_lines_say_what_was_chosen_and_why():
     facts = Facts(**BCCD)
     lines = choose(facts).lines(facts)
     assert lines[0] == (
-        "chosen for 205 images of 640 x 480 on 2 CPU cores: --recipe small, 30 epochs (750 steps of 8 images), images "
-        "of 256 pixels"
+        "chosen for 205 images of 640 x 480 on 2 CPU cores: --recipe own-data, 30 epochs (750 steps of 8 images), "
+        "images of 256 pixels"
     )
     assert lines[1].startswith("  a small model from random weights: ") and lines[2].startswith("  this takes about 10")
     shorter = choose(facts).config().changed(optim={"epochs": 3}, run={"minutes": None})
@@ -173,7 +206,7 @@ def test_the_lines_are_about_the_epochs_that_the_run_has():
     assert f"  an epoch has {per_epoch} steps: every image comes several times" in choice.lines(facts)
     given = choice.config().changed(optim={"epochs": 1}, data={"epoch_images": None})
     lines = choice.lines(facts, given)
-    assert "1 epoch (1 step of 8 images)" in lines[0] and not any("several times" in line for line in lines)
+    assert "1 epoch (1 step of 4 images)" in lines[0] and not any("several times" in line for line in lines)
 
 
 def test_the_published_recipe_is_the_published_default():

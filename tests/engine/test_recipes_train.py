@@ -76,9 +76,10 @@ def test_a_recipe_trains(data, tmp_path, recipe, monkeypatch):
             "val_split": "val",
             "batch_size": 1,
             "workers": 0,
+            "epoch_images": None,
         },
         model={**SMALL, "dropout": 0.0},
-        optim={"epochs": 1, "accumulate": 1, "warmup_steps": 0, "mask_epochs": int(masks)},
+        optim={"epochs": 1, "accumulate": 1, "warmup_steps": 0, "lr_for_batch": None, "mask_epochs": int(masks)},
         run={"out": str(tmp_path / "run"), "device": "cpu", "tensorboard": False, "log_every": 1, "eval_every": 1},
     )
     result = train(config)

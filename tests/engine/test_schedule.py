@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from detrkit.config import OptimConfig, load_config
+from detrkit.engine import train
 from detrkit.engine.optim import lr_factor
-from detrkit.engine.schedule import fit_warmup, steps_per_epoch, with_epochs
-from helpers.tiny import tiny_config
+from detrkit.engine.schedule import fit_lr, fit_warmup, steps_per_epoch, with_epochs
+from helpers.tiny import losses, tiny_config
 
 
 def peak(optim: OptimConfig, steps: int) -> float:
@@ -73,3 +74,34 @@ def test_the_drop_of_the_masks_keeps_its_proportion():
 def test_steps_per_epoch(tmp_path, images, world, data, accumulate, steps):
     config = tiny_config(tmp_path, tmp_path, data=data, optim={"accumulate": accumulate})
     assert steps_per_epoch(config, images, world) == steps
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "world", "factor"), [(4, 1, 1, 0.5), (16, 1, 1, 1), (8, 4, 2, 2)])
+def test_a_rate_for_a_batch_scales_by_the_root_of_the_ratio(tmp_path, batch, accumulate, world, factor):
+    rates = {"lr": 2e-4, "lr_backbone": 2e-5, "lr_for_batch": 16}
+    config = tiny_config(tmp_path, tmp_path, data={"batch_size": batch}, optim={"accumulate": accumulate, **rates})
+    fitted = fit_lr(config, world)
+    assert fitted.optim.lr == pytest.approx(factor * 2e-4) and fitted.optim.lr_backbone == pytest.approx(factor * 2e-5)
+    assert fitted.optim.lr_for_batch == batch * accumulate * world
+    again = config.changed(optim={name: getattr(fitted.optim, name) for name in rates})
+    assert fit_lr(again, world) == (fitted.optim, "")  # the rule changes nothing a second time
+    assert fitted.words == ("" if factor == 1 else fitted.words) and bool(fitted.words) == (factor != 1)
+    plain = config.changed(optim={"lr_for_batch": None})
+    assert fit_lr(plain, world) == (plain.optim, "")
+
+
+@pytest.mark.slow
+def test_a_run_has_the_rate_for_its_batch_and_keeps_it(shapes, tmp_path, capsys):
+    """Written down, so that a resumed run, or one with its config.yaml as recipe, has the same rate."""
+    given = tiny_config(shapes, tmp_path / "rule", data={"batch_size": 2}, optim={"lr": 1e-3, "lr_for_batch": 8})
+    train(given)
+    assert "learning rate: 0.0005 for 2 images a step, by the square root of the ratio (0.001 for 8)" in (
+        capsys.readouterr().out
+    )
+    written = load_config(tmp_path / "rule" / "config.yaml")
+    assert (written.optim.lr, written.optim.lr_for_batch) == (5e-4, 2)
+    before = losses(tmp_path / "rule")
+    train(given, resume=True)  # as torchrun does after a failure: with the settings that were given
+    assert losses(tmp_path / "rule") == before
+    train(written.changed(run={"out": str(tmp_path / "same")}))
+    assert losses(tmp_path / "same") == before

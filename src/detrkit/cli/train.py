@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -22,6 +22,9 @@ from detrkit.utils.launch import attempt
 from detrkit.utils.lock import NAME as LOCK
 from detrkit.utils.names import expanded_path
 from detrkit.utils.ranges import as_option, field_hints
+
+if TYPE_CHECKING:
+    from detrkit.engine.budget import TimeLimit
 
 AUTO = "auto"  # the recipe that is chosen for data and machine
 
@@ -60,8 +63,9 @@ class Train:
     """The dataset: a folder of COCO, Pascal VOC, YOLO, parquet or CSV, or a COCO json, data.yaml or CSV; the layout is
     recognized. Several are trained on together, with classes of the same name as one."""
     recipe: str | None = None
-    """A YAML file with settings, or the name of one that comes with detrkit: small, finetune, detr-300 (as published),
-    detr-150, detr-500, panoptic-coco, cppe5, quickstart, shapes-panoptic; auto (the default) chooses."""
+    """A YAML file with settings, or the name of one that comes with detrkit: by your case own-data, few-images, dense,
+    small-objects, from-scratch, finetune (of --init-from); as published detr-300, detr-150, detr-500, panoptic-coco;
+    small, cppe5, quickstart, shapes-panoptic; auto (the default) chooses."""
     resume: str | None = None
     """The folder of a run: continue it exactly where it stopped."""
     config: TrainConfig = field(default_factory=TrainConfig)
@@ -115,12 +119,13 @@ class Train:
             config = config.changed(data={"path": self.datasets[0], "more_paths": self.datasets[1:]})
         if not config.data.path:
             raise DetrkitError(_NO_DATASET)
-        config, lines = self._settings(config)
+        config, lines, limit = self._settings(config)
         check_config(config, format_field=as_option)
         for line in lines:
             console.print(line)
         shorten = self.typed is not None and "optim.epochs" in self.typed and "optim.warmup_steps" not in self.typed
-        result = train(config, resume=self.resume is not None, shorten_warmup=shorten, reasons=lines)
+        resume = self.resume is not None
+        result = train(config, resume=resume, shorten_warmup=shorten, reasons=lines, limit=limit)
         following = f"next: {shlex.join(['detrkit', 'predict', str(result.folder)])} IMAGES_OR_FOLDER"
         if result.metrics is None:
             console.print(f"weights: {result.best}\n{following}")
@@ -135,8 +140,8 @@ class Train:
             console.print(result.verdict)
         return 1 if result.can_learn is False else 0
 
-    def _settings(self, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-        """Return the settings of the run, and the lines that say what was chosen or adapted.
+    def _settings(self, config: TrainConfig) -> tuple[TrainConfig, list[str], TimeLimit | None]:
+        """Return the settings of the run, the lines that say what was chosen or adapted, and a time for the run.
 
         Raises:
             DetrkitError: settings that exclude each other; a dataset that is missing or not readable.
@@ -147,12 +152,13 @@ class Train:
         from detrkit.engine.splits import data_sources
 
         if self.typed is None:
-            return config, []
+            return config, [], None
         if "run.minutes" in self.typed and "optim.epochs" in self.typed and not config.run.overfit:
             raise DetrkitError("--minutes and --epochs: the minutes set the epochs, so give one of them")
+        limit = None
         if self.recipe in (None, AUTO):
             settings = choose_settings(data_sources(config), config, fixed=self.typed)
-            config, lines = settings.config, settings.lines
+            config, lines, limit = settings
         else:
             before = load_config(self.recipe).optim
             optim = config.optim
@@ -166,7 +172,7 @@ class Train:
         if config.run.overfit and "data.size" not in self.typed:
             config, line = smaller_input(config)
             lines = [*lines, line]
-        return config, [line for line in lines if line]
+        return config, [line for line in lines if line], limit
 
 
 def typed_settings(argv: Sequence[str]) -> tuple[str, ...]:

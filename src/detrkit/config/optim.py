@@ -28,6 +28,9 @@ class OptimConfig:
     """Learning rate of the transformer and the heads (AdamW), for the global batch given."""
     lr_backbone: Annotated[float, Range(ge=0, le=100)] = 1e-5
     """Learning rate of the backbone; 0 freezes it."""
+    lr_for_batch: Annotated[int, Range(ge=1, le=1_000_000)] | None = None
+    """Images a step that lr and lr_backbone are given for. With more or fewer (batch_size x processes x accumulate)
+    both are multiplied by the square root of the ratio before the first step; by default they stay."""
     lr_sampling_factor: Weight = 0.1
     """Deformable DETR: share of lr for sampling offsets and reference points."""
     weight_decay: Annotated[float, Range(ge=0, le=100)] = 1e-4

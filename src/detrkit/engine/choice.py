@@ -15,12 +15,13 @@ Availability = Literal["cached", "download"]
 
 PUBLISHED = "detr-300"  # the recipe of the published settings
 FINE_TUNED = "detr-r50"  # the published weights that a run starts from by default: they have an address
-SMALL_SIZES = (192, 384)  # pixels of the short side of `small`
+SMALL_SIZES = (192, 384)  # pixels of the short side of `own-data`
 SMALL_OBJECT = 14  # pixels that a small object should have in the input: the finest map has a cell per 8
-SMALL_QUERIES = 100  # of `small` and of DETR
+SMALL_QUERIES = 100  # of `own-data` and of DETR
+FEW_IMAGES = 60  # for which there is a recipe of its own
 PATIENT_SECONDS = 3600.0  # that the default takes on a CPU before it rather takes the small model
 SMALL_SECONDS = 600.0  # of training, on a CPU: the whole run ends within a quarter of an hour
-# Core-seconds per image and megapixel of a training step, measured on two cores of 2.x GHz (a step of `small` with 8
+# Core-seconds per image and megapixel of a training step, measured on two cores of 2.x GHz (a step of `own-data` with 8
 # images at 256 takes 1.5 core-seconds, one image of DETR-R50 at 800 about 10).
 _SMALL_COST, _R50_COST = 3.5, 14.0
 _MIXED_SIZES = 0.66  # mean area of the augmented images, as a part of that at full size
@@ -100,12 +101,13 @@ class Choice:
         """Return the settings."""
         return load_config(self.recipe).changed(**self.overrides)
 
-    def lines(self, facts: Facts, config: TrainConfig | None = None) -> list[str]:
+    def lines(self, facts: Facts, config: TrainConfig | None = None, *, guess: bool = True) -> list[str]:
         """Return the lines that say what was chosen and why.
 
         Args:
             facts: of data and machine.
             config: the settings with those that were given; by default the choice alone.
+            guess: say the time; without, since it will be measured.
         """
         config = self.config() if config is None else config
         cores = f"{facts.cores} CPU core{'s' if facts.cores != 1 else ''}"
@@ -120,7 +122,7 @@ class Choice:
             f"chosen for {images} on {where}: --recipe {self.recipe}{start}, {_length(config, facts, steps)}{size}"
         ]
         lines += [f"  {reason}" for reason in [*self.reasons, *_part_of_images(config, facts)]]
-        if self.seconds is not None and config.run.minutes is None and not config.run.overfit:
+        if guess and self.seconds is not None and config.run.minutes is None and not config.run.overfit:
             seconds = self.seconds * steps / self.steps
             lines.append(f"  this takes about {duration(seconds)} of training, as a first guess")
         lines.append("  other choices: --recipe NAME, --minutes N, or any setting; what you give stays as given")
@@ -193,27 +195,55 @@ def _weights(facts: Facts) -> tuple[str | None, str]:
     return FINE_TUNED, ""
 
 
+def _case(facts: Facts, wanted: float) -> tuple[str, str]:
+    """Return the recipe of a small model for data like these, and the reason for it.
+
+    Args:
+        facts: of data and machine.
+        wanted: short side in pixels at which the small objects have `SMALL_OBJECT` of them.
+    """
+    if facts.most_objects > 0.9 * SMALL_QUERIES:
+        return "dense", f"for many objects: an image has {facts.most_objects}"
+    if wanted > 1.5 * SMALL_SIZES[1] and min(facts.height, facts.width) > SMALL_SIZES[1]:
+        share = f"{100 * facts.small_object:.1f}"
+        return "small-objects", f"for small objects: a tenth of them is below {share} % of the image's short side"
+    if facts.images <= FEW_IMAGES:
+        return (
+            "few-images",
+            "for few images: every one comes many times, in smaller steps and with more weight decay",
+        )
+    return "own-data", ""
+
+
 def _small(facts: Facts, reason: str) -> Choice:
-    """Choose for the small model from random weights."""
+    """Choose for the small model from random weights, of the recipe for data like these."""
     reasons = [reason]
     short = min(facts.height, facts.width)
     wanted = 256 if facts.small_object <= 0 else round(SMALL_OBJECT / facts.small_object)
+    recipe, case = _case(facts, wanted)
+    reasons += [case] if case else []
+    made = load_config(recipe)
     low, high = SMALL_SIZES if facts.on_cpu else (256, 640)
-    size = facts.size or _rounded(min(max(wanted, 256, low), high, max(short, 128)))
+    high = max(high, made.data.size or high)
+    size = facts.size or _rounded(min(max(wanted, made.data.size or 256, low), high, max(short, 128)))
     if facts.size is None and size > 256:
         reasons.append(f"images of {size} pixels instead of 256: the small objects have few pixels")
-    batch = facts.batch_size or 8
+    batch = facts.batch_size or made.data.batch_size
     overrides: dict[str, dict[str, Any]] = {"data": {"size": size, "batch_size": batch}, "optim": {}, "run": {}}
-    _objects(facts, overrides, reasons)
-    per_step = _step_seconds(facts, _SMALL_COST, size, batch)
-    steps = _steps(facts.images, least=600, most=12_000)
+    if 1.3 * facts.most_objects > (made.model.num_queries or 0):
+        _objects(facts, overrides, reasons)
+    # a map of stride 4 and more queries cost as much again
+    cost = _SMALL_COST * (2.0 if 2 in (made.model.backbone_stages or ()) else 1.0)
+    per_step = _step_seconds(facts, cost, size, batch)
+    # few images a step are as many images in all
+    steps = _steps(facts.images, least=600 * 8 // batch, most=12_000 * 8 // batch)
     if not facts.on_cpu:
         steps = _steps(facts.images, least=2000, most=60_000)
     else:
         steps = _within(steps, per_step, SMALL_SECONDS * max(1.0, facts.images / 1000) ** 0.5)
     if facts.masks:
         overrides["model"] = {**overrides.get("model", {}), "masks": True}
-    return _with_epochs(facts, "small", overrides, reasons, steps, batch, per_step if facts.on_cpu else None)
+    return _with_epochs(facts, recipe, overrides, reasons, steps, batch, per_step if facts.on_cpu else None)
 
 
 def _fine_tuning(facts: Facts, weights: str, reasons: list[str]) -> Choice:
@@ -348,8 +378,7 @@ def _with_epochs(
         per_epoch = max(1, round(steps / epochs))
         epoch_images = per_epoch * whole
     overrides["optim"]["epochs"] = epochs
-    if epoch_images is not None:
-        overrides["data"]["epoch_images"] = epoch_images
+    overrides["data"]["epoch_images"] = epoch_images
     overrides["run"]["eval_every"] = max(1, round(epochs / 20))
     steps = epochs * per_epoch
     warmup = load_config(recipe).optim.warmup_steps

@@ -20,7 +20,8 @@ from detrkit.data.opening import split_names
 from detrkit.data.parts import divided
 from detrkit.data.readers import match_split
 from detrkit.data.readers.common import UnknownSplit
-from detrkit.engine.choice import FINE_TUNED, Availability, Facts, choose
+from detrkit.engine.budget import TimeLimit
+from detrkit.engine.choice import FINE_TUNED, Availability, Choice, Facts, choose
 from detrkit.engine.environment import check_processes
 from detrkit.engine.schedule import with_epochs
 from detrkit.engine.setup import chosen_model, predicts_masks
@@ -31,15 +32,18 @@ from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import field_hints
 
 _HUB_NAME = "models--facebook--detr-resnet-50"  # DETR-R50 in the cache of the Hugging Face Hub
+SLOWER = 1.5  # a machine may be than was guessed before a run gets fewer epochs
+LEAST_SECONDS = 180.0  # that a run may take at any rate
 _LOOK_SECONDS = 3.0  # for an answer of the server with the weights
 _SAMPLED = 5000  # images whose sizes and objects are looked at, evenly over the split
 
 
 class ChosenSettings(NamedTuple):
-    """Settings for a training, and the lines that say what was chosen and why."""
+    """Settings for a training, the lines that say what was chosen and why, and the time that it may take, or None."""
 
     config: TrainConfig
     lines: list[str]
+    limit: TimeLimit | None = None
 
 
 def choose_config(
@@ -96,12 +100,25 @@ def choose_settings(
         keep_drop="optim.lr_drop" in fixed,
     )
     made = dataclasses.replace(made, optim=fitted.optim)
-    lines = [*choice.lines(facts, made), *([f"  {fitted.words}"] if fitted.words else [])]
+    limit = _limit(choice, facts, made, fixed)
+    lines = [*choice.lines(facts, made, guess=limit is None), *([f"  {fitted.words}"] if fitted.words else [])]
     if parts:
         kept = f"a fifth of the images is kept for it (--val-split '{made.data.val_split}')"
         which = "the dataset has" if not config.data.more_paths else "the datasets have"
         lines.insert(1, f"  {which} no split to evaluate on: {kept}")
-    return ChosenSettings(made, lines)
+    return ChosenSettings(made, lines, limit)
+
+
+def _limit(choice: Choice, facts: Facts, made: TrainConfig, fixed: Collection[str]) -> TimeLimit | None:
+    """Return the time that a run on a CPU may take, whose epochs were chosen by a guess of this machine's speed.
+
+    Steps are measured then: where they take much longer than was guessed, fewer epochs are trained. A model, epochs or
+    minutes that were asked for are not changed.
+    """
+    asked = {"model.name", "optim.epochs", "data.epoch_images"}.intersection(fixed)
+    if asked or choice.seconds is None or made.run.minutes is not None or made.run.overfit or not facts.on_cpu:
+        return None
+    return TimeLimit(max(LEAST_SECONDS, SLOWER * choice.seconds))
 
 
 def _parts(sources: Sequence[Any], config: TrainConfig, fixed: Collection[str]) -> dict[str, Any]:

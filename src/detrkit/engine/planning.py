@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from detrkit.engine.overfit import overfit_config
 from detrkit.engine.pace import Pace
 from detrkit.engine.phases import detector_phase
 from detrkit.engine.processes import StopSignals
-from detrkit.engine.schedule import fit_warmup, steps_per_epoch, with_epochs
+from detrkit.engine.schedule import fit_lr, fit_warmup, steps_per_epoch, with_epochs
 from detrkit.engine.setup import chosen_model, load_source, make_model, predicts_masks
 from detrkit.engine.splits import Splits, open_splits
 from detrkit.engine.trainer import Trainer
@@ -102,7 +103,8 @@ def planned(
 ) -> tuple[TrainConfig, Materials | None]:
     """Return the settings of a run that begins, and the materials of its first phase where they were needed for that.
 
-    These settings are written to config.yaml, so that a resumed run needs no plan.
+    Epochs follow from the time, warm-up and drop from the epochs, learning rates from the images of a step. These
+    settings are written to config.yaml, so that a resumed run needs no plan.
 
     Args:
         config: as given.
@@ -111,7 +113,12 @@ def planned(
     """
     world = session.fabric.world_size
     if config.run.overfit:
-        return overfit_config(config, world=world), None
+        config = overfit_config(config, world=world)
+    rates = fit_lr(config, world)
+    session.say(rates.words)
+    config = dataclasses.replace(config, optim=rates.optim)
+    if config.run.overfit:
+        return config, None
     timed = config.run.minutes is not None or session.limit is not None
     if not timed and not (shorten_warmup and config.optim.warmup_steps):
         return config, None

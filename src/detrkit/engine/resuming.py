@@ -59,10 +59,11 @@ def adapted_fields(config: TrainConfig, *, shorten_warmup: bool, limited: bool =
         shorten_warmup: as `train`.
         limited: whether it has a `TimeLimit`.
     """
-    optim: tuple[str, ...] = ("warmup_steps",) if shorten_warmup else ()
+    rates = () if config.optim.lr_for_batch is None else ("lr", "lr_backbone", "lr_for_batch")
+    optim: tuple[str, ...] = (*rates, *(("warmup_steps",) if shorten_warmup else ()))
     if config.run.minutes is None and not limited and not config.run.overfit:
         return {"optim": optim}
-    optim = ("warmup_steps", "epochs", "mask_epochs", "lr_drop", "mask_lr_drop")
+    optim = (*rates, "warmup_steps", "epochs", "mask_epochs", "lr_drop", "mask_lr_drop")
     if config.run.overfit:
         optim += ("schedule", "accumulate", "ema")
     return {"data": ("epoch_images",), "optim": optim, "run": ("eval_every", "minutes")}

@@ -1,7 +1,8 @@
-"""Schedules that are made for one number of epochs and run for another: warm-up and drop follow."""
+"""Schedules that are made for one number of epochs, or images a step, and run for another: what follows."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -57,6 +58,31 @@ def fit_warmup(optim: OptimConfig, steps: int) -> Fitted:
         return Fitted(optim, "")
     words = f"warm-up: {counted(most, 'step')} instead of {optim.warmup_steps}, at most a fifth of the {steps} steps"
     return Fitted(replace(optim, warmup_steps=most), words)
+
+
+def fit_lr(config: TrainConfig, world: int) -> Fitted:
+    """Return the learning rates for the images of a step, if they are given for another number (`optim.lr_for_batch`).
+
+    Both rates are multiplied by the square root of the ratio: Adam divides a gradient by its own size, which is mostly
+    noise, and noise falls with the root of the batch (Malladi et al. 2022, Sec. 4; for SGD the ratio itself). In the
+    result `lr_for_batch` is the number at hand, so that the rule changes nothing when it is applied again.
+
+    Args:
+        config: of the run.
+        world: number of processes.
+    """
+    optim = config.optim
+    images = config.data.batch_size * optim.accumulate * world
+    if optim.lr_for_batch in (None, images):
+        return Fitted(optim, "")
+    assert optim.lr_for_batch is not None
+    factor = math.sqrt(images / optim.lr_for_batch)
+    rates = {"lr": float(f"{optim.lr * factor:.6g}"), "lr_backbone": float(f"{optim.lr_backbone * factor:.6g}")}
+    words = (
+        f"learning rate: {rates['lr']:.3g} for {counted(images, 'image')} a step, by the square root of the ratio "
+        f"({optim.lr:.3g} for {optim.lr_for_batch})"
+    )
+    return Fitted(replace(optim, **rates, lr_for_batch=images), words)
 
 
 def _in_proportion(drop: int, before: int, now: int) -> int:
