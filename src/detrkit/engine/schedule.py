@@ -77,12 +77,12 @@ def fit_lr(config: TrainConfig, world: int) -> Fitted:
         return Fitted(optim, "")
     assert optim.lr_for_batch is not None
     factor = math.sqrt(images / optim.lr_for_batch)
-    rates = {"lr": float(f"{optim.lr * factor:.6g}"), "lr_backbone": float(f"{optim.lr_backbone * factor:.6g}")}
+    lr, lr_backbone = (float(f"{rate * factor:.6g}") for rate in (optim.lr, optim.lr_backbone))
     words = (
-        f"learning rate: {rates['lr']:.3g} for {counted(images, 'image')} a step, by the square root of the ratio "
+        f"learning rate: {lr:.3g} for {counted(images, 'image')} a step, by the square root of the ratio "
         f"({optim.lr:.3g} for {optim.lr_for_batch})"
     )
-    return Fitted(replace(optim, **rates, lr_for_batch=images), words)
+    return Fitted(replace(optim, lr=lr, lr_backbone=lr_backbone, lr_for_batch=images), words)
 
 
 def _in_proportion(drop: int, before: int, now: int) -> int:
