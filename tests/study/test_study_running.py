@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
+import detrkit.study.one_run as one_run
+import detrkit.study.parallel as parallel
 import detrkit.study.report
-import detrkit.study.running as running
 import detrkit.visualize.curves
 from detrkit.cli import main
 from detrkit.engine import evaluating
@@ -54,8 +55,10 @@ def numbers(folder: Path) -> list[dict]:
     return [{k: v for k, v in m.items() if k not in _OF_THE_MACHINE} for m in members]
 
 
-def epochs(folder: Path) -> list[dict[str, str]]:
-    """Rows of a run's epochs.csv."""
+def epochs_of(folder: Path) -> list[dict[str, str]]:
+    """Rows of a run's epochs.csv; none before its first epoch has ended."""
+    if not (folder / "epochs.csv").exists():
+        return []
     with (folder / "epochs.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -78,7 +81,7 @@ def test_every_member_has_its_figures_of_the_last_epoch(whole):
     assert not result.failed
     for member, row in result.outcome:
         run = result.folder / member.name
-        rows = epochs(run)
+        rows = epochs_of(run)
         last = {"mAP": "AP", "mAP50": "AP50", "mAP75": "AP75", "small": "APs", "medium": "APm", "large": "APl"}
         assert {k: row.figures[k] for k in last} == {k: float(rows[-1][f"val/{v}"]) for k, v in last.items()}
         assert (row.best, row.epochs) == (max(float(r["val/AP"]) for r in rows), 2)
@@ -114,7 +117,7 @@ def test_the_folder_explains_itself(whole):
 def test_members_that_are_done_are_read_back(whole, monkeypatch, quick):
     file, result = whole
     before = numbers(result.folder)
-    monkeypatch.setattr(running, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(one_run, "train", lambda *_, **__: pytest.fail("trained again"))
     again = run_study(load_study(file), result.folder)
     assert numbers(result.folder) == before and again.outcome == result.outcome
 
@@ -160,7 +163,7 @@ def test_further_seeds_are_the_runs_of_that_seed(whole, tmp_path, quick, monkeyp
         raise ValueError("out of paper")
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "train", broken)
+        patch.setattr(one_run, "train", broken)
         failed = run_study(study, out, only=["detr"])
     assert [(m.name, r.seed, r.failure) for m, r in failed.results] == [
         ("detr", 3, ""),
@@ -176,7 +179,7 @@ def test_further_seeds_are_the_runs_of_that_seed(whole, tmp_path, quick, monkeyp
     assert first == numbers(result.folder)[0]
     expected = numbers(tmp_path / "alone")[0]
     assert second == {**expected, "folder": "detr-seed4"} and expected["seed"] == 4
-    assert second["best"] != first["best"] or epochs(out / "detr") != epochs(out / "detr-seed4")
+    assert second["best"] != first["best"] or epochs_of(out / "detr") != epochs_of(out / "detr-seed4")
     two = [r.figures["mAP"] for m, r in again.results if m.name == "detr"]
     over = json.loads((out / "results.json").read_text())["over_seeds"]["detr"]["mAP"]
     assert over == pytest.approx({"mean": sum(two) / 2, "std": abs(two[0] - two[1]) / 2**0.5, "seeds": 2})
@@ -275,6 +278,49 @@ def test_unknown_shapes_are_refused(tmp_path):
 
 
 @pytest.mark.slow
+def test_runs_side_by_side_are_those_one_after_the_other(whole, tmp_path, monkeypatch, quick, capsys):
+    """One is killed at its start and the other interrupted; the same command goes on with both."""
+    _, result = whole
+    file, out = tiny_study(tmp_path, run={"pictures": False}), tmp_path / "both"
+    study = load_study(file)
+    start, report, stopped = parallel._start, parallel._report, []
+
+    def killed(run, folder, *, threads):
+        one = start(run, folder, threads=threads)
+        if run.folder == "two-stage":
+            one.process.kill()
+        return one
+
+    def interrupted(one, folder, epochs):
+        report(one, folder, epochs)
+        if one.rows and not stopped:
+            stopped.append(one)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "_start", killed)
+        patch.setattr(parallel, "_report", interrupted)
+        with pytest.raises(Interrupted, match="go on with: detrkit study x") as stop:
+            run_study(study, out, parallel=2, command="detrkit study x")
+    assert stop.value.number == signal.SIGTERM
+    assert (stopped[0].run.folder, stopped[0].process.returncode) == ("detr", 128 + signal.SIGTERM)
+    assert "stopped by SIGTERM" in (out / "output" / "detr.txt").read_text()
+    _, two_stage = numbers(out)
+    assert two_stage["failure"] == "its process was ended by SIGKILL; see output/two-stage.txt"
+    assert main(["study", str(file), "--out", str(out), "--parallel", "2"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^\+\+ two-stage: epoch 2 of 2, mAP \d+\.\d$", said, re.MULTILINE) and "two-stage: done" in said
+    assert numbers(out) == numbers(result.folder)
+
+
+def test_runs_of_several_processes_are_not_trained_side_by_side(tmp_path, capsys):
+    words = ["study", str(tiny_study(tmp_path)), "--out", str(tmp_path / "out"), "--parallel", "2", "--devices", "2"]
+    assert main(words) == 2
+    assert "--parallel 2 trains that many runs of one process each" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_two_processes_train_every_member(whole, tmp_path):
     """Under torchrun: the first process writes, the tables are those of one process but for rounding."""
     _, result = whole
@@ -287,6 +333,6 @@ def test_two_processes_train_every_member(whole, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for member in json.loads((tmp_path / "two" / "results.json").read_text())["members"]:
         assert member["machine"].startswith("2 x ")
-        assert member["figures"]["mAP"] == float(epochs(tmp_path / "two" / member["name"])[-1]["val/AP"])
+        assert member["figures"]["mAP"] == float(epochs_of(tmp_path / "two" / member["name"])[-1]["val/AP"])
         assert member["parameters"] == {m.name: r.parameters for m, r in result.outcome}[member["name"]]
     assert done.stdout.count("DETR (1 of 2)") == 1

@@ -13,7 +13,7 @@ import tyro
 from detrkit.cli.preflight import check_dataset, check_recipe
 from detrkit.utils.console import console
 from detrkit.utils.devices import DeviceName
-from detrkit.utils.ranges import BatchSize, Count, Devices, Seed, StudySeeds, Workers
+from detrkit.utils.ranges import BatchSize, Count, Devices, ParallelRuns, Seed, StudySeeds, Workers
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Study:
     """Passes over the training split, for all members; the drop of the learning rate moves in proportion."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MEMBER ...")] = ()
     """Train only these members; the tables show all that have results."""
+    parallel: ParallelRuns = 1
+    """Runs to train side by side, each in a process of its own with its share of the CPU cores."""
     device: DeviceName | None = None
     """Device to train on: auto, cpu, cuda, cuda:1, mps, or the number of a GPU."""
     devices: Devices | None = None
@@ -93,7 +95,7 @@ class Study:
         study = load_study(self.recipe, data=self.dataset, seeds=self.seeds, shared=shared)
         out = self.out or Path("runs") / Path(self.recipe).stem
         command = shlex.join(["detrkit", *sys.argv[1:]])
-        result = run_study(study, out, only=self.only, command=command)
+        result = run_study(study, out, only=self.only, parallel=self.parallel, command=command)
         if result.report is None:
             return 0
         console.print()

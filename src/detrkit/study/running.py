@@ -1,34 +1,32 @@
-"""`run_study`: several models, trained and evaluated one after another."""
+"""`run_study`: several models, trained and evaluated one after another or side by side."""
 
 from __future__ import annotations
 
 import signal
-import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from detrkit.data.tools.shapes import ShapesOptions, write_shapes
-from detrkit.engine.job import peer_gone
-from detrkit.engine.memory import free_unused
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.relations import check_config
 from detrkit.engine.resuming import first_decides
 from detrkit.engine.run_files import saved_in
 from detrkit.engine.splits import open_splits
-from detrkit.engine.training import train
 from detrkit.models.criterion import build_criterion
 from detrkit.study.config import Member, MemberRun, StudyConfig, check_same, load_study
+from detrkit.study.one_run import train_and_evaluate
+from detrkit.study.parallel import run_side_by_side
 from detrkit.study.report import STUDY_FILES, write_study
-from detrkit.study.results import FAILURE, MemberResult, evaluate_last, read_result
+from detrkit.study.results import MemberResult, read_result
 from detrkit.study.seeds import MemberResults
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.console import FIRST_PROCESS, console
-from detrkit.utils.errors import DetrkitError, Interrupted, PeerError, SettingError, how_to_go_on
+from detrkit.utils.errors import DetrkitError, Interrupted, SettingError, how_to_go_on
+from detrkit.utils.launch import several
 from detrkit.utils.lock import FolderLock
 from detrkit.utils.signals import Stopped, number_of
 from detrkit.weights.build import build_model
@@ -60,7 +58,12 @@ class StudyResult:
 
 
 def run_study(
-    study: StudyConfig, out: str | Path, *, only: Sequence[str] = (), command: str = "the same command again"
+    study: StudyConfig,
+    out: str | Path,
+    *,
+    only: Sequence[str] = (),
+    parallel: int = 1,
+    command: str = "the same command again",
 ) -> StudyResult:
     """Train and evaluate every member and write the tables; resume where an earlier call stopped.
 
@@ -75,6 +78,7 @@ def run_study(
         study: what to train.
         out: its folder, with a folder for each run.
         only: names of members to train; the tables show what is known of all.
+        parallel: number of runs to train side by side, each in a process of its own with its share of the CPU cores.
         command: resumes the study, for the message when it is interrupted.
 
     Raises:
@@ -84,6 +88,7 @@ def run_study(
     folder = Path(out)
     selected = _selected_members(study, only)
     study = _with_data(study, folder)
+    _check_parallel(study, parallel)
     _check_models(study)
     splits = None
     try:
@@ -98,14 +103,22 @@ def run_study(
                 splits = open_splits(study.train)
                 write_atomic(folder / "study.yaml", study.to_yaml())
             runs = _in_order(study, study.members)
-            for name, resume in plan:
-                number, run = next((i, run) for i, run in enumerate(runs, 1) if run.folder == name)
-                console.print(f"\n{run.heading} ({number} of {len(runs)})")
-                _train_and_evaluate(study, run, folder / name, resume=resume, watch=watch)
+            of_name = {run.folder: run for run in runs}
+
+            def write(_: MemberRun | None = None) -> None:
                 if splits is not None:
                     write_study(folder, study, _read_results(study, folder), splits)
-            if splits is not None and not plan:
-                write_study(folder, study, _read_results(study, folder), splits)
+
+            if parallel > 1:
+                todo = [of_name[name] for name, _ in plan]
+                run_side_by_side(study, todo, folder, count=parallel, watch=watch, ended=write)
+            for name, resume in plan if parallel == 1 else []:
+                run = of_name[name]
+                console.print(f"\n{run.heading} ({runs.index(run) + 1} of {len(runs)})")
+                train_and_evaluate(study, run, folder, resume=resume, watch=watch)
+                write()
+            if not plan:
+                write()
     except Interrupted as stop:
         raise Interrupted(stop.number, str(folder), command, agreed=stop.agreed) from stop
     except KeyboardInterrupt as stop:
@@ -146,26 +159,17 @@ def _in_order(study: StudyConfig, members: Sequence[Member]) -> list[MemberRun]:
     return sorted((run for m in members for run in study.runs(m)), key=lambda run: run.seed)
 
 
-def _train_and_evaluate(study: StudyConfig, run: MemberRun, folder: Path, *, resume: bool, watch: StopSignals) -> None:
-    """Train a run to its end and evaluate its last weights; a failure is noted in its folder."""
-    config = study.config(run.member, seed=run.seed).changed(run={"out": str(folder)})
-    free_unused()  # of the run before
-    try:
-        train(config, resume=resume)
-        with watch.waiting():
-            evaluate_last(folder, run, config, study.split(), stop=watch)
-    except Interrupted:
-        raise
-    except Exception as error:
-        reason = str(error) if isinstance(error, DetrkitError) else f"{type(error).__name__}: {error}"
-        reason = " ".join(reason.split())  # in one line
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if several and (peer_gone(error) or isinstance(error, PeerError)):
-            raise  # the process that failed says why
-        write_atomic(folder / FAILURE, f"{reason}\n\n{traceback.format_exc()}")
-        if several:
-            raise
-        console.print(f"{run.heading} failed: {reason}")
+def _check_parallel(study: StudyConfig, parallel: int) -> None:
+    """Check that runs can be trained side by side.
+
+    Raises:
+        SettingError: each run has several processes already.
+    """
+    if parallel > 1 and (several() or study.train.run.devices > 1 or study.train.run.nodes > 1):
+        raise SettingError(
+            f"--parallel {parallel} trains that many runs of one process each side by side: leave it out where "
+            "--devices, torchrun or Slurm train every run with several processes"
+        )
 
 
 def _read_results(study: StudyConfig, folder: Path) -> list[tuple[Member, MemberResult]]:

@@ -36,6 +36,7 @@ BatchSize = Annotated[int, Range(ge=1, le=65_536)]  # images at once
 Workers = Annotated[int, Range(ge=0, le=1024)]  # processes
 LARGEST_SEED = 2**32 - 1  # of numpy
 Seed = Annotated[int, Range(ge=0, le=LARGEST_SEED)]
+ParallelRuns = Annotated[int, Range(ge=1, le=1024)]  # of a study, at the same time
 StudySeeds = Annotated[int, Range(ge=1, le=100)]  # of one model of a study
 WideSeed = Annotated[int, Range(ge=0, le=2**63 - 1)]  # seeds of a separate generator
 Share = Annotated[float, Range(ge=0, le=1)]  # a score or a share
