@@ -12,8 +12,8 @@ from detrkit.config import TrainConfig
 from detrkit.data import Dataset, merge_datasets, open_dataset
 from detrkit.data.memory import named_data
 from detrkit.data.merging import NearName, near_names
-from detrkit.data.mix_report import trap_lines
-from detrkit.data.mixing import mix_images
+from detrkit.data.sampling import plan_sampling
+from detrkit.data.sampling_report import trap_lines
 from detrkit.data.tools.convert import convert
 from detrkit.engine.facts import choose_config
 from detrkit.engine.fingerprint import data_difference, fingerprint
@@ -165,7 +165,7 @@ def test_names_that_are_almost_the_same_are_two_classes_with_a_warning(streets, 
 def test_each_trap_of_several_datasets_has_a_line(streets, bikes):
     sources = [open_dataset(streets, split="train"), open_dataset(bikes)]
     merged = merge_datasets(sources)
-    lines = trap_lines(mix_images(merged, sources=sources))
+    lines = trap_lines(plan_sampling(merged, sources=sources))
     assert lines == [
         "warning: streets does not have Bus, bike (2 of 4 classes): such objects in its 2 images count as background "
         "(28.6 % of an epoch)",
@@ -174,7 +174,7 @@ def test_each_trap_of_several_datasets_has_a_line(streets, bikes):
         "warning: 'Bus' of bikes and 'bus' of streets are two classes: give them one name in the files if they are one",
     ]
     again = [sources[0], open_dataset(streets, split="train")]
-    (line,) = trap_lines(mix_images(merge_datasets(again), sources=again))
+    (line,) = trap_lines(plan_sampling(merge_datasets(again), sources=again))
     assert line.startswith("warning: 2 image files are in two of the datasets: what one of them annotates")
 
 

@@ -19,7 +19,7 @@ from detrkit.utils.ranges import CountOrNone, Decay, Range, Weight, as_option
 from detrkit.utils.visible import one_line
 
 if TYPE_CHECKING:
-    from detrkit.data.mix_report import ClassRow, SourceRow
+    from detrkit.data.sampling_report import ClassRow, SourceRow
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class DataMix:
         """Compute the mix and print its tables."""
         from detrkit.config import TrainConfig
         from detrkit.data.merging import merge_datasets
-        from detrkit.data.mix_report import class_rows, mix_lines, source_rows
-        from detrkit.data.mixing import mix_images
+        from detrkit.data.sampling import plan_sampling
+        from detrkit.data.sampling_report import class_rows, sampling_lines, source_rows
         from detrkit.engine.relations import check_config
         from detrkit.engine.splits import open_sources
 
@@ -76,7 +76,7 @@ class DataMix:
         )
         check_config(config, format_field=as_option)
         sources = open_sources(config, "train", masks=False)
-        mix = mix_images(
+        sampling = plan_sampling(
             merge_datasets(sources),
             sources=sources,
             weights=self.weights,
@@ -84,13 +84,13 @@ class DataMix:
             empty_share=self.empty_share,
         )
         console = table_console()
-        console.print(_source_table(source_rows(mix)))
-        rows = sorted(class_rows(mix), key=lambda row: (row.share, row.name))
+        console.print(_source_table(source_rows(sampling)))
+        rows = sorted(class_rows(sampling), key=lambda row: (row.share, row.name))
         shown = rows if self.limit == 0 else rows[: self.limit]
-        console.print(_class_table(shown, [row.name for row in source_rows(mix)]))
+        console.print(_class_table(shown, [row.name for row in source_rows(sampling)]))
         if len(shown) < len(rows):
             console.print(f"... and {len(rows) - len(shown)} more frequent classes (--limit 0 shows all)")
-        _print_lines(console, mix_lines(mix))
+        _print_lines(console, sampling_lines(sampling))
         console.print(f"next: {self._next()}", soft_wrap=True, markup=False)
         return 0
 

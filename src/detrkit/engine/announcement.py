@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detrkit.config import TrainConfig
-from detrkit.data.mix_report import mix_lines
+from detrkit.data.sampling_report import sampling_lines
 from detrkit.engine.objects import count_objects
 from detrkit.engine.splits import Splits
 from detrkit.engine.trainer import Trainer
@@ -29,7 +29,7 @@ def announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Trai
         + f" on {trainer.fabric.device}"
         + (f" x {trainer.world}" if trainer.world > 1 else "")
     )
-    mixed = [] if splits.mix is None else mix_lines(splits.mix)
+    mixed = [] if splits.sampling is None else sampling_lines(splits.sampling)
     for line in [*counts.lines(), *mixed, *([splits.evaluated] if splits.evaluated else []), *lines]:
         console.print(line)
     if config.run.pictures:

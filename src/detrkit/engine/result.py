@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.config import TrainConfig
-from detrkit.data.mix_report import mix_cells
+from detrkit.data.sampling_report import sampling_cells
 from detrkit.engine import run_folder
 from detrkit.engine.evaluation_loop import EvaluationAccumulator
 from detrkit.engine.examples import display_threshold, example_sheet
@@ -70,7 +70,7 @@ def finish(
         "best epoch": f"{spec.training.get('epoch')} of {len(rows)}, {_reason(metrics['val'])}",
         "images per step": config.data.batch_size * config.optim.accumulate * world,
         **count_objects(splits.learned).rows(),
-        **({} if splits.mix is None else mix_cells(splits.mix)),
+        **({} if splits.sampling is None else sampling_cells(splits.sampling)),
         "seed": config.run.seed,
     }
     chosen = folder / run_folder.CHOICE

@@ -14,9 +14,9 @@ from detrkit.config import TrainConfig
 from detrkit.data import Dataset, open_dataset
 from detrkit.data.memory import is_path
 from detrkit.data.merging import merge_datasets
-from detrkit.data.mixing import Mix, mix_images
 from detrkit.data.parts import divided, split_and_part
 from detrkit.data.readers.common import UnknownSplit
+from detrkit.data.sampling import Sampling, plan_sampling
 from detrkit.engine.objects import check_objects
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError
@@ -34,7 +34,7 @@ class Splits:
 
     Attributes:
         overfit: whether `val` has the images to learn and `train` the same ones, repeated to fill an epoch.
-        mix: how often the images of `train` are seen; None: once per epoch each.
+        sampling: how often the images of `train` are seen; None: once per epoch each.
         evaluated: what is evaluated on, where several datasets were given; else "".
     """
 
@@ -42,7 +42,7 @@ class Splits:
     val: Dataset | None
     test: Dataset | None
     overfit: bool = False
-    mix: Mix | None = None
+    sampling: Sampling | None = None
     evaluated: str = ""
 
     @property
@@ -53,12 +53,12 @@ class Splits:
     @cached_property
     def rates(self) -> np.ndarray | None:
         """(N,) how often each image of `train` is expected per epoch, or None: once each."""
-        return None if self.mix is None else self.mix.rates
+        return None if self.sampling is None else self.sampling.rates
 
     @property
     def epoch_images(self) -> int:
         """Number of images of a whole epoch."""
-        return len(self.train) if self.mix is None else self.mix.epoch_images
+        return len(self.train) if self.sampling is None else self.sampling.epoch_images
 
 
 def data_sources(config: TrainConfig, in_memory: Any = None) -> list[Any]:
@@ -181,13 +181,13 @@ def open_splits(config: TrainConfig, *, masks: bool = False, in_memory: Any = No
     for other in (dataset for datasets in evaluated.values() for dataset in datasets):
         _check_classes(other, train)
     val, test = (merge_datasets(evaluated[use]) if use in evaluated else None for use in ("val", "test"))
-    mix = mix_images(
+    sampling = plan_sampling(
         train, sources=sources, weights=data.weights, repeat_rare=data.repeat_rare, empty_share=data.empty_share
     )
     words = ""
     if len(sources) > 1:
         words = _evaluated_words(evaluated.get("val", []), sources if data.val_data is None else [])
-    return Splits(train, val, test, mix=mix, evaluated=words)
+    return Splits(train, val, test, sampling=sampling, evaluated=words)
 
 
 def _check_classes(other: Dataset, train: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""`mix_images`: how often a training shows each image, by its dataset, by rare classes and by whether it has objects.
+"""`plan_sampling`: how often a training shows each image: by its dataset, rare classes, or for having no object.
 
 One number for each image, its rate: how often it is expected per epoch. `TrainSampler` draws the images by it.
 """
@@ -29,7 +29,7 @@ class Presence(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Mix:
+class Sampling:
     """How often the images of a training are seen.
 
     Attributes:
@@ -115,14 +115,14 @@ def repeat_factors(frequencies: np.ndarray, threshold: float) -> np.ndarray:
     return factors
 
 
-def mix_images(
+def plan_sampling(
     dataset: Dataset,
     *,
     sources: Sequence[Dataset] = (),
     weights: Sequence[float] = (),
     repeat_rare: float | None = None,
     empty_share: float | None = None,
-) -> Mix:
+) -> Sampling:
     """Compute how often a training shows each image of a dataset.
 
     1. Every image counts once, or by the weights of the datasets: these are the shares of an epoch's images that each
@@ -167,7 +167,7 @@ def mix_images(
         else:
             _share_of_all(rates, empty, empty_share, str(dataset.path))
     asked = bool(weights) or repeat_rare is not None or empty_share is not None
-    return Mix(
+    return Sampling(
         dataset,
         sources,
         tuple(weights),
