@@ -12,6 +12,7 @@ from detrkit.cli import main, preflight
 from detrkit.cli.preflight import check_model, check_recipe, check_weights
 from detrkit.config import load_config
 from detrkit.data import open_dataset
+from detrkit.models.pretrained import PUBLISHED
 from detrkit.models.registry import architecture
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import load_any
@@ -84,6 +85,7 @@ for line in [*{list(REFUSED)!r}, *helps]:
 
 def test_names_are_those_of_the_registry():
     assert list(preflight.MODELS) == detrkit.list_models()
+    assert [*preflight.FURTHER_FILES] == [name for name in PUBLISHED if name not in preflight.MODELS]
 
 
 def _said(function, *arguments) -> str:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
+import detrkit
 from detrkit.models.pretrained import FIGURES, PUBLISHED
-from detrkit.models.registry import ARCHITECTURES
+from detrkit.models.registry import ARCHITECTURES, published_file
+from detrkit.structures.coco_classes import COCO_91
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights.build import published_weights
+from detrkit.weights.describe import published_spec
 
 # README of Deformable DETR
 DEFORMABLE = {
@@ -19,12 +25,26 @@ DEFORMABLE = {
 }
 
 
+# README of H-Deformable-DETR, of 12 and 36 epochs; of DINO, of 12, 24 and 36
+HYBRID = {
+    "deformable-detr-r50-two-stage-ffn2048": (0.437, 0.468),
+    "deformable-detr-r50-two-stage-tricks": (0.470, 0.490),
+    "h-deformable-detr-r50": (0.487, 0.500),
+}
+DINO = {"dino-r50-4scale": (0.490, 0.504, 0.509), "dino-r50-5scale": (0.494, 0.513, 0.512)}
+
+
 def test_every_model_has_a_row():
-    assert list(PUBLISHED) == list(ARCHITECTURES)
-    assert all(ARCHITECTURES[name].row is row and row.model == name for name, row in PUBLISHED.items())
+    standing = {name: row for name, row in PUBLISHED.items() if name == row.model}
+    assert list(standing) == list(ARCHITECTURES)
+    assert all(ARCHITECTURES[name].row is row for name, row in standing.items())
+    assert all(name == row.name for name, row in PUBLISHED.items())
+    # further files of a model are told from the first by their names, and no two rows are of the same file
+    assert all(row.name.startswith(f"{row.model}-") for name, row in PUBLISHED.items() if name not in standing)
+    assert len({row.file for row in PUBLISHED.values()}) == len(PUBLISHED) == 25
 
 
-@pytest.mark.parametrize("row", PUBLISHED.values(), ids=lambda row: row.model)
+@pytest.mark.parametrize("row", PUBLISHED.values(), ids=lambda row: row.name)
 def test_rows(row):
     assert all(name in FIGURES and 0.1 < value < 0.9 for name, value in row.figures.items())
     assert set(row.published) <= set(row.figures) and "AP" in row.published
@@ -33,7 +53,10 @@ def test_rows(row):
     panoptic = "panoptic" in row.model
     assert row.evaluation.data == ("panoptic" if panoptic else "coco") and row.evaluation.images == 5000
     assert (row.evaluation.threshold == 0.85) == panoptic and row.evaluation.padding == "official"
-    if row.model.startswith("deformable"):
+    assert row.downloadable == row.source.startswith("README and Table 1 of DETR")
+    if row.epochs is not None:
+        assert row.evaluation.batch_size is None
+    elif row.model.startswith("deformable"):
         assert row.url is None and row.sha256 is None and row.page and row.file.endswith("-checkpoint.pth")
         assert tuple(row.published[name] for name in ("AP", "APs", "APm", "APl")) == DEFORMABLE[row.model]
     else:
@@ -41,6 +64,55 @@ def test_rows(row):
         assert re.fullmatch(r"[\w-]+-([0-9a-f]{8})\.pth", row.file)[1] == row.sha256
         dc5 = row.evaluation.batch_size == 1 and not panoptic and row.model != "detr-demo"
         assert dc5 == ("dc5" in row.model and not panoptic)
+
+
+def test_rows_by_epochs():
+    """H-DETR's files have addresses and no hashes; DINO's a page, and the hashes of the two of 12 epochs."""
+    for source, figures, epochs in (("H-Deformable-DETR", HYBRID, (12, 36)), ("DINO", DINO, (12, 24, 36))):
+        rows = [row for row in PUBLISHED.values() if row.source.startswith(f"README of {source} ")]
+        assert [row.name.removesuffix(f"-{row.epochs}ep") for row in rows] == [n for n in figures for _ in epochs]
+        assert [row.epochs for row in rows] == [*epochs] * len(figures)
+        assert [row.published["AP"] for row in rows] == [ap for aps in figures.values() for ap in aps]
+        for row in rows:
+            if source == "DINO":
+                assert (
+                    row.file == f"checkpoint{row.epochs - 1:04}_{row.model[9:]}.pth"
+                    and row.evaluation.detections == 300
+                )
+                assert len(row.sha256 or "") == (64 if row.epochs == 12 else 0)
+                assert row.url is None and row.where == row.page
+            else:
+                release = "https://github.com/HDETR/H-Deformable-DETR/releases/download/v0.1"
+                assert row.where == row.url == f"{release}/{row.file}" and row.file.endswith(
+                    f"_two_stage_{row.epochs}eps.pth"
+                )
+                assert row.sha256 is None and row.evaluation.detections == 100
+                assert ("hybrid_branch" in row.file, "dp0_mqs_lft" in row.file) == (
+                    row.model.startswith("h-"),
+                    "ffn2048" not in row.name,
+                )
+
+
+def test_files_that_are_not_downloaded():
+    """Neither those without an address nor those without a hash; the message says where to get them."""
+    with pytest.raises(
+        DetrkitError, match=r"36ep: .* for want of a hash to verify them; get r50_hybrid\S+_36eps\.pth from https"
+    ):
+        published_weights("h-deformable-detr-r50-36ep")
+    with pytest.raises(
+        DetrkitError, match=r"want of a fixed address; get checkpoint0023_5scale\.pth from https://drive"
+    ):
+        detrkit.load("dino-r50-5scale-24ep")
+
+
+def test_further_file_is_recognized_by_its_hash(monkeypatch):
+    """Its spec is that of the model, with the file's own name and metrics."""
+    row = replace(PUBLISHED["dino-r50-4scale-36ep"], sha256="5" * 64)
+    monkeypatch.setitem(PUBLISHED, row.name, row)
+    assert published_file("5" * 64) is row
+    spec = published_spec(row.name)
+    assert (spec.name, spec.classes) == ("dino-r50-4scale", COCO_91)
+    assert spec.training == {"published": "checkpoint0035_4scale.pth", "metrics": {"AP": 0.509}}
 
 
 def test_reproduced_figures():

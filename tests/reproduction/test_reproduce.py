@@ -339,7 +339,7 @@ def test_what_is_evaluated_by_default(tmp_path):
     assert found == [*plain, "deformable-detr-r50-refine", "detr-demo"]
     with pytest.raises(DetrkitError, match="--coco FOLDER for boxes, --panoptic FOLDER for panoptic models"):
         chosen_rows(None, DatasetPaths(), None)
-    with pytest.raises(DetrkitError, match="detr-r18: no published model; choose from detr-r50, "):
+    with pytest.raises(DetrkitError, match="detr-r18: no published weights; choose from detr-r50, "):
         chosen_rows(["detr-r18"], boxes, None)
 
 

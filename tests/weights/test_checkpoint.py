@@ -355,5 +355,5 @@ def test_registry_hashes():
     for known in registry.ARCHITECTURES.values():
         if known.weights is not None:
             assert len(known.sha256_prefix) == 8
-            assert registry.published_file(known.sha256_prefix + "0" * 56) is known
+            assert registry.published_file(known.sha256_prefix + "0" * 56) is known.row
     assert registry.published_file("0" * 64) is None

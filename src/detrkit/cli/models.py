@@ -19,6 +19,7 @@ class Models:
         """Print the table."""
         import torch
 
+        from detrkit.models.pretrained import PUBLISHED
         from detrkit.models.registry import ARCHITECTURES
         from detrkit.weights.build import build_model
 
@@ -27,23 +28,20 @@ class Models:
         for name in ("params (M)", "AP", "AP50", "mask AP", "PQ"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("weights", no_wrap=True)
-        by_hand = {}
         for arch in ARCHITECTURES.values():
             with torch.device("meta"):  # shapes without memory
                 model = build_model(arch.name)
             count = sum(p.numel() for p in model.parameters() if p.requires_grad)
             metrics = [f"{100 * arch.published[m]:.1f}" if m in arch.published else "-" for m in _METRICS]
-            if arch.row is None:
-                weights = "-"
-            elif arch.weights is None:
-                weights, by_hand[arch.name] = "by path, see below", arch.row.file
-            else:
-                weights = arch.weights
+            weights = "-" if arch.row is None else arch.weights or "by path, see below"
             table.add_row(arch.name, f"{count / 1e6:.1f}", *metrics, weights)
         table_console(150).print(table)
         say = console.print
-        say("Weights with a file name are downloaded at the first use, and verified. Of the others give the path:")
-        say("they have no fixed address. `detrkit reproduce --weights FOLDER` looks for them under these names:")
-        for name, file in by_hand.items():
-            say(f"  {name}: {file}")
+        say("Weights with a file name are downloaded at the first use, and verified. Of the others give the path: they")
+        say("have no fixed address, or no hash to verify them. `detrkit reproduce NAME --coco FOLDER --weights FOLDER`")
+        say("looks for them under these file names, and compares AP:")
+        for row in PUBLISHED.values():
+            if not row.downloadable:
+                ap, epochs = 100 * row.published["AP"], "" if row.epochs is None else f", {row.epochs} epochs"
+                say(f"  {row.name} (AP {ap:.1f}{epochs}): {row.file}", soft_wrap=True)
         return 0

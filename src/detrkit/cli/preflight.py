@@ -32,7 +32,16 @@ MODELS = (
     "deformable-detr-r50",
     "deformable-detr-r50-refine",
     "deformable-detr-r50-two-stage",
+    "h-deformable-detr-r50",
+    "dino-r50-4scale",
+    "dino-r50-5scale",
     "detr-demo",
+)
+# names of published files beside those that stand for a model; compared with published.yaml likewise
+FURTHER_FILES = (
+    *(f"deformable-detr-r50-two-stage-{kind}-{epochs}ep" for kind in ("ffn2048", "tricks") for epochs in (12, 36)),
+    "h-deformable-detr-r50-36ep",
+    *(f"dino-r50-{scales}scale-{epochs}ep" for scales in (4, 5) for epochs in (24, 36)),
 )
 _SEEDED = re.compile(r"([\w.-]+):(\d+)")
 
@@ -60,6 +69,16 @@ def check_model(name: str | None) -> None:
     raise DetrkitError(f"unknown model {name[:80]!r}: choose one of {', '.join(MODELS)}{hint}")
 
 
+def check_published(name: str) -> None:
+    """Check the name of a published file: a model's, or that of a further file.
+
+    Raises:
+        DetrkitError: no such file.
+    """
+    if name not in FURTHER_FILES:
+        check_model(name)
+
+
 def check_weights(source: str | Path | None, *, seeded: bool = False) -> None:
     """Check what is given as weights: a path, the name of a model, or of a repository on the Hugging Face Hub.
 
@@ -74,7 +93,7 @@ def check_weights(source: str | Path | None, *, seeded: bool = False) -> None:
         return
     text = str(source)
     path = expanded_path(text)
-    if _is_model(text) or os.path.lexists(path):
+    if _is_model(text) or text in FURTHER_FILES or os.path.lexists(path):
         return
     if seeded and (match := _SEEDED.fullmatch(text)):
         if _is_model(match[1]) or _has_plugins():

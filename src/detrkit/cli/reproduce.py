@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from detrkit.cli.preflight import check_folders, check_model
+from detrkit.cli.preflight import check_folders, check_published
 from detrkit.utils.console import console
 from detrkit.utils.devices import DeviceName
 from detrkit.utils.errors import Interrupted
@@ -20,10 +20,10 @@ from detrkit.utils.signals import number_of
 class Reproduce:
     """Evaluate published checkpoints on COCO val2017 and compare the metrics with the published ones.
 
-    The weights are downloaded at the first use and verified; Deformable DETR's have no fixed address, so their files
-    are given with --weights. After an interruption the same command resumes with the remaining images. Under
-    torchrun the processes share the images, and the metrics stay the same. The exit status is 1 if a metric is not
-    within 0.2 of the published one.
+    The weights of DETR are downloaded at the first use and verified. Those of Deformable DETR, H-Deformable-DETR and
+    DINO have no fixed address or no published hash, so their files are given with --weights. After an interruption the
+    same command resumes with the remaining images. Under torchrun the processes share the images, and the metrics stay
+    the same. The exit status is 1 if a metric is not within 0.2 of the published one.
 
     Such as:
 
@@ -35,7 +35,8 @@ class Reproduce:
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAMES]")] = ()
-    """Models (`detrkit models` lists them); by default all whose data is given and whose weights are available."""
+    """Models, or further published files such as dino-r50-4scale-36ep (`detrkit models` lists both); by default all
+    whose data is given and whose weights are available."""
     coco: Path | None = None
     """COCO: the folder with val2017/ and annotations/instances_val2017.json."""
     panoptic: Path | None = None
@@ -71,7 +72,7 @@ class Reproduce:
             DetrkitError: no such model, folder or file.
         """
         for name in self.names:
-            check_model(name)
+            check_published(name)
         check_folders([self.coco, self.panoptic, self.weights])
 
     def run(self) -> int:

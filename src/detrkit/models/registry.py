@@ -114,13 +114,13 @@ class Architecture:
 
     @property
     def row(self) -> Published | None:
-        """Published row of the model: the file, the metrics, and how they were measured; None where there is none."""
+        """Row of the published file that stands for the model, its metrics, and how they were measured; or None."""
         return PUBLISHED.get(self.name)
 
     @property
     def weights(self) -> str | None:
-        """Name of the published file; None where it has no address to download it from."""
-        return None if self.row is None or self.row.url is None else self.row.file
+        """Name of the published file; None where it is not downloaded by the model's name."""
+        return None if self.row is None or not self.row.downloadable else self.row.file
 
     @property
     def sha256_prefix(self) -> str | None:
@@ -281,12 +281,10 @@ def build_options(arch: Architecture, overrides: Mapping[str, Any]) -> dict[str,
     return options
 
 
-def published_file(sha256: str) -> Architecture | None:
-    """Return the architecture whose published weights have this SHA-256 (hex), or None."""
-    for name, row in PUBLISHED.items():
-        if row.sha256 is not None and sha256.startswith(row.sha256):
-            return ARCHITECTURES[name]
-    return None
+def published_file(sha256: str) -> Published | None:
+    """Return the row of the published file that has this SHA-256 (hex), or None."""
+    rows = (row for row in PUBLISHED.values() if row.sha256 is not None and sha256.startswith(row.sha256))
+    return next(rows, None)
 
 
 def list_models() -> list[str]:

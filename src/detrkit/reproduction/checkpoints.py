@@ -27,7 +27,7 @@ def chosen_rows(names: str | Sequence[str] | None, paths: DatasetPaths, weights:
         selected = [names] if isinstance(names, str) else list(dict.fromkeys(names))
         for name in selected:
             if name not in PUBLISHED:
-                raise DetrkitError(f"{name}: no published model; choose from {', '.join(PUBLISHED)}")
+                raise DetrkitError(f"{name}: no published weights; choose from {', '.join(PUBLISHED)}")
         return [PUBLISHED[name] for name in selected]
     if paths.coco is None and paths.panoptic is None:
         raise DetrkitError("no data is given: --coco FOLDER for boxes, --panoptic FOLDER for panoptic models")
@@ -35,9 +35,9 @@ def chosen_rows(names: str | Sequence[str] | None, paths: DatasetPaths, weights:
     for row in PUBLISHED.values():
         has_file = weights is not None and (weights / row.file).is_file()
         if not paths.has(row.evaluation):
-            console.print(f"left out: {row.model} (give --{row.evaluation.data})")
-        elif row.url is None and not has_file:
-            console.print(f"left out: {row.model} (put {row.file} into the folder of --weights; see {row.page})")
+            console.print(f"left out: {row.name} (give --{row.evaluation.data})")
+        elif not row.downloadable and not has_file:
+            console.print(f"left out: {row.name} (put {row.file} into the folder of --weights; see {row.where})")
         else:
             rows.append(row)
     return rows
@@ -63,16 +63,17 @@ def weights_file(row: Published, weights: Path | None, *, alone: bool = False) -
         raise DetrkitError(f"{weights}: no such file or folder of weights")
     elif weights is not None and (weights / row.file).is_file():
         file = weights / row.file
-    if file is None and row.url is None:
+    if file is None and not row.downloadable:
         raise DetrkitError(
-            f"{row.model}: get its file from {row.page} and give it with --weights, as FOLDER/{row.file}"
+            f"{row.name}: get its file from {row.where} and give it with --weights, as FOLDER/{row.file}"
         )
     if file is None:
-        return published_weights(row.model)
+        return published_weights(row.name)
     if row.sha256 is not None and not (digest := sha256(file)).startswith(row.sha256):
         other = next((p for p in PUBLISHED.values() if p.sha256 is not None and digest.startswith(p.sha256)), None)
         what = f"that is {other.file}" if other else f"its SHA-256 starts with {digest[:8]}, not with {row.sha256}"
-        raise DetrkitError(f"{file} is not the published file of {row.model}: {what}; remove it, and it is downloaded")
+        fix = "remove it, and it is downloaded" if row.downloadable else f"get it from {row.where}"
+        raise DetrkitError(f"{file} is not the published file of {row.name}: {what}; {fix}")
     return file
 
 
@@ -95,9 +96,7 @@ def load_published(
     if max_size is None:
         max_size = settings.max_size if size is None else round(settings.max_size * size / settings.size)
     # the file of a Deformable DETR does not hold its classes
-    spec = replace(
-        published_spec(row.model), options=loaded_spec.options, size=size or settings.size, max_size=max_size
-    )
+    spec = replace(published_spec(row.name), options=loaded_spec.options, size=size or settings.size, max_size=max_size)
     return model, spec
 
 

@@ -95,21 +95,21 @@ def reproduce(
     # the input is checked before downloads and hours of work
     kinds = dict.fromkeys(row.evaluation.data for row in rows)
     data = {kind: EvaluationData.open(paths, panoptic=kind == "panoptic", limit=limit) for kind in kinds}
-    files = {row.model: weights_file(row, weights_path, alone=len(rows) == 1) for row in rows}
+    files = {row.name: weights_file(row, weights_path, alone=len(rows) == 1) for row in rows}
     results = []
     with ExitStack() as stack:
         if rank == 0:
             stack.enter_context(FolderLock(out))
             stack.enter_context(summary_folder(Path(out)))
         for row in rows:
-            model, spec = load_published(row, files[row.model], size=size, max_size=max_size)
+            model, spec = load_published(row, files[row.name], size=size, max_size=max_size)
             results.append(
                 run(
                     with_padding(model, spec, padding),
                     replace(spec, padding=padding),
                     data[row.evaluation.data],
-                    Path(out) / row.model,
-                    weights=files[row.model],
+                    Path(out) / row.name,
+                    weights=files[row.name],
                     row=row,
                     batch_size=batch_size or row.evaluation.batch_size or 2,
                     threshold=row.evaluation.threshold,
@@ -192,7 +192,7 @@ def run(
     }
     differences = [] if row is None else settings_that_differ(row, settings)
     seconds = log.read(evaluation) / max(1, len(images))
-    result = ReproductionResult(spec.name, metrics, row, differences, seconds, folder)
+    result = ReproductionResult(spec.name if row is None else row.name, metrics, row, differences, seconds, folder)
     if rank == 0:
         evaluation.objects.save(folder / "results.json")
         if evaluation.segments is not None:
@@ -325,5 +325,6 @@ def _published_evaluation(row: Published) -> str:
     batch = "batch size not stated" if e.batch_size is None else f"batch size {e.batch_size}"
     segments = "" if e.threshold is None else f", segments above {e.threshold:g}"
     return (
-        f"{e.images:,} images, short side {e.size}, longest side {e.max_size}, {batch}, padding {e.padding}{segments}"
+        f"{e.images:,} images, short side {e.size}, longest side {e.max_size}, {batch}, padding {e.padding}{segments}, "
+        f"the best {e.detections} detections of an image"
     )

@@ -77,7 +77,7 @@ class ReproductionResult:
     """Results of one checkpoint.
 
     Attributes:
-        name: of the model.
+        name: of the published row, or of the model.
         metrics: of boxes; for panoptic models also of masks and segments.
         row: the published checkpoint; None for other checkpoints.
         differences: settings that differ from the published evaluation.

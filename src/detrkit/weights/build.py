@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detrkit.backbones.base import Padding
 from detrkit.models.base import DetectionModel
+from detrkit.models.pretrained import PUBLISHED
 from detrkit.models.registry import architecture, build_options
 from detrkit.utils.download import download
 from detrkit.utils.errors import DetrkitError
@@ -79,18 +80,22 @@ def build_model(
 
 
 def published_weights(name: str) -> Path:
-    """Return the path of a model's published weights, downloaded at the first use.
+    """Return the path of published weights, downloaded at the first use.
+
+    Args:
+        name: of a model, or of a further published file (the name of its row).
 
     Raises:
         DetrkitError: none were published, or they cannot be obtained.
     """
-    row = architecture(name).row
+    row = PUBLISHED.get(name) or architecture(name).row
     if row is None:
         raise DetrkitError(f"{name}: no published weights: give the path of a file")
     if row.url is None or row.sha256 is None:
+        missing = "a fixed address" if row.url is None else "a hash to verify them"
         raise DetrkitError(
-            f"{name}: its published weights have no address to download them from; get the file from {row.page} and "
-            "give its path"
+            f"{name}: its published weights are not downloaded, for want of {missing}; get {row.file} from {row.where} "
+            "and give its path"
         )
     return download(row.url, sha256_prefix=row.sha256)
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detrkit.models.base import DetectionModel
+from detrkit.models.pretrained import PUBLISHED
 from detrkit.models.registry import ARCHITECTURES, architecture, build_options
 from detrkit.models.settings import full_options
 from detrkit.models.spec import ModelSpec
@@ -194,8 +195,9 @@ def located(name_or_path: str | Path) -> tuple[Path, str | None]:
         DetrkitError: no file, and no model of that name.
     """
     path = Path(name_or_path)
-    if str(name_or_path) in ARCHITECTURES:
-        return published_weights(str(name_or_path)), str(name_or_path)
+    name = str(name_or_path)
+    if name in ARCHITECTURES or name in PUBLISHED:
+        return published_weights(name), PUBLISHED[name].model if name in PUBLISHED else name
     if not path.exists() and path.suffix == "" and path.name == str(name_or_path):
         raise DetrkitError(f"{name_or_path}: neither a file nor a model; models are {', '.join(ARCHITECTURES)}")
     return path, None

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from detrkit.models.base import DetectionModel
+from detrkit.models.pretrained import PUBLISHED
 from detrkit.models.registry import ARCHITECTURES, Architecture, architecture, build_options
 from detrkit.models.settings import constructor_defaults, full_options
 from detrkit.models.spec import ModelSpec
@@ -108,14 +109,15 @@ def describe(
 
 
 def published_spec(name: str) -> ModelSpec:
-    """Return the spec of a model's published weights."""
-    arch = architecture(name)
+    """Return the spec of published weights: of a model, or of a further file by the name of its row."""
+    row = PUBLISHED.get(name)
+    arch = architecture(name if row is None else row.model)
     return ModelSpec(
-        name,
+        arch.name,
         num_classes=arch.num_classes,
         classes=next((c for c in (COCO_91, COCO_250) if len(c) == arch.num_classes), None),
         max_size=arch.max_size,
-        training={"published": arch.weights, "metrics": dict(arch.published)},
+        training={} if row is None else {"published": row.file, "metrics": dict(row.published)},
     )
 
 

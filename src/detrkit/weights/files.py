@@ -180,14 +180,14 @@ def read_weights(path: str | Path) -> WeightsFile:
         log.warning("%s: taken are the weights under %s, not those under %s", path, taken.name, ", ".join(taken.others))
     if path.name in HUGGINGFACE_FILES and path.with_name("config.json").is_file():
         return _read_huggingface(path, state)
-    arch = published_file(sha256(path))
+    row = published_file(sha256(path))
     written = content.get(METADATA_KEY)
     return WeightsFile(
         path,
         "official",
         state,
         spec=None if written is None else _own_spec(path, written),
-        published=None if arch is None else arch.name,
+        published=None if row is None else row.name,
         arguments=_arguments(content.get("args")),
     )
 
