@@ -7,8 +7,10 @@ import torch
 import tyro
 from PIL import Image
 
+import detrkit.visualize
 from detrkit.cli.data import DataCommand
-from detrkit.data import open_dataset
+from detrkit.data import TrainSampler, merge_datasets, open_dataset
+from detrkit.data.sampling import plan_sampling
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.data.transforms import train_transform
 from detrkit.utils.errors import DetrkitError
@@ -117,6 +119,31 @@ def test_preview(shapes: Path, tmp_path: Path) -> None:
         with Image.open(out) as sheet:
             assert (sheet.tobytes() == first) == same
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_preview_of_several_datasets_and_rare_classes(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are the first images of a training with the same seed and settings, each once."""
+    other = write_shapes(tmp_path / "other", images={"train": 4}, classes=2, sides=(32, 40), objects=(0, 2), seed=3)
+    titles: list[str] = []
+    drawn = detrkit.visualize.grid
+
+    def grid(*args: object, **kwargs: list[str]) -> object:
+        titles.extend(kwargs["titles"])
+        return drawn(*args, **kwargs)
+
+    monkeypatch.setattr(detrkit.visualize, "grid", grid)
+    words = ["--weights", "1", "1", "--repeat-rare", "0.9", "--count", "5", "--variants", "1", "--size", "32"]
+    assert run("preview", shapes, other, *words, "--seed", "4", "--out", tmp_path / "mix.png") == 0
+    sources = [open_dataset(path, split="train") for path in (shapes, other)]
+    merged = merge_datasets(sources)
+    rates = plan_sampling(merged, sources=sources, weights=(1, 1), repeat_rare=0.9).rates
+    assert rates is not None
+    first = list(dict.fromkeys(b[0].image for b in TrainSampler(len(merged), batch_size=1, seed=4, rates=rates)))[:5]
+    shown = [title.split("  ")[0] for title in titles[::2]]
+    assert shown == [merged.records[k].file.name for k in first]
+    assert titles[0].endswith(f"{rates[first[0]]:.2g} times an epoch")
 
 
 def test_preview_refuses(shapes: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from detrkit.cli.data_download import DataDownload
 from detrkit.cli.data_mix import DataMix
-from detrkit.cli.preflight import check_dataset
+from detrkit.cli.preflight import check_dataset, check_folders
 from detrkit.utils.augments import Augment
 from detrkit.utils.console import table_console
 from detrkit.utils.layouts import Layout, TargetLayout
@@ -26,6 +26,7 @@ from detrkit.utils.ranges import (
     Decay,
     Few,
     InputSize,
+    Range,
     ShapesClasses,
     ShapesImages,
     ShapesObjects,
@@ -208,10 +209,14 @@ class DataShapes:
 
 @dataclass(frozen=True)
 class DataPreview:
-    """Draw images as the model will see them: originals beside augmented versions, with boxes or masks."""
+    """Draw images as the model will see them: originals beside augmented versions, with boxes or masks.
 
-    path: Positional[Path]
-    """The dataset; the layout is recognized."""
+    They are spread evenly over the dataset. With --weights, --repeat-rare or --empty-share they are the first ones that
+    a training with these would see, each with how often it comes per epoch.
+    """
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """The dataset; the layout is recognized. Of several, all images together."""
     out: Path = Path("preview.png")
     """The image to write; it replaces an earlier preview, no other file."""
     split: str | None = None
@@ -233,6 +238,12 @@ class DataPreview:
     """Probability that another image is blended over one, as in training."""
     copy_paste: Share = 0.0
     """Probability that objects of another image are pasted onto one, as in training; with --masks."""
+    weights: tuple[Weight, ...] = ()
+    """Of several datasets: how many of an epoch's images each has, as in training."""
+    repeat_rare: Annotated[float, Range(gt=0, le=1)] | None = None
+    """Share of the images below which a class is rare and comes more often, as in training."""
+    empty_share: Decay | None = None
+    """Share of an epoch that images without objects have, as in training."""
     masks: bool = False
     """Draw masks too; of a panoptic dataset the segments of things and stuff."""
     layout: Layout | None = None
@@ -242,21 +253,32 @@ class DataPreview:
 
     def check(self) -> None:
         """Check that the dataset is there."""
-        check_dataset(self.path)
+        check_folders(self.paths)
 
     def run(self) -> int:
         """Write the image and print its path."""
-        from detrkit.data import open_dataset
+        from detrkit.data import merge_datasets, open_dataset
         from detrkit.data.image_mix import ImageMix
         from detrkit.data.opening import first_split
+        from detrkit.data.sampling import plan_sampling
         from detrkit.data.transforms import train_transform
         from detrkit.visualize.preview import preview
 
-        split, others = self.split, list[str]()
-        if split is None:
-            split, others = first_split(self.path, self.layout, masks=self.masks)
-        dataset = open_dataset(self.path, split=split, layout=self.layout, masks=self.masks)
-        size = self.size or self._chosen_size(dataset.split)
+        sources, others = [], list[str]()
+        for path in self.paths:
+            split = self.split
+            if split is None:
+                split, others = first_split(path, self.layout, masks=self.masks)
+            sources.append(open_dataset(path, split=split, layout=self.layout, masks=self.masks))
+        dataset = merge_datasets(sources)
+        sampling = plan_sampling(
+            dataset,
+            sources=sources,
+            weights=self.weights,
+            repeat_rare=self.repeat_rare,
+            empty_share=self.empty_share,
+        )
+        size = self.size or self._chosen_size(dataset.split if len(sources) == 1 else self.split or "train")
         transform = train_transform(size, augment=self.augment)
         mix = ImageMix(mosaic=self.mosaic, mixup=self.mixup, copy_paste=self.copy_paste)
         out = preview(
@@ -268,9 +290,10 @@ class DataPreview:
             variants=self.variants,
             color=self.color,
             mix=mix,
+            rates=sampling.rates,
         )
         console = table_console()
-        if others:
+        if others and len(sources) == 1:
             text = f"split {dataset.split} ({len(dataset)} images); --split shows another: {', '.join(others)}"
             console.print(one_line(text), soft_wrap=True, markup=False)
         if self.size is None:
@@ -285,7 +308,7 @@ class DataPreview:
 
         data = {"train_split": split, "layout": self.layout}
         config = TrainConfig().changed(data=data, model={"masks": self.masks or None})
-        return choose_config(self.path, config, fixed=("model.masks",)).data.size or 800
+        return choose_config(list(self.paths), config, fixed=("model.masks",)).data.size or 800
 
 
 DataCommand = (

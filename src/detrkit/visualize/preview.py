@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from detrkit.data.dataset import Dataset
 from detrkit.data.image_mix import NO_MIX, ImageMix
 from detrkit.data.sample import Sample
-from detrkit.data.samplers import SampleKey
+from detrkit.data.samplers import SampleKey, TrainSampler
 from detrkit.data.transformed import TransformedDataset
 from detrkit.data.transforms import Transform
 from detrkit.structures.classes import ClassList
@@ -35,13 +36,14 @@ def preview(
     variants: Few = 3,
     color: Share = 0.0,
     mix: ImageMix = NO_MIX,
+    rates: np.ndarray | None = None,
 ) -> Path:
     """Write a sheet with a row per image: the original, then augmented versions of it, all with their boxes.
 
     Masks are drawn, too, if the dataset was opened with them; for panoptic datasets, masks are drawn instead of boxes.
 
     Args:
-        dataset: source of the images, which are spread evenly over it.
+        dataset: source of the images, which are spread evenly over it, unless there are rates.
         transform: as in training.
         count: number of images (rows).
         out: the file to write, .png or .jpg.
@@ -49,6 +51,8 @@ def preview(
         variants: augmented versions per image.
         color: strength of color changes, as in training.
         mix: how often images are mixed, as in training, where no version is of a plain epoch.
+        rates: (N,) how often each image is expected per epoch: the images are the first ones of a training with that
+            seed, each once, and the rate stands beside them.
 
     Returns:
         The file.
@@ -66,14 +70,13 @@ def preview(
         raise DetrkitError(f"{out}: name a .png or .jpg file")
     check_marked(out)
     prepared = TransformedDataset(dataset, transform, seed, color=color, mix=mix)
-    count = min(count, len(dataset))
     images: list[Image.Image] = []
     titles: list[str] = []
-    for row in range(count):
-        index = row * len(dataset) // count
+    for index in _chosen(len(dataset), count, seed, rates):
         sample = dataset[index]
         images.append(_draw_sample(sample, dataset))
-        titles.append(f"{dataset.records[index].file.name}  {_size(sample)}")
+        often = "" if rates is None else f"  {rates[index]:.2g} times an epoch"
+        titles.append(f"{dataset.records[index].file.name}  {_size(sample)}{often}")
         for epoch in range(variants):
             key = SampleKey(epoch, index, mixed=bool(mix))
             changed = prepared.sample(key)
@@ -82,6 +85,15 @@ def preview(
     headings = ["original", *(["augmented"] * variants)]
     sheet = grid(images, columns=variants + 1, titles=titles, headings=headings)
     return write_atomic(out, image_bytes(sheet, out.suffix, marked=True))
+
+
+def _chosen(length: int, count: int, seed: int, rates: np.ndarray | None) -> list[int]:
+    """Return the images to show: spread evenly or, with rates, the first ones of a training."""
+    if rates is None:
+        count = min(count, length)
+        return [row * length // count for row in range(count)]
+    drawn = (key.image for batch in TrainSampler(length, batch_size=1, seed=seed, rates=rates) for key in batch)
+    return list(dict.fromkeys(drawn))[:count]
 
 
 def _size(sample: Sample) -> str:
