@@ -112,7 +112,7 @@ def test_many_objects_raise_queries_and_counted_detections():
     for choice, config in (chosen(most_objects=260), gpu(24, most_objects=260)):
         assert (config.model.num_queries, config.run.max_dets) == (350, 300)
         assert "350 queries: an image has 260 objects" in choice.reasons
-    assert chosen(most_objects=90)[1].model.num_queries == 100
+    assert gpu(24, most_objects=90)[1].model.num_queries is None
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_many_objects_raise_queries_and_counted_detections():
         ({}, "own-data", None),
         ({"images": 60}, "few-images", "for few images: "),
         ({"images": 61}, "own-data", None),
-        ({"most_objects": 90}, "own-data", None),
-        ({"most_objects": 91}, "dense", "for many objects: an image has 91"),
+        ({"most_objects": 60}, "own-data", None),
+        ({"most_objects": 61}, "dense", "for many objects: an image has 61"),
         (
             {"height": 1000, "width": 1000, "small_object": 0.02},
             "small-objects",

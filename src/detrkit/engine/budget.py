@@ -36,11 +36,13 @@ class TimeLimit(NamedTuple):
         seconds: of the run; steps are measured before the first one.
         gone: of them, before `train` was called.
         whole: whether all the time is used: as many epochs as fit, whatever `optim.epochs` is.
+        report: seconds that the report takes on this machine, the end of the process included.
     """
 
     seconds: float
     gone: float = 0.0
     whole: bool = False
+    report: float = REPORT_SECONDS
 
 
 class Rates(NamedTuple):
@@ -72,6 +74,7 @@ def plan(
     eval_every: int = 1,
     final: float = 1.0,
     most_epochs: int | None = None,
+    report: float = REPORT_SECONDS,
 ) -> Plan:
     """Plan the epochs that fit into a time.
 
@@ -83,8 +86,9 @@ def plan(
             time.
         final: images that are evaluated at the end, as a multiple of the validation split: 1, with a test split more.
         most_epochs: train no more than these, though more would fit.
+        report: seconds of the report.
     """
-    available = _SAFE_SHARE * seconds - rates.evaluation * final - REPORT_SECONDS
+    available = _SAFE_SHARE * seconds - rates.evaluation * final - report
     epoch = steps_per_epoch * rates.step
     most = EVALUATION_SHARE / (1 - EVALUATION_SHARE) * epoch  # seconds of evaluations for each epoch
     every = max(eval_every, math.ceil(rates.evaluation / most)) if most > 0 else eval_every
@@ -163,7 +167,9 @@ def measured_rates(
         set_rng_state(before)
 
 
-def planned_seconds(rates: Rates, made: Plan, *, steps_per_epoch: int, final: float = 1.0) -> float:
+def planned_seconds(
+    rates: Rates, made: Plan, *, steps_per_epoch: int, final: float = 1.0, report: float = REPORT_SECONDS
+) -> float:
     """Return the seconds of a planned run from its first step to its end.
 
     Args:
@@ -171,10 +177,11 @@ def planned_seconds(rates: Rates, made: Plan, *, steps_per_epoch: int, final: fl
         made: the plan.
         steps_per_epoch: of the whole training split.
         final: as in `plan`.
+        report: likewise.
     """
     steps = made.epochs * (made.epoch_steps or steps_per_epoch)
     evaluations = evaluations_after(made.epochs, made.eval_every) + final
-    return steps * rates.step + evaluations * rates.evaluation + REPORT_SECONDS
+    return steps * rates.step + evaluations * rates.evaluation + report
 
 
 def plan_words(reason: str, rates: Rates, made: Plan, *, images: int, train: Dataset, seconds: float) -> str:

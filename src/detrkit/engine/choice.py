@@ -18,6 +18,7 @@ FINE_TUNED = "detr-r50"  # the published weights that a run starts from by defau
 SMALL_SIZES = (192, 384)  # pixels of the short side of `own-data`
 SMALL_OBJECT = 14  # pixels that a small object should have in the input: the finest map has a cell per 8
 SMALL_QUERIES = 100  # of `own-data` and of DETR
+DENSE_OBJECTS = 60  # in an image, above which a hundred queries are few
 FEW_IMAGES = 60  # for which there is a recipe of its own
 PATIENT_SECONDS = 3600.0  # that the default takes on a CPU before it rather takes the small model
 SMALL_SECONDS = 600.0  # of training, on a CPU: the whole run ends within a quarter of an hour
@@ -202,7 +203,7 @@ def _case(facts: Facts, wanted: float) -> tuple[str, str]:
         facts: of data and machine.
         wanted: short side in pixels at which the small objects have `SMALL_OBJECT` of them.
     """
-    if facts.most_objects > 0.9 * SMALL_QUERIES:
+    if facts.most_objects > DENSE_OBJECTS:
         return "dense", f"for many objects: an image has {facts.most_objects}"
     if wanted > 1.5 * SMALL_SIZES[1] and min(facts.height, facts.width) > SMALL_SIZES[1]:
         share = f"{100 * facts.small_object:.1f}"

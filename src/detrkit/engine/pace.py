@@ -50,6 +50,7 @@ class Pace:
         phases: work of each phase, in order.
         gone: seconds that the run took before it was interrupted.
         budget: seconds for the whole run; None for no end.
+        report: seconds of the report at the end.
         clock: seconds of a clock that never goes back.
     """
 
@@ -59,10 +60,11 @@ class Pace:
         *,
         gone: float = 0.0,
         budget: float | None = None,
+        report: float = REPORT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.phases = list(phases)
-        self.budget = budget
+        self.budget, self.report = budget, report
         self._clock = clock
         self._began = clock() - gone
         self._phase = 0
@@ -143,7 +145,7 @@ class Pace:
 
     def _closing(self, phase: int) -> float:
         """Return the seconds from a phase's last evaluation to its end."""
-        return self.evaluation_seconds(self.phases[phase].final_images, phase=phase) + REPORT_SECONDS
+        return self.evaluation_seconds(self.phases[phase].final_images, phase=phase) + self.report
 
     def over(self) -> bool:
         """Return whether training has to end now, so that a last evaluation and the report end within the budget."""
@@ -158,7 +160,7 @@ class Pace:
 
     def used_up(self) -> bool:
         """Return whether there is no time left for a step."""
-        return self.budget is not None and self.gone + REPORT_SECONDS >= self.budget * self.share
+        return self.budget is not None and self.gone + self.report >= self.budget * self.share
 
     def words(self) -> str:
         """Return the time of the whole run: "12 min gone, about 41 min left (of 53 min)"."""

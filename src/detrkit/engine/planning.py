@@ -162,9 +162,10 @@ def _within_budget(config: TrainConfig, first: TrainConfig, materials: Materials
     steps = steps_per_epoch(whole, splits.epoch_images, fabric.world_size)
     every = config.run.eval_every
     most = config.optim.epochs + config.optim.mask_epochs if at_most else None
-    made = plan(rates, seconds - gone, steps_per_epoch=steps, eval_every=every, final=final, most_epochs=most)
+    report, left = session.pace.report, seconds - gone
+    made = plan(rates, left, steps_per_epoch=steps, eval_every=every, final=final, most_epochs=most, report=report)
     reason = "measured" if minutes is None else f"--minutes {minutes:g}"
-    takes = gone + planned_seconds(rates, made, steps_per_epoch=steps, final=final)
+    takes = gone + planned_seconds(rates, made, steps_per_epoch=steps, final=final, report=report)
     session.say(plan_words(reason, rates, made, images=images, train=splits.train, seconds=takes))
     return _as_planned(whole, made, images, session)
 

@@ -82,7 +82,8 @@ def train(
         names, data = named_data(data)
         config = config.changed(data=names)
     config = _normal(config)
-    folder, stop, pace = Path(config.run.out), StopSignals(), Pace(gone=0.0 if limit is None else limit.gone)
+    folder, stop = Path(config.run.out), StopSignals()
+    pace = Pace() if limit is None else Pace(gone=limit.gone, report=limit.report)
     # no command finds data in memory: the program itself goes on
     command = None if data is None else f"{IN_PYTHON}, in Python"
     stop.advice = lambda: how_to_go_on(str(folder), command, saved=saved_in(folder) is not None)
