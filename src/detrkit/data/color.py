@@ -23,9 +23,9 @@ _YIQ = (_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 class ColorChange:
     """Color change of one image, in the order of the fields.
 
-    All four are linear in the pixel, and one matrix does them: 12 ms for 800 x 1066 pixels on a slow core, where
-    torchvision's four functions, which differ in the hue alone, take 200. These turn the hue in HSV; this one turns it
-    in YIQ, which leaves the gray of each pixel as it is.
+    All four are linear in the pixel, and one matrix does them: 15 to 35 ms for 800 x 1066 pixels on one slow core,
+    where torchvision's four functions take 200 to 280. These turn the hue in HSV; the matrix turns it in YIQ, which
+    leaves the gray of each pixel as it is.
 
     Attributes:
         brightness: factor of the values.
