@@ -20,7 +20,10 @@ _TABLE = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTA
 
 def measured(name: str) -> str:
     """A table with the line that says how and where it was measured."""
-    record = json.loads((HERE / "measurements" / f"{name}.json").read_text(encoding="utf-8"))
+    file = HERE / "measurements" / f"{name}.json"
+    if not file.exists():
+        return "\nNot measured yet.\n\n"
+    record = json.loads(file.read_text(encoding="utf-8"))
     machine = record["machine"]
     where = machine.get("gpu", f"{machine['cores']} cores of an {machine['processor']}")
     source = f"`{record['command']}`, {where}, torch {machine['torch'].partition('+')[0]}."

@@ -34,16 +34,23 @@ def member(i: int, **changes) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", studies())
-def test_shipped_studies_train_the_four_models_under_one_budget(name):
+def test_shipped_studies_train_the_published_models_under_one_budget(name):
     study = load_study(name, data="somewhere")
     _check_models(study)
     configs = [study.config(m) for m in study.members]
-    assert [c.model.name for c in configs] == [
-        "detr-r50",
-        "deformable-detr-r50",
-        "deformable-detr-r50-refine",
-        "deformable-detr-r50-two-stage",
-    ]
+    names = ["detr-r50", "deformable-detr-r50", "deformable-detr-r50-refine", "deformable-detr-r50-two-stage"]
+    if name.endswith("-six"):
+        names += ["deformable-detr-r50-two-stage", "h-deformable-detr-r50", "dino-r50-4scale"]
+        tricks = [(c.model.mixed_selection, c.model.look_forward_twice) for c in configs]
+        assert tricks == [*[(None, None)] * 4, (True, True), (None, None), (None, None)]
+        hybrid, dino = configs[-2].model, configs[-1].model
+        assert hybrid.num_queries_one2many == 5 * hybrid.num_queries and hybrid.k_one2many == 6
+        assert dino.num_queries == 3 * hybrid.num_queries
+        assert {m.name: len(study.runs(m)) for m in study.members} == {
+            **dict.fromkeys(("detr", "deformable", "refine", "tricks"), 1),
+            **dict.fromkeys(("two-stage", "hybrid", "dino"), 3),
+        }
+    assert [c.model.name for c in configs] == names
     budgets = [
         dataclasses.replace(c, model=study.train.model, optim=dataclasses.replace(c.optim, lr=0, lr_backbone=0))
         for c in configs
@@ -54,7 +61,7 @@ def test_shipped_studies_train_the_four_models_under_one_budget(name):
 
 
 def test_shipped_studies_and_their_settings():
-    assert studies() == ["bccd-four", "cppe5-four", "shapes-four"]
+    assert studies() == ["bccd-four", "bccd-six", "cppe5-four", "shapes-four", "shapes-six"]
     assert not set(studies()) & set(recipes()) and "studies" not in recipes()
     study = load_study("cppe5-four")
     optim, data = study.train.optim, study.train.data
@@ -138,7 +145,7 @@ def test_bad_studies_name_file_and_field(tmp_path, changes, message):
 
 
 def test_unknown_study_lists_those_there_are():
-    with pytest.raises(DetrkitError, match=r"quickstart: no such file.*bccd-four, cppe5-four, shapes-four"):
+    with pytest.raises(DetrkitError, match=rf"quickstart: no such file.*{', '.join(studies())}"):
         load_study("quickstart")
 
 

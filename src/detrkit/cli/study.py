@@ -24,9 +24,13 @@ class Study:
 
     shapes-four: DETR, Deformable DETR, + refinement, ++ two-stage, small, on shapes it generates (for a CPU)
 
-    bccd-four: the same four of medium size on blood cells (BCCD) from random weights (for a GPU)
+    shapes-six: these, + hybrid matching, DINO; three seeds for the last ones: with --parallel 2 for two CPU cores
 
-    cppe5-four: the same four as published on CPPE-5, with their published metrics beside (for a GPU)
+    bccd-four: the four of medium size on blood cells (BCCD) from random weights (for a GPU)
+
+    bccd-six: those of shapes-six of medium size on blood cells (for a GPU)
+
+    cppe5-four: the four as published on CPPE-5, with their published metrics beside (for a GPU)
 
     Such as:
 
@@ -38,9 +42,9 @@ class Study:
     """
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
-    """A recipe that comes with detrkit (shapes-four, bccd-four, cppe5-four), or a YAML file."""
+    """A recipe that comes with detrkit (shapes-four, shapes-six, bccd-four, bccd-six, cppe5-four), or a YAML file."""
     dataset: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = None
-    """The dataset; the layout is recognized. shapes-four makes its own."""
+    """The dataset; the layout is recognized. shapes-four and shapes-six make their own."""
     out: Path | None = None
     """The study's folder; by default runs/RECIPE."""
     epochs: Count | None = None
