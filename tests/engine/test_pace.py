@@ -149,3 +149,19 @@ def test_durations(seconds, words):
 def test_elapsed_and_left_are_told_apart():
     assert time_words(720, 2460) == "12 min gone, about 41 min left (of 53 min)"
     assert [seconds_text(s) for s in (0.0512, 1.24, 20.4)] == ["0.051 s", "1.2 s", "20 s"]
+
+
+def test_a_slow_first_step_does_not_end_a_run_whose_evaluation_was_measured():
+    """The first step allocates memory; with evaluations estimated from it, a run of five minutes had one step."""
+    work = Work(steps=53, evaluations=1, step_images=8, evaluated_images=200, final_images=200)
+    for measured, over in ((None, True), (8.0, False)):
+        clock = Clock()
+        pace = Pace([work], gone=140.0, budget=300.0, report=45.0, clock=clock)
+        pace.measured_evaluation = measured
+        pace.begin(0, work)
+        steps(pace, clock, 4.5, 1)
+        assert pace.over() is over
+    steps(pace, clock, 1.0, 90)
+    assert pace.evaluation_seconds() == 8.0 and not pace.over()  # 234.5 s gone; two evaluations and the report: 61 s
+    steps(pace, clock, 1.0, 5)
+    assert pace.over()

@@ -73,6 +73,7 @@ class Pace:
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._count = 0
         self._evaluation: float | None = None
+        self.measured_evaluation: float | None = None  # seconds, before the first step
         self.share = 1.0  # of the budget at which the current phase ends
 
     @property
@@ -119,7 +120,7 @@ class Pace:
         return sum(self._recent) / len(self._recent) if self._recent else None
 
     def evaluation_seconds(self, images: int | None = None, *, phase: int | None = None) -> float:
-        """Return the seconds of an evaluation: as the last one, or before the first as estimated from the steps.
+        """Return the seconds of an evaluation: as the last one, or before the first as measured, else from the steps.
 
         Args:
             images: evaluated ones; by default those of the phase's evaluations.
@@ -130,6 +131,8 @@ class Pace:
         now = self.phases[self._phase]
         if self._evaluation is not None and now.evaluated_images:
             return self._evaluation * images / now.evaluated_images
+        if self.measured_evaluation is not None and now.evaluated_images:
+            return self.measured_evaluation * images / now.evaluated_images
         return (self.step_seconds or 0.0) / max(1, now.step_images) * _EVALUATION_SHARE * images
 
     def left(self) -> float | None:

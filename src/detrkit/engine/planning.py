@@ -152,6 +152,8 @@ def _within_budget(config: TrainConfig, first: TrainConfig, materials: Materials
 
     seconds = 60 * minutes if minutes is not None else limit.seconds if limit is not None else math.inf
     rates = measured_rates(model, trial, fabric, seconds)
+    if rates.evaluation:
+        session.pace.measured_evaluation = rates.evaluation
     gone = fabric.broadcast(session.pace.gone)
     images = config.data.batch_size * config.optim.accumulate * fabric.world_size
     val, test = splits.val, splits.test

@@ -24,6 +24,7 @@ IMAGES = {"train": 2000, "val": 200}
 # Without padding a step takes 0.24 s of one core, with images of 96 to 128 pixels 0.27 s: group norm of padded maps has
 # no kernel of its own.
 SIDES = (112, 112)
+REPORT_SHARE = 0.15  # of the time, at most
 MINUTES = 5.0  # for everything, if neither minutes nor epochs are given
 
 
@@ -72,12 +73,13 @@ def quickstart(
         write_shapes(data, images=IMAGES, seed=seed, sides=SIDES, force=force)
         config = load_config("quickstart", data=str(data)).changed(run={"out": str(run), "seed": seed})
         # work of one core, like the report: where one took three times as long as here, so did the other
-        report = max(REPORT_SECONDS, 1.5 * (time.monotonic() - generated))
+        report = 1.5 * (time.monotonic() - generated)
         limit = None
         if epochs is not None:
             config = config.changed(optim={"epochs": epochs})
         else:
             seconds, gone = 60 * (minutes or MINUTES), time.monotonic() - began
+            report = max(REPORT_SECONDS, min(report, REPORT_SHARE * seconds))
             limit = TimeLimit(seconds, gone, whole=minutes is not None, report=report)
             config = config.changed(run={"minutes": seconds / 60})
         try:
