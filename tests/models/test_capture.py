@@ -47,6 +47,9 @@ def test_attention(name):
         ("deformable-detr-r50", [8, 16, 32, 64], [2, 2, 2]),
         ("deformable-detr-r50-refine", [8, 16, 32, 64], [2, 4, 4]),
         ("deformable-detr-r50-two-stage", [8, 16, 32, 64], [4, 4, 4]),
+        ("h-deformable-detr-r50", [8, 16, 32, 64], [4, 4, 4]),
+        ("dino-r50-4scale", [8, 16, 32, 64], [4, 4, 4]),
+        ("dino-r50-5scale", [4, 8, 16, 32, 64], [4, 4, 4]),
     ],
 )
 def test_sampling_points_and_weights(name, strides, coordinates):
@@ -92,6 +95,7 @@ STAGES = {
     "deformable-detr-r50": {"num_feature_levels": 4},
     "deformable-detr-r50-single-scale": {"masks": True},
     "deformable-detr-r50-two-stage": {"backbone_stages": (3, 5), "num_feature_levels": 3},
+    "h-deformable-detr-r50": {"num_feature_levels": 3},
 }
 
 

@@ -130,6 +130,8 @@ def test_random_weights(options):
         "deformable-detr-r50-single-scale-dc5",
         "deformable-detr-r50-refine",
         "deformable-detr-r50-two-stage",
+        "h-deformable-detr-r50",
+        "dino-r50-4scale",
     ],
 )
 def test_deformable(name, masks):

@@ -36,7 +36,9 @@ def test_sigmoid_gives_the_best_pairs_of_query_and_class(top_k, expected):
     found = PostProcessor(activation="sigmoid", top_k=top_k).detections(out, [(10, 20), (30, 40)])
     for i, one in enumerate(found):
         best = out.logits[i].sigmoid().flatten().sort(descending=True)
-        assert len(one) == expected and torch.equal(one.scores, best.values[:expected])
+        assert len(one) == expected
+        # a kernel may compute the last few of a row another way than in the middle of a batch
+        torch.testing.assert_close(one.scores, best.values[:expected], rtol=1e-6, atol=0)
         assert torch.equal(one.labels, best.indices[:expected] % 3)
         assert torch.equal(one.queries, best.indices[:expected] // 3)
         cx, cy, w, h = out.boxes[i, best.indices[0] // 3].tolist()

@@ -302,6 +302,8 @@ class DeformableDETR(DeformableModel):
         box_logits = self.box_heads[-1](tokens) + anchors.logits  # (B, S, 4)
 
         exact = self.padding == "exact"
+        if exact and images.key_padding_mask is not None:  # padding is no background to learn from
+            logits = logits.masked_fill(images.padding_mask[..., None], MASKED_LOGIT)
         indices = best_tokens(logits[..., 0], count, images.padding_mask if exact else None)  # (B, Q)
         reference_points = gathered(box_logits, indices).detach().sigmoid()  # (B, Q, 4)
         embedded = sine_of_boxes(reference_points, self.hidden_dim // 2).to(images.memory.dtype)  # (B, Q, 2 * D)

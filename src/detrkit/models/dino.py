@@ -261,14 +261,16 @@ class DINO(DeformableModel):
         """Put the queries together: contents are learned or of noised labels, positions proposed or noised."""
         images, count = proposals.indices.shape
         tgt = self.queries.weight[:count].expand(images, -1, -1)  # (B, Q, D)
+        if self.training:
+            # also without objects or denoising the table is part of the graph: where the gradients of processes are
+            # averaged, each waits for every parameter
+            tgt = tgt + 0.0 * self.label_embed.weight[0]
         reference_points = proposals.outputs.boxes.detach()
         if denoising is None:
             return Queries(tgt, reference_points, proposals.padding_mask, None)
         layout = denoising.layout
         contents = layout.placed(self.label_embed(denoising.labels), images)
-        # also without objects the table is part of the graph: where the gradients of processes are averaged, each waits
-        # for every parameter
-        tgt = torch.cat([contents, tgt + 0.0 * self.label_embed.weight[0]], 1)
+        tgt = torch.cat([contents, tgt], 1)
         boxes = layout.placed(inverse_sigmoid(denoising.boxes, EPS), images).sigmoid()
         reference_points = torch.cat([boxes.to(reference_points.dtype), reference_points], 1)
         padding_mask = None

@@ -87,8 +87,8 @@ def mask_shape(target: Target) -> tuple[int, int]:
 
 @torch.no_grad()
 def class_error(logits: Tensor, matches: Matches, labels: Tensor) -> Tensor:
-    """Compute 100 minus the top-1 accuracy (%) over the last layer's matched queries; 100 without objects."""
-    if not len(labels):
+    """Compute 100 minus the top-1 accuracy (%) over the last layer's matched queries; 100 where none is matched."""
+    if not matches.query.shape[1]:
         return logits.new_tensor(100.0)
     best = logits[matches.image[-1], matches.query[-1]].argmax(-1)  # (M,)
     return 100.0 * (best != labels[matches.target[-1]]).float().mean()

@@ -145,5 +145,5 @@ def least_parameters(options: Mapping[str, Any]) -> int:
     encoder, decoder = options.get("enc_layers", 0), options.get("dec_layers", 0)
     layers = encoder * layer + decoder * (layer + 4 * width * width)
     stem = options.get("backbone_width", WIDTH if "backbone" in options else 0)
-    rows = options.get("num_queries", 0) + options.get("num_classes", 0)
+    rows = sum(options.get(name, 0) for name in ("num_queries", "num_queries_one2many", "num_classes"))
     return layers + rows * width + 200 * stem * stem  # stage 4 of resnet10: 216
