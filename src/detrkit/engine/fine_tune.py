@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from detrkit.backbones.base import Backbone, Norm
+from detrkit.models.registry import architecture
+from detrkit.models.settings import full_options
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.messages import names_and_more
@@ -19,6 +21,7 @@ from detrkit.weights.build import Fit, check_weights, fitting_weights, load_weig
 from detrkit.weights.checkpoint import ModelSpec, located, read_model
 
 CLASS_HEADS = ("class_head.", "class_heads.")
+_LABELS = ("label_embed.",)  # DINO's contents of noised objects, a row for each class and an unused one
 _QUERIES = ("queries", "queries.weight")
 
 
@@ -117,8 +120,8 @@ def init_from(
 ) -> InitReport:
     """Copy into `model` the weights of another model that fit.
 
-    Rows of the class heads follow the class names; "no object" is kept. If the number of object queries
-    differs, the first ones are kept.
+    Rows of the class heads, and of DINO's table of noised labels, follow the class names; "no object" is kept. If the
+    number of object queries differs, the first ones are kept: of a hybrid model, of either kind.
 
     Args:
         model: receives the weights.
@@ -144,23 +147,24 @@ def init_from(
         value = source.get(name)
         if value is None:
             report.new.append(name)
-        elif name.startswith(CLASS_HEADS) and not same and value.shape[1:] == tensor.shape[1:]:
+        elif name.startswith((*CLASS_HEADS, *_LABELS)) and not same and value.shape[1:] == tensor.shape[1:]:
             if proposals is not None and name.startswith(proposals):
                 tensor[0] = value[0]
                 report.adapted[name] = "objectness of the proposals"
                 continue
             for label, row in rows.items():
                 tensor[label] = value[row]
-            if background:
+            no_object = background and name.startswith(CLASS_HEADS)
+            if no_object:
                 tensor[-1] = value[-1]
-            report.adapted[name] = f"{len(rows)} of {len(names)} classes" + (" and no-object" if background else "")
-        elif value.shape == tensor.shape:
+            report.adapted[name] = f"{len(rows)} of {len(names)} classes" + (" and no-object" if no_object else "")
+        elif value.shape == tensor.shape and (
+            name not in _QUERIES or len(set(_borders(tensor, value, model, spec))) == 1
+        ):
             tensor.copy_(value)
             report.kept.append(name)
         elif name in _QUERIES and value.shape[1:] == tensor.shape[1:]:
-            count = min(len(value), len(tensor))
-            tensor[:count] = value[:count]
-            report.adapted[name] = f"the first {count} of {len(value)} queries"
+            report.adapted[name] = _adapt_queries(tensor, value, model, spec)
         else:
             report.new.append(name)
     if not any(name.startswith(CLASS_HEADS) for name in (*report.kept, *report.adapted)):
@@ -171,3 +175,30 @@ def init_from(
         )  # the source's class head is missing or does not fit
     report.unused = [name for name in source if name not in model_state]
     return report
+
+
+def _adapt_queries(table: Tensor, source: Tensor, model: nn.Module, spec: ModelSpec) -> str:
+    """Copy the first rows of another table of queries, and return what was copied.
+
+    Args:
+        table: (Q, ...) of the model; of a hybrid one the one-to-one queries, then the one-to-many queries.
+        source: (Q', ...) of the other model.
+        model: the model.
+        spec: of the other model.
+    """
+    own, other = _borders(table, source, model, spec)
+    first, further = min(own, other), min(len(table) - own, len(source) - other)
+    table[:first] = source[:first]
+    if not further:
+        return f"the first {first} of {len(source)} queries"
+    table[own : own + further] = source[other : other + further]
+    return f"the first {first} of {other} one-to-one and {further} of {len(source) - other} one-to-many queries"
+
+
+def _borders(table: Tensor, source: Tensor, model: nn.Module, spec: ModelSpec) -> tuple[int, int]:
+    """Return the number of one-to-one queries in the model's table and in the other: all, but for hybrid models."""
+    if not hasattr(model, "num_queries_one2many"):
+        return len(table), len(source)
+    arch = architecture(spec.name)
+    options = full_options(arch.build, {**arch.options, **spec.build_options})
+    return cast(int, model.num_queries), options["num_queries"] if "num_queries_one2many" in options else len(source)

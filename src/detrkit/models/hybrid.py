@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detrkit.models.criterion import FocalCriterion, Normalizers, focal_parts
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.losses import class_error
-from detrkit.models.official_names import DEFORMABLE_NAMES
+from detrkit.models.official_names import HYBRID_NAMES
 from detrkit.models.registry import register_model
 from detrkit.models.set_criterion import by_layer
 from detrkit.structures.batch import Batch
@@ -88,7 +88,7 @@ def hybrid_criterion(
     )
 
 
-@register_model("h-deformable-detr-r50", activation="sigmoid", criterion=hybrid_criterion, official=DEFORMABLE_NAMES)
+@register_model("h-deformable-detr-r50", activation="sigmoid", criterion=hybrid_criterion, official=HYBRID_NAMES)
 class HybridDeformableDETR(DeformableDETR):
     """Two-stage Deformable DETR with refinement that learns from one-to-many matching, too.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from detrkit.models.panoptic import MaskPredictor
 
 Rule = tuple[str, str]
-Infer = Callable[[Mapping[str, Tensor], int, bool], dict[str, Any]]
+Infer = Callable[[Mapping[str, Tensor], int, bool, Mapping[str, Any]], dict[str, Any] | None]
+
+# queries of the published H-Deformable-DETR: one-to-one, one-to-many; a table of their sum shows no border between them
+HYBRID_QUERIES = (300, 1500)
 
 # (blocks in layer1, blocks in layer3, whether they are bottlenecks)
 DEPTHS = {
@@ -50,13 +53,19 @@ class OfficialNames:
         signature: tensors that identify the model, and the axis of each that has the model's width: the class head,
             and another one for weights whose class head was removed for fine-tuning. Empty: files of the original code
             are not recognized as this model's.
-        infer: returns the options that tensors show; takes the tensors by official name (without "detr." in front),
-            the width, and whether the file has masks.
+        infer: returns the options that tensors show, or None if they are another model's; takes the tensors by official
+            name (without "detr." in front), the width, whether the file has masks, and the original code's arguments.
+        fixed: arguments of the original code that change what is computed and not the tensors, with the one value that
+            this model has.
+        prepare: returns the tensors of a file by the names and shapes of `rules`, where versions of the original code
+            differ in them without meaning.
     """
 
     rules: Callable[[Any], Iterator[Rule]]
     signature: tuple[tuple[str, int], ...] = ()
     infer: Infer | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
 
 
 def segmentation_rules(predictor: MaskPredictor) -> Iterator[Rule]:
@@ -104,7 +113,7 @@ def detr_rules(model: DETR) -> Iterator[Rule]:
     yield "position_encoding.", "backbone.1."
 
 
-def infer_detr(state: Mapping[str, Tensor], width: int, masks: bool) -> dict[str, Any]:
+def infer_detr(state: Mapping[str, Tensor], width: int, masks: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Infer the options of a DETR; the number of heads shows only in the tensors of masks."""
     options = infer_sizes(state, width, queries="query_embed.weight")
     options |= {"masks": masks, "pre_norm": "transformer.encoder.norm.weight" in state}
@@ -126,7 +135,7 @@ def demo_rules(model: DETRdemo) -> Iterator[Rule]:
     yield "box_head.", "linear_bbox."
 
 
-def infer_demo(state: Mapping[str, Tensor], width: int, masks: bool) -> dict[str, Any]:
+def infer_demo(state: Mapping[str, Tensor], width: int, masks: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Infer the options of the notebook's model."""
     return infer_sizes(state, width, queries="query_pos")
 
@@ -211,15 +220,62 @@ def dino_rules(model: DINO) -> Iterator[Rule]:
             yield "position_encoding.", "backbone.1."
 
 
-def infer_deformable(state: Mapping[str, Tensor], width: int, masks: bool) -> dict[str, Any]:
-    """Infer the options of a Deformable DETR, whose original has no masks."""
+def infer_deformable(
+    state: Mapping[str, Tensor], width: int, masks: bool, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Infer the options of a Deformable DETR.
+
+    Two stages with a table of contents are mixed selection (H-Deformable-DETR's code). Whether such a model looks
+    forward twice does not show: only gradients depend on it.
+    """
     options = infer_sizes(state, width, queries="query_embed.weight")
     options |= {
+        "masks": masks,
         "num_feature_levels": len(state.get("transformer.level_embed", ())) or 1,
         "with_box_refine": any(name.startswith("transformer.decoder.bbox_embed.") for name in state),
         "two_stage": "transformer.enc_output.weight" in state,
     }
+    options["mixed_selection"] = options["two_stage"] and "num_queries" in options
     return options | infer_positions(state)
+
+
+def infer_hybrid(
+    state: Mapping[str, Tensor], width: int, masks: bool, arguments: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Infer the options of an H-Deformable-DETR; None for other Deformable DETRs.
+
+    Its one table holds the contents of both kinds of queries. Without arguments a table of 1800 is 300 + 1500, as
+    published; any other counts as one-to-one queries alone, which is a Deformable DETR with mixed selection.
+    """
+    options = infer_deformable(state, width, masks, arguments)
+    one_to_many = arguments.get("num_queries_one2many")
+    if one_to_many is None and options["mixed_selection"] and options["num_queries"] == sum(HYBRID_QUERIES):
+        options["num_queries"], one_to_many = HYBRID_QUERIES
+    return options | {"num_queries_one2many": one_to_many} if one_to_many else None
+
+
+def infer_dino(state: Mapping[str, Tensor], width: int, masks: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer the options of a DINO: 1 x 1 convolutions project the backbone's stages, 3 x 3 ones make further levels."""
+    options = infer_sizes(state, width, queries="transformer.tgt_embed.weight")
+    options |= {"masks": masks, "num_feature_levels": len(state.get("transformer.level_embed", ())) or 1}
+    kernels = [t.shape[-1] for n, t in state.items() if re.fullmatch(r"input_proj\.\d+\.0\.weight", n) and t.ndim == 4]
+    if options["num_feature_levels"] > 1 and 1 <= (stages := kernels.count(1)) <= 4:
+        options["backbone_stages"] = tuple(range(6 - stages, 6))
+    return options | infer_positions(state)
+
+
+def used_labels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a DINO's tensors with the classes + 1 rows of its label table that can be used.
+
+    The original code sets the number of rows apart from the classes (dn_labelbook_size), so that files of people's own
+    classes often have more; no label ever chooses these.
+    """
+    entries = dict(state)
+    for prefix in ("", "detr."):
+        table, head = (entries.get(f"{prefix}{name}.weight") for name in ("label_enc", "class_embed.0"))
+        if table is not None and head is not None and table.ndim and head.ndim and len(table) > len(head) + 1:
+            entries[f"{prefix}label_enc.weight"] = table[: len(head) + 1]
+    return entries
 
 
 def infer_sizes(state: Mapping[str, Tensor], width: int, *, queries: str) -> dict[str, Any]:
@@ -275,5 +331,20 @@ DEFORMABLE_NAMES = OfficialNames(
     signature=(("class_embed.0.weight", 1), ("input_proj.0.0.weight", 0)),
     infer=infer_deformable,
 )
-DINO_NAMES = OfficialNames(rules=dino_rules)
+HYBRID_NAMES = OfficialNames(rules=deformable_rules, signature=DEFORMABLE_NAMES.signature, infer=infer_hybrid)
+DINO_NAMES = OfficialNames(
+    rules=dino_rules,
+    signature=(("transformer.tgt_embed.weight", 1),),  # Deformable DETR has heads of the same names
+    infer=infer_dino,
+    fixed={
+        "pe_temperatureH": 20,
+        "pe_temperatureW": 20,
+        "pre_norm": False,
+        "transformer_activation": "relu",
+        "decoder_sa_type": "sa",
+        "two_stage_type": "standard",
+        "num_patterns": 0,
+    },
+    prepare=used_labels,
+)
 DEMO_NAMES = OfficialNames(rules=demo_rules, signature=(("linear_class.weight", 1), ("query_pos", 1)), infer=infer_demo)

@@ -25,13 +25,15 @@ from detrkit.weights.official import (
     check_fit,
     check_values,
     load_official,
+    official_entries,
     plain_names,
 )
 from detrkit.weights.pickles import load_pickle
 
 log = logging.getLogger(__name__)
 
-CLASS_HEAD = ("class_head.", "class_heads.")  # names of the class head modules in DETR and Deformable DETR
+# names of modules with a row for each class: heads, and DINO's table of noised labels
+CLASS_HEAD = ("class_head.", "class_heads.", "label_embed.")
 
 
 def build_model(
@@ -191,7 +193,9 @@ def _translated(model: nn.Module, file: WeightsFile) -> tuple[list[tuple[str, st
     """Return (name in the file's format, model's name) of every entry, and the file's tensors by those names."""
     if file.names == "detrkit":
         return [(name, name) for name in model.state_dict()], plain_names(file.state)
-    file_state = from_huggingface(model, file.state) if file.names == "huggingface" else bare_state_dict(file.state)
+    file_state = (
+        from_huggingface(model, file.state) if file.names == "huggingface" else official_entries(model, file.state)
+    )
     return official_names(model), file_state
 
 

@@ -20,7 +20,11 @@ from detrkit.weights.infer import InferredModel, infer_num_classes
 log = logging.getLogger(__name__)
 
 # options that may differ from the file's: they change neither names nor the meaning of the weights
-_FREE = {"num_classes", "padding", "dropout", "aux_loss", "train_backbone", "backbone_weights"}
+_FREE = {
+    *("num_classes", "padding", "dropout", "aux_loss", "train_backbone", "backbone_weights"),
+    *("look_forward_twice", "k_one2many", "lambda_one2many", "num_select"),
+    *("dn_number", "dn_label_noise_ratio", "dn_box_noise_scale"),
+}
 
 
 class Declaration(NamedTuple):

@@ -27,7 +27,7 @@ from detrkit.utils.names import expanded_path, relative_path
 from detrkit.weights.hub import download_checkpoint, hub_name
 from detrkit.weights.huggingface_config import WEIGHTS as HUGGINGFACE_FILES
 from detrkit.weights.huggingface_config import spec_of_folder
-from detrkit.weights.infer import OFFICIAL_ARGUMENTS, InferredModel, infer_model
+from detrkit.weights.infer import InferredModel, infer_model, model_arguments
 from detrkit.weights.official import WeightsError, bare_state_dict, named_weights, plain_names
 from detrkit.weights.paddle import PUBLISHED, SETTINGS, load_paddle
 from detrkit.weights.pickles import load_pickle
@@ -65,8 +65,15 @@ class WeightsFile:
 
     @cached_property
     def inferred(self) -> InferredModel | None:
-        """The model as official tensors and arguments show it; None for tensors of something else."""
-        return infer_model(self.state, self.arguments)
+        """The model as official tensors and arguments show it; None for tensors of something else.
+
+        Raises:
+            DetrkitError: arguments of a model that computes what detrkit's does not.
+        """
+        try:
+            return infer_model(self.state, self.arguments)
+        except WeightsError as error:
+            raise DetrkitError(f"{self.path}: {error}") from error
 
 
 def find_weights(path: str | Path) -> Path:
@@ -211,8 +218,7 @@ def _arguments(arguments: Any) -> dict[str, Any] | None:
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
     if not isinstance(arguments, Mapping):
         return None
-    plain = (bool, int, float, str)
-    return {name: arguments[name] for name in OFFICIAL_ARGUMENTS if isinstance(arguments.get(name), plain)}
+    return model_arguments(arguments)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

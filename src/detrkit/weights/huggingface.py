@@ -16,6 +16,8 @@ from detrkit.backbones import ResNetBackbone
 from detrkit.models.base import DetectionModel
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.detr import DETR
+from detrkit.models.dino import DINO
+from detrkit.models.hybrid import HybridDeformableDETR
 from detrkit.models.official_names import Rule
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.keymap import official_names
@@ -194,6 +196,15 @@ def _rules(model: nn.Module, backbone: str) -> list[PrefixRule]:
         DetrkitError: the model computes what transformers' does not, with parameters of the same names.
         TypeError: neither a DETR nor a Deformable DETR.
     """
+    if isinstance(model, (HybridDeformableDETR, DINO)):
+        raise DetrkitError(
+            f"transformers has no {type(model).__name__}: use a detrkit file (.safetensors) or an official one (.pth)"
+        )
+    if isinstance(model, DeformableDETR) and model.mixed_selection:
+        raise DetrkitError(
+            "transformers has no Deformable DETR with mixed_selection: use a detrkit file (.safetensors) or an "
+            "official one (.pth)"
+        )
     kind = next((kind for kind in RULES if isinstance(model, kind)), None)
     if kind is None or not isinstance(model, DetectionModel):
         raise TypeError(f"{type(model).__name__} has no Hugging Face names: expected a DETR or a DeformableDETR")

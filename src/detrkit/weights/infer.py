@@ -11,15 +11,18 @@ from torch import Tensor
 from detrkit.models.base import DetectionModel
 from detrkit.models.registry import ARCHITECTURES
 from detrkit.models.settings import constructor_defaults
-from detrkit.weights.official import CLASS_HEADS
+from detrkit.weights.official import CLASS_HEADS, WeightsError
 
 _OFFICIAL_NAMES = ("transformer.", "linear_class.")  # in every official model, and in no other code's
 # arguments of the official main.py that are the model's; its others are of training and data
 OFFICIAL_ARGUMENTS = (
     *("backbone", "dilation", "masks", "pre_norm", "position_embedding", "num_queries", "hidden_dim", "nheads"),
-    *("dim_feedforward", "enc_layers", "dec_layers"),
+    *("dim_feedforward", "enc_layers", "dec_layers", "dropout"),
     *("num_feature_levels", "with_box_refine", "two_stage", "enc_n_points", "dec_n_points"),
+    *("mixed_selection", "look_forward_twice", "num_queries_one2many", "k_one2many", "lambda_one2many"),
+    *("num_select", "dn_number", "dn_label_noise_ratio", "dn_box_noise_scale"),
 )
+_RENAMED = {"num_queries_one2one": "num_queries"}  # of the official code to ours
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,27 @@ class InferredModel:
         return "dilation" in constructor_defaults(self.build) and "dilation" not in self.options
 
 
+def model_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an official `main.py` that are of the model and plain values, by our names."""
+    fixed = {name for arch in ARCHITECTURES.values() if arch.official is not None for name in arch.official.fixed}
+    names = {**{name: name for name in (*OFFICIAL_ARGUMENTS, *sorted(fixed))}, **_RENAMED}
+    plain = (bool, int, float, str)
+    return {ours: arguments[theirs] for theirs, ours in names.items() if isinstance(arguments.get(theirs), plain)}
+
+
 def infer_model(state: Mapping[str, Tensor], arguments: Mapping[str, Any] | None = None) -> InferredModel | None:
     """Infer a model from its official weights.
 
     Args:
         state: tensors by official name.
-        arguments: of the official `main.py`, which take precedence over the tensors.
+        arguments: of the official `main.py` (`model_arguments`), which take precedence over the tensors.
 
     Returns:
         The model; None for tensors of something else. Dilation cannot be inferred from tensors, and the number of
         heads only from those of models with masks.
+
+    Raises:
+        WeightsError: arguments of a model that computes what detrkit's does not.
     """
     state = {name: tensor for name, tensor in state.items() if tensor.ndim}  # counters have no size
     masks = any(name.startswith("detr.") for name in state)  # the official DETRsegm holds the detector as `detr`
@@ -79,8 +93,15 @@ def infer_model(state: Mapping[str, Tensor], arguments: Mapping[str, Any] | None
         width = next((inner[n].shape[axis] for n, axis in names.signature if n in inner and inner[n].ndim > axis), None)
         if width is None or names.infer is None:
             continue
-        options = names.infer(inner, width, masks)
         stated = {} if arguments is None else arguments
+        options = names.infer(inner, width, masks, stated)
+        if options is None:
+            continue
+        other = next((name for name, value in names.fixed.items() if stated.get(name, value) != value), None)
+        if other is not None:
+            raise WeightsError(
+                f"trained with {other}={stated[other]!r}: detrkit's {build.__name__} has {names.fixed[other]!r}"
+            )
         options |= {option: stated[option] for option in OFFICIAL_ARGUMENTS if option in stated}
         # Deformable DETR's main.py also has arguments of DETR that its model does not take
         allowed = constructor_defaults(build)

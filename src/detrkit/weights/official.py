@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detrkit.models.official_names import blocks, depth
+from detrkit.models.official_names import HYBRID_QUERIES, blocks, depth
+from detrkit.models.registry import architecture_of
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.messages import shortened
 from detrkit.weights.keymap import official_names
@@ -17,9 +18,11 @@ from detrkit.weights.keymap import official_names
 COUNTER = "num_batches_tracked"  # of an ordinary batch norm; frozen norms have none, and no output depends on it
 CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight", "class_embed.0.weight")
 # parts of names that identify Deformable DETR's variants
-VARIANTS = (("transformer.decoder.bbox_embed.", "with_box_refine"), ("transformer.enc_output.", "two_stage"))
+TWO_STAGES = "transformer.enc_output."
+VARIANTS = (("transformer.decoder.bbox_embed.", "with_box_refine"), (TWO_STAGES, "two_stage"))
+DINO_TABLE = "transformer.tgt_embed.weight"  # of contents, which no other model has
 # Keys under which programs save weights; of several the first is taken: the weights as trained, not averaged.
-WEIGHTS_KEYS = ("model", "state_dict", "net", "module", "params", "ema", "model_ema")
+WEIGHTS_KEYS = ("model", "state_dict", "net", "module", "params", "ema", "model_ema", "ema_model")
 _KEYS_DEPTH = 3
 
 
@@ -113,7 +116,7 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         TypeError: a model without official names.
     """
     names = official_names(model)
-    entries = bare_state_dict(state_dict)
+    entries = official_entries(model, state_dict)
     state = model.state_dict()
     expected = {theirs: state[ours] for theirs, ours in names}
     for name in [n for n in entries if n.endswith(COUNTER) and n not in expected]:
@@ -128,6 +131,17 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
             raise WeightsError(f"{theirs} differs from another entry that is the same parameter in this model: {ours}")
         translated[ours] = entries[theirs]
     model.load_state_dict(translated)
+
+
+def official_entries(model: nn.Module, content: Any) -> dict[str, Tensor]:
+    """Return the tensors of official weights by official name (`bare_state_dict`), in the shapes that the model has.
+
+    Raises:
+        WeightsError: as `bare_state_dict`.
+    """
+    entries = bare_state_dict(content)
+    arch = architecture_of(model)
+    return entries if arch is None or arch.official is None else arch.official.prepare(entries)
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:
@@ -226,12 +240,15 @@ def _hints(expected: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> lis
     theirs, ours = depth(entries), depth(expected)
     if theirs and ours and theirs != ours:
         hints.append(f"the weights are of a {theirs}, the model has a {ours}: build the model the file is for")
-    if ("class_embed.0.weight" in entries) != ("class_embed.0.weight" in expected):
+    dino = [DINO_TABLE in names for names in (entries, expected)]
+    if dino[0] != dino[1]:
+        hints.append(f"the weights are of {'a' if dino[0] else 'no'} DINO")
+    elif ("class_embed.0.weight" in entries) != ("class_embed.0.weight" in expected):
         part = "a" if "class_embed.0.weight" in entries else "no"
         hints.append(f"the weights are of {part} Deformable DETR")
     elif ("linear_class.weight" in entries) != ("linear_class.weight" in expected):
         hints.append("one of the two is the notebook's demo model: its weights fit detr-demo only")
-    for prefix, option in VARIANTS:
+    for prefix, option in () if dino[0] or dino[1] else VARIANTS:
         has_part = [any(n.startswith(prefix) for n in names) for names in (entries, expected)]
         if has_part[0] != has_part[1] and "class_embed.0.weight" in entries and "class_embed.0.weight" in expected:
             hints.append(f"build the model with {option}={has_part[0]}")
@@ -241,11 +258,37 @@ def _hints(expected: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> lis
             classes = rows if head == "class_embed.0.weight" else rows - 1  # softmax heads have "no object" too
             coco = {91: " (COCO)", 250: " (COCO panoptic)"}.get(classes, "")
             hints.append(f"the class head has {rows} rows{coco}: build the model with num_classes={classes}")
-    for name, option in (("query_embed.weight", "num_queries"), ("query_pos", "num_queries")):
-        if name in entries and name in expected and len(entries[name]) != len(expected[name]):
-            hints.append(f"build the model with {option}={len(entries[name])}")
+    hints += _query_hints(expected, entries)
+    levels = [len(names.get("transformer.level_embed", ())) for names in (entries, expected)]
+    if all(levels) and levels[0] != levels[1]:
+        hint = (
+            f"the weights are of {levels[0]} levels, the model has {levels[1]}: build the model with num_feature_levels"
+        )
+        hints.append(hint + ", or as dino-r50-4scale or dino-r50-5scale" * dino[0])
     for part, option in (("encoder", "enc_layers"), ("decoder", "dec_layers")):
         count = blocks(entries, rf"transformer\.{part}\.layers\.(\d+)\.")
         if count and count != blocks(expected, rf"transformer\.{part}\.layers\.(\d+)\."):
             hints.append(f"build the model with {option}={count}")
+    return hints
+
+
+def _query_hints(expected: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> list[str]:
+    """Explain tables of queries, and of labels, that do not fit."""
+    hints = []
+    two_stages = [f"{TWO_STAGES}weight" in names for names in (entries, expected)]
+    tables = ["query_embed.weight" in names for names in (entries, expected)]
+    if all(two_stages) and tables[0] != tables[1] and not any(DINO_TABLE in n for n in (entries, expected)):
+        hints.append(f"build the model with mixed_selection={tables[0]}")
+    for name in ("query_embed.weight", "query_pos", DINO_TABLE):
+        if name not in entries or name not in expected or len(entries[name]) == len(expected[name]):
+            continue
+        rows, both = len(entries[name]), name == "query_embed.weight" and all(two_stages)
+        if both and rows == sum(HYBRID_QUERIES):
+            hints.append(f"{rows} queries are h-deformable-detr-r50's {HYBRID_QUERIES[0]} and {HYBRID_QUERIES[1]}")
+        elif both:
+            hints.append(
+                f"build the model with num_queries={rows}, or of an h-deformable-detr with num_queries_one2many of them"
+            )
+        else:
+            hints.append(f"build the model with num_queries={rows}")
     return hints
