@@ -41,7 +41,9 @@ def worst_difference(model, images):
                 assert (a.logits[i, count:] < -1e3).all()
                 worst = max(worst, relative(a.logits[i, :count], b.logits[0]), relative(a.boxes[i, :count], b.boxes[0]))
             if alone.encoder is not None:
-                own = _own_tokens(model, together_shapes, image)
+                # DINO's first stage gives the tokens chosen, best first; of other models it gives all
+                chosen_alone = alone.encoder.logits.shape[1] == count
+                own = torch.arange(count) if chosen_alone else _own_tokens(model, together_shapes, image)
                 assert len(own) == alone.encoder.logits.shape[1]
                 for part in ("logits", "boxes"):
                     a, b = getattr(together.encoder, part)[i, own], getattr(alone.encoder, part)[0]
@@ -74,12 +76,17 @@ PUBLISHED = sorted(set(goldens.VARIANTS) - {"detr_resnet50_prenorm"})
 MIXES = {"three": SIZES, "crossed": [(96, 160), (160, 96)], "small beside large": [(33, 47), (160, 131)]}
 
 
+# checked with random weights below: their goldens are of other sizes than the published ones
+WITHOUT_OFFICIAL_WEIGHTS = {"h-deformable-detr-r50", "dino-r50-4scale", "dino-r50-5scale"}
+
+
 def test_all_models_are_checked():
     options = [(goldens.VARIANTS[variant][0], goldens.VARIANTS[variant][1]) for variant in PUBLISHED]
-    for known in ARCHITECTURES.values():
+    checked = [known for name, known in ARCHITECTURES.items() if name not in WITHOUT_OFFICIAL_WEIGHTS]
+    for known in checked:
         classes = {} if known.num_classes == 91 else {"num_classes": known.num_classes}
         assert (known.build, {**known.options, **classes}) in options, known.name
-    assert len(PUBLISHED) == len(ARCHITECTURES) == 13
+    assert len(PUBLISHED) == len(checked) == 13
 
 
 @pytest.mark.slow
@@ -132,6 +139,7 @@ def test_random_weights(options):
         "deformable-detr-r50-two-stage",
         "h-deformable-detr-r50",
         "dino-r50-4scale",
+        "dino-r50-5scale",
     ],
 )
 def test_deformable(name, masks):
