@@ -197,7 +197,7 @@ def test_many_classes_are_a_short_table_and_one_fault_of_many_files_a_line(
 
 def test_preview_has_the_size_of_a_training(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sheet.png"
-    assert DataPreview(shapes, out=out, split="val", count=1, variants=1).run() == 0
+    assert DataPreview((shapes,), out=out, split="val", count=1, variants=1).run() == 0
     size = choose_config(shapes).data.size
     line, path = capsys.readouterr().out.splitlines()
     assert line == f"images of {size} pixels, as `detrkit train` would choose here; --size shows another"
@@ -206,7 +206,7 @@ def test_preview_has_the_size_of_a_training(shapes: Path, tmp_path: Path, capsys
 
 def test_preview_takes_the_training_split(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sheet.png"
-    assert DataPreview(shapes, out=out, size=64, count=1, variants=1).run() == 0
+    assert DataPreview((shapes,), out=out, size=64, count=1, variants=1).run() == 0
     assert capsys.readouterr().out.splitlines() == [
         "split train2017 (6 images); --split shows another: val2017",
         str(out),

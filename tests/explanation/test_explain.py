@@ -12,7 +12,7 @@ import torch
 
 import detrkit
 from detrkit.explanation import explanation_of
-from detrkit.models.deformable_detr import DeformableDETR
+from detrkit.models.deformable_base import DeformableModel
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures.panoptic import PanopticResult
 from detrkit.utils.errors import SettingError
@@ -75,10 +75,11 @@ def test_detections_are_those_of_predict(kind, explained):
 def test_numbers_of_a_detection(kind, explained):
     """Shapes, sums, and that the last layer is the detection."""
     detector, explanation = explained(kind)
-    deformable = isinstance(detector.model, DeformableDETR)
+    deformable = isinstance(detector.model, DeformableModel)
     assert explanation.image_size == (HEIGHT, WIDTH) and explanation.deformable == deformable
     assert explanation.model_name == KINDS[kind][0]
     stride = 8 if deformable and len(explanation.maps.levels) > 1 else 16 if "dc5" in kind else 32
+    stride = 4 if kind == "dino-r50-5scale" else stride
     height, width = detector.processor.input_size(HEIGHT, WIDTH)
     assert explanation.grid == (-(-height // stride), -(-width // stride))
     assert explanation.heads == 4 and explanation.decoder_layers == 3
@@ -104,7 +105,7 @@ def test_numbers_of_a_detection(kind, explained):
         assert explanation.reference_boxes(i).shape == (4, 4)
         assert 0 <= explanation.attention_inside(i) <= 1 + 1e-6
         assert 0 <= explanation.outside(i) <= 1
-        assert (explanation.proposal(i) is not None) == ("two-stage" in kind)
+        assert (explanation.proposal(i) is not None) == kind.startswith(("h-", "dino")) | ("two-stage" in kind)
 
 
 @pytest.mark.parametrize("kind", kinds([kind for kind in KINDS if kind != "no-encoder"]))

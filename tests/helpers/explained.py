@@ -8,7 +8,7 @@ import torch
 
 from detrkit.backbones.base import Padding
 from detrkit.detector import Detector
-from detrkit.models.deformable_detr import DeformableDETR
+from detrkit.models.deformable_base import DeformableModel
 from detrkit.models.registry import list_models
 from detrkit.structures.classes import ClassList
 from detrkit.weights.checkpoint import ModelSpec
@@ -78,6 +78,6 @@ def detector_of(
                 parameter.add_(0.3 * torch.randn_like(parameter))
             elif parameter.ndim == 2:
                 parameter.mul_(5 if "head" in parameter_name else 2)
-        if not isinstance(model, DeformableDETR):
+        if not isinstance(model, DeformableModel):
             model.class_head.bias[-1] -= 3  # "no object"
     return Detector(model, spec, device="cpu")
