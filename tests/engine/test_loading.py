@@ -78,7 +78,7 @@ def test_of_two_phases_only_that_with_masks_pastes(shapes, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [4, 10, 15])
+@pytest.mark.parametrize("step", [10, 15])
 def test_a_run_resumed_before_at_or_after_the_last_mixed_epoch_is_the_uninterrupted_one(
     shapes, tmp_path, monkeypatch, step
 ):

@@ -56,7 +56,8 @@ def test_a_model_from_outside_trains_saves_loads_and_evaluates(registered, shape
     target = str(tmp_path / "official.pth")
     assert main(["convert", str(again), target]) == 2
     assert re.search(
-        r"Grid has no official names: expected one of DETR, DeformableDETR, DETRdemo", capsys.readouterr().err
+        r"Grid has no official names: expected one of DETR, DeformableDETR, HybridDeformableDETR, DINO, DETRdemo",
+        capsys.readouterr().err,
     )
     assert main(["convert", str(again), str(tmp_path / "folder")]) == 2
     assert "Grid has no Hugging Face names" in capsys.readouterr().err

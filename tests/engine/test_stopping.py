@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import detrkit.engine.training as training
+from detrkit.engine import result as run_result
 from detrkit.engine import train
 from detrkit.engine.trainer import Trainer
 from detrkit.models.detr import DETR
@@ -75,7 +76,7 @@ def test_before_the_first_step_nothing_is_saved_and_the_folder_may_be_used_again
     config, result = whole
     part = config.changed(run={"out": str(tmp_path / "part")})
     with monkeypatch.context() as patch:
-        signal_in(patch, training, "_announce", signal.SIGHUP)
+        signal_in(patch, training, "announce", signal.SIGHUP)
         with pytest.raises(Interrupted) as stop:
             train(part)
     assert stop.value.number == signal.SIGHUP
@@ -122,7 +123,7 @@ def test_the_report_is_written_by_the_resumed_run(whole, tmp_path, monkeypatch):
     config, result = whole
     part = config.changed(run={"out": str(tmp_path / "part")})
     with monkeypatch.context() as patch:
-        signal_in(patch, training, "example_sheet", signal.SIGTERM)
+        signal_in(patch, run_result, "example_sheet", signal.SIGTERM)
         with pytest.raises(Interrupted, match=r"stopped by SIGTERM in the report; go on with"):
             train(part)
     assert not (tmp_path / "part" / "report.md").exists()
@@ -151,7 +152,7 @@ def test_an_overfitted_run_is_not_trained_on_when_its_report_is_written_again(sh
     config = tiny_config(shapes, tmp_path / "run", optim={"epochs": 3}, run={"overfit": 2})
     monkeypatch.setattr("detrkit.engine.trainer.OVERFIT_DONE", -0.5)  # enough after one epoch, whatever it is
     with monkeypatch.context() as patch:
-        signal_in(patch, training, "example_sheet", signal.SIGTERM)
+        signal_in(patch, run_result, "example_sheet", signal.SIGTERM)
         with pytest.raises(Interrupted):
             train(config)
     steps = losses(tmp_path / "run")

@@ -118,7 +118,7 @@ def test_same_outputs(variant, seed, tmp_path):
     theirs = peer(ours, SMALL, tmp_path)
     for sizes in SIZES:
         images = [goldens.image(f"peer{seed}-{i}", *size) for i, size in enumerate(sizes)]
-        assert_small(differences(ours, theirs, images), logits=2e-5, boxes=5e-6, masks=2e-4)
+        assert_small(differences(ours, theirs, images), logits=3e-5, boxes=5e-6, masks=2e-4)
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_dc5(variant, tmp_path):
     ours = goldens.fill(kind(**SMALL, **options | {"num_classes": 7}, padding="official"), 4).eval()
     theirs = peer(ours, SMALL, tmp_path, backbone="timm")
     images = [goldens.image(f"dc5-{i}", *size) for i, size in enumerate(SIZES[-1])]
-    assert_small(differences(ours, theirs, images), logits=2e-5, boxes=5e-6, masks=2e-4)
+    assert_small(differences(ours, theirs, images), logits=3e-5, boxes=5e-6, masks=2e-4)
 
 
 @pytest.mark.slow
