@@ -15,8 +15,6 @@ MAX_FILE_LINES = 400
 LONG_FUNCTIONS = {
     "engine/evaluating.py:evaluate": "half of it are its arguments and the check of their ranges",
     "models/deformable_base.py:__init__": "half of it are its arguments; then an assignment for each part",
-    "models/deformable_detr.py:__init__": "half of it are its arguments; then an assignment for each part",
-    "models/dino.py:__init__": "half of it are its arguments; then an assignment for each part",
     "data/readers/coco.py:_objects": "all annotations of a file at once, as arrays: a call for each would take minutes",
 }
 

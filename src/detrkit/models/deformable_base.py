@@ -1,4 +1,4 @@
-"""What all models with deformable attention begin with: maps of several levels, encoded."""
+"""What all models with deformable attention have: maps of several levels, an encoder, the layers of a decoder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from detrkit.backbones import build_backbone
 from detrkit.backbones.base import Norm, Padding
 from detrkit.layers import GroupNorm, position_encoding
 from detrkit.layers.deformable_transformer import (
+    DeformableDecoder,
+    DeformableDecoderLayer,
     DeformableDecoderOutput,
     DeformableEncoder,
     DeformableEncoderLayer,
@@ -63,38 +65,52 @@ class EncodedImages(NamedTuple):
 
 
 class DeformableModel(DetectionModel):
-    """Backbone, feature levels and deformable encoder (Deformable DETR, Sec. 4.1 and A.2): the base of these models.
+    """Backbone, feature levels, deformable encoder and decoder layers (Deformable DETR, Sec. 4.1 and A.2).
 
     Args:
-        position_temperature, position_offset: of a sine encoding, see `SinePositionEncoding`.
-        others: as of `DeformableDETR`.
+        num_classes: columns of the logits; each is a sigmoid of its own, there is no "no object".
+        backbone, backbone_norm, backbone_width, dilation, train_backbone: as in `DETR`.
+        position_embedding, position_entries: as in `DETR`, of every level's map. The finest has stride 8, where the
+            published 50 entries hold an image of 400 pixels.
+        num_feature_levels: 1 reads the last backbone stage; more reads `backbone_stages`, and further levels come
+            from 3x3 convolutions of stride 2 (Sec. A.2).
+        backbone_stages: stages read with more than one level (published: 3, 4, 5).
+        num_queries: queries, and proposals kept in two-stage models.
+        hidden_dim, nheads, dim_feedforward, enc_layers, dec_layers, dropout: the transformer.
+        enc_n_points, dec_n_points: sampled points per head and level.
+        masks: predict a mask for every query, too: as in `DETR`, from the level of the last backbone stage.
+        aux_loss: return the outputs of every decoder layer.
+        padding: as in `DETR`.
     """
+
+    position_temperature = 10000.0  # of a sine encoding, see `SinePositionEncoding`
+    position_offset = 0.5
 
     def __init__(
         self,
         *,
-        num_classes: int,
-        backbone: str,
-        backbone_norm: Norm,
-        backbone_width: int,
-        backbone_stages: Sequence[int],
-        dilation: bool,
-        position_embedding: Literal["sine", "learned"],
-        position_entries: int,
-        position_temperature: float = 10000.0,
-        position_offset: float = 0.5,
-        num_feature_levels: int,
-        num_queries: int,
-        hidden_dim: int,
-        nheads: int,
-        dim_feedforward: int,
-        enc_layers: int,
-        enc_n_points: int,
-        dropout: float,
-        masks: bool,
-        aux_loss: bool,
-        padding: Padding,
-        train_backbone: bool,
+        num_classes: int = 91,
+        backbone: str = "resnet50",
+        backbone_norm: Norm = "frozen",
+        backbone_width: int = 64,
+        backbone_stages: Sequence[int] = (3, 4, 5),
+        dilation: bool = False,
+        position_embedding: Literal["sine", "learned"] = "sine",
+        position_entries: int = 50,
+        num_feature_levels: int = 4,
+        num_queries: int = 300,
+        hidden_dim: int = 256,
+        nheads: int = 8,
+        dim_feedforward: int = 1024,
+        enc_layers: int = 6,
+        dec_layers: int = 6,
+        enc_n_points: int = 4,
+        dec_n_points: int = 4,
+        dropout: float = 0.1,
+        masks: bool = False,
+        aux_loss: bool = True,
+        padding: Padding = "exact",
+        train_backbone: bool = True,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -131,14 +147,18 @@ class DeformableModel(DetectionModel):
             position_embedding,
             hidden_dim,
             entries=position_entries,
-            temperature=position_temperature,
-            offset=position_offset,
+            temperature=self.position_temperature,
+            offset=self.position_offset,
         )
         self.level_embed = nn.Parameter(torch.randn(num_feature_levels, hidden_dim))
         sizes: dict[str, Any] = {"levels": num_feature_levels, "dropout": dropout}
         self.encoder = DeformableEncoder(
             DeformableEncoderLayer(hidden_dim, nheads, dim_feedforward, points=enc_n_points, **sizes)
             for _ in range(enc_layers)
+        )
+        self.decoder = DeformableDecoder(
+            DeformableDecoderLayer(hidden_dim, nheads, dim_feedforward, points=dec_n_points, **sizes)
+            for _ in range(dec_layers)
         )
 
     @property

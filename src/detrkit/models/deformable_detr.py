@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrkit.backbones.base import Norm, Padding
 from detrkit.layers import MLP
 from detrkit.layers.deformable import MSDeformAttention
 from detrkit.layers.deformable_transformer import (
-    DeformableDecoder,
-    DeformableDecoderLayer,
     DeformableDecoderOutput,
     HeadsOutput,
 )
@@ -76,87 +73,31 @@ class DeformableDETR(DeformableModel):
     """Multi-scale features, deformable encoder and decoder, a class and a box per query.
 
     Args:
-        num_classes: columns of the logits; each is a sigmoid of its own, there is no "no object".
-        backbone, backbone_norm, backbone_width, dilation, train_backbone: as in `DETR`.
-        position_embedding, position_entries: as in `DETR`, of every level's map. The finest has stride 8, where the
-            published 50 entries hold an image of 400 pixels.
-        num_feature_levels: 1 reads the last backbone stage; more reads `backbone_stages`, and further levels come
-            from 3x3 convolutions of stride 2 (Sec. A.2).
-        backbone_stages: stages read with more than one level (published: 3, 4, 5).
-        num_queries: queries, and proposals kept in two-stage models.
-        hidden_dim, nheads, dim_feedforward, enc_layers, dec_layers, dropout: the transformer.
-        enc_n_points, dec_n_points: sampled points per head and level.
         with_box_refine: every decoder layer corrects the boxes of the one before (Sec. 4.2).
         two_stage: the queries are the best proposals of the encoder (Sec. 4.2).
         mixed_selection: two-stage models: the proposals give the positions of the queries alone, whose contents are
             learned (DINO Sec. 3.4).
         look_forward_twice: models with refinement: a layer learns from the loss of the next one, too (DINO Sec. 3.5).
-        masks: predict a mask for every query, too: as in `DETR`, from the level of the last backbone stage.
-        aux_loss: return the outputs of every decoder layer.
-        padding: as in `DETR`.
+        nheads, masks, options: as of `DeformableModel`.
     """
 
     def __init__(
         self,
         *,
-        num_classes: int = 91,
-        backbone: str = "resnet50",
-        backbone_norm: Norm = "frozen",
-        backbone_width: int = 64,
-        backbone_stages: Sequence[int] = (3, 4, 5),
-        dilation: bool = False,
-        position_embedding: Literal["sine", "learned"] = "sine",
-        position_entries: int = 50,
-        num_feature_levels: int = 4,
-        num_queries: int = 300,
-        hidden_dim: int = 256,
-        nheads: int = 8,
-        dim_feedforward: int = 1024,
-        enc_layers: int = 6,
-        dec_layers: int = 6,
-        enc_n_points: int = 4,
-        dec_n_points: int = 4,
-        dropout: float = 0.1,
         with_box_refine: bool = False,
         two_stage: bool = False,
         mixed_selection: bool = False,
         look_forward_twice: bool = False,
+        nheads: int = 8,
         masks: bool = False,
-        aux_loss: bool = True,
-        padding: Padding = "exact",
-        train_backbone: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            backbone=backbone,
-            backbone_norm=backbone_norm,
-            backbone_width=backbone_width,
-            backbone_stages=backbone_stages,
-            dilation=dilation,
-            position_embedding=position_embedding,
-            position_entries=position_entries,
-            num_feature_levels=num_feature_levels,
-            num_queries=num_queries,
-            hidden_dim=hidden_dim,
-            nheads=nheads,
-            dim_feedforward=dim_feedforward,
-            enc_layers=enc_layers,
-            enc_n_points=enc_n_points,
-            dropout=dropout,
-            masks=masks,
-            aux_loss=aux_loss,
-            padding=padding,
-            train_backbone=train_backbone,
-        )
+        super().__init__(nheads=nheads, masks=masks, **options)
+        hidden_dim, num_queries = self.hidden_dim, self.num_queries
         self.with_box_refine = with_box_refine
         self.two_stage = two_stage
         self.mixed_selection = mixed_selection
         self.look_forward_twice = look_forward_twice
-        sizes: dict[str, Any] = {"levels": num_feature_levels, "dropout": dropout}
-        self.decoder = DeformableDecoder(
-            DeformableDecoderLayer(hidden_dim, nheads, dim_feedforward, points=dec_n_points, **sizes)
-            for _ in range(dec_layers)
-        )
         if two_stage:
             self.proposal_memory = Linear(hidden_dim, hidden_dim)
             self.proposal_memory_norm = nn.LayerNorm(hidden_dim)
@@ -169,8 +110,8 @@ class DeformableDETR(DeformableModel):
             self.reference_points = Linear(hidden_dim, 2)
 
         # one head shared by all layers, or one per layer under refinement; two-stage adds the encoder's
-        count = (dec_layers if with_box_refine else 1) + two_stage
-        self.class_heads = nn.ModuleList(Linear(hidden_dim, num_classes) for _ in range(count))
+        count = (len(self.decoder) if with_box_refine else 1) + two_stage
+        self.class_heads = nn.ModuleList(Linear(hidden_dim, self.num_classes) for _ in range(count))
         self.box_heads = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, layers=3) for _ in range(count))
         self._reset_parameters()
         self.segmentation = MaskPredictor(hidden_dim, nheads, self.backbone, prior=True) if masks else None

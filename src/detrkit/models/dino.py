@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from detrkit.backbones.base import Norm, Padding
 from detrkit.layers import MLP
 from detrkit.layers.deformable import MSDeformAttention
 from detrkit.layers.deformable_transformer import (
-    DeformableDecoder,
-    DeformableDecoderLayer,
     DeformableDecoderOutput,
     HeadsOutput,
 )
@@ -76,9 +73,6 @@ class DINO(DeformableModel):
     """Two-stage deformable model with learned contents and proposed positions, trained on noised objects, too.
 
     Args:
-        num_classes, backbone, backbone_norm, backbone_width, backbone_stages, dilation: as of `DeformableDETR`.
-        position_embedding, position_entries, num_feature_levels, train_backbone: likewise. The sine encoding has a
-            temperature of 20 and counts cells from their far corner, as published.
         num_queries: matching queries: the tokens of the encoder with the best score of any class (Sec. 3.4).
         num_select: detections of an image, the best over queries and classes.
         dn_number: pairs of denoising queries of an image in training (Sec. 3.3); 0 for none. See
@@ -86,75 +80,41 @@ class DINO(DeformableModel):
         dn_label_noise_ratio: twice the share of denoising queries whose label is drawn anew.
         dn_box_noise_scale: noise of their boxes in halves of a box's width and height. The published models were
             trained with 1, which their scripts set; the published configuration file says 0.4.
-        hidden_dim, nheads, dim_feedforward, enc_layers, dec_layers, enc_n_points, dec_n_points, dropout: the
-            transformer.
-        masks, aux_loss, padding: as of `DeformableDETR`. With padding="official" padded slots among the denoising
-            queries count as background, and the position of a query depends on the padding of its image.
+        dim_feedforward, dropout: as published for this model.
+        nheads, masks, options: as of `DeformableModel`. With padding="official" padded slots of denoising queries count
+            as background, and the position of a query depends on the padding of its image.
     """
+
+    position_temperature = 20.0
+    position_offset = 0.0
 
     def __init__(
         self,
         *,
-        num_classes: int = 91,
-        backbone: str = "resnet50",
-        backbone_norm: Norm = "frozen",
-        backbone_width: int = 64,
-        backbone_stages: Sequence[int] = (3, 4, 5),
-        dilation: bool = False,
-        position_embedding: Literal["sine", "learned"] = "sine",
-        position_entries: int = 50,
-        num_feature_levels: int = 4,
         num_queries: int = 900,
         num_select: int = 300,
         dn_number: int = 100,
         dn_label_noise_ratio: float = 0.5,
         dn_box_noise_scale: float = 1.0,
-        hidden_dim: int = 256,
-        nheads: int = 8,
         dim_feedforward: int = 2048,
-        enc_layers: int = 6,
-        dec_layers: int = 6,
-        enc_n_points: int = 4,
-        dec_n_points: int = 4,
         dropout: float = 0.0,
+        nheads: int = 8,
         masks: bool = False,
-        aux_loss: bool = True,
-        padding: Padding = "exact",
-        train_backbone: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__(
-            num_classes=num_classes,
-            backbone=backbone,
-            backbone_norm=backbone_norm,
-            backbone_width=backbone_width,
-            backbone_stages=backbone_stages,
-            dilation=dilation,
-            position_embedding=position_embedding,
-            position_entries=position_entries,
-            position_temperature=20.0,
-            position_offset=0.0,
-            num_feature_levels=num_feature_levels,
             num_queries=num_queries,
-            hidden_dim=hidden_dim,
-            nheads=nheads,
             dim_feedforward=dim_feedforward,
-            enc_layers=enc_layers,
-            enc_n_points=enc_n_points,
             dropout=dropout,
+            nheads=nheads,
             masks=masks,
-            aux_loss=aux_loss,
-            padding=padding,
-            train_backbone=train_backbone,
+            **options,
         )
+        hidden_dim, num_classes = self.hidden_dim, self.num_classes
         self.num_select = num_select
         self.dn_number = dn_number
         self.dn_label_noise_ratio = dn_label_noise_ratio
         self.dn_box_noise_scale = dn_box_noise_scale
-        sizes: dict[str, Any] = {"levels": num_feature_levels, "dropout": dropout}
-        self.decoder = DeformableDecoder(
-            DeformableDecoderLayer(hidden_dim, nheads, dim_feedforward, points=dec_n_points, **sizes)
-            for _ in range(dec_layers)
-        )
         self.decoder_norm = nn.LayerNorm(hidden_dim)
         self.query_position = MLP(2 * hidden_dim, hidden_dim, hidden_dim, layers=2)
         self.proposal_memory = Linear(hidden_dim, hidden_dim)
