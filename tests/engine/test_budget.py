@@ -6,7 +6,7 @@ import pytest
 
 from detrkit.config import load_config
 from detrkit.engine import budget, pace, planning, train
-from detrkit.engine.budget import Plan, Rates, TimeLimit, plan, planned_seconds
+from detrkit.engine.budget import Plan, Rates, TimeLimit, plan, plan_words, planned_seconds
 from detrkit.engine.resuming import adapted_fields, as_adapted
 from helpers.tiny import losses, tiny_config
 
@@ -64,6 +64,18 @@ def test_the_seconds_of_a_plan_are_those_of_its_parts():
     rates = Rates(0.5, 3.0)
     for made in (Plan(7, None, 2), Plan(3, 20, 1)):
         assert planned_seconds(rates, made, steps_per_epoch=40) == seconds(rates, made, 40)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (79, "5 epochs of 632 images each (each of 2000 is seen 1.6 times on average) fit"),
+        (20, "5 epochs of 160 images each (800 of 2000 images are seen) fit"),
+    ],
+)
+def test_the_words_of_a_plan_say_how_much_is_seen(steps, words):
+    line = plan_words("--minutes 3", Rates(0.3, 2), Plan(5, steps, 1), images=8, train=range(2000), seconds=180)
+    assert words in line
 
 
 def test_a_budget_of_nothing_is_one_step():

@@ -198,7 +198,11 @@ def plan_words(reason: str, rates: Rates, made: Plan, *, images: int, train: Dat
     epochs = counted(made.epochs, "epoch")
     if made.epoch_steps is not None:
         seen = made.epoch_steps * images
-        epochs += f" of {seen} images each ({seen * made.epochs} of {len(train)} images are seen)"
+        whole = seen * made.epochs
+        if whole > len(train):
+            epochs += f" of {seen} images each (each of {len(train)} is seen {whole / len(train):.1f} times on average)"
+        else:
+            epochs += f" of {seen} images each ({whole} of {len(train)} images are seen)"
     line = f"{reason}: {epochs} fit, with steps of {seconds_text(rates.step)}"
     if rates.evaluation:
         often = "after each epoch" if made.eval_every == 1 else f"every {made.eval_every} epochs"
