@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 
 from detrkit.config import load_config
@@ -106,7 +108,7 @@ def test_a_slower_machine_ends_in_time_with_a_report_and_goes_on(shapes, tmp_pat
     monkeypatch.setattr(pace, "REPORT_SECONDS", 1.0)
     monkeypatch.setattr(budget, "_TRIAL_SECONDS", 0.1)
     monkeypatch.setattr(planning, "plan", lambda *_, **__: Plan(100_000, None, 100_000))
-    config = tiny_config(shapes, tmp_path / "run", run={"minutes": 0.1})
+    config = tiny_config(shapes, tmp_path / "run", optim={"schedule": "cosine"}, run={"minutes": 0.1})
     result = train(config)
     out = capsys.readouterr().out
     assert "--minutes 0.1: the time is over after " in out and result.report is not None
@@ -114,6 +116,10 @@ def test_a_slower_machine_ends_in_time_with_a_report_and_goes_on(shapes, tmp_pat
     before = losses(tmp_path / "run")
     written = load_config(tmp_path / "run" / "config.yaml")
     assert len(before) >= 1 and written.optim.epochs == 100_000
+    if len(before) >= 50:  # the rate has come down with the time, not with the plan
+        with (tmp_path / "run" / "steps.csv").open(newline="") as rows:
+            last = list(csv.DictReader(rows))[-1]
+        assert float(last["lr"]) < 0.1 * config.optim.lr
     train(written, resume=True)  # nothing is left of the time
     assert losses(tmp_path / "run") == before
     assert "give --resume more of them" in capsys.readouterr().out

@@ -53,6 +53,16 @@ def test_cosine_schedule_with_warmup():
     assert lr_factor(config, 100, 10) == pytest.approx(0.0)
 
 
+def test_a_shorter_schedule_keeps_its_shape():
+    """A slower machine than was measured: the cosine ends with the time, a drop keeps its share of the steps."""
+    cosine = OptimConfig(epochs=10, warmup_steps=0, schedule="cosine")
+    for step in range(61):
+        assert lr_factor(cosine, step, 10, 60) == pytest.approx(0.5 * (1 + math.cos(math.pi * step / 60)))
+    assert lr_factor(cosine, 70, 10, 60) == pytest.approx(0.0)
+    steps = OptimConfig(epochs=10, lr_drop=8, warmup_steps=0, schedule="step")
+    assert [lr_factor(steps, step, 10, 50) for step in (0, 39, 40, 49)] == [1, 1, 0.1, 0.1]
+
+
 def test_set_lr_keeps_the_ratio_of_the_groups():
     model = build_model("detr-r50", **SMALL)
     optimizer = build_optimizer(model, OptimConfig())

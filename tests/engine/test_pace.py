@@ -165,3 +165,19 @@ def test_a_slow_first_step_does_not_end_a_run_whose_evaluation_was_measured():
     assert pace.evaluation_seconds() == 8.0 and not pace.over()  # 234.5 s gone; two evaluations and the report: 61 s
     steps(pace, clock, 1.0, 5)
     assert pace.over()
+
+
+def test_the_steps_that_fit_leave_time_for_evaluations_and_report(clock):
+    pace = Pace(budget=500.0, clock=clock)
+    pace.begin(0, WORK)
+    steps(pace, clock, 2.0, 2)
+    assert pace.fitting_steps() is None  # no estimate yet
+    steps(pace, clock, 2.0, 18)
+    pace.measured_evaluation = 20.0
+    # 500 s, less 40 gone, report, best checkpoint and last evaluation; 80 steps with 3 evaluations on the way
+    assert pace.fitting_steps() == int((500 - 40 - REPORT_SECONDS - 20 - 20) / (2 + 3 * 20 / 80)) == 149
+    clock.now += 400
+    assert pace.fitting_steps() == 3
+    clock.now += 400
+    assert pace.fitting_steps() == 0
+    assert Pace(clock=clock).fitting_steps() is None

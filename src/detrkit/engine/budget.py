@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 
 from detrkit.data import Dataset
+from detrkit.engine.fabric import Fabric
 from detrkit.engine.pace import REPORT_SECONDS, evaluations_after
 from detrkit.engine.state import rng_state, set_rng_state
 from detrkit.models.base import DetectionModel

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 import torch
-from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 
 from detrkit.config import TrainConfig
+from detrkit.engine.fabric import ClusterEnvironment, LightningEnvironment
 from detrkit.utils.devices import AUTO, as_device, default_device
 from detrkit.utils.errors import SettingError
 from detrkit.utils.launch import Launch, check_interface, check_port, check_start, launched

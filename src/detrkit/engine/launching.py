@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 
+from detrkit.engine.fabric import DDPStrategy, Fabric
 from detrkit.engine.job import NOTICE_SECONDS, Job, Place
 from detrkit.utils.errors import DetrkitError, PeerError, ProcessEnded
 from detrkit.utils.messages import first_names

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_fabric.loggers import Logger
 from PIL import Image
 
 from detrkit.config import TrainConfig
 from detrkit.engine.callbacks import Callback, RunView
+from detrkit.engine.fabric import Logger
 from detrkit.engine.logs import TensorBoardLog
 from detrkit.utils.console import console
 from detrkit.utils.registry import Registry

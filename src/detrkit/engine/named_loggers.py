@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers import Logger
-
 from detrkit.config import TrainConfig
+from detrkit.engine.fabric import Logger
 from detrkit.engine.loggers import LOGGERS
 from detrkit.utils.atomic import make_folder, write_atomic
 from detrkit.utils.errors import SettingError

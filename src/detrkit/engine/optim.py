@@ -52,12 +52,21 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
     )
 
 
-def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """Compute the learning-rate multiplier at a step (from 0): a function of the step alone, so resume is exact."""
+def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int, length: int | None = None) -> float:
+    """Compute the learning-rate multiplier at a step: a function of what last.pt holds alone, so resume is exact.
+
+    Args:
+        config: of the run.
+        step: from 0.
+        steps_per_epoch: of the run.
+        length: steps that the schedule takes, where the time lets fewer be made than all epochs have.
+    """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    planned = max(1, config.epochs * steps_per_epoch)
     if config.schedule == "step":
-        return warmup * (0.1 if step >= config.lr_drop * steps_per_epoch else 1.0)
-    progress = min(1.0, step / max(1, config.epochs * steps_per_epoch))
+        drop = config.lr_drop * steps_per_epoch
+        return warmup * (0.1 if step >= (drop if length is None else drop * length / planned) else 1.0)
+    progress = min(1.0, step / max(1, planned if length is None else length))
     return warmup * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -161,6 +161,16 @@ class Pace:
             self.budget * self.share
         )
 
+    def fitting_steps(self) -> int | None:
+        """Return how many more steps of the phase fit into the budget; None without one, or before an estimate."""
+        step = self.step_seconds
+        if self.budget is None or step is None or self._count < _MEASURED:
+            return None
+        seconds = self.budget * self.share - self.gone - self._closing(self._phase)
+        evaluation = self.evaluation_seconds()
+        on_the_way = max(0, self._evaluations_left - 1) / max(1, self._steps_left)  # for each step
+        return max(0, int((seconds - evaluation) / (step + on_the_way * evaluation)))
+
     def used_up(self) -> bool:
         """Return whether there is no time left for a step."""
         return self.budget is not None and self.gone + self.report >= self.budget * self.share

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_fabric import Fabric
-
 from detrkit.config import TrainConfig
 from detrkit.engine.budget import Plan, TimeLimit, measured_rates, plan, plan_words, planned_seconds
 from detrkit.engine.callbacks import Callback
+from detrkit.engine.fabric import Fabric
 from detrkit.engine.fine_tune import InitReport
 from detrkit.engine.fingerprint import fingerprint
 from detrkit.engine.optim import build_optimizer

@@ -9,11 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from lightning_fabric import Fabric
-
 from detrkit.config import TrainConfig, load_config
 from detrkit.data import Dataset
 from detrkit.engine.environment import check_processes
+from detrkit.engine.fabric import Fabric
 from detrkit.engine.fingerprint import Fingerprint, class_difference, data_difference
 from detrkit.engine.run_files import check_free, saved_in
 from detrkit.engine.run_folder import ENVIRONMENT, STARTED_BY

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
-
 import detrkit
 from detrkit.backbones import Backbone, backbone_class
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset
 from detrkit.engine.class_weights import make_criterion
 from detrkit.engine.environment import check_processes, cluster_environment, training_device
+from detrkit.engine.fabric import DDPStrategy, Fabric
 from detrkit.engine.fine_tune import CLASS_HEADS, FirstWeights, InitReport, init_from, load_first_weights
 from detrkit.engine.freezing import matched_names
 from detrkit.engine.launching import launch

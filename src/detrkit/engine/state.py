@@ -44,6 +44,7 @@ class Progress:
         seconds: time spent on the steps of this epoch.
         memory: peak memory of these steps so far, MiB.
         learned: with overfit: AP50 or PQ of the last evaluation, -1 before the first.
+        length: steps that the learning-rate schedule takes, where fewer fit into the time than all epochs have.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -59,6 +60,7 @@ class Progress:
     seconds: Amount = 0.0
     memory: Amount = 0.0
     learned: Annotated[float, Field(strict=True, allow_inf_nan=True)] = -1.0
+    length: Counted | None = None
 
 
 class _Parts(TypedDict):

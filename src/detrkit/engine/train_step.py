@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
+from detrkit.engine.fabric import Fabric
 from detrkit.engine.processes import global_normalizers
 from detrkit.models.criterion import Normalizers, SetCriterion
 from detrkit.models.matcher import NonFiniteError

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
 from torch import nn
 
 from detrkit.config import TrainConfig
@@ -21,6 +20,7 @@ from detrkit.engine.class_weights import make_criterion
 from detrkit.engine.evaluating import eval_loader
 from detrkit.engine.evaluation_loop import EvaluationAccumulator, run_evaluation
 from detrkit.engine.evaluation_targets import EvaluationTargets
+from detrkit.engine.fabric import Fabric
 from detrkit.engine.fingerprint import Fingerprint
 from detrkit.engine.freezing import frozen_norms
 from detrkit.engine.loading import train_loader
@@ -53,6 +53,7 @@ from detrkit.utils.signals import Stopped
 from detrkit.weights.checkpoint import ModelSpec, load_model, save_model
 
 LOADING_GRACE_SECONDS = 5  # to wait for a batch after a signal
+SCHEDULE_PARTS = 20  # of a schedule, after each of which it is fitted to the time that is left of a budget
 OVERFIT_DONE = 0.95  # AP50 or PQ on the few images at which training ends early
 
 
@@ -181,6 +182,7 @@ class Trainer:
                 progress.step += 1
                 self.stop.during = ""
                 self._log_step(values)
+                self._follow_time()
                 bar.advance(f"loss {values['loss']:.3f}")
                 every = self.config.run.save_every
                 if self.stop.number or (every and progress.step % every == 0):
@@ -192,10 +194,22 @@ class Trainer:
                     break
         progress.memory = max(progress.memory, peak_mib(self.fabric.device))
 
+    def _follow_time(self) -> None:
+        """Let the learning rate come down by the end of the time, where the machine is slower than it was measured."""
+        step, planned = self.progress.step, self.config.optim.epochs * self.steps_per_epoch
+        if self.pace.budget is None or self.config.run.overfit:
+            return
+        part = max(1, (self.progress.length or planned) // SCHEDULE_PARTS)
+        if step % part and step & (step - 1):  # powers of two as well: the first steps say most about a plan
+            return
+        fitting: int | None = self.fabric.broadcast(self.pace.fitting_steps())  # known to the first process alone
+        if fitting is not None:
+            self.progress.length = step + fitting if step + fitting < planned else None
+
     def _step(self, batches: Iterator[tuple[Batch, list[Target]]]) -> dict[str, float]:
         """Run one optimizer step over `accumulate` batches; return loss terms averaged over the processes."""
         config = self.config.optim
-        factor = lr_factor(config, self.progress.step, self.steps_per_epoch)
+        factor = lr_factor(config, self.progress.step, self.steps_per_epoch, self.progress.length)
         set_lr(self.optimizer, factor)
         parts = [next(batches) for _ in range(config.accumulate)]
         self.callbacks.step_start(parts)

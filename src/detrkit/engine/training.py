@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric import Fabric
-
 from detrkit.config import TrainConfig, load_config
 from detrkit.data.memory import named_data
 from detrkit.engine import run_folder
@@ -20,6 +18,7 @@ from detrkit.engine.announcement import announce
 from detrkit.engine.budget import TimeLimit
 from detrkit.engine.callbacks import Callback, check_callbacks
 from detrkit.engine.class_weights import weight_lines
+from detrkit.engine.fabric import Fabric
 from detrkit.engine.fingerprint import fingerprint
 from detrkit.engine.freezing import freeze_lines
 from detrkit.engine.loggers import RunLogs
