@@ -1,10 +1,10 @@
 """Measures what mosaic, mixup, colors and scale jitter gain on few images: AP after the same number of epochs.
 
-    python benchmarks/augmentations.py --json augmentations.json                      shapes: 15 runs of some minutes
-    python benchmarks/augmentations.py --data bccd --json augmentations.json          needs $DETRKIT_DATA/bccd
-    python benchmarks/augmentations.py --data bccd --size 480 --epochs 150 --model medium --device cuda --json ...
-    python benchmarks/augmentations.py --json augmentations.json --seconds 600        those that fit; repeat
-    python benchmarks/augmentations.py --json augmentations.json --table              the table of what is there
+    python benchmarks/augmentations.py --runs augmentations.json                      shapes: 15 runs of some minutes
+    python benchmarks/augmentations.py --data bccd --runs augmentations.json          needs $DETRKIT_DATA/bccd
+    python benchmarks/augmentations.py --data bccd --size 480 --epochs 150 --model medium --device cuda --runs ...
+    python benchmarks/augmentations.py --runs augmentations.json --seconds 600        those that fit; repeat
+    python benchmarks/augmentations.py --runs augmentations.json --table              the table of what is there
 
 Each arm is a training from random weights, alike but for its augmentation; "shapes" are 150 generated images of three
 classes, and 200 to evaluate on. A seed is that of weights, order and augmentation. The figures are those of the last
@@ -32,6 +32,7 @@ from detrkit.config import TrainConfig, load_config
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.engine import train
 from detrkit.utils.atomic import write_atomic
+from side_by_side import Report
 
 # the augmentation without which the others are compared: mirroring and random scales and crops
 ARMS: dict[str, dict[str, Any]] = {
@@ -121,9 +122,9 @@ def missing(args: Namespace, runs: list[dict[str, Any]]) -> Iterator[tuple[str, 
                 yield arm, seed
 
 
-def table(runs: list[dict[str, Any]]) -> str:
+def rows(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Mean and standard deviation of each arm, and the difference from the plain one with the same seeds."""
-    lines = ["| data | epochs | arm | runs | AP | AP50 | AP against plain |", "|---|---:|---|---:|---:|---:|---:|"]
+    lines = []
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["data"], run["model"], run["size"], run["epochs"]), []).append(run)
@@ -134,12 +135,11 @@ def table(runs: list[dict[str, Any]]) -> str:
                 continue
             plain = {run["seed"]: run["AP"] for run in group if run["arm"] == "plain"}
             gains = [100 * (run["AP"] - plain[seed]) for seed, run in of_arm.items() if seed in plain]
-            cells = [spread([100 * run[name] for run in of_arm.values()]) for name in ("AP", "AP50")]
-            lines.append(
-                f"| {data}, {size} pixels | {epochs} | {arm} | {len(of_arm)} | {' | '.join(cells)} |"
-                f" {spread(gains, sign=True) if arm != 'plain' and gains else ''} |"
-            )
-    return "\n".join(lines)
+            ap, ap50 = (spread([100 * run[name] for run in of_arm.values()]) for name in ("AP", "AP50"))
+            gain = spread(gains, sign=True) if arm != "plain" and gains else ""
+            line = {"data": f"{data}, {size} pixels", "epochs": str(epochs), "arm": arm, "runs": str(len(of_arm))}
+            lines.append({**line, "AP": ap, "AP50": ap50, "AP against plain": gain})
+    return lines
 
 
 def spread(values: list[float], *, sign: bool = False) -> str:
@@ -161,18 +161,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no run after so many")
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True, help="the file of the runs, which is added to")
     parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--json", type=Path, help="also write the table's rows, for docs/measured_tables.py")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    runs: list[dict[str, Any]] = json.loads(args.json.read_text())["runs"] if args.json.exists() else []
+    runs: list[dict[str, Any]] = json.loads(args.runs.read_text())["runs"] if args.runs.exists() else []
     began = time.perf_counter()
     for arm, seed in [] if args.table else list(missing(args, runs)):
         if time.perf_counter() - began > args.seconds:
             break
         runs.append({**measure(args, arm, seed), "threads": args.threads, "torch": torch.__version__})
-        write_atomic(args.json, json.dumps({"runs": runs}, indent=1).encode() + b"\n")
-    print(table(runs))
+        write_atomic(args.runs, json.dumps({"runs": runs}, indent=1).encode() + b"\n")
+    report = Report("Augmentations on few images")
+    for row in rows(runs):
+        report.add(**row)
+    report.write(args.json)
 
 
 if __name__ == "__main__":
