@@ -61,7 +61,7 @@ def test_shipped_studies_train_the_published_models_under_one_budget(name):
 
 
 def test_shipped_studies_and_their_settings():
-    assert studies() == ["bccd-four", "bccd-six", "cppe5-four", "shapes-four", "shapes-six"]
+    assert studies() == ["bccd-four", "bccd-six", "bccd-six-small", "cppe5-four", "shapes-four", "shapes-six"]
     assert not set(studies()) & set(recipes()) and "studies" not in recipes()
     study = load_study("cppe5-four")
     optim, data = study.train.optim, study.train.data

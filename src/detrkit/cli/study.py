@@ -30,6 +30,8 @@ class Study:
 
     bccd-six: those of shapes-six of medium size on blood cells (for a GPU)
 
+    bccd-six-small: those of shapes-six on blood cells (for a CPU)
+
     cppe5-four: the four as published on CPPE-5, with their published metrics beside (for a GPU)
 
     Such as:
@@ -42,7 +44,8 @@ class Study:
     """
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
-    """A recipe that comes with detrkit (shapes-four, shapes-six, bccd-four, bccd-six, cppe5-four), or a YAML file."""
+    """A recipe that comes with detrkit (shapes-four, shapes-six, bccd-four, bccd-six, bccd-six-small, cppe5-four), or a
+    YAML file."""
     dataset: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")] = None
     """The dataset; the layout is recognized. shapes-four and shapes-six make their own."""
     out: Path | None = None
