@@ -14,6 +14,8 @@ from detrkit.utils.ranges import (
     Weight,
 )
 
+ClassLoss = Literal["vfl", "mal"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:

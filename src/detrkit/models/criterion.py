@@ -102,7 +102,7 @@ def loss_settings(arch: Architecture) -> dict[str, Any]:
 
 
 def build_criterion(
-    name: str, *, num_classes: int | None = None, **overrides: float | Sequence[float] | None
+    name: str, *, num_classes: int | None = None, **overrides: float | str | Sequence[float] | None
 ) -> SetCriterion:
     """Build the published losses of a model.
 

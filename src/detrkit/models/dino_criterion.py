@@ -9,34 +9,29 @@ from torch import Tensor
 
 from detrkit.models.criterion import FocalCriterion, Normalizers, focal_parts
 from detrkit.models.matcher import Matches
-from detrkit.models.set_criterion import by_layer
+from detrkit.models.set_criterion import MatchedPairs, by_layer
 from detrkit.structures.outputs import Denoising, Outputs, Target
 
 
-class DINOCriterion(FocalCriterion):
-    """The focal losses of Deformable DETR; the first stage learns the classes; denoising queries know their objects.
+class DenoisingCriterion(FocalCriterion):
+    """The losses of a model whose first stage learns the classes and whose denoising queries know their objects.
 
-    Terms of the tokens chosen have the suffix _interm, those of denoising queries _dn, and before the last layer _dn_0,
-    _dn_1, ... Two diagnostics more, as in the official code: loss_xy and loss_hw, the two halves of loss_bbox.
+    Terms of denoising queries have the suffix _dn, and before the last layer _dn_0, _dn_1, ...
+
+    Attributes:
+        encoder_suffix: of the terms of the tokens that became queries.
     """
+
+    encoder_suffix = "interm"
 
     def _encoder_terms(
         self, encoder: Outputs, targets: Sequence[Target], normalizers: Normalizers
     ) -> dict[str, Tensor]:
-        """Compute the terms of the tokens that became queries, suffix _interm, with the classes of the objects."""
+        """Compute the terms of the tokens that became queries, with the classes of the objects."""
         # more objects than tokens are as many as more objects than queries: those are warned of
         logits, boxes = encoder.logits[None].float(), encoder.boxes[None].float()
         terms, _ = self._terms(logits, boxes, targets, normalizers, warn=False)
-        return {f"{name}_interm": value[0] for name, value in terms.items()}
-
-    def _box_terms(
-        self, boxes: Tensor, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
-    ) -> dict[str, Tensor]:
-        """Compute L1 and GIoU loss as `SetCriterion`, and the parts of L1, without gradient."""
-        terms = super()._box_terms(boxes, targets, matches, normalizers)
-        target_boxes = torch.cat([t.boxes for t in targets]).float()[matches.target]  # (L, M, 4)
-        distance = (boxes.detach() - target_boxes).abs().sum(1) / normalizers.num_boxes  # (L, 4)
-        return terms | {"loss_xy": distance[:, :2].sum(1), "loss_hw": distance[:, 2:].sum(1)}
+        return {f"{name}_{self.encoder_suffix}": value[0] for name, value in terms.items()}
 
     def _branch_terms(self, outputs: Outputs, targets: Sequence[Target], normalizers: Normalizers) -> dict[str, Tensor]:
         """Compute the terms of the denoising queries."""
@@ -56,6 +51,19 @@ class DINOCriterion(FocalCriterion):
         matches = Matches(*(column.expand(len(layers), -1) for column in columns))  # (L, M) each
         terms, _ = self._terms(logits, boxes, targets, normalizers.times(denoising.groups), matches=matches)
         return by_layer(terms, "_dn")
+
+
+class DINOCriterion(DenoisingCriterion):
+    """The focal losses of Deformable DETR for matching queries, tokens chosen (_interm) and denoising queries (_dn).
+
+    Two diagnostics more, as in the official code: loss_xy and loss_hw, the two halves of loss_bbox.
+    """
+
+    def _box_terms(self, pairs: MatchedPairs, normalizers: Normalizers) -> dict[str, Tensor]:
+        """Compute L1 and GIoU loss as `SetCriterion`, and the parts of L1, without gradient."""
+        terms = super()._box_terms(pairs, normalizers)
+        distance = (pairs.boxes.detach() - pairs.target_boxes).abs().sum(1) / normalizers.num_boxes  # (L, 4)
+        return terms | {"loss_xy": distance[:, :2].sum(1), "loss_hw": distance[:, 2:].sum(1)}
 
 
 def dino_criterion(

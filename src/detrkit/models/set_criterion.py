@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,22 @@ class Normalizers:
     def times(self, repeats: int) -> Normalizers:
         """Return the divisors where every object counts several times."""
         return self if self.empty else replace(self, num_boxes=repeats * self.num_boxes)
+
+
+class MatchedPairs(NamedTuple):
+    """The M matched pairs of a query and its object in each of L layers.
+
+    Attributes:
+        indices: layer, image and query of every pair, which index (L, B, Q, ...) tensors; each broadcasts to (L, M).
+        labels: (L, M) int64, the classes of the objects.
+        boxes: (L, M, 4) cxcywh, predicted by the queries.
+        target_boxes: (L, M, 4) cxcywh, of the objects.
+    """
+
+    indices: tuple[Tensor, Tensor, Tensor]
+    labels: Tensor
+    boxes: Tensor
+    target_boxes: Tensor
 
 
 class SetCriterion(nn.Module):
@@ -155,11 +172,13 @@ class SetCriterion(nn.Module):
         if matches is None:
             matches = self.matcher.match(logits.detach(), boxes.detach(), targets, warn=warn)
         labels = torch.cat([t.labels for t in targets]).long()
+        target_boxes = torch.cat([t.boxes for t in targets]).float()
         layer = torch.arange(len(logits), device=logits.device)[:, None]  # (L, 1)
-        pairs = (layer, matches.image, matches.query)
+        indices = (layer, matches.image, matches.query)
+        pairs = MatchedPairs(indices, labels[matches.target], boxes[indices], target_boxes[matches.target])
         class_weights = self.class_weights if self.weighted and not objectness else None
-        terms = self._class_terms(logits, pairs, labels[matches.target], normalizers, class_weights)
-        terms |= self._box_terms(boxes[pairs], targets, matches, normalizers)
+        terms = self._class_terms(logits, pairs, normalizers, class_weights)
+        terms |= self._box_terms(pairs, normalizers)
         terms["cardinality_error"] = cardinality_error(logits, targets)
         return terms, matches
 
@@ -182,8 +201,7 @@ class SetCriterion(nn.Module):
     def _class_terms(
         self,
         logits: Tensor,
-        pairs: tuple[Tensor, Tensor, Tensor],
-        labels: Tensor,
+        pairs: MatchedPairs,
         normalizers: Normalizers,
         class_weights: Tensor | None,
     ) -> dict[str, Tensor]:
@@ -191,8 +209,7 @@ class SetCriterion(nn.Module):
 
         Args:
             logits: (L, B, Q, C).
-            pairs: layer, image and query of every matched pair, each (L, M).
-            labels: (L, M) label of the object in each pair.
+            pairs: M in each layer.
             normalizers: `class_weight` divides, so that it is a weighted mean (as torch's weighted cross-entropy).
             class_weights: (C,) of the labels and no object, or None for 1 and `eos_coef`.
         """
@@ -200,18 +217,15 @@ class SetCriterion(nn.Module):
             class_weights = torch.ones_like(self.class_weights)
             class_weights[-1] = self.eos_coef
         target_classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
-        target_classes[pairs] = labels
+        target_classes[pairs.indices] = pairs.labels
         entropy = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), class_weights, reduction="none")
         return {"loss_ce": entropy.view(len(logits), -1).sum(1) / normalizers.class_weight}
 
-    def _box_terms(
-        self, boxes: Tensor, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
-    ) -> dict[str, Tensor]:
-        """Compute L1 and GIoU loss, (L,) each, of the matched (L, M, 4) boxes (Eq. 10)."""
-        target_boxes = torch.cat([t.boxes for t in targets]).float()[matches.target]  # (L, M, 4)
-        giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))  # (L, M)
+    def _box_terms(self, pairs: MatchedPairs, normalizers: Normalizers) -> dict[str, Tensor]:
+        """Compute L1 and GIoU loss, (L,) each, of the matched boxes (Eq. 10)."""
+        giou = generalized_iou(cxcywh_to_xyxy(pairs.boxes), cxcywh_to_xyxy(pairs.target_boxes))  # (L, M)
         return {
-            "loss_bbox": (boxes - target_boxes).abs().sum((1, 2)) / normalizers.num_boxes,
+            "loss_bbox": (pairs.boxes - pairs.target_boxes).abs().sum((1, 2)) / normalizers.num_boxes,
             "loss_giou": (1 - giou).sum(1) / normalizers.num_boxes,
         }
 
@@ -273,13 +287,12 @@ class FocalCriterion(SetCriterion):
     def _class_terms(
         self,
         logits: Tensor,
-        pairs: tuple[Tensor, Tensor, Tensor],
-        labels: Tensor,
+        pairs: MatchedPairs,
         normalizers: Normalizers,
         class_weights: Tensor | None,
     ) -> dict[str, Tensor]:
         """Compute the focal loss, (L,): summed over queries and classes, divided by the number of objects."""
-        positives = (*pairs, labels)
+        positives = (*pairs.indices, pairs.labels)
         wrong_logits = logits.index_put(positives, -logits[positives])  # of the wrong answer: -x where positive
         focal = negative_focal_loss(wrong_logits, self.gamma)
         # all elements are weighted as negatives, then the positives corrected by the difference of the weights
@@ -287,7 +300,7 @@ class FocalCriterion(SetCriterion):
         if class_weights is None:
             correction = (2 * self.alpha - 1) * positive.sum(1)
         else:
-            correction = ((class_weights[labels] * self.alpha - (1 - self.alpha)) * positive).sum(1)
+            correction = ((class_weights[pairs.labels] * self.alpha - (1 - self.alpha)) * positive).sum(1)
         total = (1 - self.alpha) * focal.sum((1, 2, 3)) + correction
         return {"loss_ce": total / normalizers.num_boxes}
 

@@ -70,6 +70,11 @@ def iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return _ratio(intersection, union), union
 
 
+def matched_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the intersection over union, (...), of (..., 4) xyxy boxes that broadcast together."""
+    return _ratio(*_overlap(a, b))
+
+
 def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     """Compute generalized IoU in [-1, 1] of boxes that broadcast together (Rezatofighi et al. 2019, Alg. 1).
 
