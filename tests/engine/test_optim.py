@@ -53,6 +53,30 @@ def test_cosine_schedule_with_warmup():
     assert lr_factor(config, 100, 10) == pytest.approx(0.0)
 
 
+def test_flat_cosine_schedule():
+    """Warm-up, flat, then a cosine to a share of the rate; as DEIM's code, whose warm-up is quadratic."""
+
+    def published(step, total, warmup, flat, low):
+        if step <= warmup:
+            return step / warmup
+        if step <= flat:
+            return 1.0
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * (step - flat) / (total - flat)))
+
+    config = OptimConfig(schedule="flat-cosine", epochs=10, warmup_steps=8, lr_flat=0.6, lr_end=0.5)
+    for step in range(100):
+        expected = published(step + 1 if step < 8 else step, 100, 8, 60, 0.5)
+        assert lr_factor(config, step, 10) == pytest.approx(expected)
+    assert lr_factor(config, 200, 10) == pytest.approx(0.5)
+    # a shorter run keeps the shares
+    assert [lr_factor(config, step, 10, 50) for step in (30, 40, 50)] == pytest.approx([1.0, 0.75, 0.5])
+
+
+def test_a_cosine_ends_at_a_share_of_the_rate():
+    config = OptimConfig(schedule="cosine", epochs=10, lr_end=0.2)
+    assert [lr_factor(config, step, 10) for step in (0, 50, 100)] == pytest.approx([1.0, 0.6, 0.2])
+
+
 def test_a_shorter_schedule_keeps_its_shape():
     """A slower machine than was measured: the cosine ends with the time, a drop keeps its share of the steps."""
     cosine = OptimConfig(epochs=10, warmup_steps=0, schedule="cosine")

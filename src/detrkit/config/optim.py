@@ -12,6 +12,7 @@ from detrkit.utils.ranges import (
     CountOrNone,
     Decay,
     Range,
+    Share,
     Weight,
 )
 
@@ -37,10 +38,14 @@ class OptimConfig:
     """Decoupled weight decay, on everything as published."""
     clip_max_norm: Annotated[float, Range(ge=0, le=1e9)] = 0.1
     """Largest global gradient norm; 0 for no clipping."""
-    schedule: Literal["step", "cosine"] = "step"
-    """The learning rate falls to a tenth after lr_drop epochs, or along a cosine to 0."""
+    schedule: Literal["step", "cosine", "flat-cosine"] = "step"
+    """The learning rate falls to a tenth after lr_drop epochs, or along a cosine, at once or after a flat part."""
     lr_drop: Count = 200
     """Epochs before the drop of the step schedule."""
+    lr_flat: Decay = 0.5
+    """Share of all steps before the cosine of the flat-cosine schedule."""
+    lr_end: Share = 0.0
+    """Share of the learning rate at which a cosine ends."""
     warmup_steps: CountOrNone = 0
     """Steps in which the learning rate rises linearly."""
     accumulate: BatchSize = 1

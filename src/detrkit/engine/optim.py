@@ -66,8 +66,10 @@ def lr_factor(config: OptimConfig, step: int, steps_per_epoch: int, length: int 
     if config.schedule == "step":
         drop = config.lr_drop * steps_per_epoch
         return warmup * (0.1 if step >= (drop if length is None else drop * length / planned) else 1.0)
-    progress = min(1.0, step / max(1, planned if length is None else length))
-    return warmup * 0.5 * (1 + math.cos(math.pi * progress))
+    steps = max(1, planned if length is None else length)
+    flat = config.lr_flat * steps if config.schedule == "flat-cosine" else 0.0
+    progress = min(1.0, max(0.0, step - flat) / (steps - flat))
+    return warmup * (config.lr_end + (1 - config.lr_end) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def set_lr(optimizer: AdamW, factor: float) -> None:
