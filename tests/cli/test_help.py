@@ -9,7 +9,7 @@ from detrkit.cli.commands import COMMANDS, GROUPS
 from detrkit.cli.help import command_help, first_sentence
 from detrkit.cli.options import options_of
 from detrkit.cli.train import Train
-from detrkit.config import load_config
+from detrkit.config import load_config, recipes
 
 
 def _help(capsys, *words: str) -> str:
@@ -60,6 +60,12 @@ def test_train_shows_first_what_people_use(capsys, monkeypatch):
     assert all(f"--{option.name}" in whole for option in options_of(Train) if not option.positional)
     for heading in ("Data", "Model", "Optimization", "Losses", "Run"):
         assert f"\n{heading}\n" in whole
+
+
+def test_the_recipes_are_those_of_the_folder(capsys):
+    text = " ".join(_help(capsys, "train", "--help-all").split())
+    names = text.split("all: ")[1].split(".")[0].split(", ")
+    assert names == recipes() and {"dino-12", "h-deformable-12", "own-data"} <= set(names)
 
 
 def test_defaults_are_those_of_the_recipe(capsys):

@@ -69,6 +69,19 @@ def test_a_choice_is_complete_and_what_is_fixed_stays(shapes, empty_cache):
         detrkit.choose_config("nowhere")
 
 
+def test_the_facts_know_how_long_an_epoch_is_and_what_the_model_has(shapes, empty_cache):
+    rare = load_config("small").changed(data={"path": str(shapes), "repeat_rare": 1.0}, model={"num_queries": 7})
+    records = detrkit.open_dataset(shapes, split="train").records
+    shares = [sum(label in record.labels for record in records) / len(records) for label in (0, 1)]
+    turn = sum(max(max(shares[label] ** -0.5, 1) for label in record.labels) for record in records)
+    assert turn > len(records) + 1
+    assert facts.gather_facts(rare, ["data.repeat_rare"]).epoch_images == round(turn)
+    assert facts.gather_facts(rare).epoch_images is None  # a setting that is not fixed is chosen anew
+    dino = rare.changed(model={"name": "dino-r50-4scale"})
+    assert facts.gather_facts(dino, ["model.name"]).queries == 900
+    assert facts.gather_facts(dino, ["model.num_queries"]).queries_fixed
+
+
 def test_chosen_epochs_have_a_time_and_given_ones_do_not(shapes, empty_cache):
     """A slower machine than the one that was guessed trains fewer of the epochs that were chosen for it."""
     settings = facts.choose_settings(shapes)

@@ -242,6 +242,21 @@ def test_keys_say_whether_their_epoch_mixes_and_seeds_do_not_depend_on_it(painte
         assert prepared.geometry(key) == prepared.geometry(key._replace(mixed=True))
 
 
+@pytest.mark.parametrize("augment", ["detr", "lsj"])
+def test_objects_are_counted_without_decoding(painted: Dataset, augment: Any) -> None:
+    """The count is that of the sample, from the record alone."""
+    counts = []
+    for seed in range(60):
+        mix, transform = ImageMix(mosaic=0.6, mixup=0.4), train_transform(96, augment=augment)
+        plan, sample = made(painted.without_masks(), mix, seed, transform)
+        assert plan.objects(painted) == len(sample.boxes)
+        counts.append(len(sample.boxes))
+    assert len(set(counts)) > 5
+    prepared = TransformedDataset(painted.without_masks(), train_transform(96), 7, mix=ImageMix(mosaic=0.5))
+    keys = [SampleKey(epoch, image, mixed=True) for epoch in range(3) for image in range(len(painted))]
+    assert prepared.most_objects(len(keys)) == max(len(prepared.sample(key).boxes) for key in keys)
+
+
 def test_one_probability_does_not_change_what_another_draws(painted: Dataset) -> None:
     alone, both = (
         TransformedDataset(painted, train_transform(48), 1, mix=ImageMix(mosaic=0.5, mixup=mixup))

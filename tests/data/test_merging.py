@@ -173,6 +173,7 @@ def test_each_trap_of_several_datasets_has_a_line(streets, bikes):
         "(71.4 % of an epoch)",
         "warning: 'Bus' of bikes and 'bus' of streets are two classes: give them one name in the files if they are one",
     ]
+    assert trap_lines(plan_sampling(merged, sources=sources, weights=(0, 1)))[0].startswith("warning: bikes does not")
     again = [sources[0], open_dataset(streets, split="train")]
     (line,) = trap_lines(plan_sampling(merge_datasets(again), sources=again))
     assert line.startswith("warning: 2 image files are in two of the datasets: what one of them annotates")

@@ -115,6 +115,30 @@ def test_many_objects_raise_queries_and_counted_detections():
     assert gpu(24, most_objects=90)[1].model.num_queries is None
 
 
+def test_queries_are_never_fewer_than_the_model_has_nor_more_than_a_thousand():
+    model = {"model": "dino-r50-4scale", "queries": 900}
+    for most, queries, counted in ((90, None, 100), (300, None, 300), (800, None, 800), (820, 1000, 900)):
+        config = gpu(80, most_objects=most, **model)[1]
+        assert (config.model.num_queries, config.run.max_dets) == (queries, counted), most
+    for facts in ({}, {"device": "cuda", "gpu_memory": 80.0}, {"device": "cuda", "gpu_memory": 80.0, **ONLINE}, model):
+        choice, config = chosen(most_objects=5000, **facts)
+        assert (config.model.num_queries, config.run.max_dets) == (1000, 1000)
+        assert any("5000 objects, of which 4000 are not learned" in reason for reason in choice.reasons)
+    choice, config = gpu(24, most_objects=260, queries_fixed=True)
+    assert config.model.num_queries is None and config.run.max_dets == 300
+    assert not any("queries" in reason for reason in choice.reasons)
+
+
+def test_an_epoch_is_as_long_as_repeated_images_make_it():
+    """The steps follow from the number of images, the epochs from how often these come."""
+    choice, config = chosen(epoch_images=410)
+    assert choice.steps == pytest.approx(750, abs=50) and config.optim.epochs == 15
+    assert choice.seconds == pytest.approx(chosen()[0].seconds, rel=0.1)
+    facts = Facts(**BCCD, epoch_images=410)
+    line = choose(facts).lines(facts)[0]
+    assert "205 images of 640 x 480 (410 in an epoch)" in line and "15 epochs (765 steps of 8 images)" in line
+
+
 @pytest.mark.parametrize(
     ("facts", "recipe", "reason"),
     [

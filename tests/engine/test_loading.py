@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,7 +18,7 @@ from detrkit.engine.trainer import Trainer
 from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.weights.checkpoint import ModelSpec
 from helpers.datasets import panoptic_map, write_panoptic
-from helpers.tiny import losses, tiny_config
+from helpers.tiny import MODEL, losses, tiny_config
 
 MIXED = {"mosaic": 0.7, "mixup": 0.5, "color": 0.5, "augment": "lsj"}
 
@@ -69,6 +71,18 @@ def test_what_cannot_be_mixed_is_refused_before_anything_is_written(shapes, tmp_
         with pytest.raises(DetrkitError, match=message):
             train(tiny_config(data, tmp_path / "run", data=options))
         assert not (tmp_path / "run").exists()
+
+
+def test_more_objects_than_queries_in_mixed_images_are_said_at_the_start(shapes, tmp_path, capsys):
+    model = dataclasses.replace(
+        MODEL, num_queries=max(len(r.labels) for r in open_dataset(shapes, split="train").records)
+    )
+    config = tiny_config(shapes, tmp_path / "mixed", model=model, data={"mosaic": 0.9}, optim={"epochs": 1})
+    with pytest.warns(UserWarning, match=f"but the model only {model.num_queries} queries") as warned:
+        train(config)
+    assert len(warned) == 1
+    said = [line for line in capsys.readouterr().out.splitlines() if "queries" in line and "warning" in line]
+    assert len(said) == 1 and f"the model only {model.num_queries} queries: some objects are not learned" in said[0]
 
 
 def test_of_two_phases_only_that_with_masks_pastes(shapes, tmp_path):

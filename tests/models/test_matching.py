@@ -9,9 +9,10 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
 from detrkit.models.criterion import build_criterion, focal_loss
+from detrkit.models.losses import cardinality_error
 from detrkit.models.matcher import FocalMatcher, HungarianMatcher, NonFiniteError
 from detrkit.ops.boxes import cxcywh_to_xyxy, pairwise_generalized_iou
-from detrkit.structures.outputs import Outputs, Target
+from detrkit.structures.outputs import MASKED_LOGIT, Outputs, Target
 
 LAYERS, QUERIES, CLASSES = 3, 12, 7
 
@@ -113,6 +114,26 @@ def test_cardinality_counts_the_queries_whose_best_class_is_not_the_last(name):
     losses = criterion(Outputs(logits[-1], boxes[-1]), targets)
     found = (logits[-1].argmax(-1) != CLASSES - 1).sum(-1)
     assert losses["cardinality_error"].item() == (found - torch.tensor([2, 5])).abs().float().mean().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cardinality_does_not_count_queries_from_padding(dtype):
+    """Their logits are all alike, so that the first class would be the best one."""
+    logits = problem(5, (2, 5))[0].to(dtype)
+    targets = [Target(torch.zeros(n, dtype=torch.int64), torch.rand(n, 4)) for n in (2, 5)]
+    masked = logits.index_fill(2, torch.arange(QUERIES // 2, QUERIES), MASKED_LOGIT)
+    expected = cardinality_error(logits[:, :, : QUERIES // 2].float(), targets)
+    assert torch.equal(cardinality_error(masked.float(), targets), expected)
+
+
+def test_the_first_image_with_more_objects_than_queries_is_warned_of():
+    logits, boxes, targets = problem(6, (QUERIES + 2, 1, QUERIES + 1))
+    matcher = HungarianMatcher()
+    with pytest.warns(UserWarning) as warned:
+        for _ in range(2):
+            matcher.match(logits, boxes, targets)
+    said = f"image image0 has {QUERIES + 2} objects but the model only {QUERIES} queries: 2 of them cannot be learned"
+    assert len(warned) == 1 and str(warned[0].message).startswith(said)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 200])

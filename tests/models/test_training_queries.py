@@ -102,6 +102,10 @@ def test_in_training_an_image_does_not_depend_on_its_batch(name):
     assert len(compared) >= 15
     for term in compared:
         assert losses[term].item() == pytest.approx(sums[term].item(), rel=1e-5, abs=1e-9), term
+    means = [term for term in losses if term.startswith("cardinality_error")]
+    assert len(means) >= 5
+    for term in means:
+        assert losses[term].item() == pytest.approx(sums[term].item() / 3), term
 
 
 def test_with_published_padding_empty_slots_are_background():
@@ -139,6 +143,7 @@ def test_every_batch_has_the_same_terms_and_reaches_every_parameter(name, masks)
         if max(counts) > 12:
             with pytest.warns(UserWarning, match="30 objects but the model only 12 queries") as warned:
                 losses = criterion(model(_images(sizes), targets), targets)
+                criterion(model(_images(sizes[::-1]), targets[::-1]), targets[::-1])
             assert len(warned) == 1
         else:
             losses = criterion(model(_images(sizes), targets), targets)

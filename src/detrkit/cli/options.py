@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from tyro.conf import Positional, Suppress
 
 from detrkit.utils.ranges import field_hints
+from detrkit.utils.settings_files import shipped
 
 MISSING = dataclasses.MISSING
 CHOSEN = object()  # a default that is chosen when the command runs
@@ -180,10 +181,10 @@ def field_texts(kind: type) -> Mapping[str, str]:
 
 
 def text_of(kind: type, path: tuple[str, ...]) -> str:
-    """Return the docstring of a field of a dataclass, or of a dataclass in it."""
+    """Return the docstring of a field of a dataclass, or of a dataclass in it, with the names for {recipes}."""
     for name in path[:-1]:
         kind = dict(_sections(kind))[name]
-    return field_texts(kind).get(path[-1], "")
+    return field_texts(kind).get(path[-1], "").replace("{recipes}", ", ".join(shipped()))
 
 
 @cache

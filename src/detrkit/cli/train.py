@@ -63,9 +63,8 @@ class Train:
     """The dataset: a folder of COCO, Pascal VOC, YOLO, parquet or CSV, or a COCO json, data.yaml or CSV; the layout is
     recognized. Several are trained on together, with classes of the same name as one."""
     recipe: str | None = None
-    """A YAML file with settings, or the name of one that comes with detrkit: by your case own-data, few-images, dense,
-    small-objects, from-scratch, finetune (of --init-from); as published detr-300, detr-150, detr-500, panoptic-coco;
-    small, cppe5, quickstart, shapes-panoptic; auto (the default) chooses."""
+    """A YAML file with settings, or the name of one that comes with detrkit; auto (the default) chooses. By your case
+    own-data, few-images, dense, small-objects, from-scratch, finetune (of --init-from); all: {recipes}."""
     resume: str | None = None
     """The folder of a run: continue it exactly where it stopped."""
     config: TrainConfig = field(default_factory=TrainConfig)

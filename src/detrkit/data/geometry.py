@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -47,6 +48,30 @@ class Geometry:
             sample = crop(sample, *self.crop, min_visible=self.min_visible)
         sample = resize(sample, self.size)
         return drop_small(sample, self.min_side) if self.min_side else sample
+
+    def objects_left(self, boxes: np.ndarray, canvas: tuple[int, int]) -> int:
+        """Count the objects that are left of an image without masks, from their boxes alone.
+
+        Args:
+            boxes: (N, 4) xyxy in pixels of the image.
+            canvas: (height, width) of the image in pixels.
+        """
+        (height, width), (x0, y0, x1, y1) = canvas, boxes.T
+        if self.hflip:
+            x0, x1 = width - x1, width - x0
+        boxes, area = np.stack([x0, y0, x1, y1], 1), (x1 - x0) * (y1 - y0)
+        if self.pre_crop_size is not None:
+            boxes = boxes * np.array([self.pre_crop_size[1] / width, self.pre_crop_size[0] / height] * 2)
+            area = area * (self.pre_crop_size[0] / height) * (self.pre_crop_size[1] / width)
+            height, width = self.pre_crop_size
+        keep = np.ones(len(boxes), bool)
+        if self.crop is not None:
+            top, left, height, width = self.crop
+            boxes = np.clip(boxes - [left, top, left, top], 0, [width, height, width, height])
+            sides = boxes[:, 2:] - boxes[:, :2]
+            keep &= (sides > 0).all(1) & (sides.prod(1) >= self.min_visible * area)
+        sides = (boxes[:, 2:] - boxes[:, :2]) * [self.size[1] / width, self.size[0] / height]
+        return int((keep & (sides >= self.min_side).all(1)).sum())
 
 
 def resized_size(height: int, width: int, size: int, max_size: int | None = None) -> tuple[int, int]:

@@ -110,6 +110,14 @@ class ImagePart:
             return sample
         return replace(sample, image=self.color(sample.image.as_subclass(Tensor)).as_subclass(tv_tensors.Image))
 
+    def objects_left(self, dataset: Dataset) -> int:
+        """Count the objects that the image brings, from the boxes of its record."""
+        record = dataset.records[self.index]
+        boxes = record.boxes[~record.crowd]
+        if self.objects is not None:
+            boxes = boxes[list(self.objects)]
+        return self.geometry.objects_left(boxes, (record.height, record.width))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplePlan:
@@ -136,6 +144,11 @@ class SamplePlan:
         if self.blended is not None:
             sample = blend(sample, self.blended.make(load), self.ratio)
         return sample
+
+    def objects(self, dataset: Dataset) -> int:
+        """Count the objects of the sample from the boxes alone; with masks, or objects that cover others, about."""
+        parts = [*self.tiles, *(part for part in (self.pasted, self.blended) if part is not None)]
+        return sum(part.objects_left(dataset) for part in parts)
 
     @property
     def words(self) -> str:

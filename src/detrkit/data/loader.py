@@ -34,7 +34,7 @@ NOTICE_SECONDS = 10  # without a batch, until a notice is printed
 WAIT_SECONDS = 1800.0  # without a batch, until the loading processes are given up
 PREFETCHED = 2  # batches that each worker prepares ahead
 _LOOK_SECONDS = 1
-_MEASURED_IMAGES = 256
+MEASURED_IMAGES = 256  # spread over the dataset, whose largest size or number of objects is taken
 
 
 def default_workers() -> int:
@@ -75,6 +75,12 @@ class Loader:
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Start the next iteration at batch `start_batch` of `epoch`."""
         self.sampler.set_epoch(epoch, start_batch)
+
+    def most_mixed_objects(self) -> int | None:
+        """Return the objects of the fullest of `MEASURED_IMAGES` mixed images; None where no epoch mixes."""
+        prepared = self._loader.dataset
+        assert isinstance(prepared, TransformedDataset)
+        return prepared.most_objects(MEASURED_IMAGES) if prepared.mix.first_epochs else None
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
@@ -147,7 +153,7 @@ def _shared_from(prepared: TransformedDataset, batch_size: int, workers: int) ->
     count = len(prepared)
     if not workers or not count:
         return SHARED_FROM_BYTES
-    chosen = range(0, count, max(1, count // _MEASURED_IMAGES))
+    chosen = range(0, count, max(1, count // MEASURED_IMAGES))
     sizes = [prepared.geometry(SampleKey(0, i)).size for i in chosen]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     masks = 0.0

@@ -158,7 +158,7 @@ def trap_lines(sampling: Sampling) -> list[str]:
     """Return warnings about what several datasets can spoil in each other; none for one dataset."""
     rows, lines = source_rows(sampling), list[str]()
     for row in rows:
-        if row.missing:
+        if row.missing and row.per_epoch > 0:
             lines.append(
                 f"warning: {row.name} does not have {names_and_more(row.missing, _MOST)} ({len(row.missing)} of "
                 f"{counted(len(sampling.dataset.classes.used), 'class')}): such objects in its "

@@ -94,6 +94,15 @@ class TransformedDataset:
             generator=self._generator(key, _MIX),
         )
 
+    def most_objects(self, samples: int) -> int:
+        """Return the number of objects of the fullest of so many mixed samples of the first epochs.
+
+        Nothing is decoded; a mosaic takes half a millisecond.
+        """
+        count, step = len(self), max(1, len(self) // samples)
+        keys = (SampleKey(k // count, k * step % count, mixed=True) for k in range(samples))
+        return max(self.plan(key).objects(self.dataset) for key in keys)
+
     def _generator(self, key: SampleKey, *purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, key.epoch, key.image, key.copy, *purpose))
 

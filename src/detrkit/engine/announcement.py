@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from detrkit.config import TrainConfig
+from detrkit.data.loader import MEASURED_IMAGES
 from detrkit.data.sampling_report import sampling_lines
 from detrkit.engine.objects import count_objects
 from detrkit.engine.splits import Splits
@@ -29,8 +30,8 @@ def announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Trai
         + f" on {trainer.fabric.device}"
         + (f" x {trainer.world}" if trainer.world > 1 else "")
     )
-    mixed = [] if splits.sampling is None else sampling_lines(splits.sampling)
-    for line in [*counts.lines(), *mixed, *([splits.evaluated] if splits.evaluated else []), *lines]:
+    seen = [] if splits.sampling is None else sampling_lines(splits.sampling)
+    for line in [*counts.lines(), *seen, *([splits.evaluated] if splits.evaluated else []), *lines]:
         console.print(line)
     if config.run.pictures:
         after = "" if val is None else " and examples.png"
@@ -55,6 +56,11 @@ def announce(config: TrainConfig, spec: ModelSpec, splits: Splits, trainer: Trai
     if most > trainer.queries:
         console.print(
             f"warning: an image has {most} objects, the model only {trainer.queries} queries: raise --num-queries"
+        )
+    elif (mixed := trainer.loader.most_mixed_objects()) is not None and mixed > trainer.queries:
+        console.print(
+            f"warning: of {MEASURED_IMAGES} images as they are mixed one has {mixed} objects, the model only "
+            f"{trainer.queries} queries: some objects are not learned; raise --num-queries"
         )
 
 

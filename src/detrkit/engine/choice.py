@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from detrkit.config import TrainConfig, load_config
 from detrkit.engine.schedule import steps_per_epoch
+from detrkit.engine.training_facts import FINE_TUNED, Facts
 from detrkit.utils.durations import duration
 from detrkit.utils.messages import counted
 
-Availability = Literal["cached", "download"]
-
 PUBLISHED = "detr-300"  # the recipe of the published settings
-FINE_TUNED = "detr-r50"  # the published weights that a run starts from by default: they have an address
 SMALL_SIZES = (192, 384)  # pixels of the short side of `own-data`
 SMALL_OBJECT = 14  # pixels that a small object should have in the input: the finest map has a cell per 8
 SMALL_QUERIES = 100  # of `own-data` and of DETR
+MOST_QUERIES = 1000  # that are chosen: self-attention costs their square, and DINO learns COCO with 900
 DENSE_OBJECTS = 60  # in an image, above which a hundred queries are few
 FEW_IMAGES = 60  # for which there is a recipe of its own
 PATIENT_SECONDS = 3600.0  # that the default takes on a CPU before it rather takes the small model
@@ -29,55 +27,6 @@ _MIXED_SIZES = 0.66  # mean area of the augmented images, as a part of that at f
 _GIB_PER_IMAGE, _GIB_MODEL = 2.7, 1.5  # of GPU memory: DETR-R50 training at 800 x 1333, and the rest
 _GLOBAL_BATCH = 16  # images per step of a fine-tuning, as `finetune` has
 _FEW_EPOCHS, _MANY_EPOCHS = 20, 150  # an epoch is the training split while a run has so many
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a choice depends on.
-
-    Attributes:
-        images: to train on.
-        height, width: of an image in pixels, medians.
-        classes: number of classes.
-        most_objects: the largest number of objects in an image.
-        small_object: side of the small objects (a tenth is smaller) as a share of the image's short side.
-        masks: whether masks are asked for.
-        panoptic: whether they are of things and stuff.
-        device: "cpu", or the kind of the accelerator.
-        gpu_memory: of one of them, in GiB.
-        processes: of the run.
-        cores: of the CPU that the processes of this machine share.
-        weights: published weights that can be had, with or without a download.
-        source: what --init-from takes for those of DETR-R50: their name, or a folder of the Hub's cache.
-        model: as asked for, or None.
-        init_from: weights as asked for, those of --freeze-detector included, or None.
-        batch_size: as asked for, or None.
-        size: as asked for, or None.
-    """
-
-    images: int
-    height: int
-    width: int
-    classes: int = 1
-    most_objects: int = 1
-    small_object: float = 0.1
-    masks: bool = False
-    panoptic: bool = False
-    device: str = "cpu"
-    gpu_memory: float = 0.0
-    processes: int = 1
-    cores: int = 2
-    weights: Mapping[str, Availability] = field(default_factory=dict)
-    source: str = FINE_TUNED
-    model: str | None = None
-    init_from: str | None = None
-    batch_size: int | None = None
-    size: int | None = None
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether training is on a CPU."""
-        return self.device == "cpu"
 
 
 @dataclass(frozen=True)
@@ -117,8 +66,9 @@ class Choice:
             where += f" of {facts.gpu_memory:.0f} GiB"
         start = f" --init-from {config.run.init_from}" if config.run.init_from else ""
         size = f", images of {config.data.size} pixels" if config.data.size else ""
-        images = f"{facts.images} image{'s' if facts.images != 1 else ''} of {facts.width} x {facts.height}"
-        steps = config.optim.epochs * steps_per_epoch(config, facts.images, facts.processes)
+        images = f"{counted(facts.images, 'image')} of {facts.width} x {facts.height}"
+        images += f" ({facts.turn} in an epoch)" if facts.turn != facts.images else ""
+        steps = config.optim.epochs * steps_per_epoch(config, facts.turn, facts.processes)
         lines = [
             f"chosen for {images} on {where}: --recipe {self.recipe}{start}, {_length(config, facts, steps)}{size}"
         ]
@@ -138,10 +88,10 @@ def _part_of_images(config: TrainConfig, facts: Facts) -> list[str]:
     part = config.data.epoch_images
     if part is None or config.run.minutes is not None or config.run.overfit:
         return []
-    if part > facts.images:
-        steps = steps_per_epoch(config, facts.images, facts.processes)
+    if part > facts.turn:
+        steps = steps_per_epoch(config, facts.turn, facts.processes)
         return [f"an epoch has {counted(steps, 'step')}: every image comes several times"]
-    seen = 100 * min(1.0, config.optim.epochs * part / facts.images)
+    seen = 100 * min(1.0, config.optim.epochs * part / facts.turn)
     return [f"an epoch is a part of the training images; all epochs see {seen:.0f} % of them"]
 
 
@@ -232,7 +182,7 @@ def _small(facts: Facts, reason: str) -> Choice:
     batch = facts.batch_size or made.data.batch_size
     overrides: dict[str, dict[str, Any]] = {"data": {"size": size, "batch_size": batch}, "optim": {}, "run": {}}
     if 1.3 * facts.most_objects > (made.model.num_queries or 0):
-        _objects(facts, overrides, reasons)
+        _objects(facts, overrides, reasons, enough=0)
     # a map of stride 4 and more queries cost as much again
     cost = _SMALL_COST * (2.0 if 2 in (made.model.backbone_stages or ()) else 1.0)
     per_step = _step_seconds(facts, cost, size, batch)
@@ -296,7 +246,7 @@ def _published(facts: Facts) -> Choice:
         "optim": {"accumulate": accumulate},
         "run": {},
     }
-    _objects(facts, overrides, reasons)
+    _objects(facts, overrides, reasons, enough=(facts.queries or SMALL_QUERIES) * 0.9)
     per_step = _step_seconds(facts, _R50_COST, size, batch * accumulate)
     steps = _steps(facts.images, least=2000, most=300_000, power=0.75)
     made = _with_epochs(
@@ -310,14 +260,32 @@ def _published(facts: Facts) -> Choice:
     return made
 
 
-def _objects(facts: Facts, overrides: dict[str, dict[str, Any]], reasons: list[str]) -> None:
-    """Raise the number of queries, and of counted detections, where an image has more objects."""
-    if facts.most_objects <= 0.9 * SMALL_QUERIES:
+def _objects(
+    facts: Facts,
+    overrides: dict[str, dict[str, Any]],
+    reasons: list[str],
+    *,
+    enough: float = 0.9 * SMALL_QUERIES,
+) -> None:
+    """Raise the number of queries, and of counted detections, where an image has more objects.
+
+    Args:
+        facts: of data and machine.
+        overrides: completed.
+        reasons: likewise.
+        enough: objects in an image for which the model's own queries are enough.
+    """
+    most = facts.most_objects
+    if most > 0.9 * SMALL_QUERIES:
+        overrides["run"]["max_dets"] = min(max(100, -(-most // 100) * 100), MOST_QUERIES)
+    if most <= enough or facts.queries_fixed:
         return
-    queries = -(-round(1.3 * facts.most_objects) // 50) * 50
+    queries = min(-(-round(1.3 * most) // 50) * 50, MOST_QUERIES)
     overrides["model"] = {**overrides.get("model", {}), "num_queries": queries}
-    overrides["run"]["max_dets"] = max(100, -(-facts.most_objects // 100) * 100)
-    reasons.append(f"{queries} queries: an image has {facts.most_objects} objects")
+    words = f"{queries} queries: an image has {most} objects"
+    if most > queries:
+        words += f", of which {most - queries} are not learned; --num-queries and --max-dets for more, at their cost"
+    reasons.append(words)
 
 
 def _batch(facts: Facts, size: int) -> int:
@@ -372,7 +340,7 @@ def _with_epochs(
         most: epochs.
     """
     whole = batch * facts.processes
-    per_epoch = max(1, facts.images // whole)
+    per_epoch = max(1, facts.turn // whole)
     epochs, epoch_images = max(1, round(steps / per_epoch)), None
     if epochs > most or epochs < 2 or (facts.on_cpu and epochs < _FEW_EPOCHS and steps >= 40 * _FEW_EPOCHS):
         epochs = _FEW_EPOCHS

@@ -16,17 +16,21 @@ import torch
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset
 from detrkit.data.memory import is_path, named_data
+from detrkit.data.merging import merge_datasets
 from detrkit.data.opening import split_names
 from detrkit.data.parts import divided
 from detrkit.data.readers import match_split
 from detrkit.data.readers.common import UnknownSplit
+from detrkit.data.sampling import plan_sampling
 from detrkit.engine.budget import TimeLimit
-from detrkit.engine.choice import FINE_TUNED, Availability, Choice, Facts, choose
+from detrkit.engine.choice import Choice, choose
 from detrkit.engine.environment import check_processes
 from detrkit.engine.schedule import with_epochs
 from detrkit.engine.setup import chosen_model, predicts_masks
-from detrkit.engine.splits import data_sources, open_split
+from detrkit.engine.splits import data_sources, open_sources
+from detrkit.engine.training_facts import FINE_TUNED, Availability, Facts
 from detrkit.models.registry import ARCHITECTURES
+from detrkit.models.settings import full_options
 from detrkit.utils.download import home
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.ranges import field_hints
@@ -35,6 +39,7 @@ _HUB_NAME = "models--facebook--detr-resnet-50"  # DETR-R50 in the cache of the H
 SLOWER = 1.5  # a machine may be than was guessed before a run gets fewer epochs
 LEAST_SECONDS = 180.0  # that a run may take at any rate
 _LOOK_SECONDS = 3.0  # for an answer of the server with the weights
+_RATES = ("weights", "repeat_rare", "empty_share")  # the settings that say how often images are seen
 _SAMPLED = 5000  # images whose sizes and objects are looked at, evenly over the split
 
 
@@ -187,7 +192,9 @@ def gather_facts(config: TrainConfig, fixed: Collection[str] = (), *, in_memory:
     masks = bool(model.masks) or config.optim.mask_epochs > 0 or run.freeze_detector is not None
     if model.name in ARCHITECTURES and not masks:
         masks = predicts_masks(*chosen_model(config.changed(run={"init_from": None}), None))
-    train = open_split(config, "train", masks=masks, in_memory=in_memory, quiet=True)
+    sources = open_sources(config, "train", masks=masks, in_memory=in_memory, quiet=True)
+    train = merge_datasets(sources)
+    rates = {name: getattr(config.data, name) for name in _RATES if f"data.{name}" in fixed}
     devices, nodes = check_processes(config)
     cuda = torch.cuda.is_available() and run.device != "cpu"
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if cuda else 0.0
@@ -195,6 +202,7 @@ def gather_facts(config: TrainConfig, fixed: Collection[str] = (), *, in_memory:
     return Facts(
         **shapes_of(train),
         images=len(train),
+        epoch_images=plan_sampling(train, sources=sources, **rates).epoch_images if rates else None,
         classes=len(train.classes),
         masks=masks,
         panoptic=masks and train.panoptic,
@@ -205,10 +213,21 @@ def gather_facts(config: TrainConfig, fixed: Collection[str] = (), *, in_memory:
         weights=availability,
         source=source,
         model=model.name if "model.name" in fixed else None,
+        queries=_queries(model.name) if "model.name" in fixed else None,
         init_from=init_from,
         batch_size=config.data.batch_size if "data.batch_size" in fixed else None,
         size=config.data.size if "data.size" in fixed else None,
+        queries_fixed="model.num_queries" in fixed,
     )
+
+
+def _queries(name: str | None) -> int | None:
+    """Return the published number of queries of a model; None of one that is not known here."""
+    if name is None or name not in ARCHITECTURES:
+        return None
+    arch = ARCHITECTURES[name]
+    queries: int | None = full_options(arch.build, arch.options).get("num_queries")
+    return queries
 
 
 def shapes_of(train: Dataset) -> dict[str, Any]:

@@ -25,8 +25,6 @@ from detrkit.ops.dense import convolve_as
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Capture, Capturing, Outputs, numbered
 
-MASKED_LOGIT = -1e4  # its probability and its loss are 0 in every precision
-
 
 class EncodedImages(NamedTuple):
     """Images after the encoder.

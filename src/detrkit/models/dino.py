@@ -18,14 +18,14 @@ from detrkit.layers.deformable_transformer import (
 from detrkit.layers.denoising import DenoisingQueries, make_denoising_queries
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
-from detrkit.models.deformable_base import MASKED_LOGIT, DeformableModel, EncodedImages
+from detrkit.models.deformable_base import DeformableModel, EncodedImages
 from detrkit.models.dino_criterion import dino_criterion
 from detrkit.models.official_names import DINO_NAMES
 from detrkit.models.panoptic import MaskPredictor
 from detrkit.models.proposals import best_tokens, gathered, inverse_sigmoid, make_anchors, sine_of_boxes
 from detrkit.models.registry import register_model
 from detrkit.structures.batch import Batch
-from detrkit.structures.outputs import Capturing, Denoising, Outputs, Target
+from detrkit.structures.outputs import MASKED_LOGIT, Capturing, Denoising, Outputs, Target
 
 EPS = 1e-3  # of the log-odds of boxes, as published
 

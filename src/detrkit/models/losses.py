@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from detrkit.models.matcher import Matches
-from detrkit.structures.outputs import Target
+from detrkit.structures.outputs import MASKED_LOGIT, Target
 from detrkit.utils.errors import DetrkitError
 
 
@@ -99,10 +99,11 @@ def cardinality_error(logits: Tensor, targets: Sequence[Target]) -> Tensor:
     """Compute the mean over images of | queries whose best class is not the last - objects |, (L,).
 
     As in the official code, this holds also where the last column is a class like the others. With a single column the
-    best class of every query is the last, so that no query counts.
+    best class of every query is the last, so that no query counts. Queries that came from padding do not count.
     """
     others = logits[..., :-1]  # (L, B, Q, C - 1)
     # argmax takes two and a half times as long (0.79 against 0.31 ms for 300 queries, 8 images, 6 layers)
     is_object = others.amax(-1) >= logits[..., -1] if others.shape[-1] else others.any(-1)  # (L, B, Q)
+    is_object &= logits[..., -1] > MASKED_LOGIT / 2  # half of it: bfloat16 rounds
     count = is_object.sum(-1).float()  # (L, B)
     return (count - count.new_tensor([len(t) for t in targets])).abs().mean(1)

@@ -16,7 +16,6 @@ from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.structures.outputs import Outputs, Target
 from detrkit.utils.devices import copies_overlap
 
-MAX_WARNED_IMAGES = 5  # images with more objects than queries that a warning names
 Indices = list[tuple[Tensor, Tensor]]
 
 
@@ -70,7 +69,7 @@ class HungarianMatcher:
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
-        self._crowded: set[int | str | None] = set()
+        self._warned = False
 
     def __call__(self, outputs: Outputs, targets: Sequence[Target]) -> Indices:
         """Match the last layer: per image (query indices, object indices), int64 on the CPU, queries ascending.
@@ -110,16 +109,13 @@ class HungarianMatcher:
         return Matches(*pairs.to(logits.device))  # 3 x (L, M)
 
     def _warn_of_crowded(self, image: int | str | None, count: int, queries: int) -> None:
-        """Warn once per image that has more objects than queries, for at most `MAX_WARNED_IMAGES` images."""
-        if image in self._crowded or len(self._crowded) > MAX_WARNED_IMAGES:
+        """Warn of the first image that has more objects than queries."""
+        if self._warned:
             return
-        self._crowded.add(image)
-        if len(self._crowded) > MAX_WARNED_IMAGES:
-            warnings.warn("further images with more objects than queries are not named", stacklevel=5)
-            return
+        self._warned = True
         warnings.warn(
-            f"image {image} has {count} objects but the model only {queries} queries: "
-            f"{count - queries} of them cannot be learned; build the model with a larger num_queries",
+            f"image {image} has {count} objects but the model only {queries} queries: {count - queries} of them cannot "
+            "be learned; build the model with a larger num_queries (further such images are not named)",
             stacklevel=5,
         )
 

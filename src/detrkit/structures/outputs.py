@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from detrkit.models.panoptic import DeferredMasks
 
 
+MASKED_LOGIT = -1e4  # of a query that is none, such as one from padding: probability and loss are 0 in every precision
 # what a forward pass keeps: nothing, everything, or attention, boxes and logits without the stages, which take most of
 # the memory: 0.2 of 0.4 GB for two-stage Deformable DETR and an image of 800 x 1199 pixels
 Capturing = bool | Literal["attention"]
@@ -241,7 +242,8 @@ class Outputs:
     """Predictions of a model for a batch.
 
     Attributes:
-        logits: (B, Q, C) class logits. DETR: softmax logits, the last class is "no object".
+        logits: (B, Q, C) class logits. DETR: softmax logits, the last class is "no object". Queries that came from
+            padding have `MASKED_LOGIT` throughout.
         boxes: (B, Q, 4) cxcywh in [0, 1], relative to each image without padding.
         masks: (B, Q, h, w) mask logits at stride 4 of the padded batch, zero where padded; None without masks, or where
             they are deferred.
