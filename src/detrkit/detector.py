@@ -143,7 +143,7 @@ class Detector:
         return self
 
     def resized(self, size: Pixels) -> Detector:
-        """Return a detector with this model that resizes the short side to `size` pixels; `max_size` scales with it.
+        """Return a detector with this model that resizes the short side (of square images both) to `size` pixels.
 
         Raises:
             ValueError: a size out of range.

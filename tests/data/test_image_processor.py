@@ -11,7 +11,8 @@ from PIL import Image
 
 from detrkit.data import ImageProcessor, eval_transform, make_loader, open_dataset
 from detrkit.data.tools.shapes import write_shapes
-from detrkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, train_transform
+from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import ModelSpec
 
 SPEC = ModelSpec("detr-r50", num_classes=3, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), size=96, max_size=150)
@@ -90,3 +91,21 @@ def test_smaller_images_are_padded_with_zeros():
 def test_what_is_no_image(images, message):
     with pytest.raises(ValueError, match=message):
         ImageProcessor().batch(images)
+
+
+def test_models_whose_images_are_squares():
+    """Every image is squashed, in training too; a longest side makes no sense then."""
+    spec = replace(SPEC, size=64, max_size=None, square=True)
+    processor = ImageProcessor.of(spec)
+    batch = processor([random_image(100, 130), random_image(130, 30, seed=1)])
+    assert batch.sizes == [(64, 64)] * 2 and not batch.padded
+    generator = torch.Generator().manual_seed(0)
+    assert eval_transform(64, square=True).make_params(30, 500).size == (64, 64)
+    for augment in ("detr", "flip", "none"):
+        transform = train_transform(64, square=True, augment=augment)
+        sizes = {transform.make_params(100, 300, generator).size for _ in range(40)}
+        assert all(h == w for h, w in sizes) and len(sizes) == (11 if augment == "detr" else 1)
+    assert spec.input_words == "squashed to 64 x 64 pixels"
+    assert ModelSpec.from_json(spec.to_json()) == spec and "square" not in SPEC.to_json()
+    with pytest.raises(DetrkitError, match="max_size=90: detr-r50 squashes every image to a square: give size alone"):
+        spec.check_max_size(90)

@@ -9,6 +9,7 @@ from detrkit.backbones.base import (
     check_backbone,
     register_backbone,
 )
+from detrkit.backbones.presnet import PResNetBackbone
 from detrkit.backbones.resnet import RESNETS, ResNetBackbone
 from detrkit.backbones.timm import TimmBackbone
 
@@ -16,6 +17,7 @@ __all__ = [
     "BACKBONES",
     "RESNETS",
     "Backbone",
+    "PResNetBackbone",
     "PretrainedWeights",
     "ResNetBackbone",
     "TimmBackbone",

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from detrkit.backbones.base import WIDTH, Backbone, Norm, Padding, PretrainedWeights, register_backbone
-from detrkit.backbones.folding import fold
 from detrkit.layers.checkpointing import checkpointed
+from detrkit.layers.folding import fold
 from detrkit.layers.norms import GROUPS, FrozenBatchNorm2d, GroupNorm, groups_divide
 from detrkit.ops.dense import convolve
 from detrkit.ops.malloc import retain_freed_memory
@@ -253,7 +253,7 @@ def _step(
     """Apply a convolution, its norm, the residual and, with `relu`, a ReLU; only group norm uses `valid`."""
     assert isinstance(convolution, nn.Conv2d)
     if isinstance(norm, FrozenBatchNorm2d):
-        weight, bias = fold(convolution, norm, x)
+        weight, bias = fold([(convolution, norm)], x)
         stride, dilation, padding = convolution.stride, convolution.dilation, convolution.padding
         assert not isinstance(padding, str)
         return convolve(

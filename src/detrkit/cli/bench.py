@@ -153,7 +153,7 @@ class Bench:
         else:
             model, spec = load_any(self.model)
         if self.size is not None:
-            spec = replace(spec, size=self.size[0], max_size=self.size[1])
+            spec = replace(spec, size=self.size[0], max_size=None if spec.square else self.size[1])
         return model, spec
 
     def _record(self, result: ProfileResult, config: ProfileConfig, where: dict[str, str | int]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def dataset_input(
         labels=labels,
         masks=None if sample.masks is None else tv_tensors.Mask(sample.masks[in_model]),
     )
-    sample = eval_transform(spec.size, spec.max_size)(sample)
+    sample = eval_transform(spec.size, spec.max_size, square=spec.square)(sample)
     batch = ImageProcessor.of(spec).batch([sample.image.as_subclass(Tensor)])
     return ModelInput(batch.images, to_target(sample))
 

@@ -152,7 +152,11 @@ def seeded_model(name: str, seed: int, **overrides: Any) -> tuple[DetectionModel
         overrides,
         num_classes=published.num_classes,
         classes=published.classes,
+        mean=published.mean,
+        std=published.std,
+        size=published.size,
         max_size=published.max_size,
+        square=published.square,
         training={"seed": seed},
     )
     model = spec.build()

@@ -74,13 +74,19 @@ class Geometry:
         return int((keep & (sides >= self.min_side).all(1)).sum())
 
 
-def resized_size(height: int, width: int, size: int, max_size: int | None = None) -> tuple[int, int]:
+def resized_size(
+    height: int, width: int, size: int, max_size: int | None = None, *, square: bool = False
+) -> tuple[int, int]:
     """Return (height, width) after resizing the short side to `size` pixels, with the published rounding.
+
+    With `square` both sides become `size`, whatever the image's shape (RT-DETR).
 
     If the long side would exceed `max_size`, the short side becomes round(max_size * short / long) instead (Python's
     round); the other side is truncated to a whole pixel. Where that would be 0 pixels (published: an error), the short
     side is one pixel and the long side `max_size`, so that a scanner's strip does not become a long line.
     """
+    if square:
+        return size, size
     short, long = float(min(height, width)), float(max(height, width))
     if max_size is not None and long / short * size > max_size:
         size = round(max_size * short / long)

@@ -29,18 +29,20 @@ class ImageProcessor:
     Attributes:
         size: short side of the network input in pixels.
         max_size: longest side of the network input in pixels; None for no limit.
+        square: squash every image to `size` x `size` pixels instead.
         mean, std: of the normalization, per RGB channel, for pixels in [0, 1].
     """
 
     size: int = PUBLISHED_SIZE
     max_size: int | None = PUBLISHED_MAX_SIZE
+    square: bool = False
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
 
     @classmethod
     def of(cls, spec: ModelSpec) -> ImageProcessor:
         """Make the processor of a checkpoint's model."""
-        return cls(size=spec.size, max_size=spec.max_size, mean=spec.mean, std=spec.std)
+        return cls(size=spec.size, max_size=spec.max_size, square=spec.square, mean=spec.mean, std=spec.std)
 
     def __call__(self, images: Sequence[ImageInput], *, device: torch.device | str = "cpu") -> Batch:
         """Read and prepare images of any kind as one batch.
@@ -61,10 +63,10 @@ class ImageProcessor:
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in pixels of the network input for an image of that size."""
-        return resized_size(height, width, self.size, self.max_size)
+        return resized_size(height, width, self.size, self.max_size, square=self.square)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Resize an upright RGB image by the published rule: (3, h, w) uint8 with `(h, w)` as of `input_size`."""
+        """Resize an upright RGB image by the model's rule: (3, h, w) uint8 with `(h, w)` as of `input_size`."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W), interleaved in memory
         return resize_pixels(pixels, self.input_size(image.height, image.width))
 

@@ -66,14 +66,16 @@ class EvalTransform(Transform):
     Attributes:
         size: short side, pixels.
         max_size: the long side at most, pixels; None for no limit.
+        square: squash every image to `size` x `size` pixels instead.
     """
 
     size: int = PUBLISHED_SIZE
     max_size: int | None = PUBLISHED_MAX_SIZE
+    square: bool = False
 
     def make_params(self, height: int, width: int, generator: Generator | None = None) -> Geometry:
         """Return the resize; nothing is drawn."""
-        return Geometry(size=resized_size(height, width, self.size, self.max_size))
+        return Geometry(size=resized_size(height, width, self.size, self.max_size, square=self.square))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +136,14 @@ class DetrTransform(Transform):
     Attributes:
         scales: short sides to choose from at the end.
         max_size: the long side at most, at the end.
+        square: squash the image to one of `scales` on both sides at the end.
         crop_resize: short sides to choose from before the crop (the long side has no limit there).
         crop_range: smallest and largest side of the crop, both included, capped at the image.
     """
 
     scales: tuple[int, ...] = _PUBLISHED_SCALES
     max_size: int | None = PUBLISHED_MAX_SIZE
+    square: bool = False
     crop_resize: tuple[int, ...] = _PUBLISHED_CROP_RESIZE
     crop_range: tuple[int, int] = _PUBLISHED_CROP
 
@@ -152,7 +156,7 @@ class DetrTransform(Transform):
             pre_crop_size = resized_size(height, width, choice(self.crop_resize, generator))
             rectangle = random_crop(*pre_crop_size, self.crop_range, generator)
             height, width = rectangle[2:]
-        size = resized_size(height, width, choice(self.scales, generator), self.max_size)
+        size = resized_size(height, width, choice(self.scales, generator), self.max_size, square=self.square)
         return Geometry(hflip=flipped, pre_crop_size=pre_crop_size, crop=rectangle, size=size)
 
 
@@ -166,6 +170,7 @@ def train_transform(
     max_size: int | None = None,
     scales: Sequence[int] | None = None,
     *,
+    square: bool = False,
     augment: Augment = "detr",
 ) -> Transform:
     """Make the transform for training.
@@ -175,13 +180,14 @@ def train_transform(
             round(number * size / 800), and scales that coincide are listed once.
         max_size: the long side at most, pixels; by default round(1333 * size / 800).
         scales: short sides to choose from, pixels; by default the published ones, scaled.
+        square: squash every image to a square of one of these sides; `max_size` does not matter then.
         augment: "detr": the published one; "flip": mirror, then resize as in evaluation; "none": only that resize;
             "lsj": large-scale jitter (`ScaleJitter`).
 
     Raises:
         DetrkitError: a size that is not positive, or an unknown augment.
     """
-    base = eval_transform(size, max_size)
+    base = eval_transform(size, max_size, square=square)
     if augment == "none":
         return base
     if augment == "flip":
@@ -196,21 +202,24 @@ def train_transform(
     return DetrTransform(
         scales=tuple(chosen),
         max_size=base.max_size,
+        square=square,
         crop_resize=tuple(_scaled(s, size) for s in _PUBLISHED_CROP_RESIZE),
         crop_range=(_scaled(_PUBLISHED_CROP[0], size), _scaled(_PUBLISHED_CROP[1], size)),
     )
 
 
-def eval_transform(size: int = PUBLISHED_SIZE, max_size: int | None = None) -> EvalTransform:
+def eval_transform(size: int = PUBLISHED_SIZE, max_size: int | None = None, *, square: bool = False) -> EvalTransform:
     """Make the transform for evaluation: short side `size`, long side at most `max_size`, pixels.
 
-    By default `max_size` is round(1333 * size / 800).
+    By default `max_size` is round(1333 * size / 800). With `square` both sides are `size`.
 
     Raises:
         DetrkitError: a size that is not positive, or a maximum below it.
     """
     if size < 1 or (max_size is not None and max_size < size):
         raise DetrkitError(f"size={size}, max_size={max_size}: need 1 <= size <= max_size pixels")
+    if square:
+        return EvalTransform(size=size, max_size=None, square=True)
     return EvalTransform(size=size, max_size=max_size if max_size is not None else _scaled(PUBLISHED_MAX_SIZE, size))
 
 

@@ -28,20 +28,21 @@ from detrkit.engine.processes import StopSignals, join_processes
 from detrkit.evaluation import Metrics, report_folder, write_report
 from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture_of
-from detrkit.structures.coco_classes import COCO_91, COCO_250
+from detrkit.structures.coco_classes import coco_classes
 from detrkit.utils.console import console, track
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.memory import check_batch
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers, check_arguments
 from detrkit.weights.checkpoint import ModelSpec, load_any
+from detrkit.weights.describe import input_rule
 
 
 def eval_loader(dataset: Dataset, spec: ModelSpec, *, batch_size: int, workers: int | None, **process: Any) -> Loader:
     """Make the loader of an evaluation with a checkpoint's own settings; images of similar shape share a batch."""
     return make_loader(
         without_masks(dataset),  # they are part of the ground truth
-        transform=eval_transform(spec.size, spec.max_size),
+        transform=eval_transform(spec.size, spec.max_size, square=spec.square),
         batch_size=batch_size,
         training=False,
         workers=workers,
@@ -211,8 +212,13 @@ def _resolve(
     size: int | None,
     max_size: int | None,
 ) -> _EvaluatedModel:
-    """Return the model that `model` stands for; `max_size` scales with `size` unless it is given."""
+    """Return the model that `model` stands for; `max_size` scales with `size` unless it is given.
+
+    Raises:
+        SettingError: `max_size` of a model whose images are squares.
+    """
     net, spec, source = _model_and_spec(model)
+    spec.check_max_size(max_size)
     if size is not None and max_size is None and spec.max_size is not None:
         max_size = round(spec.max_size * size / spec.size)
     return _EvaluatedModel(net, replace(spec, size=size or spec.size, max_size=max_size or spec.max_size), source)
@@ -267,7 +273,7 @@ def _write(
             "model": spec.name,
             "weights": source,
             "dataset": f"{dataset.path.name}, split {dataset.split}, {len(dataset)} images",
-            "input": f"short side {spec.size}, longest side {spec.max_size}",
+            "input": spec.input_words,
             **settings,
             **segments,
         },
@@ -289,6 +295,7 @@ def _model_and_spec(
     if isinstance(model, nn.Module):
         arch = architecture_of(model)
         name = "detr-r50" if arch is None else arch.name  # an unregistered module: its logits are taken for DETR's
-        classes = next((c for c in (COCO_91, COCO_250) if len(c) == model.num_classes), None)
-        return model, ModelSpec(name, num_classes=model.num_classes, classes=classes), type(model).__name__
+        rule = {} if arch is None else input_rule(arch)
+        spec = ModelSpec(name, num_classes=model.num_classes, classes=coco_classes(model.num_classes), **rule)
+        return model, spec, type(model).__name__
     return *load_any(model), str(model)

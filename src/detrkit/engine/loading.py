@@ -28,7 +28,9 @@ def train_loader(dataset: Dataset, config: TrainConfig, spec: ModelSpec, **proce
     data, overfit = config.data, bool(config.run.overfit)
     return make_loader(
         dataset,
-        transform=train_transform(spec.size, spec.max_size, augment="none" if overfit else data.augment),
+        transform=train_transform(
+            spec.size, spec.max_size, square=spec.square, augment="none" if overfit else data.augment
+        ),
         batch_size=data.batch_size,
         training=True,
         seed=config.run.seed,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from detrkit.config import TrainConfig
+from detrkit.models.registry import architecture
 
 OVERFIT_OK = 0.9  # AP50 or PQ on the few images
 MINUTES = 2.0  # until the verdict, unless --minutes says otherwise
@@ -51,7 +52,9 @@ def overfit_config(config: TrainConfig, *, world: int) -> TrainConfig:
 
 def smaller_input(config: TrainConfig) -> tuple[TrainConfig, str]:
     """Return the settings with smaller images where a CPU would see few steps, and a line that says so, or ""."""
-    size = config.data.size or (None if config.run.init_from or config.run.freeze_detector else 800)
+    starts_from_weights = bool(config.run.init_from or config.run.freeze_detector)
+    published = None if starts_from_weights else architecture(config.model.name or "detr-r50").size
+    size = config.data.size or published
     on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
     if not on_cpu or size is None or size <= CPU_SIZE:
         return config, ""

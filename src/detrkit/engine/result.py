@@ -66,7 +66,7 @@ def finish(
         "model": " ".join([spec.name, *(f"{k}={v}" for k, v in spec.options.items())]),
         "dataset": f"{splits.val.name if splits.evaluated else data_name(config)}, split {splits.val.split}, "
         f"{len(splits.val)} images",
-        "input": f"short side {spec.size}, longest side {spec.max_size} pixels",
+        "input": spec.input_words,
         "best epoch": f"{spec.training.get('epoch')} of {len(rows)}, {_reason(metrics['val'])}",
         "images per step": config.data.batch_size * config.optim.accumulate * world,
         **count_objects(splits.learned).rows(),

@@ -19,7 +19,7 @@ from detrkit.engine.launching import launch
 from detrkit.engine.loading import image_mix
 from detrkit.engine.splits import data_name
 from detrkit.models.base import DetectionModel
-from detrkit.models.registry import architecture, build_options
+from detrkit.models.registry import Architecture, architecture, build_options
 from detrkit.models.settings import check_parameters, full_options
 from detrkit.utils.download import DownloadError
 from detrkit.utils.errors import DetrkitError
@@ -150,19 +150,15 @@ def make_model(
         if source is not None and _same_kind(backbone, source.weights.backbone):
             norm = source.weights.norm or norm
         options.setdefault("backbone_norm", norm)
-    size, max_size = config.data.size, config.data.max_size
-    if size is None and source is not None:
-        size, max_size = source.spec.size, max_size or source.spec.max_size
-    size = size or 800
     spec = ModelSpec(
         name=name,
         options=options,
         num_classes=len(train.classes),
         classes=train.classes,
-        size=size,
-        max_size=max_size or round(size * 1333 / 800),
+        **_input_size(config, arch, source),
         training={"detrkit": detrkit.__version__, "dataset": data_name(config)},
     )
+    spec.check_max_size(config.data.max_size)
     check_batch(spec.size, spec.max_size, min(config.data.batch_size, len(train)))
     image_mix(config).check(train)
     try:
@@ -191,6 +187,16 @@ def make_model(
         _check_whole(report, source, train)
         started = "freeze_detector"
     return model, replace(spec, training={**spec.training, started: source.name}), report
+
+
+def _input_size(config: TrainConfig, arch: Architecture, source: Source | None) -> dict[str, Any]:
+    """Return the fields of the spec that say to which size images are brought: unset ones are those of the source."""
+    size, max_size = config.data.size, config.data.max_size
+    if size is None and source is not None:
+        size, max_size = source.spec.size, max_size or source.spec.max_size
+    size = size or arch.size
+    square = arch.square if source is None or source.spec.name != arch.name else source.spec.square
+    return {"size": size, "max_size": None if square else max_size or round(size * 1333 / 800), "square": square}
 
 
 def _check_whole(report: InitReport, source: Source, train: Dataset) -> None:

@@ -214,16 +214,26 @@ class DeformableEncoder(nn.ModuleList):
 class DeformableDecoderLayer(nn.Module):
     """Self-attention among queries, deformable attention to the memory, a feed-forward network.
 
-    Args: as of `DeformableEncoderLayer`.
+    Args: as of `DeformableEncoderLayer`; and
+
+        discrete: as of `MSDeformAttention`.
     """
 
     def __init__(
-        self, width: int, heads: int, dim_feedforward: int, *, levels: int, points: int, dropout: float
+        self,
+        width: int,
+        heads: int,
+        dim_feedforward: int,
+        *,
+        levels: int,
+        points: int | Sequence[int],
+        dropout: float,
+        discrete: bool = False,
     ) -> None:
         super().__init__()
         self.self_attention = MultiHeadAttention(width, heads, dropout=dropout)
         self.norm2 = nn.LayerNorm(width)  # numbered as published: after self-attention
-        self.cross_attention = MSDeformAttention(width, heads, levels=levels, points=points)
+        self.cross_attention = MSDeformAttention(width, heads, levels=levels, points=points, discrete=discrete)
         self.norm1 = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, dim_feedforward, dropout=dropout)
         self.norm3 = nn.LayerNorm(width)
@@ -238,6 +248,7 @@ class DeformableDecoderLayer(nn.Module):
         spatial_shapes: Shapes,
         *,
         padding_mask: Tensor | None,
+        valid_ratios: Tensor | None = None,
         query_padding_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         capture: bool = False,
@@ -251,6 +262,7 @@ class DeformableDecoderLayer(nn.Module):
             memory: (B, S, D).
             spatial_shapes: (height, width) of every level in cells.
             padding_mask: (B, S) bool, True where padded, or None.
+            valid_ratios: (B, L, 2), as of `MSDeformAttention.forward`.
             query_padding_mask: (B, Q) bool, True for queries that the others must not see, or None.
             attn_mask: (Q, Q) bool, True where a query must not attend to another, or None.
             capture: return the self-attention weights, too.
@@ -261,7 +273,12 @@ class DeformableDecoderLayer(nn.Module):
         )
         x = self.norm2(tgt + self.drop(attended))
         attended, locations, weights = self.cross_attention(
-            x + query_pos, reference_points, memory, spatial_shapes, padding_mask=padding_mask
+            x + query_pos,
+            reference_points,
+            memory,
+            spatial_shapes,
+            padding_mask=padding_mask,
+            valid_ratios=valid_ratios,
         )
         x = self.norm1(x + self.drop(attended))
         x = self.norm3(x + self.drop(self.feed_forward(x)))
@@ -285,6 +302,7 @@ class DeformableDecoder(nn.ModuleList):
         padding_mask: Tensor | None,
         heads: Heads,
         look_forward_twice: bool = False,
+        layers: int | None = None,
         query_padding_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         capture: Capturing = False,
@@ -304,6 +322,7 @@ class DeformableDecoder(nn.ModuleList):
                 "iterative bounding box refinement" (Sec. 4.2).
             look_forward_twice: the heads of a layer get its reference points with their gradient, so that a layer
                 learns from the loss of the next one, too (DINO, Sec. 3.5). The layer itself gets them detached.
+            layers: the first so many are computed; None: all.
             query_padding_mask: (B, Q) bool, True for queries that the others must not see, or None.
             attn_mask: (Q, Q) bool, True where a query must not attend to another, or None.
             capture: return attention weights and sampling locations, too.
@@ -311,7 +330,7 @@ class DeformableDecoder(nn.ModuleList):
         out = DeformableDecoderOutput([], [], [], [reference_points], [], [], [])
         x = tgt
         reference = reference_points  # of the heads
-        for i, layer in enumerate(self):
+        for i, layer in enumerate(list(self)[:layers]):
             # (B, Q, L, 2 or 4) of the padded maps
             scaled = reference_points[:, :, None] * valid_ratios.repeat(1, 1, reference_points.shape[-1] // 2)[:, None]
             x, self_attn_weights, locations, weights = checkpointed(
@@ -322,6 +341,7 @@ class DeformableDecoder(nn.ModuleList):
                 memory,
                 spatial_shapes,
                 padding_mask=padding_mask,
+                valid_ratios=None if padding_mask is None else valid_ratios,
                 query_padding_mask=query_padding_mask,
                 attn_mask=attn_mask,
                 capture=bool(capture),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detrkit.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from detrkit.structures.outputs import Target
+from detrkit.structures.outputs import Denoising, Outputs, Target
 
 FEW = 100  # numbers of denoising queries below which they count groups, as published
 
@@ -95,6 +95,12 @@ class DenoisingLayout(NamedTuple):
         """Return (B, size) bool, True for padded slots."""
         mask = torch.ones(images, self.size, dtype=torch.bool, device=self.image.device)
         return mask.index_put((self.image, self.position), torch.zeros_like(self.negative))
+
+    def predictions(self, outputs: Outputs) -> Denoising:
+        """Return the outputs of the denoising queries with what the losses have to know of them."""
+        positive = (~self.negative).nonzero()[:, 0]
+        columns = (self.image[positive], self.position[positive], self.target[positive])
+        return Denoising(outputs, self.groups, *columns)
 
     def attn_mask(self, queries: int) -> Tensor:
         """Return (size + queries, size + queries) bool, True where a query must not attend to another.

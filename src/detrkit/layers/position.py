@@ -111,3 +111,24 @@ class LearnedPositionEncoding(nn.Module):
         columns = self.col_embed.weight[:w].expand(h, w, -1)
         rows = self.row_embed.weight[:h, None].expand(h, w, -1)
         return torch.cat([columns, rows], -1).expand(b, -1, -1, -1)
+
+
+def sine_of_cells(height: int, width: int, channels: int, *, device: torch.device, temperature: float = 1e4) -> Tensor:
+    """Encode the cells of a map by their row and column: (height, width, channels) float32 (RT-DETR's AIFI).
+
+    A quarter of the channels each: sine and cosine of the row, then of the column, counted from 0 and not scaled to the
+    map's size, so that a cell has the same encoding whatever the map is padded to. (The original code writes the map
+    with its axes exchanged, which is the same for squares alone.)
+
+    Args:
+        height: of the map, in cells.
+        width: likewise.
+        channels: divisible by 4.
+        device: of the result.
+        temperature: base of the geometric progression of wavelengths.
+    """
+    wavelength = temperature ** (torch.arange(channels // 4, dtype=torch.float64, device=device) / (channels // 4))
+    row, column = (torch.arange(n, dtype=torch.float64, device=device)[:, None] / wavelength for n in (height, width))
+    rows = torch.cat([row.sin(), row.cos()], -1)[:, None].expand(-1, width, -1)
+    columns = torch.cat([column.sin(), column.cos()], -1)[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], -1).float()

@@ -6,10 +6,11 @@ again at every decoder layer.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detrkit.layers.attention import AttentionOutput, MultiHeadAttention
 from detrkit.layers.checkpointing import checkpointed
@@ -77,16 +78,21 @@ def init_transformer(*modules: nn.Module) -> None:
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around a ReLU, applied to every token (Vaswani et al. 2017, Sec. 3.3)."""
+    """Two linear layers around a ReLU or GELU, applied to every token (Vaswani et al. 2017, Sec. 3.3)."""
 
-    def __init__(self, width: int, dim_feedforward: int, *, dropout: float) -> None:
+    def __init__(
+        self, width: int, dim_feedforward: int, *, dropout: float, activation: Literal["relu", "gelu"] = "relu"
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.linear1 = Linear(width, dim_feedforward)
         self.linear2 = Linear(dim_feedforward, width)
         self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, S, D) to (B, S, D)."""
+        if self.activation == "gelu":
+            return self.linear2(self.drop(F.gelu(self.linear1(x))))
         return self.linear2(self.drop(self.linear1(x, relu=True)))
 
 
@@ -97,12 +103,22 @@ class EncoderLayer(nn.Module):
         width, heads, dim_feedforward: sizes of the layer.
         dropout: on attention weights, inside the feed-forward network and on both residual branches.
         pre_norm: normalize the input of each part (official `--pre_norm`) instead of its output.
+        activation: of the feed-forward network (DETR: "relu", RT-DETR: "gelu").
     """
 
-    def __init__(self, width: int, heads: int, dim_feedforward: int, *, dropout: float, pre_norm: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dim_feedforward: int,
+        *,
+        dropout: float,
+        pre_norm: bool,
+        activation: Literal["relu", "gelu"] = "relu",
+    ) -> None:
         super().__init__()
         self.self_attention = MultiHeadAttention(width, heads, dropout=dropout)
-        self.feed_forward = FeedForward(width, dim_feedforward, dropout=dropout)
+        self.feed_forward = FeedForward(width, dim_feedforward, dropout=dropout, activation=activation)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.drop = Dropout(dropout)
@@ -155,11 +171,11 @@ class Encoder(nn.Module):
         dropout: float,
         pre_norm: bool,
         final_norm: bool,
+        activation: Literal["relu", "gelu"] = "relu",
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, dim_feedforward, dropout=dropout, pre_norm=pre_norm) for _ in range(num_layers)
-        )
+        options: dict[str, Any] = {"dropout": dropout, "pre_norm": pre_norm, "activation": activation}
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, dim_feedforward, **options) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width) if final_norm else None
 
     def forward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ class DetectionModel(nn.Module):
         num_queries: the most objects found in an image.
         segmentation: computes the masks, or None.
         detector_frozen: whether `freeze_detector` was called.
+        free_options: options of the class that may differ from those of the file whose weights are loaded: neither
+            tensors nor their meaning depend on them.
     """
 
     backbone: Backbone
@@ -28,6 +31,7 @@ class DetectionModel(nn.Module):
     num_queries: int
     segmentation: MaskPredictor | None
     detector_frozen = False
+    free_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ from detrkit.models.panoptic import MaskPredictor
 from detrkit.models.proposals import best_tokens, gathered, inverse_sigmoid, make_anchors, sine_of_boxes
 from detrkit.models.registry import register_model
 from detrkit.structures.batch import Batch
-from detrkit.structures.outputs import MASKED_LOGIT, Capturing, Denoising, Outputs, Target
+from detrkit.structures.outputs import MASKED_LOGIT, Capturing, Outputs, Target
 
 EPS = 1e-3  # of the log-odds of boxes, as published
 
@@ -185,15 +185,7 @@ class DINO(DeformableModel):
         outputs = self._outputs(matching)
         outputs.encoder = proposals.outputs
         if denoising is not None:
-            layout = denoising.layout
-            positive = (~layout.negative).nonzero()[:, 0]
-            outputs.denoising = Denoising(
-                self._outputs(decoded.of_queries(0, first)),
-                layout.groups,
-                layout.image[positive],
-                layout.position[positive],
-                layout.target[positive],
-            )
+            outputs.denoising = denoising.layout.predictions(self._outputs(decoded.of_queries(0, first)))
         outputs.capture = self._capture(encoded, matching, proposals.indices, capture)
         hidden_states = self.decoder_norm(matching.hidden_states[-1])
         self._add_masks_of_levels(outputs, hidden_states, encoded, defer=defer_masks)

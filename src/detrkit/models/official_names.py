@@ -59,6 +59,7 @@ class OfficialNames:
             this model has.
         prepare: returns the tensors of a file by the names and shapes of `rules`, where versions of the original code
             differ in them without meaning.
+        constants: returns further entries that the original code expects in a file of the model.
     """
 
     rules: Callable[[Any], Iterator[Rule]]
@@ -66,6 +67,7 @@ class OfficialNames:
     infer: Infer | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    constants: Callable[[Any], dict[str, Tensor]] = field(default=lambda model: {})
 
 
 def segmentation_rules(predictor: MaskPredictor) -> Iterator[Rule]:

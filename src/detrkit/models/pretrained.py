@@ -24,7 +24,7 @@ class EvaluationSettings:
         data: "coco": boxes on COCO val2017; "panoptic": boxes, masks and segments on the panoptic val2017.
         images: how many.
         size: short side of the input in pixels.
-        max_size: longest side of the input in pixels.
+        max_size: longest side of the input in pixels; None: images are squashed to `size` x `size`.
         batch_size: images per GPU; None where the source does not say.
         padding: "exact" or "official" (see `build_model`).
         threshold: score above which a query becomes a segment, for panoptic quality.
@@ -34,7 +34,7 @@ class EvaluationSettings:
     data: Literal["coco", "panoptic"]
     images: int
     size: int
-    max_size: int
+    max_size: int | None
     batch_size: int | None
     padding: Literal["exact", "official"]
     threshold: float | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
-from detrkit.backbones.base import Padding
+from detrkit.backbones.base import RGB, Padding
 from detrkit.models.base import DetectionModel
 from detrkit.models.official_names import OfficialNames
 from detrkit.models.pretrained import PUBLISHED, Published
@@ -62,7 +62,10 @@ class Architecture:
         options: the arguments that make this variant.
         activation: how logits become scores: "softmax" over classes and no-object, or "sigmoid" per class.
         num_classes: of the published weights.
-        max_size: longest side in pixels of an image at prediction, whose short side is 800; None: no limit.
+        size: short side in pixels of an image at prediction.
+        max_size: its longest side in pixels; None: no limit.
+        square: whether every image is squashed to `size` x `size` pixels instead.
+        mean, std: of the published weights' normalization, per RGB channel, for pixels in [0, 1]; None: ImageNet's.
         thresholds: scores above which a result counts.
         criterion: builds the losses; None: those of the activation (`detrkit.models.criterion.CRITERIA`).
         official: names of the tensors in the original code, or None.
@@ -73,7 +76,11 @@ class Architecture:
     options: Mapping[str, Any] = field(default_factory=dict)
     activation: Activation
     num_classes: int = 91
+    size: int = 800
     max_size: int | None = 1333
+    square: bool = False
+    mean: RGB | None = None
+    std: RGB | None = None
     thresholds: Thresholds = THRESHOLDS["softmax"]
     criterion: Callable[..., SetCriterion] | None = None
     official: OfficialNames | None = None
@@ -141,7 +148,11 @@ def register_model(
     *,
     activation: Activation,
     num_classes: int = 91,
+    size: int = 800,
     max_size: int | None = 1333,
+    square: bool = False,
+    mean: RGB | None = None,
+    std: RGB | None = None,
     criterion: Callable[..., SetCriterion] | None = None,
     thresholds: Thresholds | None = None,
     official: OfficialNames | None = None,
@@ -161,7 +172,11 @@ def register_model(
         activation: how logits become scores: "softmax" over classes and no-object (the last column), or "sigmoid" per
             class.
         num_classes: labels by default.
-        max_size: longest side in pixels of an image at prediction, whose short side is 800; None: no limit.
+        size: short side in pixels of an image at prediction.
+        max_size: its longest side in pixels; None: no limit.
+        square: whether every image is squashed to `size` x `size` pixels instead, in training, too.
+        mean: of the published weights' normalization, per RGB channel, for pixels in [0, 1]; None: ImageNet's.
+        std: likewise.
         criterion: a function or class that builds the losses. It takes `num_classes` and settings by keyword, each with
             its published value as default; by default the losses of DETR for "softmax", of Deformable DETR for
             "sigmoid".
@@ -191,7 +206,11 @@ def register_model(
                 options={option: value for option, value in arguments.items() if option != "num_classes"},
                 activation=activation,
                 num_classes=arguments.get("num_classes", num_classes),
-                max_size=max_size,
+                size=size,
+                max_size=None if square else max_size,
+                square=square,
+                mean=mean,
+                std=std,
                 thresholds=thresholds or THRESHOLDS[activation],
                 criterion=criterion,
                 official=official,
@@ -236,6 +255,10 @@ def _check_variant(arch: Architecture) -> None:
         raise ValueError(f"{arch.name!r} is no name of a model: use letters, digits, '.', '_' and '-'")
     if not 1 <= arch.num_classes <= MAX_CLASSES:
         raise ValueError(f"{arch.name}: num_classes is {arch.num_classes}: must be from 1 to {MAX_CLASSES:,}")
+    if arch.size < 1:
+        raise ValueError(f"{arch.name}: size is {arch.size}: must be at least 1 pixel")
+    if (arch.mean is None) != (arch.std is None):
+        raise ValueError(f"{arch.name}: give both mean and std, or neither")
     if arch.max_size is not None and arch.max_size < 1:
         raise ValueError(f"{arch.name}: max_size is {arch.max_size}: must be at least 1 pixel, or None for no limit")
     build_options(arch, {})

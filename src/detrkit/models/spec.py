@@ -34,6 +34,7 @@ Mean = Annotated[float, Field(strict=True, ge=-1000, le=1000)]
 Std = Annotated[float, Field(strict=True, ge=1e-6, le=1000)]
 ShortSide = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 LongSide = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
+Squash = Annotated[bool, Field(strict=True)]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class ModelSpec:
         mean, std: of the normalization, per RGB channel, for pixels in [0, 1].
         size: short side of the input in pixels.
         max_size: longest side of the input in pixels, None for no limit.
+        square: whether every image is squashed to `size` x `size` pixels, whatever its shape (RT-DETR); `max_size` does
+            not matter then.
         padding: "exact" or "official" (see `build_model`).
         training: where the weights come from: detrkit version, epoch, metrics, score thresholds; plain JSON values.
     """
@@ -64,6 +67,7 @@ class ModelSpec:
     max_size: LongSide | None = 1333
     padding: Padding = "exact"
     training: Mapping[str, Any] = field(default_factory=dict)
+    square: Squash = False
 
     def build(self) -> DetectionModel:
         """Build the model with random weights.
@@ -74,6 +78,24 @@ class ModelSpec:
         arch = architecture(self.name)
         options = build_options(arch, self.build_options)
         return arch.model(num_classes=self.num_classes, padding=self.padding, options=options)
+
+    @property
+    def input_words(self) -> str:
+        """What is done to the input, for reports: "short side 800, longest side 1333 pixels"."""
+        if self.square:
+            return f"squashed to {self.size} x {self.size} pixels"
+        return f"short side {self.size}, longest side {self.max_size} pixels"
+
+    def check_max_size(self, max_size: int | None) -> None:
+        """Check that a longest side is asked for of a model that has one.
+
+        Raises:
+            SettingError: the model's images are squashed to squares.
+        """
+        if self.square and max_size is not None:
+            raise SettingError(
+                f"max_size={max_size}: {self.name} squashes every image to a square: give size alone, both its sides"
+            )
 
     @property
     def build_options(self) -> dict[str, Any]:
@@ -128,6 +150,8 @@ class ModelSpec:
             "max_size": self.max_size,
             "padding": self.padding,
             "training": dict(self.training),
+            # earlier versions, which read no such field, read all other models
+            **({"square": True} if self.square else {}),
         }
         return json.dumps(plain)
 
@@ -147,7 +171,7 @@ class ModelSpec:
             raise DetrkitError(f"{_WRONG} (version is {shown(version)}: must be a whole number from 1)")
         if version > VERSION:
             raise DetrkitError(f"written by a later detrkit (format {shown(version)}): upgrade detrkit to read it")
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in plain]
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in plain and f.name != "square"]
         if missing:
             raise DetrkitError(f"{_WRONG} ({missing[0]} is missing)")
         try:

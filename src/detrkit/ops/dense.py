@@ -132,8 +132,9 @@ def convolve(
     dilation: Sequence[int] = (1, 1),
     residual: Tensor | None = None,
     relu: bool = False,
+    silu: bool = False,
 ) -> Tensor:
-    """Compute `F.conv2d`, add the residual and apply a ReLU if asked.
+    """Compute `F.conv2d`, add the residual and apply a ReLU or SiLU if asked.
 
     Args:
         x: (B, I, H, W).
@@ -144,6 +145,7 @@ def convolve(
         dilation: vertical and horizontal.
         residual: of the output's shape, added to it; its memory may be used for the result.
         relu: apply ReLU last.
+        silu: apply SiLU last; not together with a residual.
 
     Returns:
         (B, O, H', W').
@@ -151,10 +153,10 @@ def convolve(
     if not can_fuse(x, weight, bias, residual):
         y = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
         y = y if residual is None else y.add_(residual)  # in place: a convolution's gradient does not need its output
-        return y.relu_() if relu else y
+        return F.silu(y) if silu else y.relu_() if relu else y
     geometry = (list(padding), list(stride), list(dilation), 1)
     if residual is None:
-        after = "relu" if relu else "none"
+        after = "swish" if silu else "relu" if relu else "none"
         return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, after, [], "")
     return torch.ops.mkldnn._convolution_pointwise_(
         residual, x, weight, bias, *geometry, "add", 1.0, "relu" if relu else None, [], ""

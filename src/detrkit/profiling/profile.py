@@ -216,7 +216,7 @@ def _loader(model: DetectionModel, config: ProfileConfig, workers: int, device: 
     files = _cycled(config.files, 0, config.batch_size * steps)
     return make_loader(
         generated_dataset(files, num_classes=spec.num_classes, masks=has_masks(model)),
-        transform=train_transform(spec.size, spec.max_size),
+        transform=train_transform(spec.size, spec.max_size, square=spec.square),
         batch_size=config.batch_size,
         training=True,
         workers=workers,

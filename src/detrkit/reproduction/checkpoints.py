@@ -93,7 +93,8 @@ def load_published(
     """
     settings = row.evaluation
     model, loaded_spec = load_model(file, name=row.model)
-    if max_size is None:
+    published_spec(row.name).check_max_size(max_size)
+    if max_size is None and settings.max_size is not None:
         max_size = settings.max_size if size is None else round(settings.max_size * size / settings.size)
     # the file of a Deformable DETR does not hold its classes
     spec = replace(published_spec(row.name), options=loaded_spec.options, size=size or settings.size, max_size=max_size)

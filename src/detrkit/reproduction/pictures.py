@@ -31,7 +31,7 @@ def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: i
     subset = dataset.subset(evenly_spaced(len(dataset), count))
     loader = make_loader(
         subset,
-        transform=eval_transform(spec.size, spec.max_size),
+        transform=eval_transform(spec.size, spec.max_size, square=spec.square),
         batch_size=1,
         training=False,
         workers=0,

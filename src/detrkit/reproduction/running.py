@@ -248,7 +248,7 @@ def _evaluate_batches(
         return
     loader = make_loader(
         without_masks(images).subset([index for batch in batches for index in batch]),
-        transform=eval_transform(spec.size, spec.max_size),
+        transform=eval_transform(spec.size, spec.max_size, square=spec.square),
         batch_size=batch_size,
         training=False,
         workers=workers,
@@ -324,7 +324,10 @@ def _published_evaluation(row: Published) -> str:
     e = row.evaluation
     batch = "batch size not stated" if e.batch_size is None else f"batch size {e.batch_size}"
     segments = "" if e.threshold is None else f", segments above {e.threshold:g}"
+    size = f"short side {e.size}, longest side {e.max_size}"
+    if e.max_size is None:
+        size = f"squashed to {e.size} x {e.size}"
     return (
-        f"{e.images:,} images, short side {e.size}, longest side {e.max_size}, {batch}, padding {e.padding}{segments}, "
+        f"{e.images:,} images, {size}, {batch}, padding {e.padding}{segments}, "
         f"the best {e.detections} detections of an image"
     )

@@ -155,3 +155,20 @@ COCO_250 = ClassList.official(
     dict.fromkeys(COCO_NAMES, True) | dict.fromkeys(COCO_STUFF_NAMES, False),
     count=250,
 )
+# names of the same classes in other lists: those of Pascal VOC, in files of RT-DETR on the Hugging Face Hub
+COCO_SYNONYMS: dict[str, str] = {
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+}
+
+# the labels of models that count the 80 things without gaps (RT-DETR)
+COCO_80 = ClassList(tuple(COCO_NAMES.values()), tuple(COCO_NAMES))
+
+
+def coco_classes(labels: int) -> ClassList | None:
+    """Return COCO's classes as the published models with so many labels count them; None where none has so many."""
+    return next((classes for classes in (COCO_91, COCO_250, COCO_80) if len(classes) == labels), None)

@@ -12,7 +12,7 @@ from detrkit.models.pretrained import PUBLISHED
 from detrkit.models.registry import ARCHITECTURES, Architecture, architecture, build_options
 from detrkit.models.settings import constructor_defaults, full_options
 from detrkit.models.spec import ModelSpec
-from detrkit.structures.coco_classes import COCO_91, COCO_250
+from detrkit.structures.coco_classes import coco_classes
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.files import WeightsFile
 from detrkit.weights.infer import InferredModel, infer_num_classes
@@ -73,7 +73,7 @@ def check(file: WeightsFile, arch: Architecture, options: Mapping[str, Any]) -> 
     if declared.build is not arch.build:
         raise DetrkitError(f"{file.path}: weights of {declared.name}, not of {arch.name}")
     asked = full_options(arch.build, options)
-    for option in sorted(set(declared.options) - _FREE):
+    for option in sorted(set(declared.options) - _FREE - arch.build.free_options):
         theirs, ours = declared.options[option], asked[option]
         if theirs != ours:
             raise DetrkitError(
@@ -119,10 +119,18 @@ def published_spec(name: str) -> ModelSpec:
     return ModelSpec(
         arch.name,
         num_classes=arch.num_classes,
-        classes=next((c for c in (COCO_91, COCO_250) if len(c) == arch.num_classes), None),
-        max_size=arch.max_size,
+        classes=coco_classes(arch.num_classes),
+        **input_rule(arch),
         training={} if row is None else {"published": row.file, "metrics": dict(row.published)},
     )
+
+
+def input_rule(arch: Architecture) -> dict[str, Any]:
+    """Return the fields of a `ModelSpec` that say how the input of an architecture is prepared."""
+    rule: dict[str, Any] = {"size": arch.size, "max_size": arch.max_size, "square": arch.square}
+    if arch.mean is not None and arch.std is not None:
+        rule |= {"mean": arch.mean, "std": arch.std}
+    return rule
 
 
 def _complete_spec(file: WeightsFile) -> ModelSpec | None:
@@ -154,7 +162,7 @@ def _inferred_spec(file: WeightsFile, name: str | None, asked: Mapping[str, Any]
         inferred.overrides,
         num_classes=arch.num_classes if classes is None else classes,
         classes=file.classes if file.classes is not None and len(file.classes) == classes else None,
-        max_size=arch.max_size,
+        **input_rule(arch),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from detrkit.backbones import build_backbone
-from detrkit.backbones.folding import _KEPT, fold
+from detrkit.layers.folding import _KEPT, fold
 from detrkit.layers.norms import FrozenBatchNorm2d
 from detrkit.ops.dense import convolve
 from detrkit.structures.batch import Batch
@@ -29,7 +29,7 @@ def apart(convolution, norm, x):
 
 
 def folded(convolution, norm, x):
-    return convolve(x, *fold(convolution, norm, x), padding=(1, 1))
+    return convolve(x, *fold([(convolution, norm)], x), padding=(1, 1))
 
 
 def picture(side=12):
@@ -48,8 +48,8 @@ def test_one_convolution_does_both():
 def test_kept_until_a_tensor_changes():
     convolution, norm = pair()
     x = picture()
-    first = fold(convolution, norm, x)[1]
-    assert fold(convolution, norm, x)[1] is first
+    first = fold([(convolution, norm)], x)[1]
+    assert fold([(convolution, norm)], x)[1] is first
     changes = [
         lambda: convolution.weight.mul_(2),
         lambda: norm.running_var.add_(1),

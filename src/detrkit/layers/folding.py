@@ -1,0 +1,95 @@
+"""Norms folded into the convolutions before them, and parallel convolutions into one: exact, for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detrkit.layers.norms import FrozenBatchNorm2d
+from detrkit.ops.dense import can_fuse, pack, requires_grad
+
+
+@dataclass
+class _Folded:
+    """Cached result of folding, with the state of the tensors it was computed from."""
+
+    sources: list[object]  # address, version, dtype and device of the tensors it was folded from
+    weight: Tensor
+    bias: Tensor
+    shape: torch.Size | None = None  # of the last input
+    packed: Tensor | None = None  # the weight in oneDNN's layout for that input
+
+
+_KEPT: WeakKeyDictionary[nn.Module, _Folded] = WeakKeyDictionary()  # never saved in checkpoints
+
+
+Norm = FrozenBatchNorm2d | nn.BatchNorm2d
+Branch = tuple[nn.Conv2d, Norm]  # a convolution without bias, and the norm after it
+
+
+def fold(branches: Sequence[Branch], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold norms with constant statistics into the convolutions before them: return weight and bias of one convolution.
+
+    norm(conv(x)) = (w * x) s + t = (w s) * x + t: a pass over the weights instead of one over the map. Branches that
+    read the same map and are added up are one convolution of the largest kernel (RepVGG, Ding et al. 2021, Sec. 3.2),
+    as the sum of their weights, smaller kernels in the middle. While a weight is trained, folding is part of its graph.
+    Otherwise the result is cached until one of the tensors changes, by PyTorch's version counter: changes made in place
+    through `.data` are not seen.
+
+    oneDNN reorders the weight at every call; for consecutive inputs of one size the reordered weight is cached, too
+    (R50 at 256 x 256: 45 ms without, 31 ms with it; at 800 x 1199: 433 and 409 ms). The layout for one size may be slow
+    for another one (99 ms).
+
+    Args:
+        branches: one, or several of the same stride that keep the map's size alike, the largest kernel first; norms
+            are frozen, or in eval mode.
+        x: (B, C, H, W) input of the convolutions.
+
+    Returns:
+        Weight (O, I, h, w), for `detrkit.ops.dense.convolve` alone, and bias (O,), in the weight's dtype.
+    """
+    tensors = [t for convolution, norm in branches for t in _tensors(convolution, norm)]
+    if requires_grad(*tensors):
+        return _folded(branches)
+    if torch.compiler.is_compiling() or any(type(t) not in (Tensor, nn.Parameter) or t.is_inference() for t in tensors):
+        return _folded(branches)  # recorded in a graph, or without a version counter
+    sources: list[object] = [(t.data_ptr(), t._version, t.dtype, t.device) for t in tensors]
+    sources += [norm.eps for _, norm in branches]
+    first = branches[0][0]
+    cached = _KEPT.get(first)
+    with torch.inference_mode(False), torch.no_grad():  # a training step may use it as well
+        if cached is None or cached.sources != sources:
+            cached = _KEPT[first] = _Folded(sources, *_folded(branches))
+        if x.shape != cached.shape:
+            cached.shape, cached.packed = x.shape, None
+        elif cached.packed is None and can_fuse(x, cached.weight):
+            cached.packed = pack(cached.weight, first, x.shape)
+    if cached.packed is not None and can_fuse(x, cached.weight):
+        return cached.packed, cached.bias
+    return cached.weight, cached.bias
+
+
+def _tensors(convolution: nn.Conv2d, norm: Norm) -> list[Tensor]:
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    return [convolution.weight, norm.weight, norm.bias, mean, variance]
+
+
+def _folded(branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
+    side = max(convolution.kernel_size[0] for convolution, _ in branches)
+    weights, biases = [], []
+    for convolution, norm in branches:
+        weight, scale, shift, mean, variance = _tensors(convolution, norm)
+        scale = scale * (variance + norm.eps).rsqrt()
+        border = (side - convolution.kernel_size[0]) // 2
+        folded = weight * scale[:, None, None, None].to(weight.dtype)
+        weights.append(F.pad(folded, [border] * 4) if border else folded)
+        biases.append((shift - mean * scale).to(weight.dtype))
+    if len(branches) == 1:
+        return weights[0], biases[0]
+    return torch.stack(weights).sum(0), torch.stack(biases).sum(0)
