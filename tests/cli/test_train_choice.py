@@ -69,6 +69,13 @@ def test_a_choice_is_complete_and_what_is_fixed_stays(shapes, empty_cache):
         detrkit.choose_config("nowhere")
 
 
+def test_weights_for_another_number_of_datasets_are_refused_before_anything_is_chosen(shapes, capsys):
+    assert main(["train", str(shapes), "--weights", "1", "2", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == (
+        "detrkit: error: --weights 1.0 2.0: there is one dataset: give one weight for each\n"
+    )
+
+
 def test_the_facts_know_how_long_an_epoch_is_and_what_the_model_has(shapes, empty_cache):
     rare = load_config("small").changed(data={"path": str(shapes), "repeat_rare": 1.0}, model={"num_queries": 7})
     records = detrkit.open_dataset(shapes, split="train").records

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from detrkit.data import Dataset
+from detrkit.data.merging import merge_datasets
 from detrkit.data.sample import Record
 from detrkit.data.sampling import Sampling, plan_sampling
-from detrkit.data.sampling_report import class_rows, sampling_cells, sampling_lines, source_rows
+from detrkit.data.sampling_report import class_rows, sampling_cells, sampling_lines, source_rows, trap_lines
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 
@@ -66,6 +67,17 @@ def test_repeat_factors_are_those_of_the_paper(seed, threshold):
     labels = random_labels(seed)
     sampling = plan_sampling(dataset(labels), repeat_rare=threshold)
     np.testing.assert_allclose(sampling.rates, lvis_factors(labels, threshold), rtol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"weights": (0, 1)}, {"weights": (1e-9, 1), "repeat_rare": 0.5}])
+def test_an_epoch_without_objects_is_refused(settings):
+    sources = [dataset([[0], [0, 1], [1]]), dataset([[], []])]
+    with pytest.raises(DetrkitError, match="no image with an object is left in an epoch: give other weights or data"):
+        plan_sampling(merge_datasets(sources), sources=sources, **settings)
+    with pytest.raises(DetrkitError, match="no image with an object is left"):
+        plan_sampling(sources[1], empty_share=0.0)
+    sampling = plan_sampling(merge_datasets(sources), sources=sources)
+    assert "warning: streets has no object: its 2 images count as background (40 % of an epoch)" in trap_lines(sampling)
 
 
 def test_crowd_regions_do_not_make_an_image_one_of_a_class():

@@ -30,6 +30,7 @@ def _run(config, folder, processes: int) -> None:
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Grad strides" not in done.stderr + done.stdout
 
 
 @pytest.mark.slow

@@ -147,6 +147,7 @@ class Train:
         """
         from detrkit.engine.facts import choose_settings
         from detrkit.engine.overfit import smaller_input
+        from detrkit.engine.relations import check_datasets
         from detrkit.engine.schedule import with_epochs
         from detrkit.engine.splits import data_sources
 
@@ -156,6 +157,7 @@ class Train:
             raise DetrkitError("--minutes and --epochs: the minutes set the epochs, so give one of them")
         limit = None
         if self.recipe in (None, AUTO):
+            check_datasets(config, format_field=as_option)  # in the words of the command line
             settings = choose_settings(data_sources(config), config, fixed=self.typed)
             config, lines, limit = settings
         else:

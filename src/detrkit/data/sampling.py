@@ -139,7 +139,8 @@ def plan_sampling(
         empty_share: share of an epoch, from 0 to below 1, that images without objects have; None: as they are.
 
     Raises:
-        DetrkitError: another number of weights than of sources; a share that cannot be reached.
+        DetrkitError: another number of weights than of sources; a share that cannot be reached; an
+            epoch without objects.
     """
     sources = tuple(sources) or (dataset,)
     if weights and len(weights) != len(sources):
@@ -167,6 +168,8 @@ def plan_sampling(
         else:
             _share_of_all(rates, empty, empty_share, str(dataset.path))
     asked = bool(weights) or repeat_rare is not None or empty_share is not None
+    if asked and turn_length(rates[np.unique(presence.images)]) < 1:
+        raise DetrkitError(f"{dataset.path}: no image with an object is left in an epoch: give other weights or data")
     return Sampling(
         dataset,
         sources,

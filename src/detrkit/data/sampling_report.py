@@ -164,6 +164,11 @@ def trap_lines(sampling: Sampling) -> list[str]:
                 f"{counted(len(sampling.dataset.classes.used), 'class')}): such objects in its "
                 f"{counted(row.images, 'image')} count as background ({100 * row.share:.3g} % of an epoch)"
             )
+        if not row.objects and row.per_epoch > 0:
+            lines.append(
+                f"warning: {row.name} has no object: its {counted(row.images, 'image')} count as background "
+                f"({100 * row.share:.3g} % of an epoch)"
+            )
     for near in near_names([source.classes for source in sampling.sources]):
         lines.append(
             f"warning: {near.name!r} of {rows[near.source].name} and {near.other!r} of {rows[near.other_source].name} "

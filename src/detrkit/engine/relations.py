@@ -32,11 +32,7 @@ def check_config(config: TrainConfig, *, format_field: FieldFormat = as_field) -
     check_values(config, format_field=format_field)
     check_loggers(config.run.loggers)
 
-    def refuse(*fields: str, reason: str) -> None:
-        paths = [tuple(field.split(".")) for field in fields]
-        values = [format_field(path, getattr(getattr(config, path[0]), path[1])) for path in paths]
-        raise SettingError(f"{' and '.join(values)}: {reason}")
-
+    refuse = _refusal(config, format_field)
     data, model, optim, run = config.data, config.model, config.optim, config.run
     if not run.out.strip():
         refuse("run.out", reason="name a folder")
@@ -44,7 +40,7 @@ def check_config(config: TrainConfig, *, format_field: FieldFormat = as_field) -
         refuse("data.size", "data.max_size", reason="the longest side is at least the short side")
     if data.plain_epochs and data.plain_epochs >= optim.epochs and run.minutes is None and image_mix(config):
         refuse("data.plain_epochs", "optim.epochs", reason="no epoch is left to mix images in; give fewer plain ones")
-    _check_datasets(config, refuse)
+    check_datasets(config, format_field=format_field)
     if run.devices > (most := max(16, 4 * (os.cpu_count() or 1))):
         refuse("run.devices", reason=f"these are processes of this machine, which can run {most} at the most")
     frozen = run.freeze_detector
@@ -75,13 +71,28 @@ def check_config(config: TrainConfig, *, format_field: FieldFormat = as_field) -
         raise SettingError(str(error)) from error
 
 
-def _check_datasets(config: TrainConfig, refuse: Callable[..., None]) -> None:
-    """Check the datasets to train on and their weights.
+def _refusal(config: TrainConfig, format_field: FieldFormat) -> Callable[..., None]:
+    """Return what raises the error about fields of a config that do not go together, with a reason."""
+
+    def refuse(*fields: str, reason: str) -> None:
+        paths = [tuple(field.split(".")) for field in fields]
+        values = [format_field(path, getattr(getattr(config, path[0]), path[1])) for path in paths]
+        raise SettingError(f"{' and '.join(values)}: {reason}")
+
+    return refuse
+
+
+def check_datasets(config: TrainConfig, *, format_field: FieldFormat = as_field) -> None:
+    """Check the datasets to train on and their weights; the other settings may still be chosen.
+
+    Args:
+        config: of the run.
+        format_field: formats a field for messages.
 
     Raises:
         SettingError: a dataset twice, another number of weights, or none above 0.
     """
-    data = config.data
+    data, refuse = config.data, _refusal(config, format_field)
     paths = [data.path, *data.more_paths]
     files = [str(real_path(path)) for path in paths if not path.startswith(IN_MEMORY)]
     twice = next((path for k, path in enumerate(files) if path in files[:k]), None)

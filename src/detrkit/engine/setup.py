@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,6 +52,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
         plugins=cluster_environment(),
         precision="bf16-mixed" if run.precision == "bf16" else "32-true",
     )
+    # of convolutions of 1 x 1, whose gradients have other strides along the sides of one element: the order is the same
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     launch(fabric, run.timeout)
     return fabric
 
