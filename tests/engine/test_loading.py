@@ -20,7 +20,8 @@ from detrkit.weights.checkpoint import ModelSpec
 from helpers.datasets import panoptic_map, write_panoptic
 from helpers.tiny import MODEL, losses, tiny_config
 
-MIXED = {"mosaic": 0.7, "mixup": 0.5, "color": 0.5, "augment": "lsj"}
+MIXED = {"mosaic": 0.4, "mixup": 0.5, "color": 0.5, "augment": "lsj", "zoom_out": 0.5, "iou_crop": 0.8}
+MIXED["multi_scale"] = True
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,9 @@ def test_the_last_epochs_are_plain(epochs, plain, mixed):
 
 def test_no_epoch_left_to_mix_in_is_refused(tmp_path):
     config = tiny_config(tmp_path, tmp_path / "run", data={"mixup": 0.5, "plain_epochs": 2})
-    with pytest.raises(SettingError, match=r"data.plain_epochs is 2 and optim.epochs is 2: no epoch is left to mix"):
+    with pytest.raises(
+        SettingError, match=r"data.plain_epochs is 2 and optim.epochs is 2: no epoch is left that is not plain"
+    ):
         check_config(config)
     check_config(config.changed(data={"mixup": 0.0}))
     check_config(config.changed(run={"minutes": 3.0}))  # which decides on the number of epochs later

@@ -238,6 +238,12 @@ class DataPreview:
     """Probability that another image is blended over one, as in training."""
     copy_paste: Share = 0.0
     """Probability that objects of another image are pasted onto one, as in training; with --masks."""
+    zoom_out: Share = 0.0
+    """Probability that an image is shown small, on a black canvas, as in training."""
+    iou_crop: Share = 0.0
+    """Probability that an image is cropped around an object, as in training."""
+    multi_scale: bool = False
+    """Give the images of each training step a size of their own: a version has that of the first step of its epoch."""
     weights: tuple[Weight, ...] = ()
     """Of several datasets: how many of an epoch's images each has, as in training."""
     repeat_rare: Annotated[float, Range(gt=0, le=1)] | None = None
@@ -280,7 +286,14 @@ class DataPreview:
         )
         size = self.size or self._chosen_size(dataset.split if len(sources) == 1 else self.split or "train")
         transform = train_transform(size, augment=self.augment)
-        mix = ImageMix(mosaic=self.mosaic, mixup=self.mixup, copy_paste=self.copy_paste)
+        mix = ImageMix(
+            mosaic=self.mosaic,
+            mixup=self.mixup,
+            copy_paste=self.copy_paste,
+            zoom_out=self.zoom_out,
+            iou_crop=self.iou_crop,
+            multi_scale=self.multi_scale,
+        )
         out = preview(
             dataset,
             transform,

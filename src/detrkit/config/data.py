@@ -69,8 +69,15 @@ class DataConfig:
     """Probability that another image is blended over a training image; the objects of both count."""
     copy_paste: Share = 0.0
     """Probability that objects of another image are pasted onto a training image, along their masks."""
+    zoom_out: Share = 0.0
+    """Probability that a training image is shown small, on a black canvas of 1 to 4 times its sides."""
+    iou_crop: Share = 0.0
+    """Probability that a training image is cropped around an object, which need not be whole."""
+    multi_scale: bool = False
+    """Give the images of each training step a size of their own, from 0.75 to 1.25 times the size."""
     plain_epochs: CountOrNone | None = None
-    """The last epochs, in which mosaic, mixup and copy_paste rest; by default a fifth of all."""
+    """The last epochs, in which mosaic, mixup, copy_paste, zoom_out, iou_crop and multi_scale rest; by default a fifth
+    of all."""
     batch_size: BatchSize = 2
     """Images per process and step."""
     epoch_images: Count | None = None

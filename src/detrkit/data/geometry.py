@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from detrkit.data.sample import Sample
+from detrkit.data.window import Window, centers_inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class Geometry:
     """Geometric operations on one image, in the order of the fields.
 
     Attributes:
+        window: what is cut out of the image first, or None. Objects whose center lies outside are dropped.
         hflip: whether the image is flipped left to right.
         pre_crop_size: (height, width) in pixels of the resize before the crop, None without a crop.
         crop: (top, left, height, width) of the crop in pixels, None without one.
@@ -26,6 +28,7 @@ class Geometry:
         min_side: side of a box in pixels at the end below which its object is dropped; 0 to drop none.
     """
 
+    window: Window | None = None
     hflip: bool = False
     pre_crop_size: tuple[int, int] | None = None
     crop: tuple[int, int, int, int] | None = None
@@ -40,6 +43,8 @@ class Geometry:
 
     def __call__(self, sample: Sample) -> Sample:
         """Apply the operations to a sample."""
+        if self.window is not None:
+            sample = cut(sample, self.window, self.decoded_size)
         if self.hflip:
             sample = hflip(sample)
         if self.pre_crop_size is not None:
@@ -56,7 +61,13 @@ class Geometry:
             boxes: (N, 4) xyxy in pixels of the image.
             canvas: (height, width) of the image in pixels.
         """
-        (height, width), (x0, y0, x1, y1) = canvas, boxes.T
+        height, width = canvas
+        if self.window is not None:
+            top, left, height, width = self.window[:4]
+            shifted = boxes - [left, top, left, top]
+            inside = centers_inside(np.array([0, 0, width, height]), shifted)
+            boxes = np.clip(shifted[inside], 0, [width, height, width, height])
+        x0, y0, x1, y1 = boxes.T
         if self.hflip:
             x0, x1 = width - x1, width - x0
         boxes, area = np.stack([x0, y0, x1, y1], 1), (x1 - x0) * (y1 - y0)
@@ -72,6 +83,11 @@ class Geometry:
             keep &= (sides > 0).all(1) & (sides.prod(1) >= self.min_visible * area)
         sides = (boxes[:, 2:] - boxes[:, :2]) * [self.size[1] / width, self.size[0] / height]
         return int((keep & (sides >= self.min_side).all(1)).sum())
+
+    def scaled(self, factor: float) -> Geometry:
+        """Return the operations with another size at the end; each side is rounded to whole pixels."""
+        height, width = (max(1, round(side * factor)) for side in self.size)
+        return replace(self, size=(height, width))
 
 
 def resized_size(
@@ -178,6 +194,53 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int, *, min_vi
         area, area_before = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, whole))
         keep &= area >= min_visible * area_before
     return rebuilt(sample, image, boxes[keep], sample.labels[keep], masks)
+
+
+def cut(sample: Sample, window: Window, size: tuple[int, int]) -> Sample:
+    """Cut a window out of a sample; objects whose center lies outside are dropped.
+
+    Args:
+        sample: whole, decoded at its full size.
+        window: what is cut out; it has a part of the image.
+        size: (height, width) in pixels that the window will have. A window that reaches beyond the image is resized to
+            it at once, since the black around the image may have 15 times its pixels.
+    """
+    height, width = sample.boxes.canvas_size
+    top, left, bottom, right = window.top, window.left, window.top + window.height, window.left + window.width
+    inside = centers_inside(np.array([left, top, right, bottom]), sample.boxes.as_subclass(Tensor).numpy())
+    sample = select_objects(sample, torch.from_numpy(inside))
+    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(bottom, height), min(right, width)
+    sample = crop(sample, y0, x0, y1 - y0, x1 - x0)
+    if (y1 - y0, x1 - x0) == (window.height, window.width):
+        return sample
+    # where the image will be
+    ratios = size[0] / window.height, size[1] / window.width
+    y0, x0 = (
+        min(round((edge - start) * ratio), side - 1)
+        for edge, start, ratio, side in zip((y0, x0), (top, left), ratios, size, strict=True)
+    )
+    y1, x1 = max(y0 + 1, round((y1 - top) * ratios[0])), max(x0 + 1, round((x1 - left) * ratios[1]))
+    return placed(resize(sample, (y1 - y0, x1 - x0)), size, (y0, x0))
+
+
+def placed(sample: Sample, size: tuple[int, int], corner: tuple[int, int]) -> Sample:
+    """Put a sample onto a black canvas.
+
+    Args:
+        sample: smaller than the canvas.
+        size: (height, width) of the canvas in pixels.
+        corner: (top, left) of the sample there.
+    """
+    (top, left), (h, w) = corner, sample.boxes.canvas_size
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    image[:, top : top + h, left : left + w] = sample.image.as_subclass(Tensor)
+    masks = None
+    if sample.masks is not None:
+        canvas = torch.zeros(len(sample.masks), *size, dtype=torch.bool)
+        canvas[:, top : top + h, left : left + w] = sample.masks.as_subclass(Tensor)
+        masks = canvas.as_subclass(tv_tensors.Mask)
+    boxes = sample.boxes.as_subclass(Tensor)
+    return rebuilt(sample, image, boxes + boxes.new_tensor([left, top, left, top]), sample.labels, masks)
 
 
 def drop_small(sample: Sample, min_side: float) -> Sample:

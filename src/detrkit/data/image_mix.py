@@ -33,26 +33,37 @@ Load = Callable[[int, Geometry], Sample]  # index of an image and what will be d
 
 @dataclass(frozen=True, kw_only=True)
 class ImageMix:
-    """How often a training image is mixed with others of the dataset.
+    """How often a training image is mixed with others of the dataset, or changed as strongly.
 
     Attributes:
         mosaic: probability that four images share the canvas.
         mixup: probability that another image is blended over it.
         copy_paste: probability that objects of another image are pasted onto it, along their masks.
-        epochs: number of first epochs in which images are mixed; None: all.
+        zoom_out: probability that it is shown small on a black canvas (`draw_window`).
+        iou_crop: probability that a crop of it is shown, around an object (`draw_window`).
+        multi_scale: whether each step has a size of its own (`TrainSampler`).
+        epochs: number of first epochs in which all this is done; None: all.
     """
 
     mosaic: float = 0.0
     mixup: float = 0.0
     copy_paste: float = 0.0
+    zoom_out: float = 0.0
+    iou_crop: float = 0.0
+    multi_scale: bool = False
     epochs: int | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.mosaic or self.mixup or self.copy_paste)
+        return bool(self.mosaic or self.mixup or self.copy_paste or self.windows or self.multi_scale)
+
+    @property
+    def windows(self) -> bool:
+        """Whether images may be zoomed out of or cropped."""
+        return bool(self.zoom_out or self.iou_crop)
 
     @property
     def first_epochs(self) -> int:
-        """Number of first epochs in which something is mixed."""
+        """Number of first epochs in which something of this is done."""
         return 0 if not self else sys.maxsize if self.epochs is None else self.epochs
 
     @property
@@ -64,13 +75,20 @@ class ImageMix:
         """Check that the images of a dataset can be mixed.
 
         Raises:
-            DetrkitError: panoptic data, or objects to be pasted without masks; names the setting and what to do.
+            DetrkitError: panoptic data, which has no whole objects then, or objects to be pasted without masks; names
+                the setting and what to do.
         """
         chosen = [name for name in ("mosaic", "mixup", "copy_paste") if getattr(self, name)]
         if chosen and dataset.panoptic:
             raise DetrkitError(
                 f"data.{chosen[0]}: {dataset.path} is panoptic: in a mixed image a kind of stuff would have several "
                 "segments, and a pixel two; leave it out, or train on instances (data.layout coco)"
+            )
+        shown = [name for name in ("zoom_out", "iou_crop") if getattr(self, name)]
+        if shown and dataset.panoptic:
+            raise DetrkitError(
+                f"data.{shown[0]}: {dataset.path} is panoptic: stuff whose center is not shown would be lost; leave it "
+                "out, or train on instances (data.layout coco)"
             )
         if self.copy_paste and not dataset.with_masks:
             raise DetrkitError(
@@ -156,6 +174,9 @@ class SamplePlan:
         parts = ["mosaic"] if len(self.tiles) > 1 else []
         parts += ["copy-paste"] if self.pasted is not None else []
         parts += ["mixup"] if self.blended is not None else []
+        if (window := self.tiles[0].geometry.window) is not None:
+            parts += ["zoom-out"] if window.zoomed else []
+            parts += ["IoU crop"] if window.cropped else []
         parts += ["color"] if self.tiles[0].color is not None else []
         return ", ".join(parts)
 
@@ -168,6 +189,7 @@ class _Drawing:
     transform: Transform
     color: float
     seen: np.ndarray | None
+    scale: float
     generator: Generator
 
     def part(self, index: int, geometry: Geometry) -> ImagePart:
@@ -205,7 +227,7 @@ class _Drawing:
     def pasted(self, size: tuple[int, int]) -> ImagePart | None:
         """Draw an image, about half of its objects, and where they are pasted; None if it has no objects."""
         index, height, width = self.other()
-        geometry = self.transform.make_params(height, width, self.generator)
+        geometry = self.transform.make_params(height, width, self.generator).scaled(self.scale)
         top, left = (
             integer(min(0, canvas - side), max(0, canvas - side), self.generator)
             for canvas, side in zip(size, geometry.size, strict=True)
@@ -226,6 +248,7 @@ def plan_sample(
     mix: ImageMix,
     color: float,
     seen: np.ndarray | None,
+    scale: float,
     generator: Generator,
 ) -> SamplePlan:
     """Draw what a sample is made of.
@@ -238,9 +261,10 @@ def plan_sample(
         mix: how often images are mixed; all zero for a sample of a plain epoch.
         color: strength of color changes, 0 to 1.
         seen: (N,) cumulated rates at which the images are seen, and chosen to be mixed in; None: all alike.
+        scale: of the sample's size, for the images that objects are taken from.
         generator: to draw from; not that of `geometry`, so that other settings leave the geometry as it is.
     """
-    drawing = _Drawing(dataset, transform, color, seen, generator)
+    drawing = _Drawing(dataset, transform, color, seen, scale, generator)
     draws = [chance(generator) for _ in range(3)]  # always three: one setting does not change what another draws
     size = geometry.size
     if draws[0] < mix.mosaic and min(size) > 1:

@@ -19,7 +19,7 @@ from detrkit.data._workers import begin_worker, end_with_program, give_up
 from detrkit.data.dataset import Dataset
 from detrkit.data.handing import SHARED_FROM_BYTES, Collate, Packed, shared_from, usable_workers
 from detrkit.data.image_mix import NO_MIX, ImageMix
-from detrkit.data.samplers import EvalSampler, SampleKey, TrainSampler
+from detrkit.data.samplers import LARGEST_SCALE, EvalSampler, SampleKey, TrainSampler
 from detrkit.data.transformed import TransformedDataset
 from detrkit.data.transforms import Normalization, Transform
 from detrkit.structures.batch import Batch
@@ -156,12 +156,13 @@ def _shared_from(prepared: TransformedDataset, batch_size: int, workers: int) ->
     chosen = range(0, count, max(1, count // MEASURED_IMAGES))
     sizes = [prepared.geometry(SampleKey(0, i)).size for i in chosen]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    largest = LARGEST_SCALE if prepared.mix.multi_scale else 1.0
     masks = 0.0
     if prepared.dataset.with_masks:
         masks = sum(len(prepared.dataset.records[i].labels) for i in chosen) / len(sizes) * prepared.mix.mean_objects
     ahead = PREFETCHED * workers + 1
     least, why = shared_from(
-        round(batch_size * height * width * (3 + masks)),
+        round(batch_size * height * width * largest**2 * (3 + masks)),
         batches=ahead * int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
         handles=ahead * (1 + batch_size * (masks > 0)),
     )
@@ -213,7 +214,8 @@ def make_loader(
             is smaller still (`read_rgb`). Boxes and masks stay the same, pixels do not. Cached images are whole.
         color: for training, strength of changes of brightness, contrast, saturation and hue, 0 to 1
             (`draw_color_change`).
-        mix: for training, how often images are mixed with others (mosaic, mixup, copy-paste), and in which epochs.
+        mix: for training, how often images are mixed with others (mosaic, mixup, copy-paste) or changed as strongly
+            (zoom-out, IoU crop, a size for each step), and in which epochs.
         group_by_size: for training, put images of similar size into one step, to reduce padding (`TrainSampler`).
         accumulate: batches per optimizer step, which `group_by_size` fills together; an epoch has at least that many.
         epoch_images: for training, images per epoch where it is not the whole dataset (`TrainSampler`).
@@ -246,7 +248,8 @@ def make_loader(
     if training:
         size_of = (lambda item: prepared.geometry(item).size) if group_by_size else None
         process |= {"accumulate": accumulate, "epoch_images": epoch_images, "rates": rates}
-        sampler = TrainSampler(len(dataset), seed=seed, size_of=size_of, mixed_epochs=mix.first_epochs, **process)
+        process |= {"mixed_epochs": mix.first_epochs, "multi_scale": mix.multi_scale}
+        sampler = TrainSampler(len(dataset), seed=seed, size_of=size_of, **process)
     else:
         sampler = EvalSampler(len(dataset), order=order, **process)
     workers, why = usable_workers(default_workers() if workers is None else workers)

@@ -15,11 +15,17 @@ import numpy as np
 import torch
 
 from detrkit.data.dataset import Dataset
+from detrkit.data.draws import choice
 from detrkit.data.grouping import order_by_size
 
 # Images of similar size are grouped within this many steps. At the published augmentation of COCO-like sizes and batch
 # 4, 33 % of a batch is padding without grouping, 11 % with 16 steps, 5 % with 64, 2 % with 256.
 GROUPED_STEPS = 64
+# Published for RT-DETR at 640 pixels, which comes three times; at another size all are in proportion.
+STEP_SIZES = (480, 512, 544, 576, 608, 640, 640, 640, 672, 704, 736, 768, 800)
+_PUBLISHED_STEP_SIZE = 640
+LARGEST_SCALE = max(STEP_SIZES) / _PUBLISHED_STEP_SIZE
+_GROUP, _SCALE = 1, 3  # set the seeds of groups and of scales apart from those of the images
 
 
 class SampleKey(NamedTuple):
@@ -29,13 +35,21 @@ class SampleKey(NamedTuple):
         epoch: of the training or, with `epoch_images`, turn through the dataset.
         image: index in the dataset.
         copy: of the image in the epoch, from 0.
-        mixed: whether the image may be mixed with others; it is no part of the seed.
+        mixed: whether the image may be mixed with others or changed as strongly; it is no part of the seed.
+        scale: of the size that the image has at the end; no part of the seed either.
     """
 
     epoch: int
     image: int
     copy: int = 0
     mixed: bool = False
+    scale: float = 1.0
+
+
+def step_scale(seed: int, epoch: int, step: int) -> float:
+    """Draw the scale of the images of one optimizer step, 0.75 to 1.25 (`STEP_SIZES`)."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, epoch, step, 0, _SCALE))
+    return choice(STEP_SIZES, generator) / _PUBLISHED_STEP_SIZE
 
 
 def derived_seed(*parts: int) -> int:
@@ -58,6 +72,9 @@ class TrainSampler:
     With `epoch_images`, epochs are consecutive parts of an endless sequence of permutations of the dataset, in which
     nothing is dropped: part e starts where part e - 1 ended, and every image comes once before one comes again.
 
+    With `multi_scale`, the images of each optimizer step have a size of their own in the epochs that mix, drawn from
+    `STEP_SIZES`. It follows from (seed, epoch, step) and is the same for all processes.
+
     With `rates`, a turn has round(sum of the rates) images: an image comes its rate, rounded down or up, and which are
     rounded up is drawn anew each turn (`draw_counts`). Every time it has a `copy` of its own, so its own augmentation.
 
@@ -73,7 +90,8 @@ class TrainSampler:
         epoch_images: images per epoch, rounded down to whole batches of all processes; fewer than the dataset has, or
             more. None: the whole dataset.
         rates: (length,) how often an image is expected per turn through the dataset; None: once each.
-        mixed_epochs: number of first epochs whose samples may be mixed with other images.
+        mixed_epochs: number of first epochs whose samples may be mixed with other images or changed as strongly.
+        multi_scale: whether each step of these epochs has a scale of its own.
 
     Raises:
         ValueError: numbers that are impossible.
@@ -92,6 +110,7 @@ class TrainSampler:
         epoch_images: int | None = None,
         rates: np.ndarray | None = None,
         mixed_epochs: int = 0,
+        multi_scale: bool = False,
     ) -> None:
         _check_process(length, batch_size, rank, world_size)
         if rates is not None:
@@ -111,6 +130,7 @@ class TrainSampler:
         self.rates = rates
         self.turn_images = length if rates is None else turn_length(rates)
         self.mixed_epochs = mixed_epochs
+        self.multi_scale = multi_scale
         self.epoch = 0
         self.start_batch = 0
 
@@ -144,7 +164,11 @@ class TrainSampler:
                 span = slice(grouped * window * whole, (grouped + 1) * window * whole)
                 keys[span] = self._grouped(keys[span], grouped, self.size_of)
             first = batch * whole + self.rank * self.batch_size
-            yield keys[first : first + self.batch_size]
+            own = keys[first : first + self.batch_size]
+            if self.multi_scale and self.epoch < self.mixed_epochs:
+                scale = step_scale(self.seed, self.epoch, batch // self.accumulate)
+                own = [key._replace(scale=scale) for key in own]
+            yield own
 
     def _keys(self, count: int) -> list[SampleKey]:
         """Return the keys of an epoch for all processes, before any grouping."""
@@ -174,8 +198,7 @@ class TrainSampler:
         """Group the keys of a window: those of similar size in one step, steps shuffled, an incomplete step last."""
         unit = self.batch_size * self.world_size * self.accumulate
         order = order_by_size([size_of(key) for key in keys], unit)
-        # the 1 sets the seed apart from those of the images
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, window, 0, 1))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, window, 0, _GROUP))
         steps = [*torch.randperm(len(keys) // unit, generator=generator).tolist(), len(keys) // unit]
         return [keys[k] for step in steps for k in order[step * unit : (step + 1) * unit]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from detrkit.data.geometry import Geometry
 from detrkit.data.image_mix import NO_MIX, ImageMix, ImagePart, SamplePlan, plan_sample
 from detrkit.data.sample import Sample
 from detrkit.data.samplers import SampleKey, derived_seed
-from detrkit.data.transforms import Transform, to_target
+from detrkit.data.transforms import MIN_WINDOW_SIDE, Transform, to_target
+from detrkit.data.window import draw_window
 from detrkit.structures.outputs import Target
 from detrkit.utils.errors import DetrkitError
 
-_MIX = 2  # sets the seeds of color and mixing apart from those of the transform and of the sampler
+# set the seeds of color and mixing, and of zoom-out and IoU crop, apart from those of the transform and of the sampler
+_MIX, _WINDOW = 2, 4
 
 
 @contextmanager
@@ -46,7 +48,7 @@ class TransformedDataset:
         seed: of the training.
         draft: whether JPEGs may be decoded at a part of their size.
         color: strength of color changes, 0 to 1.
-        mix: how often images are mixed with others, where a key says that its epoch mixes.
+        mix: how often images are mixed with others and changed strongly, where a key says that its epoch does it.
         seen: (N,) cumulated rates at which the images are seen, and chosen to be mixed in; None: all alike.
     """
 
@@ -76,7 +78,8 @@ class TransformedDataset:
             return self.plan(key).make(self._load)
 
     def _load(self, index: int, geometry: Geometry) -> Sample:
-        return self.dataset.load(index, at_least=geometry.decoded_size if self.draft else None)
+        whole = not self.draft or geometry.window is not None  # a window is in pixels of the whole image
+        return self.dataset.load(index, at_least=None if whole else geometry.decoded_size)
 
     def plan(self, key: SampleKey) -> SamplePlan:
         """Return what the sample of a key is made of."""
@@ -91,6 +94,7 @@ class TransformedDataset:
             mix=self.mix if key.mixed else NO_MIX,
             color=self.color,
             seen=self.seen,
+            scale=key.scale,
             generator=self._generator(key, _MIX),
         )
 
@@ -112,7 +116,21 @@ class TransformedDataset:
         Its size is that of the sample, also where the image is mixed with others.
         """
         record = self.dataset.records[key.image]
-        return self.transform.make_params(record.height, record.width, self._generator(key))
+        window = None
+        if key.mixed and self.mix.windows:
+            window = draw_window(
+                record.height,
+                record.width,
+                record.boxes[~record.crowd],
+                zoom_out=self.mix.zoom_out,
+                iou_crop=self.mix.iou_crop,
+                generator=self._generator(key, _WINDOW),
+            )
+        height, width = (record.height, record.width) if window is None else (window.height, window.width)
+        geometry = self.transform.make_params(height, width, self._generator(key))
+        if window is not None:
+            geometry = replace(geometry, window=window, min_side=max(geometry.min_side, MIN_WINDOW_SIDE))
+        return geometry if key.scale == 1 else geometry.scaled(key.scale)
 
     def __len__(self) -> int:
         return len(self.dataset)

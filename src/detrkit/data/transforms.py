@@ -36,6 +36,7 @@ _PUBLISHED_CROP = (384, 600)
 # Of an object that a scale or a cut made small: below either it is dropped. As published nothing is dropped for that.
 MIN_VISIBLE = 0.1  # share of its area
 MIN_SIDE = 2.0  # side of its box, pixels
+MIN_WINDOW_SIDE = 1.0  # the same after a zoom-out or IoU crop, as published
 _JITTER_SCALES = (0.1, 2.0)
 _SHORTEST_JITTERED = 32  # short side in pixels: a cell of the coarsest map
 

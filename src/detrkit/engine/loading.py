@@ -49,9 +49,17 @@ def train_loader(dataset: Dataset, config: TrainConfig, spec: ModelSpec, **proce
 
 
 def image_mix(config: TrainConfig) -> ImageMix:
-    """Return how often images are mixed, and in which epochs: the last ones of the run are plain."""
+    """Return how often images are mixed or changed strongly, and when: the last epochs of the run are plain."""
     data, epochs = config.data, config.optim.epochs
     plain = data.plain_epochs
     if plain is None:
         plain = max(1, round(epochs / PLAIN_SHARE)) if epochs > 1 else 0
-    return ImageMix(mosaic=data.mosaic, mixup=data.mixup, copy_paste=data.copy_paste, epochs=max(0, epochs - plain))
+    return ImageMix(
+        mosaic=data.mosaic,
+        mixup=data.mixup,
+        copy_paste=data.copy_paste,
+        zoom_out=data.zoom_out,
+        iou_crop=data.iou_crop,
+        multi_scale=data.multi_scale,
+        epochs=max(0, epochs - plain),
+    )

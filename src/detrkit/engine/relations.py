@@ -39,7 +39,7 @@ def check_config(config: TrainConfig, *, format_field: FieldFormat = as_field) -
     if data.size is not None and data.max_size is not None and data.max_size < data.size:
         refuse("data.size", "data.max_size", reason="the longest side is at least the short side")
     if data.plain_epochs and data.plain_epochs >= optim.epochs and run.minutes is None and image_mix(config):
-        refuse("data.plain_epochs", "optim.epochs", reason="no epoch is left to mix images in; give fewer plain ones")
+        refuse("data.plain_epochs", "optim.epochs", reason="no epoch is left that is not plain; give fewer plain ones")
     check_datasets(config, format_field=format_field)
     if run.devices > (most := max(16, 4 * (os.cpu_count() or 1))):
         refuse("run.devices", reason=f"these are processes of this machine, which can run {most} at the most")

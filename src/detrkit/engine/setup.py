@@ -11,6 +11,7 @@ import detrkit
 from detrkit.backbones import Backbone, backbone_class
 from detrkit.config import TrainConfig
 from detrkit.data import Dataset
+from detrkit.data.samplers import LARGEST_SCALE
 from detrkit.engine.class_weights import make_criterion
 from detrkit.engine.environment import check_processes, cluster_environment, training_device
 from detrkit.engine.fabric import DDPStrategy, Fabric
@@ -123,6 +124,19 @@ def predicts_masks(name: str, options: Mapping[str, Any]) -> bool:
     return bool({**architecture(name).options, **options}.get("masks", False))
 
 
+def _check_images(config: TrainConfig, spec: ModelSpec, train: Dataset) -> None:
+    """Check that a batch of the largest images fits into memory, and that the images can be mixed.
+
+    Raises:
+        DetrkitError: they do not or cannot.
+    """
+    mix = image_mix(config)
+    largest = LARGEST_SCALE if mix.multi_scale else 1.0
+    longest = None if spec.max_size is None else round(spec.max_size * largest)
+    check_batch(round(spec.size * largest), longest, min(config.data.batch_size, len(train)))
+    mix.check(train)
+
+
 def make_model(
     config: TrainConfig, train: Dataset, source: Source | None = None
 ) -> tuple[DetectionModel, ModelSpec, InitReport | None]:
@@ -162,8 +176,7 @@ def make_model(
         training={"detrkit": detrkit.__version__, "dataset": data_name(config)},
     )
     spec.check_max_size(config.data.max_size)
-    check_batch(spec.size, spec.max_size, min(config.data.batch_size, len(train)))
-    image_mix(config).check(train)
+    _check_images(config, spec, train)
     try:
         make_criterion(config, spec, train)  # before anything is written
         on_cpu = training_device(config.run.device).type == "cpu"

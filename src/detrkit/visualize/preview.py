@@ -13,7 +13,7 @@ from torch import Tensor
 from detrkit.data.dataset import Dataset
 from detrkit.data.image_mix import NO_MIX, ImageMix
 from detrkit.data.sample import Sample
-from detrkit.data.samplers import SampleKey, TrainSampler
+from detrkit.data.samplers import SampleKey, TrainSampler, step_scale
 from detrkit.data.transformed import TransformedDataset
 from detrkit.data.transforms import Transform
 from detrkit.structures.classes import ClassList
@@ -50,7 +50,8 @@ def preview(
         seed: of the augmentation; the versions are those of epochs 0, 1, ... of a training run with that seed.
         variants: augmented versions per image.
         color: strength of color changes, as in training.
-        mix: how often images are mixed, as in training, where no version is of a plain epoch.
+        mix: how often images are mixed or changed as strongly, as in training, where no version is of a plain epoch;
+            the size is that of the epoch's first step.
         rates: (N,) how often each image is expected per epoch: the images are the first ones of a training with that
             seed, each once, and the rate stands beside them.
 
@@ -78,7 +79,8 @@ def preview(
         often = "" if rates is None else f"  {rates[index]:.2g} times an epoch"
         titles.append(f"{dataset.records[index].file.name}  {_size(sample)}{often}")
         for epoch in range(variants):
-            key = SampleKey(epoch, index, mixed=bool(mix))
+            scale = step_scale(seed, epoch, 0) if mix.multi_scale else 1.0
+            key = SampleKey(epoch, index, mixed=bool(mix), scale=scale)
             changed = prepared.sample(key)
             images.append(_draw_sample(changed, dataset))
             titles.append("  ".join(filter(None, (f"epoch {epoch}", _size(changed), prepared.plan(key).words))))
