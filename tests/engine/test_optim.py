@@ -108,3 +108,21 @@ def test_moving_average_closed_form():
             expected = decay * expected + (1 - decay) * value
         assert float(average.module.weight.detach()) == pytest.approx(expected)
     assert torch.is_tensor(average.n_averaged) and int(average.n_averaged) == 4
+
+
+def test_statistics_of_batch_norms_are_averaged_like_weights():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    average = moving_average(model, decay=0.3)
+    expected = None
+    for n in range(5):
+        model(torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(n)) * (n + 1))
+        average.update_parameters(model)
+        current = {name: tensor.clone() for name, tensor in model[1].named_buffers()}
+        decay = 0.0 if expected is None else min(0.3, (1 + n) / (10 + n))
+        for name in ("running_mean", "running_var"):
+            before = current[name] if expected is None else expected[name]
+            current[name] = decay * before + (1 - decay) * current[name]
+        expected = current
+        for name, tensor in average.module[1].named_buffers():  # the number of batches is copied
+            torch.testing.assert_close(tensor, expected[name])
+    assert (average.module[1].running_var != model[1].running_var).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +79,46 @@ def set_lr(optimizer: AdamW, factor: float) -> None:
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Make an exponential moving average of a model's parameters; buffers are copied.
+    """Make an exponential moving average of a model's parameters and of the statistics of its batch norms.
 
-    Early on the decay is (1 + n) / (10 + n) after n updates, if that is less, so that the first random weights fade
-    quickly.
+    Other buffers are copied. Statistics of the current weights do not fit averaged ones, so those of batch norms are
+    averaged too, as RT-DETR's authors do. Early on the decay is (1 + n) / (10 + n) after n updates, if that is less, so
+    that the first random weights fade quickly.
     """
 
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         n = float(count)
         torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + n) / (10 + n)))
 
-    return AveragedModel(model, multi_avg_fn=update)
+    return _Average(model, update)
+
+
+class _Average(AveragedModel):
+    """Moving average whose batch norms have averaged statistics.
+
+    Args:
+        model: whose weights are averaged.
+        update: moves averaged tensors towards the current ones, after a number of earlier updates.
+    """
+
+    def __init__(
+        self, model: nn.Module, update: Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]
+    ) -> None:
+        super().__init__(model, multi_avg_fn=update)
+        self._update = update
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the current weights into the average."""
+        count = int(self.n_averaged)
+        statistics = batch_statistics(self.module)
+        before = [tensor.clone() for tensor in statistics] if count else []
+        super().update_parameters(model)  # which copies buffers
+        if before:
+            torch._foreach_copy_(statistics, before)
+            self._update(statistics, batch_statistics(model), count)
+
+
+def batch_statistics(model: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of a model's batch norms."""
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
