@@ -25,7 +25,8 @@ def measured(name: str) -> str:
         return "\nNot measured yet.\n\n"
     record = json.loads(file.read_text(encoding="utf-8"))
     machine = record["machine"]
-    where = machine.get("gpu", f"{machine['cores']} cores of an {machine['processor']}")
+    cores = "one core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    where = machine.get("gpu", f"{cores} of an {machine['processor']}")
     source = f"`{record['command']}`, {where}, torch {machine['torch'].partition('+')[0]}."
     return f"\n{table(record['rows'])}\n{source}\n\n"
 
