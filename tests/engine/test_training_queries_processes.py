@@ -1,4 +1,4 @@
-"""Two processes, one without any object, train DINO and H-Deformable-DETR as one process does."""
+"""Two processes, one without any object, train DINO, H-Deformable-DETR and RT-DETR as one process does."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ SMALL = {
 QUIET = {"dn_label_noise_ratio": 0.0, "dn_box_noise_scale": 0.0}
 MODELS = {
     "denoising": ("dino-r50-4scale", {"dn_number": 60, "masks": True, **QUIET}),
+    "real time": ("rtdetrv2-r18", {"dn_number": 60, "enc_hidden_dim": 32, "enc_dim_feedforward": 32, **QUIET}),
     "hybrid": ("h-deformable-detr-r50", {"num_queries_one2many": 20, "k_one2many": 3, "masks": True}),
 }
 SIZES, COUNTS = [(70, 90), (33, 20), (64, 64), (40, 72)], [2, 1, 0, 0]
@@ -43,6 +44,9 @@ def _step(case: str, images: range, *, parts: int, world: int) -> tuple[dict[str
     """Mean loss terms and gradients of the processes, each with its images in so many parts."""
     name, options = MODELS[case]
     model = randomize(build_model(name, **SMALL, **options)).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # whose statistics are those of a process's own images
     replica = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
     criterion = build_criterion(name, num_classes=4)
     device, per_part = torch.device("cpu"), len(images) // parts

@@ -13,6 +13,7 @@ import torch
 import detrkit
 from detrkit.explanation import explanation_of
 from detrkit.models.deformable_base import DeformableModel
+from detrkit.models.rtdetr import RTDETR
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures.panoptic import PanopticResult
 from detrkit.utils.errors import SettingError
@@ -75,7 +76,7 @@ def test_detections_are_those_of_predict(kind, explained):
 def test_numbers_of_a_detection(kind, explained):
     """Shapes, sums, and that the last layer is the detection."""
     detector, explanation = explained(kind)
-    deformable = isinstance(detector.model, DeformableModel)
+    deformable = isinstance(detector.model, (DeformableModel, RTDETR))
     assert explanation.image_size == (HEIGHT, WIDTH) and explanation.deformable == deformable
     assert explanation.model_name == KINDS[kind][0]
     stride = 8 if deformable and len(explanation.maps.levels) > 1 else 16 if "dc5" in kind else 32
@@ -105,7 +106,9 @@ def test_numbers_of_a_detection(kind, explained):
         assert explanation.reference_boxes(i).shape == (4, 4)
         assert 0 <= explanation.attention_inside(i) <= 1 + 1e-6
         assert 0 <= explanation.outside(i) <= 1
-        assert (explanation.proposal(i) is not None) == kind.startswith(("h-", "dino")) | ("two-stage" in kind)
+        assert (explanation.proposal(i) is not None) == kind.startswith(("h-", "dino", "rtdetr")) | (
+            "two-stage" in kind
+        )
 
 
 @pytest.mark.parametrize("kind", kinds([kind for kind in KINDS if kind != "no-encoder"]))
@@ -117,7 +120,7 @@ def test_numbers_of_a_pixel(kind, explained):
                 got = explanation.self_attention(x, y, layer, head)
                 assert got.shape == explanation.grid and got.dtype == torch.float32
                 assert float(got.sum()) == pytest.approx(1, abs=1e-5) or not got.any()
-        if explanation.deformable:
+        if explanation.encoder_samples_points:
             points, weights = explanation.encoder_points(x, y, level=len(explanation.maps.levels) - 1)
             assert points.shape == (*weights.shape, 2)
             assert torch.allclose(weights.sum((1, 2)), torch.ones(4), atol=1e-5)

@@ -8,7 +8,6 @@ import torch
 
 from detrkit.backbones.base import Padding
 from detrkit.detector import Detector
-from detrkit.models.deformable_base import DeformableModel
 from detrkit.models.registry import list_models
 from detrkit.structures.classes import ClassList
 from detrkit.weights.checkpoint import ModelSpec
@@ -36,7 +35,8 @@ def options_of(name: str, **changed: Any) -> dict[str, Any]:
 
 # by a short name: the registered one, and options
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in list_models()},
+    **{name: (name, {}) for name in list_models() if not name.startswith("rtdetr")},
+    "rtdetrv2-r18": ("rtdetrv2-r18", {"backbone": "presnet10", "enc_hidden_dim": 32, "enc_dim_feedforward": 32}),
     "no-aux": ("detr-r50", {"aux_loss": False}),
     "no-aux-deformable": ("deformable-detr-r50", {"aux_loss": False}),
     "pre-norm": ("detr-r50", {"pre_norm": True}),
@@ -78,6 +78,6 @@ def detector_of(
                 parameter.add_(0.3 * torch.randn_like(parameter))
             elif parameter.ndim == 2:
                 parameter.mul_(5 if "head" in parameter_name else 2)
-        if not isinstance(model, DeformableModel):
+        if hasattr(model, "class_head"):
             model.class_head.bias[-1] -= 3  # "no object"
     return Detector(model, spec, device="cpu")

@@ -31,6 +31,12 @@ HYBRID = {
     "deformable-detr-r50-two-stage-tricks": (0.470, 0.490),
     "h-deformable-detr-r50": (0.487, 0.500),
 }
+# READMEs of rtdetr_pytorch and rtdetrv2_pytorch
+SIZES = ("r18", "r34", "r50-m", "r50", "r101")
+RTDETR = {
+    **dict(zip((f"rtdetr-{size}" for size in SIZES), (0.464, 0.489, 0.513, 0.531, 0.543), strict=True)),
+    **dict(zip((f"rtdetrv2-{size}" for size in SIZES), (0.481, 0.499, 0.519, 0.534, 0.543), strict=True)),
+}
 DINO = {"dino-r50-4scale": (0.490, 0.504, 0.509), "dino-r50-5scale": (0.494, 0.513, 0.512)}
 
 
@@ -41,7 +47,7 @@ def test_every_model_has_a_row():
     assert all(name == row.name for name, row in PUBLISHED.items())
     # further files of a model are told from the first by their names, and no two rows are of the same file
     assert all(row.name.startswith(f"{row.model}-") for name, row in PUBLISHED.items() if name not in standing)
-    assert len({row.file for row in PUBLISHED.values()}) == len(PUBLISHED) == 25
+    assert len({row.file for row in PUBLISHED.values()}) == len(PUBLISHED) == 35
 
 
 @pytest.mark.parametrize("row", PUBLISHED.values(), ids=lambda row: row.name)
@@ -52,9 +58,17 @@ def test_rows(row):
     assert all(abs(row.reproduced[n] - v) < 0.0011 for n, v in row.published.items() if n in row.reproduced)
     panoptic = "panoptic" in row.model
     assert row.evaluation.data == ("panoptic" if panoptic else "coco") and row.evaluation.images == 5000
-    assert (row.evaluation.threshold == 0.85) == panoptic and row.evaluation.padding == "official"
+    real_time = row.model.startswith("rtdetr")
+    assert (row.evaluation.threshold == 0.85) == panoptic
+    assert row.evaluation.padding == ("exact" if real_time else "official")
     assert row.downloadable == row.source.startswith("README and Table 1 of DETR")
-    if row.epochs is not None:
+    if real_time:
+        version = "v0.2" if "rerun" in row.file else "v0.1"
+        assert row.url == f"https://github.com/lyuwenyu/storage/releases/download/{version}/{row.file}"
+        assert (row.evaluation.size, row.evaluation.max_size, row.evaluation.detections) == (640, None, 300)
+        assert row.published["AP"] == RTDETR[row.model] and row.sha256 is None
+        assert row.file.startswith(row.model.replace("-r50-m", "-r50vd_m").replace("-", "_"))
+    elif row.epochs is not None:
         assert row.evaluation.batch_size is None
     elif row.model.startswith("deformable"):
         assert row.url is None and row.sha256 is None and row.page and row.file.endswith("-checkpoint.pth")

@@ -201,7 +201,7 @@ def test_every_published_model_is_told_from_its_tensors():
         with torch.device("meta"):
             state = to_official(build_model(name))
         inferred = infer_model(state)
-        assert inferred.needs_dilation == (name != "detr-demo")
+        assert inferred.needs_dilation == (name != "detr-demo" and not name.startswith("rtdetr"))
         if inferred.needs_dilation:
             inferred.options["dilation"] = known.options.get("dilation", False)
         assert inferred.name == name

@@ -140,7 +140,7 @@ def test_other_content_than_the_hub_names_is_refused(server, model):
         ("facebook/detr-resnet-50-panoptics", "did you mean facebook/detr-resnet-50-panoptic?"),
         (f"{NAME}@v9", "no revision 'v9' in this repository"),
         ("somebody/gated", "its owner asks for agreement: accept the conditions at"),
-        ("somebody/other-kind", "its model_type is 'rt_detr'; detrkit reads detr and deformable_detr"),
+        ("somebody/other-kind", "its model_type is 'd_fine'; detrkit reads detr, deformable_detr, rt_detr, rt_detr_v2"),
         ("somebody/damaged", "its config.json is damaged"),
         ("somebody/empty", "this repository has no config.json"),
         ("somebody/without-weights", "this repository has no weights: none of model.safetensors, pytorch_model.bin"),
@@ -150,7 +150,7 @@ def test_what_cannot_be_read_is_one_line_and_no_download(server, model, name, me
     config = model[1]["config.json"]
     server.repositories |= {
         "somebody/gated": dict(model[1]),
-        "somebody/other-kind": model[1] | {"config.json": json.dumps({"model_type": "rt_detr"}).encode()},
+        "somebody/other-kind": model[1] | {"config.json": json.dumps({"model_type": "d_fine"}).encode()},
         "somebody/damaged": model[1] | {"config.json": b"{"},
         "somebody/empty": {},
         "somebody/without-weights": {"config.json": config},

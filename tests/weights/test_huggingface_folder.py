@@ -262,7 +262,11 @@ def test_names_that_somebody_changed(tmp_path):
 @pytest.mark.parametrize(
     ("file", "fields", "message"),
     [
-        ("config.json", {"model_type": "yolos"}, "model_type is 'yolos': detrkit has detr and deformable_detr"),
+        (
+            "config.json",
+            {"model_type": "yolos"},
+            "model_type is 'yolos': detrkit has detr, deformable_detr, rt_detr, rt",
+        ),
         ("config.json", {"activation_function": "gelu"}, "activation_function is 'gelu': detrkit has 'relu'"),
         ("config.json", {"decoder_ffn_dim": 5}, "decoder_ffn_dim is 5, encoder_ffn_dim 32: detrkit has them equal"),
         ("config.json", {"id2label": {"0": "cat"}}, "id2label names 1 labels, the weights have 3"),
@@ -277,7 +281,7 @@ def test_names_that_somebody_changed(tmp_path):
         ),
         ("config.json", {"backbone_config": [1]}, r"backbone_config is \[1\]: must be an object"),
         ("config.json", {"num_queries": 7}, r"these weights do not fit(.|\n)*num_queries=100"),
-        ("preprocessor_config.json", {"size": {"height": 8, "width": 8}}, "detrkit resizes by the short side"),
+        ("preprocessor_config.json", {"size": {"height": 8, "width": 9}}, "detrkit resizes by the short side"),
         ("preprocessor_config.json", {"rescale_factor": "a"}, "rescale_factor is 'a': must be a number"),
         ("preprocessor_config.json", {"do_normalize": False}, "do_normalize is false"),
         ("preprocessor_config.json", {"rescale_factor": 1.0}, "rescale_factor is 1.0: detrkit has 1/255"),

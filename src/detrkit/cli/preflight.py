@@ -35,6 +35,7 @@ MODELS = (
     "h-deformable-detr-r50",
     "dino-r50-4scale",
     "dino-r50-5scale",
+    *(f"{kind}-{size}" for kind in ("rtdetr", "rtdetrv2") for size in ("r18", "r34", "r50-m", "r50", "r101")),
     "detr-demo",
 )
 # names of published files beside those that stand for a model; compared with published.yaml likewise

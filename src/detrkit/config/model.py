@@ -66,8 +66,8 @@ class ModelConfig:
     """First weights of the backbone: "imagenet" (downloaded once), "random", or the path of a state dict of torchvision
     or timm. Ignored with --init-from."""
     backbone: str | None = None
-    """resnet18, 34, 50, 101, 152, resnet10 (small work, random weights), timm:NAME, such as timm:convnext_tiny (needs
-    detrkit[timm]), or one of another package."""
+    """resnet18, 34, 50, 101, 152, resnet10 (small work, random weights), RT-DETR's presnet18, 34, 50, 101 (and
+    10), timm:NAME, such as timm:convnext_tiny (needs detrkit[timm]), or one of another package."""
     backbone_norm: Literal["frozen", "group", "batch"] | None = None
     """By default frozen with pretrained weights, group with random ones (timm: batch)."""
     backbone_width: Width | None = None
@@ -119,13 +119,25 @@ class ModelConfig:
     lambda_one2many: Weight | None = None
     """Hybrid matching: weight of that branch's losses (1)."""
     num_select: Annotated[int, Range(ge=1, le=1_000_000)] | None = None
-    """DINO: detections of an image, the best over queries and classes (300)."""
+    """DINO, RT-DETR: detections of an image, the best over queries and classes (300)."""
     dn_number: Annotated[int, Range(ge=0, le=10_000)] | None = None
-    """DINO: pairs of denoising queries of an image in training (100); below 50, groups of them; 0 for none."""
+    """DINO, RT-DETR: pairs of denoising queries of an image in training (100); below 50, groups of them; 0 for none."""
     dn_label_noise_ratio: Share | None = None
-    """DINO: twice the share of denoising queries whose label is drawn anew (0.5)."""
+    """DINO, RT-DETR: twice the share of denoising queries whose label is drawn anew (0.5)."""
     dn_box_noise_scale: Annotated[float, Range(ge=0, le=10)] | None = None
-    """DINO: noise of their boxes, in halves of a box's width and height (1)."""
+    """DINO, RT-DETR: noise of their boxes, in halves of a box's width and height (1)."""
+    enc_hidden_dim: Width | None = None
+    """RT-DETR: width of the encoder (256; R101 384)."""
+    enc_dim_feedforward: Annotated[int, Range(ge=1, le=1_000_000)] | None = None
+    """RT-DETR: width of the encoder's feed-forward network (1024; R101 2048)."""
+    enc_expansion: Annotated[float, Range(gt=0, le=10)] | None = None
+    """RT-DETR: channels of the encoder's blocks as a share of its width (1; R18, R34, R50-m 0.5)."""
+    eval_layers: Layers | None = None
+    """RT-DETR: decoder layers that predict at inference (all; R50-m 3 of 6): fewer are faster."""
+    discrete_sampling: bool | None = None
+    """RT-DETRv2: the decoder reads whole cells instead of interpolating (no)."""
+    level_points: tuple[Annotated[int, Range(ge=1, le=1000)], ...] | None = None
+    """RT-DETRv2: sampled points per head of each of the 3 levels, the finest first (dec_n_points each)."""
     masks: bool | None = None
     """Predict a mask for every query, too: instances or, on a COCO panoptic dataset, things and stuff. The *-panoptic
     models do; --masks alone means yes."""

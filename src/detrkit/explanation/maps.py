@@ -155,6 +155,37 @@ class DeformableMaps:
         return normalized(density(points, weights, image_size=self.image_size, grid=self.grid))
 
 
+class HybridMaps(DeformableMaps):
+    """Sampled points of the decoder, and an encoder that attends within the coarsest map alone (RT-DETR).
+
+    Attributes and methods: see `AttentionMaps`. Args: as of `DenseMaps`.
+    """
+
+    def __init__(self, capture: Capture, number: int, image_size: Size) -> None:
+        super().__init__(capture, number, image_size)
+        self.encoder_layers = len(capture.encoder_weights)
+
+    def of_cell(self, x: float, y: float, layer: int, head: Head, level: int) -> Tensor:
+        """See `AttentionMaps`; of the coarsest map's cell at the pixel, spread over the finest cells, any `level`."""
+        height, width = self.levels[-1]
+        column, row = cell_at(x, y, self.image_size, (height, width))
+        weights, shape = self.capture.encoder_weights[layer], self.capture.feature_shapes[-1]
+        assert isinstance(weights, AttentionWeights)
+        by_head = weights.rows(self.number, [row * shape[1] + column])[:, 0].float()  # (H, h * w)
+        chosen = by_head.mean(0) if head == "mean" else by_head[head]
+        map_ = chosen.detach().unflatten(0, shape)[:height, :width].cpu()
+        rows, columns = (torch.arange(n) * m // n for n, m in zip(self.grid, (height, width), strict=True))
+        return normalized(map_[rows][:, columns])
+
+    def points_of_cell(self, x: float, y: float, layer: int, level: int) -> SampledPoints:
+        """See `DeformableMaps`.
+
+        Raises:
+            SettingError: always: the encoder samples none.
+        """
+        raise SettingError("the encoder attends to a whole map and samples no points: use self_attention")
+
+
 def attention_maps(capture: Capture, number: int, image_size: Size) -> DenseMaps | DeformableMaps:
     """Return the maps of one image of the batch, of the kind that the model has.
 
@@ -163,7 +194,10 @@ def attention_maps(capture: Capture, number: int, image_size: Size) -> DenseMaps
     Raises:
         SettingError: as `DenseMaps`.
     """
-    return (DeformableMaps if capture.decoder_locations else DenseMaps)(capture, number, image_size)
+    if not capture.decoder_locations:
+        return DenseMaps(capture, number, image_size)
+    hybrid = bool(capture.encoder_weights) and not capture.encoder_locations
+    return (HybridMaps if hybrid else DeformableMaps)(capture, number, image_size)
 
 
 def valid_sizes(capture: Capture, number: int) -> list[Size]:

@@ -81,7 +81,7 @@ def _detection(explanation: Explanation, i: int) -> dict[str, Any]:
 def _pixel(explanation: Explanation, x: float, y: float) -> dict[str, Any]:
     """Return what the last encoder layer attends to from a pixel."""
     numbers: dict[str, Any] = {"x": x, "y": y, "attention": _rounded(explanation.self_attention(x, y))}
-    if explanation.deformable:
+    if explanation.encoder_samples_points:
         points, weights = explanation.encoder_points(x, y)
         numbers["points"], numbers["weights"] = _pixels(points), _rounded(weights)
     return numbers

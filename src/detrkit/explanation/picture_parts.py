@@ -22,9 +22,9 @@ PICTURE_SIDE = 1600  # pixels of the longer side with `scale=None`: larger image
 POINTS_LIGHTNESS = 0.62  # of the photograph under points, which cover less of it than a map
 
 
-def default_show(explanation: Explanation) -> Show:
+def default_show(subject: Subject) -> Show:
     """Return what a picture of one detection or pixel shows: points where the model samples some."""
-    return "points" if explanation.deformable else "map"
+    return "points" if subject.samples_points else "map"
 
 
 def canvas_of(explanation: Explanation, scale: float | None) -> tuple[Image.Image, float]:
@@ -58,7 +58,7 @@ def draw_subject(
         label: whether the box gets its name.
     """
     heat = subject.heat(layer, head)  # also checks layer and head
-    if (show or default_show(subject.explanation)) == "map":
+    if (show or default_show(subject)) == "map":
         return subject.mark(draw_heat(canvas, heat), factor, label=label)
     drawn = subject.mark(dimmed(canvas, POINTS_LIGHTNESS), factor, label=label)
     points, weights, levels = flat_points(subject, layer, head)
@@ -82,7 +82,7 @@ def heads_words(subject: Subject, head: Head, show: Show | None) -> str:
     heads = subject.explanation.heads
     if head != "mean":
         return f"head {_number(head, heads)}"
-    return f"{'all' if (show or default_show(subject.explanation)) == 'points' else 'mean of'} {heads} heads"
+    return f"{'all' if (show or default_show(subject)) == 'points' else 'mean of'} {heads} heads"
 
 
 def where(subject: Subject, layer: int, head: Head, show: Show | None) -> str:

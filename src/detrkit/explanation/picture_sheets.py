@@ -81,7 +81,7 @@ def draw_sheet(
         sheet = grid(tiles, _MAX_COLUMNS, titles, tile=canvas.size)
     else:
         sheet = grid(tiles, len(headings), titles, tile=canvas.size, headings=headings)
-    points = (show or default_show(explanation)) == "points"
+    points = (show or default_show(subjects[0])) == "points"
     items = [*level_items(explanation), LegendItem("cross", subjects[0].cross)] if points else []
     return with_legend(sheet, _sheet_caption(subjects, layer, head, show), items, letters=SHEET_LETTERS)
 
@@ -99,7 +99,7 @@ def _sheet_caption(subjects: Sequence[Subject], layer: int | All, head: Head | A
         parts.append(layer_words(first, layer))
     elif head != "all":
         parts.append(heads_words(first, head, show))
-    points = (show or default_show(first.explanation)) == "points"
+    points = (show or default_show(first)) == "points"
     parts.append(f"every tile has its own scale: the largest {'weight' if points else 'attention'} is the brightest")
     return ", ".join(parts)
 
@@ -146,7 +146,7 @@ def draw_around(
         for k, one in enumerate(side):
             page.paste(one, (x, top + k * (one.height + gap)))
     caption = f"what the encoder attends to from each of the marked pixels: {where(subjects[0], layer, head, show)}"
-    points = (show or default_show(explanation)) == "points"
+    points = (show or default_show(subjects[0])) == "points"
     items = level_items(explanation) if points else []
     what = "weight" if points else "attention"
     return with_legend(

@@ -76,7 +76,7 @@ def draw_explanation(
     if isinstance(subject, DetectionSubject) and show == "boxes":
         return _trail(subject, canvas, factor, legend=legend)
     drawn = draw_subject(subject, canvas, factor, layer, head, show)
-    return with_legend(drawn, *_legend(subject, layer, head, show or default_show(explanation))) if legend else drawn
+    return with_legend(drawn, *_legend(subject, layer, head, show or default_show(subject))) if legend else drawn
 
 
 def _check_choices(
@@ -98,7 +98,7 @@ def _check_choices(
         raise ValueError(f"show is {show!r}: choose one of {', '.join(_SHOWS)}")
     if isinstance(layer, str) and layer != "all":
         raise ValueError(f'layer is {layer!r}: choose a number, or "all"')
-    if show == "points" and not explanation.deformable:
+    if show == "points" and not (explanation.deformable if pixel is None else explanation.encoder_samples_points):
         name = explanation.model_name
         raise ValueError(f'{name} attends to a whole map and samples no points: choose show="map"')
     if show == "boxes" and (pixel is not None or layer == "all" or head == "all"):

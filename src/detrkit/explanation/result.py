@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detrkit.explanation.maps import AttentionMaps, DeformableMaps, Head, Proposal, Size
+from detrkit.explanation.maps import AttentionMaps, DeformableMaps, Head, HybridMaps, Proposal, Size
 from detrkit.explanation.page import MAX_MEGABYTES
 from detrkit.explanation.page import save_page as write_page
 from detrkit.explanation.points import SampledPoints, covered, density
@@ -74,6 +74,11 @@ class Explanation:
     def deformable(self) -> bool:
         """True if the model samples points instead of attending to a whole map."""
         return isinstance(self.maps, DeformableMaps)
+
+    @property
+    def encoder_samples_points(self) -> bool:
+        """True if the encoder does, too: RT-DETR's attends to a whole map, the coarsest."""
+        return self.deformable and not isinstance(self.maps, HybridMaps)
 
     @property
     def grid(self) -> Size:

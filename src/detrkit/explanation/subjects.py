@@ -44,6 +44,11 @@ class DetectionSubject:
         return self.explanation.decoder_layers
 
     @property
+    def samples_points(self) -> bool:
+        """Whether the decoder samples points."""
+        return self.explanation.deformable
+
+    @property
     def part(self) -> str:
         """Part of the model that attends."""
         return "decoder"
@@ -113,6 +118,11 @@ class PixelSubject:
     def layers(self) -> int:
         """Number of encoder layers."""
         return self.explanation.encoder_layers
+
+    @property
+    def samples_points(self) -> bool:
+        """Whether the encoder samples points."""
+        return self.explanation.encoder_samples_points
 
     @property
     def part(self) -> str:

@@ -9,6 +9,7 @@ from detrkit.models import detr as detr
 from detrkit.models import deformable_detr as deformable_detr
 from detrkit.models import hybrid as hybrid
 from detrkit.models import dino as dino
+from detrkit.models import rtdetr as rtdetr
 from detrkit.models import demo as demo
 # isort: on
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -83,6 +83,7 @@ def check_options(build: type[nn.Module], options: Mapping[str, Any]) -> None:
             refuse(
                 "hidden_dim", reason=f"its group norm needs a width that 32 divides: {multiples_near(width, GROUPS)}"
             )
+    _check_real_time(full, refuse)
     if full.get("mixed_selection") and not full.get("two_stage", True):
         reason = "the positions of the queries are those of proposals, so set both"
         refuse("mixed_selection", "two_stage", reason=reason)
@@ -103,6 +104,33 @@ def check_options(build: type[nn.Module], options: Mapping[str, Any]) -> None:
         if options.get("backbone_stages") is not None and len(stages) > full["num_feature_levels"] > 1:
             reason = f"{len(stages)} stages are {len(stages)} levels: raise num_feature_levels or read fewer stages"
             refuse("backbone_stages", "num_feature_levels", reason=reason)
+
+
+def _check_real_time(full: Mapping[str, Any], refuse: Callable[..., None]) -> None:
+    """Check the options that RT-DETR alone has.
+
+    Args:
+        full: all options.
+        refuse: raises the error; takes the names of options and the reason.
+    """
+    encoder_width = full.get("enc_hidden_dim")
+    if encoder_width is not None:
+        for divisor, reason in (
+            (4, "its position encoding"),
+            (full.get("nheads") or 1, "its attention, whose heads share the width,"),
+        ):
+            if encoder_width % divisor:
+                refuse(
+                    "enc_hidden_dim",
+                    reason=f"{reason} needs a width that {divisor} divides: {multiples_near(encoder_width, divisor)}",
+                )
+        if int(encoder_width * full.get("enc_expansion", 1.0)) < 1:
+            refuse("enc_hidden_dim", "enc_expansion", reason="the encoder's blocks need at least one channel")
+    points = full.get("level_points")
+    if points and len(points) != 3:
+        refuse("level_points", reason="give a number for each of the 3 levels, the finest first")
+    if full.get("eval_layers") is not None and full["eval_layers"] > full["dec_layers"]:
+        refuse("eval_layers", "dec_layers", reason="the layers that predict are the first of these")
 
 
 def _check_types(build: type[nn.Module], options: Mapping[str, Any]) -> None:

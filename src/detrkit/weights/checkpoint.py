@@ -25,7 +25,8 @@ from detrkit.weights.build import check_weights, load_weights, published_weights
 from detrkit.weights.describe import describe, published_spec
 from detrkit.weights.files import METADATA_KEY, WeightsFile, read_weights
 from detrkit.weights.huggingface import BackboneNames, to_huggingface
-from detrkit.weights.huggingface_config import CONFIG, PREPROCESSOR, WEIGHTS, config_of, preprocessor_of
+from detrkit.weights.huggingface_config import CONFIG, WEIGHTS, config_of
+from detrkit.weights.huggingface_input import PREPROCESSOR, preprocessor_of
 from detrkit.weights.official import plain_names, to_official
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def save_huggingface(
     except TypeError as error:
         raise DetrkitError(str(error)) from error
     config = config_of(spec, options, model, names)
-    preprocessor = preprocessor_of(spec, deformable=config["model_type"] == "deformable_detr")
+    preprocessor = preprocessor_of(spec, kind=config["model_type"])
     if path.is_dir() and any(path.iterdir()):
         raise DetrkitError(f"{path}: there is something in this directory: name a new one")
     with new_directory(path, manifest=False) as part:

@@ -74,7 +74,8 @@ def check(file: WeightsFile, arch: Architecture, options: Mapping[str, Any]) -> 
         raise DetrkitError(f"{file.path}: weights of {declared.name}, not of {arch.name}")
     asked = full_options(arch.build, options)
     for option in sorted(set(declared.options) - _FREE - arch.build.free_options):
-        theirs, ours = declared.options[option], asked[option]
+        # JSON has lists alone
+        theirs, ours = (tuple(v) if isinstance(v, list) else v for v in (declared.options[option], asked[option]))
         if theirs != ours:
             raise DetrkitError(
                 f"{file.path}: weights of {declared.name} with {option}={theirs!r}, but the model is {arch.name} with "

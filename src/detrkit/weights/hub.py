@@ -40,6 +40,8 @@ KNOWN = (
     "SenseTime/deformable-detr-single-scale-dc5",
     "SenseTime/deformable-detr-with-box-refine",
     "SenseTime/deformable-detr-with-box-refine-two-stage",
+    *(f"PekingU/rtdetr_{size}vd" for size in ("r18", "r34", "r50", "r101")),
+    *(f"PekingU/rtdetr_v2_{size}vd" for size in ("r18", "r34", "r50", "r101")),
 )
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # a .bin file is read without running code from it
@@ -176,7 +178,7 @@ def _check_kind(name: HubName, config: Path) -> None:
     if kind not in KINDS:
         raise DetrkitError(
             f"{name}: a model of another architecture: its model_type is {shown(kind)}; detrkit reads "
-            f"{' and '.join(KINDS)}, such as {KNOWN[0]} and SenseTime/deformable-detr"
+            f"{', '.join(KINDS)}, such as {KNOWN[0]} and SenseTime/deformable-detr"
         )
 
 

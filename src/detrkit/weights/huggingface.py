@@ -1,4 +1,4 @@
-"""Conversion of DETR and Deformable DETR weights from and to Hugging Face transformers.
+"""Conversion of DETR, Deformable DETR and RT-DETR weights from and to Hugging Face transformers.
 
 Official names are the intermediate format: tables rename them, and `load_official` reports what does not fit.
 """
@@ -19,7 +19,9 @@ from detrkit.models.detr import DETR
 from detrkit.models.dino import DINO
 from detrkit.models.hybrid import HybridDeformableDETR
 from detrkit.models.official_names import Rule
+from detrkit.models.rtdetr import RTDETR
 from detrkit.utils.errors import DetrkitError
+from detrkit.weights.huggingface_rtdetr import from_rtdetr, to_rtdetr
 from detrkit.weights.keymap import official_names
 from detrkit.weights.official import COUNTER, bare_state_dict, load_official, to_official
 
@@ -115,10 +117,11 @@ _IN_MEMORY = (
 def load_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Load weights of a transformers model, strictly.
 
-    That is `DetrForObjectDetection`, `DetrForSegmentation` or `DeformableDetrForObjectDetection`.
+    That is `DetrForObjectDetection`, `DetrForSegmentation`, `DeformableDetrForObjectDetection`,
+    `RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection`.
 
     Args:
-        model: a DETR or a Deformable DETR with the sizes of the weights.
+        model: a DETR, a Deformable DETR or an RT-DETR with the sizes of the weights.
         state_dict: the content of a `model.safetensors` or `pytorch_model.bin`, or a transformers model's own state
             dict. The backbone may be timm's (as in the published files) or transformers'. A head that several places
             share may be there once, as transformers saves it.
@@ -127,7 +130,7 @@ def load_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         WeightsError: the weights do not fit; the message lists what is missing, left over or of another shape, by
             official names.
         DetrkitError: transformers has no such model.
-        TypeError: neither a DETR nor a Deformable DETR.
+        TypeError: none of these models.
     """
     load_official(model, from_huggingface(model, state_dict))
 
@@ -137,6 +140,8 @@ def from_huggingface(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[st
 
     Args and errors: as `load_huggingface`, but nothing is compared with the model.
     """
+    if isinstance(model, RTDETR):
+        return from_rtdetr(model, state_dict)
     rules = [
         (theirs, official, [(b, a) for a, b in parts])
         for names in ("timm", "resnet")
@@ -156,9 +161,9 @@ def to_huggingface(model: nn.Module, *, backbone: BackboneNames = "timm") -> dic
     `detrkit.weights.checkpoint.save_huggingface` writes it with the configuration that `from_pretrained` needs.
 
     Args:
-        model: a DETR or a Deformable DETR.
+        model: a DETR, a Deformable DETR or an RT-DETR.
         backbone: the names of the ResNet: timm's (the published files, and the only one that transformers can
-            dilate), or those of transformers' own.
+            dilate), or those of transformers' own. RT-DETR's backbone has one kind.
 
     Returns:
         Contiguous copies, none of which share memory.
@@ -170,6 +175,8 @@ def to_huggingface(model: nn.Module, *, backbone: BackboneNames = "timm") -> dic
     """
     if backbone not in BACKBONE_RULES:
         raise ValueError(f"backbone is {backbone!r}: choose timm or resnet")
+    if isinstance(model, RTDETR):
+        return to_rtdetr(model)
     rules = _rules(model, backbone)
     body: Any = model.backbone
     if backbone == "resnet" and body.strides[-1] < 2 ** body.stages[-1]:

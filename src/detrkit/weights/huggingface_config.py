@@ -14,26 +14,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detrkit.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.backbones.resnet import SHALLOW
 from detrkit.models.base import DetectionModel
 from detrkit.models.deformable_detr import DeformableDETR
 from detrkit.models.detr import DETR
+from detrkit.models.rtdetr import RTDETR
 from detrkit.models.settings import constructor_defaults
-from detrkit.models.spec import MAX_SIDE, ModelSpec
-from detrkit.structures.coco_classes import COCO_91, COCO_250
-from detrkit.utils.documents import parse_json, read_bytes, shown
-from detrkit.utils.errors import DetrkitError, SettingError
-from detrkit.utils.schema import validated_as
+from detrkit.models.spec import ModelSpec
+from detrkit.structures.coco_classes import COCO_SYNONYMS, coco_classes
+from detrkit.utils.documents import shown
+from detrkit.utils.errors import DetrkitError
+from detrkit.weights import huggingface_rtdetr
 from detrkit.weights.huggingface import BackboneNames
-from detrkit.weights.huggingface_schema import Config, Edges, Preprocessor
+from detrkit.weights.huggingface_input import input_of, read_object
+from detrkit.weights.huggingface_schema import Config
 from detrkit.weights.infer import InferredModel
 
 log = logging.getLogger(__name__)
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
-KINDS: dict[str, type[DetectionModel]] = {"detr": DETR, "deformable_detr": DeformableDETR}
+KINDS: dict[str, type[DetectionModel]] = {"detr": DETR, "deformable_detr": DeformableDETR, **huggingface_rtdetr.KINDS}
 # (transformers', detrkit's) fields of the same meaning; those of one kind alone follow
 _SIZES = (
     ("d_model", "hidden_dim"),
@@ -57,11 +58,10 @@ _TWINS = (
     ("decoder_attention_heads", "encoder_attention_heads", "nheads"),
     ("decoder_ffn_dim", "encoder_ffn_dim", "dim_feedforward"),
 )
-_CLASS_HEAD = re.compile(r"(?:.*\.)?class_(?:labels_classifier|embed\.\d+)\.weight")
+_CLASS_HEAD = re.compile(r"(?:.*\.)?(?:class_labels_classifier|class_embed\.\d+)\.weight")
 _BOX_HEAD = re.compile(r"(?:.*\.)?bbox_(?:predictor|embed\.\d+)\.layers\.0\.weight")
 _UNNAMED = re.compile(r"LABEL_\d+")  # transformers' own names for labels that have none
 _LAST_MAP = 4  # stage 5: the stem is 0, with timm and with transformers' own
-_UNLIMITED = MAX_SIDE  # a longest side in pixels that no image has: transformers requires one
 _DEPTHS = {  # blocks of the four stages
     "resnet10": (1, 1, 1, 1),
     "resnet18": (2, 2, 2, 2),
@@ -70,9 +70,6 @@ _DEPTHS = {  # blocks of the four stages
     "resnet101": (3, 4, 23, 3),
     "resnet152": (3, 8, 36, 3),
 }
-
-
-BILINEAR = 2  # PIL's number, which transformers writes for its resampling
 
 
 def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> ModelSpec:
@@ -86,12 +83,40 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> ModelSpec:
         DetrkitError: a model or an input that detrkit does not have.
     """
     path = folder / CONFIG
-    config = _json(path, Config)
+    config = read_object(path, Config)
     kind = KINDS.get(str(config.get("model_type")))
     if kind is None:
-        raise DetrkitError(
-            f"{path}: model_type is {shown(config.get('model_type'))}: detrkit has {' and '.join(KINDS)}"
-        )
+        raise DetrkitError(f"{path}: model_type is {shown(config.get('model_type'))}: detrkit has {', '.join(KINDS)}")
+    if issubclass(kind, RTDETR):
+        options = huggingface_rtdetr.options_of(path, config, kind)
+    else:
+        options = _options(path, config, kind, state)
+    classes = _class_count(folder, config, kind, state)
+    inferred = InferredModel(kind, options)
+    plain = {
+        "version": 1,
+        "name": inferred.name,
+        "options": inferred.overrides,
+        "num_classes": classes,
+        "classes": _classes(path, config, classes),
+        **input_of(folder, squashed=issubclass(kind, RTDETR)),
+        "padding": "exact",
+        "training": {"huggingface": folder.resolve().name},
+    }
+    try:
+        return ModelSpec.from_json(plain)
+    except DetrkitError as error:
+        raise DetrkitError(f"{path}: {error}") from error
+
+
+def _options(
+    path: Path, config: Mapping[str, Any], kind: type[nn.Module], state: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Read the options of a DETR or a Deformable DETR.
+
+    Raises:
+        DetrkitError: a field with a value that detrkit does not have.
+    """
     for field, only in _ONLY:
         if config.get(field, only) != only:
             raise DetrkitError(f"{path}: {field} is {shown(config[field])}: detrkit has {only!r}")
@@ -108,23 +133,7 @@ def spec_of_folder(folder: Path, state: Mapping[str, Tensor]) -> ModelSpec:
         if options["two_stage"]:
             options["num_queries"] = config.get("two_stage_num_proposals", options["num_queries"])
     options["position_embedding"] = positions
-    options |= _backbone_options(path, config, kind, options)
-    classes = _class_count(folder, config, kind, state)
-    inferred = InferredModel(kind, options)
-    plain = {
-        "version": 1,
-        "name": inferred.name,
-        "options": inferred.overrides,
-        "num_classes": classes,
-        "classes": _classes(path, config, classes),
-        **_input(folder),
-        "padding": "exact",
-        "training": {"huggingface": folder.resolve().name},
-    }
-    try:
-        return ModelSpec.from_json(plain)
-    except DetrkitError as error:
-        raise DetrkitError(f"{path}: {error}") from error
+    return options | _backbone_options(path, config, kind, options)
 
 
 def config_of(spec: ModelSpec, options: Mapping[str, Any], model: nn.Module, names: BackboneNames) -> dict[str, Any]:
@@ -139,6 +148,8 @@ def config_of(spec: ModelSpec, options: Mapping[str, Any], model: nn.Module, nam
     Raises:
         DetrkitError: an option that transformers does not have.
     """
+    if isinstance(model, RTDETR):
+        return huggingface_rtdetr.config_fields(model, options) | _labels(spec)
     deformable = isinstance(model, DeformableDETR)
     if options.get("position_entries", 50) != 50 and options["position_embedding"] == "learned":
         raise DetrkitError(
@@ -146,7 +157,6 @@ def config_of(spec: ModelSpec, options: Mapping[str, Any], model: nn.Module, nam
         )
     heads = options["nheads"]
     kind = "DeformableDetrForObjectDetection" if deformable else "DetrForObjectDetection"
-    labels = [f"LABEL_{i}" for i in range(spec.num_classes)] if spec.classes is None else spec.classes.names
     config: dict[str, Any] = {
         "architectures": ["DetrForSegmentation" if options["masks"] else kind],
         "model_type": next(name for name, class_ in KINDS.items() if isinstance(model, class_)),
@@ -159,50 +169,26 @@ def config_of(spec: ModelSpec, options: Mapping[str, Any], model: nn.Module, nam
         "position_embedding_type": options.get("position_embedding", "sine"),
         "auxiliary_loss": False,
         "num_channels": 3,
-        "id2label": {str(i): name for i, name in enumerate(labels)},
-        "label2id": {name: i for i, name in enumerate(labels)},
-        "tie_word_embeddings": False,  # heads are listed as often as they are used; transformers 5 would tie others
+        **_labels(spec),
         **_backbone_config(model, options, names),
     }
     if deformable:
         config |= {theirs: options[ours] for theirs, ours in _DEFORMABLE}
         config["two_stage_num_proposals"] = options["num_queries"]
-    if spec.classes is not None:
-        config["detrkit"] = {"classes": spec.classes.to_json()}  # ids and things, which transformers has no place for
     return config
 
 
-def preprocessor_of(spec: ModelSpec, *, deformable: bool) -> dict[str, Any]:
-    """Build the content of preprocessor_config.json."""
-    return {
-        "image_processor_type": f"{'Deformable' if deformable else ''}DetrImageProcessor",
-        "format": "coco_detection",
-        "do_resize": True,
-        "size": {"shortest_edge": spec.size, "longest_edge": spec.max_size or _UNLIMITED},
-        "resample": 2,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(spec.mean),
-        "image_std": list(spec.std),
-        "do_pad": True,
+def _labels(spec: ModelSpec) -> dict[str, Any]:
+    """Build the fields of config.json that name the labels, and how heads are listed."""
+    labels = [f"LABEL_{i}" for i in range(spec.num_classes)] if spec.classes is None else spec.classes.names
+    fields: dict[str, Any] = {
+        "id2label": {str(i): name for i, name in enumerate(labels)},
+        "label2id": {name: i for i, name in enumerate(labels)},
+        "tie_word_embeddings": False,  # heads are listed as often as they are used; transformers 5 would tie others
     }
-
-
-def _json(path: Path, kind: Any) -> dict[str, Any]:
-    """Read a JSON file and check its fields.
-
-    Raises:
-        DetrkitError: no JSON object in the file, or a field of another type or out of its range.
-    """
-    content = parse_json(read_bytes(path), str(path))
-    if not isinstance(content, dict):
-        raise DetrkitError(f"{path}: a JSON object expected")
-    try:
-        validated_as(kind, content)
-    except SettingError as error:
-        raise DetrkitError(f"{path}: {error}") from error
-    return content
+    if spec.classes is not None:
+        fields["detrkit"] = {"classes": spec.classes.to_json()}  # ids and things, which transformers has no place for
+    return fields
 
 
 def _class_count(folder: Path, config: Mapping[str, Any], kind: type[nn.Module], state: Mapping[str, Tensor]) -> int:
@@ -246,48 +232,10 @@ def _classes(path: Path, config: Mapping[str, Any], count: int) -> dict[str, Any
     # not if the labels were renamed since
     if isinstance(detrkit_classes, dict) and detrkit_classes.get("names") == names:
         return dict(detrkit_classes)
-    coco = next((coco for coco in (COCO_91, COCO_250) if list(coco.names) == names), None)
+    coco = coco_classes(len(names))
+    if coco is None or [COCO_SYNONYMS.get(name, name) for name in names] != list(coco.names):
+        coco = None
     return coco.to_json() if coco is not None else {"names": names, "ids": list(range(count))}
-
-
-def _input(folder: Path) -> dict[str, Any]:
-    """Read how the input is prepared; without a file, as transformers does by default: as published.
-
-    Raises:
-        DetrkitError: a preparation that detrkit does not have.
-    """
-    path = folder / PREPROCESSOR
-    fields = _json(path, Preprocessor) if path.exists() else {}
-    size = fields.get("size", {"shortest_edge": 800, "longest_edge": 1333})
-    if isinstance(size, int) and not isinstance(size, bool):  # of transformers before 4.27
-        size = {"shortest_edge": size, "longest_edge": fields.get("max_size", 1333)}
-    if not isinstance(size, dict) or not size.get("shortest_edge"):
-        raise DetrkitError(
-            f"{path}: size is {shown(size)}: detrkit resizes by the short side, such as "
-            '{"shortest_edge": 800, "longest_edge": 1333}'
-        )
-    try:
-        validated_as(Edges, size)
-    except SettingError as error:
-        raise DetrkitError(f"{path}: size.{error}") from error
-    for field in ("do_resize", "do_rescale", "do_normalize"):
-        if not fields.get(field, True):
-            raise DetrkitError(f"{path}: {field} is false: detrkit always resizes and normalizes its input")
-    if abs(fields.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
-        raise DetrkitError(f"{path}: rescale_factor is {fields['rescale_factor']}: detrkit has 1/255")
-    if fields.get("resample") not in (None, BILINEAR):
-        log.warning(
-            "%s: resample is %d: detrkit resizes bilinearly (2), so that its results differ a little",
-            path,
-            fields["resample"],
-        )
-    longest = size.get("longest_edge")
-    return {
-        "mean": list(fields.get("image_mean", IMAGENET_MEAN)),
-        "std": list(fields.get("image_std", IMAGENET_STD)),
-        "size": size["shortest_edge"],
-        "max_size": longest if longest is not None and longest < _UNLIMITED else None,
-    }
 
 
 def _backbone_options(

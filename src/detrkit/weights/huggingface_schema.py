@@ -52,6 +52,11 @@ class Config(TypedDict, total=False):
     position_embedding_type: Literal["sine", "learned"]
     backbone: str | None
     backbone_config: Resnet | None
+    encoder_hidden_dim: Annotated[Width, Field(strict=True)]
+    hidden_expansion: Annotated[float, Field(gt=0, le=100)]
+    num_denoising: Annotated[int, Field(strict=True, ge=0, le=10_000)]
+    decoder_method: Literal["default", "discrete"]
+    freeze_backbone_batch_norms: Truth
     id2label: dict[str, str] | None
     detrkit: dict[str, Any] | None
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from detrkit.models.base import DetectionModel
 from detrkit.models.registry import ARCHITECTURES
+from detrkit.models.rtdetr_names import RTDETR_HEAD
 from detrkit.models.settings import constructor_defaults
 from detrkit.weights.official import CLASS_HEADS, WeightsError
 
-_OFFICIAL_NAMES = ("transformer.", "linear_class.")  # in every official model, and in no other code's
+_OFFICIAL_NAMES = ("transformer.", "linear_class.", RTDETR_HEAD)  # in every official model, and in no other code's
 # arguments of the official main.py that are the model's; its others are of training and data
 OFFICIAL_ARGUMENTS = (
     *("backbone", "dilation", "masks", "pre_norm", "position_embedding", "num_queries", "hidden_dim", "nheads"),

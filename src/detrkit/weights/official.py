@@ -11,17 +11,22 @@ from torch import Tensor, nn
 
 from detrkit.models.official_names import HYBRID_QUERIES, blocks, depth
 from detrkit.models.registry import architecture_of
+from detrkit.models.rtdetr_names import RTDETR_HEAD
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.messages import shortened
 from detrkit.weights.keymap import official_names
 
 COUNTER = "num_batches_tracked"  # of an ordinary batch norm; frozen norms have none, and no output depends on it
-CLASS_HEADS = ("class_embed.weight", "linear_class.weight", "detr.class_embed.weight", "class_embed.0.weight")
+CLASS_HEADS = (
+    *("class_embed.weight", "linear_class.weight", "detr.class_embed.weight", "class_embed.0.weight"),
+    f"{RTDETR_HEAD}0.weight",
+)
 # parts of names that identify Deformable DETR's variants
 TWO_STAGES = "transformer.enc_output."
 VARIANTS = (("transformer.decoder.bbox_embed.", "with_box_refine"), (TWO_STAGES, "two_stage"))
 DINO_TABLE = "transformer.tgt_embed.weight"  # of contents, which no other model has
-# Keys under which programs save weights; of several the first is taken: the weights as trained, not averaged.
+# Keys under which programs save weights; of several the first is taken: the weights as trained, not averaged. Of
+# RT-DETR the averaged ones are: its published figures are theirs.
 WEIGHTS_KEYS = ("model", "state_dict", "net", "module", "params", "ema", "model_ema", "ema_model")
 _KEYS_DEPTH = 3
 
@@ -52,6 +57,8 @@ def named_weights(content: Any) -> tuple[Taken, Mapping[str, Tensor] | None]:
     if not states:
         return Taken("", []), None
     name = next(iter(states))
+    if any(key.removeprefix("module.").startswith(RTDETR_HEAD) for key in states[name]):
+        name = next((other for other in states if other.startswith("ema")), name)
     return Taken(name, [other for other in states if other != name]), states[name]
 
 
@@ -154,7 +161,9 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
         TypeError: a model without official names.
     """
     state = model.state_dict()
-    return {theirs: state[ours] for theirs, ours in official_names(model)}
+    entries = {theirs: state[ours] for theirs, ours in official_names(model)}
+    arch = architecture_of(model)
+    return entries if arch is None or arch.official is None else entries | arch.official.constants(model)
 
 
 def check_fit(expected: Mapping[str, Tensor], entries: Mapping[str, Tensor], model: nn.Module | str) -> None:
@@ -255,7 +264,7 @@ def _hints(expected: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> lis
     for head in CLASS_HEADS:
         if head in entries and head in expected and len(entries[head]) != len(expected[head]):
             rows = len(entries[head])
-            classes = rows if head == "class_embed.0.weight" else rows - 1  # softmax heads have "no object" too
+            classes = rows if head.endswith(".0.weight") else rows - 1  # softmax heads have "no object" too
             coco = {91: " (COCO)", 250: " (COCO panoptic)"}.get(classes, "")
             hints.append(f"the class head has {rows} rows{coco}: build the model with num_classes={classes}")
     hints += _query_hints(expected, entries)

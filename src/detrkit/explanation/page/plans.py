@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from detrkit.explanation.maps import AttentionMaps, DeformableMaps, DenseMaps
+from detrkit.explanation.maps import AttentionMaps, DeformableMaps, DenseMaps, HybridMaps
 from detrkit.explanation.page.attention import (
     Cells,
     StoredHeads,
@@ -126,7 +126,8 @@ def pack_encoder(maps: AttentionMaps, limit: int) -> Packed:
     """
     if not maps.encoder_layers:
         return Packed([], {"layers": [], "cells": []}, [])
-    for plan in _encoder_plans(maps):
+    plans = iter(()) if isinstance(maps, HybridMaps) else _encoder_plans(maps)  # a page has maps or points, not both
+    for plan in plans:
         packed = _packed_encoder(maps, plan, limit)
         if packed is not None:
             return packed
