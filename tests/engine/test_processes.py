@@ -19,13 +19,11 @@ from detrkit.structures.outputs import Outputs, Target
 from helpers.tiny import MODEL, losses, tiny_config
 
 
-def _run(config, folder, processes: int) -> None:
-    """`detrkit train` under torchrun, one thread each."""
-    (folder / f"{processes}.yaml").write_text(config.to_yaml())
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    command += ["detrkit", "train", config.data.path, "--recipe", str(folder / f"{processes}.yaml")]
+def _run_in_two(config, folder) -> None:
+    """`detrkit train` in two processes under torchrun, one thread each; the run beside it is one of this process."""
+    (folder / "two.yaml").write_text(config.to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command += ["detrkit", "train", config.data.path, "--recipe", str(folder / "two.yaml")]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
     )
@@ -53,10 +51,9 @@ def test_two_processes_equal_one(shapes, tmp_path):
     (data / "annotations" / "instances_train2017.json").write_text(json.dumps(truth))
 
     mix = {"batch_size": 2, "repeat_rare": 0.9, "empty_share": 0.3}
-    one = tiny_config(data, tmp_path / "one", data=mix, optim={"accumulate": 2})
-    two = tiny_config(data, tmp_path / "two", data=mix)
-    _run(one, tmp_path, 1)
-    _run(two, tmp_path, 2)
+    one = tiny_config(data, tmp_path / "one", data=mix, optim={"accumulate": 2}, run={"eval_every": 2})
+    train(one)
+    _run_in_two(one.changed(optim={"accumulate": 1}, run={"out": str(tmp_path / "two")}), tmp_path)
     expected, found = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert [s for s, _ in expected] == [s for s, _ in found] == list(range(1, 7))
     assert found[0][1] == pytest.approx(expected[0][1], rel=1e-5)
@@ -80,10 +77,10 @@ def test_two_processes_train_masks_as_one(tmp_path):
     model = dataclasses.replace(MODEL, masks=True)
     detector = tiny_config(data, tmp_path / "detector", data={"layout": "coco-panoptic"}, optim={"epochs": 1})
     train(detector)
-    frozen = {"freeze_detector": str(tmp_path / "detector"), "threshold": 0.1}
+    frozen = {"freeze_detector": str(tmp_path / "detector"), "threshold": 0.1, "eval_every": 2}
     one = tiny_config(data, tmp_path / "one", model=model, optim={"accumulate": 2}, run=frozen)
-    _run(one, tmp_path, 1)
-    _run(one.changed(optim={"accumulate": 1}, run={"out": str(tmp_path / "two")}), tmp_path, 2)
+    train(one)
+    _run_in_two(one.changed(optim={"accumulate": 1}, run={"out": str(tmp_path / "two")}), tmp_path)
     expected, found = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert [s for s, _ in expected] == [s for s, _ in found] == list(range(1, 5))
     torch.testing.assert_close([v for _, v in found], [v for _, v in expected], rtol=2e-3, atol=0)
