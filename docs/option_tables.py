@@ -69,11 +69,12 @@ def section_table(section: str) -> str:
 def loss_table() -> str:
     """The options of the losses with the published value of either family."""
     rows = []
-    settings = [loss_settings(architecture(name)) for name in ("detr-r50", "deformable-detr-r50")]
+    names = ("detr-r50", "deformable-detr-r50", "rtdetrv2-r50")
+    settings = [loss_settings(architecture(name)) for name in names]
     for f in dataclasses.fields(LossConfig):
         published = [(default(values[f.name]) or "none") if f.name in values else "-" for values in settings]
         rows.append([f"`{f.name}`", option("loss", f.name, float), *published])
-    return table(["YAML", "option", "DETR", "Deformable DETR"], rows)
+    return table(["YAML", "option", "DETR", "Deformable DETR", "RT-DETR"], rows)
 
 
 def model_table() -> str:

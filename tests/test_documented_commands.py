@@ -20,6 +20,7 @@ from test_docs import DOCS, ROOT, blocks, commands
 
 # part of a command -> why it is not run here
 NOT_RUN = {
+    r"recipe realtime": "needs published weights: tests/cli/test_realtime.py",
     r"\b(facebook|SenseTime)/": "the Hugging Face Hub: tests/weights/test_hub_names.py has a server like it",
     r"\bdata download\b": "the network: tests/data/test_coco_download.py and test_cppe5.py",
     r"\bcppe5": "needs a download of 240 MB",

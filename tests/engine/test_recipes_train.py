@@ -16,6 +16,8 @@ from helpers.tiny import losses
 
 SIDE = 64
 BY_CASE = ("own-data", "few-images", "dense", "small-objects", "from-scratch")
+REAL_TIME = ("realtime", "rtdetrv2-72")
+SMALL_ENCODER = {"enc_hidden_dim": 32, "enc_dim_feedforward": 32}
 SMALL = {
     "backbone": "resnet10",
     "backbone_width": 8,
@@ -80,10 +82,18 @@ def test_a_recipe_trains(data, tmp_path, recipe, monkeypatch):
             "batch_size": 1,
             "workers": 0,
             "epoch_images": None,
+            "plain_epochs": None,
         },
-        model={**SMALL, "dropout": 0.0},
+        model={**SMALL, "dropout": 0.0, **(SMALL_ENCODER if recipe in REAL_TIME else {})},
         optim={"epochs": 1, "accumulate": 1, "warmup_steps": 0, "lr_for_batch": None, "mask_epochs": int(masks)},
-        run={"out": str(tmp_path / "run"), "device": "cpu", "tensorboard": False, "log_every": 1, "eval_every": 1},
+        run={
+            "out": str(tmp_path / "run"),
+            "device": "cpu",
+            "tensorboard": False,
+            "log_every": 1,
+            "eval_every": 1,
+            "init_from": None,
+        },
     )
     result = train(config)
     for folder in (tmp_path / "run", *([tmp_path / "run" / "detector"] if masks else [])):

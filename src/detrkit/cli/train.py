@@ -64,7 +64,8 @@ class Train:
     recognized. Several are trained on together, with classes of the same name as one."""
     recipe: str | None = None
     """A YAML file with settings, or the name of one that comes with detrkit; auto (the default) chooses. By your case
-    own-data, few-images, dense, small-objects, from-scratch, finetune (of --init-from); all: {recipes}."""
+    own-data, few-images, dense, small-objects, from-scratch, realtime (for a CPU), finetune (of --init-from); all:
+    {recipes}."""
     resume: str | None = None
     """The folder of a run: continue it exactly where it stopped."""
     config: TrainConfig = field(default_factory=TrainConfig)
@@ -170,6 +171,9 @@ class Train:
                 keep_drop="optim.lr_drop" in self.typed,
             )
             config, lines = dataclasses.replace(config, optim=fitted.optim), [fitted.words]
+            if "model.backbone_weights" in self.typed and "run.init_from" not in self.typed and config.run.init_from:
+                lines.append(f"first weights: those of the backbone alone, not {config.run.init_from} as in the recipe")
+                config = config.changed(run={"init_from": None})
         if config.run.overfit and "data.size" not in self.typed:
             config, line = smaller_input(config)
             lines = [*lines, line]
