@@ -475,3 +475,28 @@ def test_an_explanation_is_printed_in_one_line(explained):
     _, explanation = explained("detr-r50")
     want = f"<Explanation by detr-r50: {len(explanation)} detections, image of {WIDTH} x {HEIGHT} pixels>"
     assert repr(explanation) == want  # not every tensor of the capture
+
+
+def test_an_encoder_of_one_map_beside_sampled_points(tmp_path):
+    """RT-DETR: the cell of the coarsest map at a pixel attends to that map, whose cells are spread over the finest."""
+    detector = detector_of("rtdetrv2-r18")
+    explanation = detrkit.explain(detector, image(), threshold=0.0)
+    assert explanation.deformable and not explanation.encoder_samples_points and explanation.encoder_layers == 2
+    full = detector.outputs([image()], capture=True).outputs.capture.encoder_attention
+    (height, width), (h, w) = explanation.grid, explanation.maps.levels[-1]
+    assert full[0].shape == (1, 4, h * w, h * w)
+    rows, columns = ([i * n // m for i in range(m)] for m, n in ((height, h), (width, w)))
+    for x, y in ((0, 0), (WIDTH - 1, HEIGHT - 1), (70, 50)):
+        cell = int(y / HEIGHT * h) * w + int(x / WIDTH * w)
+        for layer in range(2):
+            for level in (0, 2):
+                got = explanation.self_attention(x, y, layer, 3, level=level)
+                expected = full[layer][0, 3, cell].unflatten(0, (h, w))[rows][:, columns]
+                torch.testing.assert_close(got, expected / expected.sum(), rtol=0, atol=1e-6)
+    with pytest.raises(SettingError, match="attends to a whole map and samples no points: use self_attention"):
+        explanation.encoder_points(5, 5)
+    with pytest.raises(ValueError, match='samples no points: choose show="map"'):
+        explanation.draw(pixel=(5, 5), show="points")
+    assert explanation.draw(pixel=(5, 5)).width >= WIDTH
+    page = explanation.save_page(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "self-attention of the encoder" in page
