@@ -60,11 +60,26 @@ from side_by_side import DEVICE, Report
 STUDY = "shapes-six"  # whose shared settings and members the models have
 # curve -> member of the study; the transformers ones are siblings of two-stage
 MEMBERS = {"two-stage": "two-stage", "tricks": "tricks", "hybrid": "hybrid", "dino": "dino"}
+# curve -> settings of the model in place of the member's: RT-DETRv2 as small as the others
+MODELS: dict[str, dict[str, Any]] = {
+    "rtdetr": {
+        "name": "rtdetrv2-r18",
+        "backbone": "presnet10",
+        "backbone_norm": "batch",
+        "backbone_stages": None,
+        "num_feature_levels": None,
+        "enc_hidden_dim": 64,
+        "enc_dim_feedforward": 128,
+        "num_select": 100,
+        "dn_number": 20,
+    }
+}
 TITLES = {
     "two-stage": "detrkit, ++ two-stage",
     "tricks": "detrkit, + mixed selection, look forward twice",
     "hybrid": "detrkit, + hybrid matching",
     "dino": "detrkit, DINO",
+    "rtdetr": "detrkit, RT-DETRv2",
     "transformers": "transformers, two-stage, its own loss",
     "transformers-full": "transformers, two-stage, detrkit's loss",
 }
@@ -190,7 +205,7 @@ def loader_of(config: TrainConfig, splits: Splits, spec: ModelSpec) -> Loader:
     """The batches of training, the same for every curve of a seed."""
     return make_loader(
         splits.train,
-        transform=train_transform(spec.size, spec.max_size, augment=config.data.augment),
+        transform=train_transform(spec.size, spec.max_size, square=spec.square, augment=config.data.augment),
         batch_size=config.data.batch_size,
         training=True,
         seed=config.run.seed,
@@ -336,6 +351,8 @@ def main(words: Sequence[str] | None = None) -> None:
                 continue
             name = MEMBERS.get(curve, "two-stage")
             config = study.config(next(m for m in study.members if m.name == name), seed=seed)
+            if curve in MODELS:
+                config = config.changed(model=MODELS[curve], data={"size": 112, "max_size": None})  # squares
             splits = open_splits(config)
             record = learn(curve, config, splits, seconds=60 * args.minutes, points=args.points)
             budget = {"curve": curve, "seed": seed, "minutes": args.minutes, "images": args.images}
