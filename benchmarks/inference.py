@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py --original PATH            detr-r50 on one image of 800 x 1199 pixels
     python benchmarks/inference.py --original PATH --model deformable-detr-r50 --runtimes onnxruntime openvino
+    python benchmarks/inference.py --model rtdetrv2-r18 --size 640 640 --runtimes onnxruntime openvino
     python benchmarks/inference.py --model detr-r50 --batch 32 --precision bf16 --device cuda
 
 Every contender lives in a process of its own, with its own memory and its own malloc; they run one forward pass each,
@@ -85,12 +86,15 @@ def original(args: argparse.Namespace) -> Run:
 
 
 def transformers(args: argparse.Namespace) -> Run:
-    from detrkit.comparison.transformers_runner import TransformersRunner
+    import transformers as peer
+
     from detrkit.weights.checkpoint import published_spec, save_huggingface
 
     with tempfile.TemporaryDirectory() as folder:
-        save_huggingface(Path(folder) / "model", ours(args), published_spec(args.model))
-        model = TransformersRunner.load(Path(folder) / "model", device=args.device).model
+        path = Path(folder) / "model"
+        save_huggingface(path, ours(args), published_spec(args.model))
+        kind = peer.AutoConfig.from_pretrained(path).architectures[0]
+        model = getattr(peer, kind).from_pretrained(path, dtype=torch.float32).eval().to(args.device)
     model.config.auxiliary_loss = False
     x = images(args)
     mask = torch.ones(len(x), *args.size, dtype=torch.long, device=args.device)
