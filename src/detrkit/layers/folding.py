@@ -92,4 +92,6 @@ def _folded(branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
         biases.append((shift - mean * scale).to(weight.dtype))
     if len(branches) == 1:
         return weights[0], biases[0]
-    return torch.stack(weights).sum(0), torch.stack(biases).sum(0)
+    # added one by one: the gradients of a stack's sum are views of one memory, in which a second backward pass, of
+    # accumulated batches, would add to all of them
+    return sum(weights[1:], weights[0]), sum(biases[1:], biases[0])

@@ -115,6 +115,8 @@ def _infer_points(state: Mapping[str, Tensor]) -> dict[str, Any]:
     rows = state.get("decoder.decoder.layers.0.cross_attn.attention_weights.weight")
     if scale is None or rows is None or scale.ndim != 1 or not len(scale):
         return {}
+    if scale.is_meta:  # names and shapes alone
+        return {}
     points, rest = [], [round(1 / float(value)) if value > 0 else 1 for value in scale]
     while rest:
         points.append(rest[0])
