@@ -9,6 +9,8 @@ Every contender lives in a process of its own, with its own memory and its own m
 by turns, and nothing else runs meanwhile. "tuned" is the same code under MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=
 2147483647: glibc then keeps freed memory, which detrkit asks of it by itself. Outputs are compared, too: the largest
 difference of a logit and of a box in [0, 1] from detrkit's. Weights are random, of seed 0; the image is noise.
+Where the encoder chooses the queries (two-stage, DINO, RT-DETR), nearly equal tokens of such an image swap places, so
+that the largest difference says nothing there: tests compare these models.
 
 --runtimes adds forms of detrkit's model that other programs run: compiled (torch.compile), onnxruntime and openvino
 (both through torch.onnx, needing the packages onnxscript and onnxruntime or openvino).
