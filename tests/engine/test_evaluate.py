@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import detrkit
+from detrkit.config import ModelConfig
 from detrkit.data import Dataset
 from detrkit.engine.evaluating import evaluate
 from detrkit.engine.evaluation_targets import dataset_labels
@@ -22,7 +24,7 @@ from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.build import build_model
 from detrkit.weights.checkpoint import ModelSpec, save_model
-from helpers.tiny import MODEL
+from helpers.tiny import MODEL, tiny_config
 
 OPTIONS = {**MODEL.overrides(), "backbone_norm": "group"}
 
@@ -174,3 +176,26 @@ def test_build_model_is_what_a_spec_builds():
     model, spec = _model(["a"])
     again = build_model(spec.name, num_classes=1, **spec.options)
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in again.state_dict().items()}
+
+
+@pytest.mark.parametrize("model", [{"backbone_norm": "frozen"}, {"backbone_norm": "batch"}, {"name": "rtdetrv2-r18"}])
+def test_a_run_evaluates_the_weights_that_it_has(model, shapes, tmp_path):
+    # norms are folded into the weights once and kept: those of an earlier evaluation are not the present ones
+    differences = []
+
+    class Compare(detrkit.Callback):
+        def on_evaluation_end(self, run, metrics):
+            images = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+            with torch.inference_mode():
+                kept, anew = (one.eval()(images).logits for one in (run.model, copy.deepcopy(run.model)))
+            differences.append(float((kept - anew).abs().max()))
+
+    config = tiny_config(shapes, tmp_path / "run", optim={"epochs": 3, "lr_backbone": 1e-2}, run={"eval_every": 1})
+    if "name" in model:
+        small = {"enc_hidden_dim": 32, "enc_dim_feedforward": 32, "hidden_dim": 32, "dec_layers": 1, "num_queries": 8}
+        model = {**model, "backbone": "presnet10", "backbone_width": 8, "backbone_weights": "random", **small}
+        config = replace(config, model=ModelConfig(**model)).changed(data={"size": 64})
+    else:
+        config = config.changed(model=model)
+    detrkit.train(config, callbacks=[Compare()])
+    assert len(differences) == 3 and max(differences) < 1e-5

@@ -65,9 +65,11 @@ def test_kept_until_a_tensor_changes():
         torch.testing.assert_close(folded(convolution, norm, x), apart(convolution, norm, x), atol=1e-4, rtol=1e-5)
 
 
-def test_a_step_of_the_optimizer_is_seen():
+@pytest.mark.parametrize("implementation", ["fused", "foreach"])
+def test_a_step_of_the_optimizer_is_seen(implementation):
+    # a fused one, that of a training, does not raise the version counter of what it changes
     convolution, norm = pair()
-    optimizer = torch.optim.AdamW(convolution.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(convolution.parameters(), lr=0.1, **{implementation: True})
     x = picture()
     for _ in range(3):
         with torch.inference_mode():
@@ -75,6 +77,23 @@ def test_a_step_of_the_optimizer_is_seen():
             torch.testing.assert_close(folded(convolution, norm, x), want, atol=1e-4, rtol=1e-5)
         folded(convolution, norm, x).square().mean().backward()
         optimizer.step()
+
+
+def test_training_that_froze_its_weights_afterwards_is_seen():
+    convolution, norm = pair()
+    x = picture()
+    optimizer = torch.optim.SGD(convolution.parameters(), lr=0.1, fused=True)
+    convolution.requires_grad_(False)
+    with torch.inference_mode():
+        before = folded(convolution, norm, x)
+    convolution.requires_grad_(True)
+    folded(convolution, norm, x).square().mean().backward()
+    optimizer.step()
+    convolution.requires_grad_(False)
+    with torch.inference_mode():
+        after = folded(convolution, norm, x)
+        torch.testing.assert_close(after, apart(convolution, norm, x), atol=1e-4, rtol=1e-5)
+    assert (after - before).abs().max() > 1e-3
 
 
 def test_gradient_of_the_weight():
