@@ -51,5 +51,5 @@ def test_the_class_loss_is_that_of_rt_detr_alone():
     check_config(config.changed(model={"name": "rtdetrv2-r18"}))
     with pytest.raises(SettingError, match=r"^loss\.class_loss is 'mal': dino-r50-4scale has no such part of its loss"):
         check_config(config.changed(model={"name": "dino-r50-4scale"}))
-    with pytest.raises(SettingError, match=r"^loss\.class_loss is 'focal': .*vfl.*mal"):
-        check_config(config.changed(model={"name": "rtdetrv2-r18"}, loss={"class_loss": "focal"}))
+    with pytest.raises(SettingError, match=r"^loss\.class_loss is 'bce': .*vfl.*mal.*focal"):
+        check_config(config.changed(model={"name": "rtdetrv2-r18"}, loss={"class_loss": "bce"}))

@@ -123,10 +123,10 @@ def test_terms_and_gradients_are_those_of_transformers(counts):
         torch.testing.assert_close(ours, others, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("class_loss", ["vfl", "mal"])
+@pytest.mark.parametrize("class_loss", ["vfl", "mal", "focal"])
 @pytest.mark.parametrize("class_weights", [None, (0.5, 3.0, 1.0, 7.0, 1.0)])
 def test_class_terms_are_the_formulas(class_loss, class_weights):
-    """VFL: Zhang et al. 2021, Eq. 2; MAL: DEIM, Sec. 3.3; in double precision, one query after the other."""
+    """VFL: Zhang et al. 2021, Eq. 2; MAL: DEIM, Sec. 3.3; focal: Lin et al. 2017, Eq. 5; in double precision."""
     problem = Problem([3, 0, 5], seed=1)
     criterion = rtdetr_criterion(num_classes=CLASSES, class_loss=class_loss, class_weights=class_weights)
     outputs, targets = problem.outputs, problem.targets
@@ -139,14 +139,15 @@ def test_class_terms_are_the_formulas(class_loss, class_weights):
                 p = float(outputs.logits[image, query, label].detach().double().sigmoid())
                 obj = matched.get(query)
                 if obj is None or target.labels[obj] != label:
-                    scale, gamma = (0.75, 2.0) if class_loss == "vfl" else (1.0, 1.5)
+                    scale, gamma = (1.0, 1.5) if class_loss == "mal" else (0.75, 2.0)
                     expected += scale * p**gamma * -float(torch.tensor(1 - p).log())
                     continue
                 corners = [
                     cxcywh_to_xyxy(b.detach().double()[None]) for b in (outputs.boxes[image, query], target.boxes[obj])
                 ]
                 q = float(iou(*corners)[0])
-                aim, weight = (q, q) if class_loss == "vfl" else (q**1.5, 1.0)
+                aims = {"vfl": (q, q), "mal": (q**1.5, 1.0), "focal": (1.0, 0.25 * (1 - p) ** 2)}
+                aim, weight = aims[class_loss]
                 entropy = -aim * float(torch.tensor(p).log()) - (1 - aim) * float(torch.tensor(1 - p).log())
                 expected += (1.0 if class_weights is None else class_weights[label]) * weight * entropy
     losses = criterion(outputs, targets)
@@ -189,13 +190,13 @@ def test_settings():
     matcher = criterion.matcher
     assert (matcher.alpha, matcher.gamma) == (0.25, 2.0)
     assert (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou) == (2.0, 5.0, 2.0)
-    with pytest.raises(ValueError, match="class_loss is 'focal': choose one of vfl, mal"):
-        rtdetr_criterion(num_classes=3, class_loss="focal")
+    with pytest.raises(ValueError, match="class_loss is 'bce': choose one of vfl, mal, focal"):
+        rtdetr_criterion(num_classes=3, class_loss="bce")
 
 
 def test_extreme_logits_are_finite():
     """Of padded slots, whose loss is 0, and of probabilities that round to 1."""
-    for class_loss in ("vfl", "mal"):
+    for class_loss in ("vfl", "mal", "focal"):
         logits = torch.tensor([[[-1e4, 1e4, -200.0, 90.0]]]).mT.requires_grad_()  # (1, 4, 1)
         outputs = Outputs(logits, torch.full((1, 4, 4), 0.3))
         empty = [Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))]
@@ -204,4 +205,4 @@ def test_extreme_logits_are_finite():
         assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
         assert logits.grad[0, 0] == logits.grad[0, 2] == 0
         wanted = F.softplus(torch.tensor(1e4)) + F.softplus(torch.tensor(90.0))
-        assert loss.item() == pytest.approx((0.75 if class_loss == "vfl" else 1.0) * float(wanted), rel=1e-6)
+        assert loss.item() == pytest.approx((1.0 if class_loss == "mal" else 0.75) * float(wanted), rel=1e-6)

@@ -14,7 +14,7 @@ from detrkit.utils.ranges import (
     Weight,
 )
 
-ClassLoss = Literal["vfl", "mal"]
+ClassLoss = Literal["vfl", "mal", "focal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class LossConfig:
     set_cost_giou: Weight | None = None
     """Matching cost of the box's GIoU (2)."""
     class_loss: ClassLoss | None = None
-    """RT-DETR: vfl, the varifocal loss as published, or mal, DEIM's matchability-aware one, which learns poor matches
-    too."""
+    """RT-DETR: vfl, the varifocal loss as published; mal, DEIM's matchability-aware one, which learns poor matches
+    too; or focal, that of Deformable DETR, which knows nothing of the boxes."""
     cls_loss_coef: Weight | None = None
     """Weight of the class loss (1; deformable 2)."""
     bbox_loss_coef: Weight | None = None
@@ -41,11 +41,11 @@ class LossConfig:
     eos_coef: Weight | None = None
     """DETR: weight of the no-object class (0.1)."""
     focal_alpha: Share | None = None
-    """Deformable DETR: alpha of the focal loss (0.25); RT-DETR: of the class loss (vfl 0.75, mal 1). The matching cost
-    keeps 0.25."""
+    """Deformable DETR: alpha of the focal loss (0.25); RT-DETR: of the class loss (vfl 0.75, mal 1, focal 0.25). The
+    matching cost keeps 0.25."""
     focal_gamma: Annotated[float, Range(ge=0, le=100)] | None = None
-    """Deformable DETR: gamma of the focal loss (2); RT-DETR: of the class loss (vfl 2, mal 1.5). The matching cost
-    keeps 2."""
+    """Deformable DETR: gamma of the focal loss (2); RT-DETR: of the class loss (vfl 2, mal 1.5, focal 2). The matching
+    cost keeps 2."""
     mask_loss_coef: Weight | None = None
     """With masks: weight of the focal loss of the pixels (1)."""
     dice_loss_coef: Weight | None = None

@@ -112,10 +112,10 @@ def build_criterion(
         overrides: official names with their published values: set_cost_class, set_cost_bbox, set_cost_giou (1, 5, 2;
             deformable 2, 5, 2), cls_loss_coef, bbox_loss_coef, giou_loss_coef (1, 5, 2; deformable 2, 5, 2),
             mask_loss_coef and dice_loss_coef (1, 1), eos_coef (DETR: 0.1), focal_alpha and focal_gamma (deformable:
-            0.25, 2), class_loss (RT-DETR: "vfl" or "mal", see `RTDETRCriterion`). The focal ones change the loss alone:
-            as in the official code, the matching cost keeps alpha 0.25 and gamma 2. class_weights: a weight for each
-            label in the class loss (`SetCriterion`, `FocalCriterion`). A model registered with its own criterion has
-            the settings of that.
+            0.25, 2), class_loss (RT-DETR: "vfl", "mal" or "focal", see `RTDETRCriterion`). The focal ones change the
+            loss alone: as in the official code, the matching cost keeps alpha 0.25 and gamma 2. class_weights: a weight
+            for each label in the class loss (`SetCriterion`, `FocalCriterion`). A model registered with its own
+            criterion has the settings of that.
 
     Raises:
         ValueError: an unknown model.

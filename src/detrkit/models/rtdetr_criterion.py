@@ -16,11 +16,15 @@ from detrkit.models.set_criterion import MatchedPairs, Normalizers
 from detrkit.ops.boxes import cxcywh_to_xyxy, matched_iou
 
 # alpha and gamma as published
-PUBLISHED_FOCUS: Mapping[ClassLoss, tuple[float, float]] = {"vfl": (0.75, 2.0), "mal": (1.0, 1.5)}
+PUBLISHED_FOCUS: Mapping[ClassLoss, tuple[float, float]] = {
+    "vfl": (0.75, 2.0),
+    "mal": (1.0, 1.5),
+    "focal": (0.25, 2.0),
+}
 
 
 class RTDETRCriterion(DenoisingCriterion):
-    """Set prediction loss whose class targets are the IoU q of a matched box and its object, without gradient.
+    """Set prediction loss whose class targets can be the IoU q of a matched box and its object, without gradient.
 
     With p the probability of a class, every element that is not the class of a matched object adds
     alpha p^gamma * -log(1 - p), in which p^gamma has no gradient. The class of a matched object adds
@@ -28,15 +32,19 @@ class RTDETRCriterion(DenoisingCriterion):
     - "vfl", the varifocal loss (Zhang et al. 2021, Eq. 2): q * BCE(p, q);
     - "mal", the matchability-aware loss (DEIM, Huang et al. 2025, Sec. 3.3): BCE(p, q^gamma). A poor match, which VFL
       gives a weight of next to 0, is learned here, as a negative.
+    - "focal", the focal loss of Deformable DETR and DINO, which does not know the IoU: alpha (1 - p)^gamma * -log(p),
+      and the others have (1 - alpha) in place of alpha. From random weights, whose boxes fit nothing yet, it learns
+      the classes from the first step.
 
-    The class term is named by its loss, loss_vfl or loss_mal. Terms of the tokens that became queries have the suffix
-    _enc, those of denoising queries _dn, _dn_0, ... The divisor of all is the number of objects.
+    The class term is named by its loss: loss_vfl, loss_mal or loss_focal. Terms of the tokens that became queries have
+    the suffix _enc, those of denoising queries _dn, _dn_0, ... The divisor of all is the number of objects.
 
     Args:
-        class_loss: "vfl" or "mal".
-        alpha, gamma: of the class loss; by default 0.75 and 2 for "vfl", 1 and 1.5 for "mal". The matcher has its own.
+        class_loss: "vfl", "mal" or "focal".
+        alpha, gamma: of the class loss; by default 0.75 and 2 for "vfl", 1 and 1.5 for "mal", 0.25 and 2 for "focal".
+            The matcher has its own.
         class_weights: of each label; by default 1. The term of a matched object of class c counts w_c times.
-        settings: as `SetCriterion`; the weight of the class term in `weights` is that of loss_vfl or loss_mal.
+        settings: as `SetCriterion`; in `weights` the class term has its name: loss_vfl, loss_mal or loss_focal.
 
     Raises:
         ValueError: another class loss.
@@ -63,6 +71,8 @@ class RTDETRCriterion(DenoisingCriterion):
         class_weights: Tensor | None,
     ) -> dict[str, Tensor]:
         """Compute the class loss, (L,): summed over queries and classes, divided by the number of objects."""
+        if self.class_loss == "focal":
+            return {"loss_focal": super()._class_terms(logits, pairs, normalizers, class_weights)["loss_ce"]}
         positives = (*pairs.indices, pairs.labels)
         with torch.no_grad():
             quality = matched_iou(cxcywh_to_xyxy(pairs.boxes), cxcywh_to_xyxy(pairs.target_boxes))  # (L, M)
