@@ -4,8 +4,9 @@
     python benchmarks/learning_curves.py --out curves --minutes 3 --only dino hybrid  these; finished ones are kept
     python benchmarks/learning_curves.py --out curves --minutes 3 --picture docs/images/learning-curves.png \
         --json docs/measurements/learning-curves.json                                 once all are there: writes them
+    python benchmarks/learning_curves.py --out blood --minutes 10 --study bccd-six-small --data $DETRKIT_DATA/bccd
 
-All train on the same generated shapes: the same batches in the same order (a loader with one seed), the same AdamW,
+All train on the same images, by default generated shapes: the same batches in the same order (a loader with one seed), the same AdamW,
 clipping, warm-up and peak rate. The rate falls as a cosine of the share of the time that has passed, to zero at its
 end, so that each gets the most of the same minutes whatever its step takes. Time is that of training steps with their
 data; evaluation, by detrkit on the same images for all, stops the clock. With one thread (OMP_NUM_THREADS=1) on a CPU
@@ -57,7 +58,7 @@ from detrkit.visualize.colors import LINE_COLORS
 from detrkit.visualize.style import TEXT_COLOR, new_figure, set_titles
 from side_by_side import DEVICE, Report
 
-STUDY = "shapes-six"  # whose shared settings and members the models have
+STUDIES = ("shapes-six", "bccd-six-small")  # whose shared settings and members the models have
 # curve -> member of the study; the transformers ones are siblings of two-stage
 MEMBERS = {"two-stage": "two-stage", "tricks": "tricks", "hybrid": "hybrid", "dino": "dino"}
 # curve -> settings of the model in place of the member's: RT-DETRv2 as small as the others
@@ -71,9 +72,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "enc_hidden_dim": 64,
         "enc_dim_feedforward": 128,
         "num_select": 100,
-        "dn_number": 20,
+        "dn_number": 50,  # pairs: as many denoising queries as one-to-many ones of hybrid matching
     }
 }
+SQUARES = {"shapes-six": 112, "bccd-six-small": 184}  # sides in pixels, of as many pixels as the others' images have
 TITLES = {
     "two-stage": "detrkit, ++ two-stage",
     "tricks": "detrkit, + mixed selection, look forward twice",
@@ -335,14 +337,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--points", type=int, default=12, help="evaluations of a curve (default %(default)s)")
     parser.add_argument("--only", nargs="+", choices=list(TITLES), default=list(TITLES), metavar="CURVE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
-    parser.add_argument("--images", type=int, default=2000, help="to train on (default %(default)s)")
+    parser.add_argument("--study", choices=STUDIES, default=STUDIES[0], help="of the models (default %(default)s)")
+    parser.add_argument("--data", type=Path, metavar="DATASET", help="to train on; by default generated shapes")
+    parser.add_argument("--images", type=int, default=2000, help="generated to train on (default %(default)s)")
     parser.add_argument("--picture", type=Path, help="draw all curves of the folder there (default: FOLDER/curves.png)")
     parser.add_argument("--json", type=Path, help="also write a row for each curve, for docs/measured_tables.py")
     args = parser.parse_args(words)
-    data = args.out / "shapes"
-    if not data.exists():
+    data = args.data or args.out / "shapes"
+    if args.data is None and not data.exists():
         write_shapes(data, images={"train": args.images, "val": 200}, seed=0)
-    study = load_study(STUDY, data=str(data))
+    study = load_study(args.study, data=str(data))
     for seed in args.seeds:
         for curve in args.only:
             file = args.out / f"{curve}-seed{seed}.json"
@@ -352,7 +356,7 @@ def main(words: Sequence[str] | None = None) -> None:
             name = MEMBERS.get(curve, "two-stage")
             config = study.config(next(m for m in study.members if m.name == name), seed=seed)
             if curve in MODELS:
-                config = config.changed(model=MODELS[curve], data={"size": 112, "max_size": None})  # squares
+                config = config.changed(model=MODELS[curve], data={"size": SQUARES[args.study], "max_size": None})
             splits = open_splits(config)
             record = learn(curve, config, splits, seconds=60 * args.minutes, points=args.points)
             budget = {"curve": curve, "seed": seed, "minutes": args.minutes, "images": args.images}
