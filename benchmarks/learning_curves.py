@@ -6,11 +6,11 @@
         --json docs/measurements/learning-curves.json                                 once all are there: writes them
     python benchmarks/learning_curves.py --out blood --minutes 10 --study bccd-six-small --data $DETRKIT_DATA/bccd
 
-All train on the same images, by default generated shapes: the same batches in the same order (a loader with one seed), the same AdamW,
-clipping, warm-up and peak rate. The rate falls as a cosine of the share of the time that has passed, to zero at its
-end, so that each gets the most of the same minutes whatever its step takes. Time is that of training steps with their
-data; evaluation, by detrkit on the same images for all, stops the clock. With one thread (OMP_NUM_THREADS=1) on a CPU
-it is the time of that core alone, so that curves may be trained side by side and beside other work.
+All train on the same images, by default generated shapes: the same batches in the same order (a loader with one seed),
+the same AdamW, clipping, warm-up and peak rate. The rate falls as a cosine of the share of the time that has passed, to
+zero at its end, so that each gets the most of the same minutes whatever its step takes. Time is that of training steps
+with their data; evaluation, by detrkit on the same images for all, stops the clock. With one thread (OMP_NUM_THREADS=1)
+on a CPU it is the time of that core alone, so that curves may be trained side by side and beside other work.
 
 transformers' model has a backbone of the same size. Its frozen statistics would be no normalization at all with random
 weights, and its rule for what to train freezes the whole of a ResNet of its own: here it has group norm as
