@@ -57,8 +57,7 @@ def test_typed_settings_are_those_of_the_command_line():
 
 def test_a_choice_is_complete_and_what_is_fixed_stays(shapes, empty_cache):
     config = detrkit.choose_config(shapes)
-    small = load_config("small")
-    assert config.data.path == str(shapes) and config.model == small.model
+    assert config.data.path == str(shapes) and config.model == load_config("few-images").model
     assert config.data.epoch_images is not None and config.optim.epochs == 20
     fixed = config.changed(optim={"epochs": 7, "lr": 0.5})
     again = detrkit.choose_config(shapes, fixed, fixed=["optim.epochs", "optim.lr"])
