@@ -18,7 +18,7 @@ from detrkit.layers.deformable import DeformableAttentionOutput, MSDeformAttenti
 from detrkit.layers.dropout import Dropout
 from detrkit.layers.transformer import FeedForward
 from detrkit.structures.attention import AttentionWeights
-from detrkit.structures.outputs import Capturing
+from detrkit.structures.outputs import Capturing, Outputs
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -79,6 +79,12 @@ class DeformableDecoderOutput(NamedTuple):
     def of_queries(self, start: int, stop: int) -> DeformableDecoderOutput:
         """Return the result of the queries from `start` to before `stop`, which see no others."""
         return DeformableDecoderOutput(*([_of_queries(value, start, stop) for value in part] for part in self))
+
+    def outputs(self, *, aux: bool) -> Outputs:
+        """Return the outputs of the last layer; with `aux`, those of the layers before it, too."""
+        *earlier, outputs = map(Outputs, self.logits, self.boxes)
+        outputs.aux = earlier if aux else []
+        return outputs
 
 
 def _of_queries(value: Any, start: int, stop: int) -> Any:

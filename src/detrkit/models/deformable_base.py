@@ -265,12 +265,6 @@ class DeformableModel(DetectionModel):
             stages=stages,
         )
 
-    def _outputs(self, decoded: DeformableDecoderOutput) -> Outputs:
-        """Return the outputs of the last layer, with those of the layers before it if they have losses."""
-        *aux, outputs = map(Outputs, decoded.logits, decoded.boxes)
-        outputs.aux = aux if self.aux_loss else []
-        return outputs
-
     def _add_masks_of_levels(
         self, outputs: Outputs, hidden_states: Tensor, images: EncodedImages, *, defer: bool | None
     ) -> None:

@@ -214,7 +214,7 @@ class DeformableDETR(DeformableModel):
         defer_masks: bool | None,
     ) -> Outputs:
         """Return the outputs for the queries and what was decoded from them."""
-        outputs = self._outputs(decoded)
+        outputs = decoded.outputs(aux=self.aux_loss)
         outputs.encoder = queries.proposals
         outputs.capture = self._capture(images, decoded, queries.indices, capture)
         self._add_masks_of_levels(outputs, decoded.hidden_states[-1], images, defer=defer_masks)

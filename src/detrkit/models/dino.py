@@ -4,60 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from detrkit.layers import MLP
 from detrkit.layers.deformable import MSDeformAttention
-from detrkit.layers.deformable_transformer import (
-    DeformableDecoderOutput,
-    HeadsOutput,
-)
-from detrkit.layers.denoising import DenoisingQueries, make_denoising_queries
+from detrkit.layers.deformable_transformer import DeformableDecoderOutput, HeadsOutput
 from detrkit.layers.linear import Linear
 from detrkit.layers.transformer import init_transformer
 from detrkit.models.deformable_base import DeformableModel, EncodedImages
+from detrkit.models.denoising_base import DenoisingModel, Proposals, Queries
 from detrkit.models.dino_criterion import dino_criterion
 from detrkit.models.official_names import DINO_NAMES
 from detrkit.models.panoptic import MaskPredictor
-from detrkit.models.proposals import best_tokens, gathered, inverse_sigmoid, make_anchors, sine_of_boxes
+from detrkit.models.proposals import inverse_sigmoid, sine_of_boxes
 from detrkit.models.registry import register_model
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import MASKED_LOGIT, Capturing, Outputs, Target
 
 EPS = 1e-3  # of the log-odds of boxes, as published
-
-
-class Proposals(NamedTuple):
-    """The matching queries, from the first stage.
-
-    Attributes:
-        outputs: logits and boxes of the tokens chosen.
-        indices: (B, Q) int64, the tokens.
-        padding_mask: (B, Q) bool, True for queries that came from padding, or None.
-    """
-
-    outputs: Outputs
-    indices: Tensor
-    padding_mask: Tensor | None
-
-
-class Queries(NamedTuple):
-    """What the decoder starts from: denoising queries, if there are any, then matching queries.
-
-    Attributes:
-        tgt: (B, Q, D) contents.
-        reference_points: (B, Q, 4) cxcywh in [0, 1].
-        padding_mask: (B, Q) bool, True for queries that the others must not see, or None.
-        attn_mask: (Q, Q) bool, True where a query must not attend to another, or None.
-    """
-
-    tgt: Tensor
-    reference_points: Tensor
-    padding_mask: Tensor | None
-    attn_mask: Tensor | None
 
 
 @register_model(
@@ -69,7 +35,7 @@ class Queries(NamedTuple):
     criterion=dino_criterion,
     official=DINO_NAMES,
 )
-class DINO(DeformableModel):
+class DINO(DeformableModel, DenoisingModel):
     """Two-stage deformable model with learned contents and proposed positions, trained on noised objects, too.
 
     Args:
@@ -87,6 +53,7 @@ class DINO(DeformableModel):
 
     position_temperature = 20.0
     position_offset = 0.0
+    log_odds_eps = EPS
 
     def __init__(
         self,
@@ -168,69 +135,15 @@ class DINO(DeformableModel):
             the tokens that became queries, with logits of the classes; in training with targets, `denoising`.
         """
         encoded = self.encode(images, capture)
-        proposals = self._propose(encoded)
-        denoising = None
-        if self.training and targets is not None and self.dn_number:
-            denoising = make_denoising_queries(
-                targets,
-                number=self.dn_number,
-                num_classes=self.num_classes,
-                label_ratio=self.dn_label_noise_ratio,
-                box_scale=self.dn_box_noise_scale,
-                noise=noise,
-            )
-        decoded = self._decode(encoded, self._queries(proposals, denoising), capture)
-        first = 0 if denoising is None else denoising.layout.size
-        matching = decoded if denoising is None else decoded.of_queries(first, first + proposals.indices.shape[1])
-        outputs = self._outputs(matching)
-        outputs.encoder = proposals.outputs
-        if denoising is not None:
-            outputs.denoising = denoising.layout.predictions(self._outputs(decoded.of_queries(0, first)))
-        outputs.capture = self._capture(encoded, matching, proposals.indices, capture)
+        outputs, matching = self._predict(encoded, targets, noise, capture)
         hidden_states = self.decoder_norm(matching.hidden_states[-1])
         self._add_masks_of_levels(outputs, hidden_states, encoded, defer=defer_masks)
         return outputs
 
-    def _propose(self, images: EncodedImages) -> Proposals:
-        """Choose the tokens with the best score of any class, and propose a box for each (Sec. 3.4)."""
-        anchors = make_anchors(images.spatial_shapes, images.valid_sizes, images.padding_mask)
-        tokens = images.memory.masked_fill(~anchors.valid[..., None], 0.0)
-        tokens = self.proposal_memory_norm(self.proposal_memory(tokens))
-        logits = self.class_heads[-1](tokens)  # (B, S, num_classes)
-        exact = self.padding == "exact"
-        indices = best_tokens(logits.amax(-1), self.num_queries, images.padding_mask if exact else None)  # (B, Q)
-        logits = gathered(logits, indices)
-        # the box head sees the tokens chosen, not all
-        box_logits = self.box_heads[-1](gathered(tokens, indices)) + gathered(anchors.logits, indices)  # (B, Q, 4)
-        padded = None
-        if exact and images.key_padding_mask is not None:
-            # an image with fewer cells than queries has as many queries as cells; the rest came from padding
-            padded = images.padding_mask.gather(1, indices)  # (B, Q)
-            logits = logits.masked_fill(padded[..., None], MASKED_LOGIT)
-        return Proposals(Outputs(logits, box_logits.sigmoid()), indices, padded)
-
-    def _queries(self, proposals: Proposals, denoising: DenoisingQueries | None) -> Queries:
-        """Put the queries together: contents are learned or of noised labels, positions proposed or noised."""
+    def _contents(self, proposals: Proposals) -> Tensor:
+        """Return the learned contents (B, Q, D): the proposals give the positions alone (Sec. 3.4)."""
         images, count = proposals.indices.shape
-        tgt = self.queries.weight[:count].expand(images, -1, -1)  # (B, Q, D)
-        if self.training:
-            # also without objects or denoising the table is part of the graph: where the gradients of processes are
-            # averaged, each waits for every parameter
-            tgt = tgt + 0.0 * self.label_embed.weight[0]
-        reference_points = proposals.outputs.boxes.detach()
-        if denoising is None:
-            return Queries(tgt, reference_points, proposals.padding_mask, None)
-        layout = denoising.layout
-        contents = layout.placed(self.label_embed(denoising.labels), images)
-        tgt = torch.cat([contents, tgt], 1)
-        boxes = layout.placed(inverse_sigmoid(denoising.boxes, EPS), images).sigmoid()
-        reference_points = torch.cat([boxes.to(reference_points.dtype), reference_points], 1)
-        padding_mask = None
-        if self.padding == "exact":
-            own = proposals.padding_mask
-            own = torch.zeros_like(proposals.indices, dtype=torch.bool) if own is None else own
-            padding_mask = torch.cat([layout.padding_mask(images), own], 1)
-        return Queries(tgt, reference_points, padding_mask, layout.attn_mask(count))
+        return self.queries.weight[:count].expand(images, -1, -1)
 
     def _decode(self, images: EncodedImages, queries: Queries, capture: Capturing) -> DeformableDecoderOutput:
         """Decode the queries; a query's position is that of its box, in every layer anew."""

@@ -168,6 +168,6 @@ class HybridDeformableDETR(DeformableDETR):
         outputs = self._predictions(
             encoded, one_to_one, decoded.of_queries(0, own), capture=capture, defer_masks=defer_masks
         )
-        branch = self._outputs(decoded.of_queries(own, total))
+        branch = decoded.of_queries(own, total).outputs(aux=self.aux_loss)
         outputs.one_to_many = OneToMany(branch, self.k_one2many, self.lambda_one2many)
         return outputs

@@ -19,12 +19,10 @@ from detrkit.layers.deformable_transformer import (
     DeformableDecoderOutput,
     HeadsOutput,
 )
-from detrkit.layers.denoising import DenoisingQueries, make_denoising_queries
 from detrkit.layers.hybrid_encoder import HybridEncoder, HybridEncoderOutput
 from detrkit.layers.linear import Linear
-from detrkit.models.base import DetectionModel
-from detrkit.models.dino import Queries
-from detrkit.models.proposals import best_tokens, gathered, inverse_sigmoid, make_anchors
+from detrkit.models.denoising_base import DenoisingModel, Proposals, Queries
+from detrkit.models.proposals import inverse_sigmoid
 from detrkit.models.registry import register_model
 from detrkit.models.rtdetr_criterion import rtdetr_criterion
 from detrkit.models.rtdetr_names import RTDETR_NAMES, RTDETRV2_NAMES
@@ -81,22 +79,6 @@ class EncodedMaps(NamedTuple):
         return self.padding_mask if self.padded else None
 
 
-class Proposals(NamedTuple):
-    """The matching queries, from the encoder.
-
-    Attributes:
-        outputs: logits and boxes of the tokens chosen.
-        contents: (B, Q, D) their features, without gradient.
-        indices: (B, Q) int64, the tokens.
-        padding_mask: (B, Q) bool, True for queries that came from padding, or None.
-    """
-
-    outputs: Outputs
-    contents: Tensor
-    indices: Tensor
-    padding_mask: Tensor | None
-
-
 @register_model(
     {f"rtdetr-{size}": options for size, options in _SIZES.items()},
     activation="sigmoid",
@@ -105,7 +87,7 @@ class Proposals(NamedTuple):
     official=RTDETR_NAMES,
     **_INPUT,
 )
-class RTDETR(DetectionModel):
+class RTDETR(DenoisingModel):
     """A convolutional backbone, the hybrid encoder, queries chosen by their scores, a deformable decoder.
 
     An image's outputs in inference do not depend on the batch it is in; it is meant to be squashed to a square, but any
@@ -230,27 +212,7 @@ class RTDETR(DetectionModel):
             Outputs of the matching queries: logits (B, Q, num_classes), boxes (B, Q, 4) cxcywh in [0, 1]; `encoder` of
             the tokens that became queries, with logits of the classes; in training with targets, `denoising`.
         """
-        encoded = self.encode(images, capture)
-        proposals = self._propose(encoded)
-        denoising = None
-        if self.training and targets is not None and self.dn_number:
-            denoising = make_denoising_queries(
-                targets,
-                number=self.dn_number,
-                num_classes=self.num_classes,
-                label_ratio=self.dn_label_noise_ratio,
-                box_scale=self.dn_box_noise_scale,
-                noise=noise,
-            )
-        decoded = self._decode(encoded, self._queries(proposals, denoising), capture)
-        first = 0 if denoising is None else denoising.layout.size
-        matching = decoded if denoising is None else decoded.of_queries(first, first + proposals.indices.shape[1])
-        outputs = self._outputs(matching)
-        outputs.encoder = proposals.outputs
-        if denoising is not None:
-            outputs.denoising = denoising.layout.predictions(self._outputs(decoded.of_queries(0, first)))
-        outputs.capture = self._capture(encoded, matching, proposals.indices, capture)
-        return outputs
+        return self._predict(self.encode(images, capture), targets, noise, capture).outputs
 
     def encode(self, images: Sequence[Tensor] | Batch, capture: Capturing = False) -> EncodedMaps:
         """Compute the backbone's maps, encode them, and project them to the decoder's width.
@@ -277,42 +239,9 @@ class RTDETR(DetectionModel):
             features, encoded, memory, spatial_shapes, valid_sizes, valid_ratios, padding_mask, batch.padded
         )
 
-    def _propose(self, images: EncodedMaps) -> Proposals:
-        """Choose the tokens with the best score of any class, and propose a box for each (Sec. 4.3)."""
-        anchors = make_anchors(images.spatial_shapes, images.valid_sizes, images.padding_mask)
-        tokens = images.memory.masked_fill(~anchors.valid[..., None], 0.0)
-        tokens = self.proposal_memory_norm(self.proposal_memory(tokens))
-        logits = self.class_heads[-1](tokens)  # (B, S, num_classes)
-        indices = best_tokens(logits.amax(-1), self.num_queries, images.key_padding_mask)  # (B, Q)
-        logits = gathered(logits, indices)
-        chosen = gathered(tokens, indices)  # the box head sees these, not all tokens
-        box_logits = self.box_heads[-1](chosen) + gathered(anchors.logits, indices)  # (B, Q, 4)
-        padded = None
-        if images.padded:
-            # an image with fewer cells than queries has as many queries as cells; the rest came from padding
-            padded = images.padding_mask.gather(1, indices)  # (B, Q)
-            logits = logits.masked_fill(padded[..., None], MASKED_LOGIT)
-        return Proposals(Outputs(logits, box_logits.sigmoid()), chosen.detach(), indices, padded)
-
-    def _queries(self, proposals: Proposals, denoising: DenoisingQueries | None) -> Queries:
-        """Put the queries together: what the encoder chose, and noised objects."""
-        tgt = proposals.contents  # (B, Q, D)
-        if self.training:
-            # also without objects or denoising the table is part of the graph: where the gradients of processes are
-            # averaged, each waits for every parameter
-            tgt = tgt + 0.0 * self.label_embed.weight[0]
-        reference_points = proposals.outputs.boxes.detach()
-        if denoising is None:
-            return Queries(tgt, reference_points, proposals.padding_mask, None)
-        layout, (images, count) = denoising.layout, proposals.indices.shape
-        contents = layout.placed(self.label_embed(denoising.labels), images)
-        tgt = torch.cat([contents.to(tgt.dtype), tgt], 1)
-        boxes = layout.placed(inverse_sigmoid(denoising.boxes), images).sigmoid()
-        reference_points = torch.cat([boxes.to(reference_points.dtype), reference_points], 1)
-        own = proposals.padding_mask
-        own = torch.zeros_like(proposals.indices, dtype=torch.bool) if own is None else own
-        padding_mask = torch.cat([layout.padding_mask(images), own], 1)
-        return Queries(tgt, reference_points, padding_mask, layout.attn_mask(count))
+    def _contents(self, proposals: Proposals) -> Tensor:
+        """Return the features (B, Q, D) of the tokens chosen."""
+        return proposals.contents
 
     def _decode(self, images: EncodedMaps, queries: Queries, capture: Capturing) -> DeformableDecoderOutput:
         """Decode the queries; a query's position is that of its box, in every layer anew."""
@@ -344,14 +273,8 @@ class RTDETR(DetectionModel):
         )
         return decoded
 
-    def _outputs(self, decoded: DeformableDecoderOutput) -> Outputs:
-        """Return the outputs of the last layer, with those of the layers before it if they have losses."""
-        *aux, outputs = map(Outputs, decoded.logits, decoded.boxes)
-        outputs.aux = aux if self.aux_loss else []
-        return outputs
-
     def _capture(
-        self, images: EncodedMaps, decoded: DeformableDecoderOutput, proposal_index: Tensor, capture: Capturing
+        self, images: EncodedMaps, decoded: DeformableDecoderOutput, proposal_index: Tensor | None, capture: Capturing
     ) -> Capture | None:
         """Return what a forward pass is asked to keep; arguments as of `DeformableModel._capture`."""
         if not capture:
@@ -369,7 +292,7 @@ class RTDETR(DetectionModel):
                 "queries": torch.stack(decoded.hidden_states),
                 "init_reference": decoded.reference_points[0],
                 "inter_references": torch.stack(decoded.reference_points[1:]),
-                "proposal_index": proposal_index,
+                **({} if proposal_index is None else {"proposal_index": proposal_index}),
             }
         return Capture(
             encoder_weights=images.encoded.attn_weights,
