@@ -102,7 +102,7 @@ def test_denoising_queries_learn_and_are_not_seen():
         targets = _targets(counts)
         model.train().requires_grad_(True)
         outputs = model(images, targets)
-        layout = DenoisingLayout.of(counts, 3, torch.device("cpu"))
+        layout = DenoisingLayout.of(counts, 3, torch.device("cpu"), few_are_groups=False)
         assert outputs.logits.shape == (2, 20, 5) and len(outputs.aux) == len(outputs.denoising.outputs.aux) == 2
         assert outputs.denoising.outputs.logits.shape == (2, layout.size, 5)
         losses = criterion(outputs, targets)
@@ -115,6 +115,23 @@ def test_denoising_queries_learn_and_are_not_seen():
     with_them, without_them = model(images, _targets([3, 1])), model(images)
     torch.testing.assert_close(with_them.logits, without_them.logits, rtol=1e-4, atol=1e-4)
     assert without_them.denoising is None
+
+
+@pytest.mark.parametrize("number", [2, 7, 30, 100])
+def test_as_many_denoising_queries_as_in_transformers(number):
+    rt_detr = pytest.importorskip("transformers.models.rt_detr_v2.modeling_rt_detr_v2")
+    counts = [3, 1]
+    theirs = rt_detr.get_contrastive_denoising_training_group(
+        [{"class_labels": t.labels, "boxes": t.boxes} for t in _targets(counts)],
+        5,
+        20,
+        torch.nn.Embedding(6, 8),
+        num_denoising_queries=number,
+    )[3]
+    layout = DenoisingLayout.of(counts, number, torch.device("cpu"), few_are_groups=False)
+    assert (layout.groups, layout.size) == (theirs["dn_num_group"], theirs["dn_num_split"][0])
+    outputs = small("rtdetrv2-r18", dn_number=number).train()([torch.rand(3, 64, 64)] * 2, _targets(counts))
+    assert outputs.denoising.outputs.logits.shape[1] == layout.size
 
 
 def test_checkpointing_changes_no_gradient():

@@ -16,7 +16,7 @@ from torch import Tensor
 from detrkit.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrkit.structures.outputs import Denoising, Outputs, Target
 
-FEW = 100  # numbers of denoising queries below which they count groups, as published
+FEW = 100  # numbers of denoising queries below which they count groups in the code of DINO
 
 
 class Noise(NamedTuple):
@@ -63,18 +63,20 @@ class DenoisingLayout(NamedTuple):
         return 2 * self.groups * self.slots
 
     @classmethod
-    def of(cls, counts: Sequence[int], number: int, device: torch.device) -> DenoisingLayout:
+    def of(
+        cls, counts: Sequence[int], number: int, device: torch.device, *, few_are_groups: bool = True
+    ) -> DenoisingLayout:
         """Lay out the queries of a batch.
 
         Args:
             counts: objects of each image.
-            number: pairs of denoising queries of an image, shared out among as many groups as fit; below 50, the
-                number of groups is twice this one, as published.
+            number: pairs of denoising queries of an image, shared out among as many groups as fit.
             device: of the tensors.
+            few_are_groups: where `number` is below 50, the number of groups is twice it, as in the code of DINO.
         """
         slots = max(counts, default=0)
         pairs = 2 * number
-        groups = 1 if not slots else max(1, pairs // (2 * slots) if pairs >= FEW else pairs)
+        groups = 1 if not slots else max(1, pairs if few_are_groups and pairs < FEW else number // slots)
         objects = sum(counts)
         image = torch.repeat_interleave(
             torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64)
@@ -187,6 +189,7 @@ def make_denoising_queries(
     num_classes: int,
     label_ratio: float,
     box_scale: float,
+    few_are_groups: bool = True,
     noise: Mapping[str, Any] | None = None,
 ) -> DenoisingQueries:
     """Make denoising queries from the objects of a batch.
@@ -197,6 +200,7 @@ def make_denoising_queries(
         num_classes: labels that noise draws from.
         label_ratio: twice the probability that a label is drawn anew.
         box_scale: as of `noised_boxes`.
+        few_are_groups: as of `DenoisingLayout.of`.
         noise: arrays in place of random draws, see `given_noise`.
 
     Raises:
@@ -204,7 +208,7 @@ def make_denoising_queries(
     """
     labels = torch.cat([t.labels for t in targets]).long()
     boxes = torch.cat([t.boxes for t in targets]).float()
-    layout = DenoisingLayout.of([len(t) for t in targets], number, labels.device)
+    layout = DenoisingLayout.of([len(t) for t in targets], number, labels.device, few_are_groups=few_are_groups)
     queries = len(layout.target)
     if noise is None:
         draws = draw_noise(queries, num_classes, labels.device)

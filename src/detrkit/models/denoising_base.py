@@ -67,6 +67,7 @@ class DenoisingModel(DetectionModel):
 
     Attributes:
         log_odds_eps: of the log-odds of boxes.
+        few_are_groups: what a small `dn_number` means, see `DenoisingLayout.of`.
         padding: as in `DETR`.
         aux_loss: return the outputs of every decoder layer.
         dn_number, dn_label_noise_ratio, dn_box_noise_scale: as of `DINO`.
@@ -76,6 +77,7 @@ class DenoisingModel(DetectionModel):
     """
 
     log_odds_eps: ClassVar[float] = 1e-5
+    few_are_groups: ClassVar[bool] = False
     padding: Padding = "exact"
     aux_loss: bool
     dn_number: int
@@ -125,6 +127,7 @@ class DenoisingModel(DetectionModel):
                 num_classes=self.num_classes,
                 label_ratio=self.dn_label_noise_ratio,
                 box_scale=self.dn_box_noise_scale,
+                few_are_groups=self.few_are_groups,
                 noise=noise,
             )
         decoded = self._decode(images, self._queries(proposals, denoising), capture)

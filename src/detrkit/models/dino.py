@@ -54,6 +54,7 @@ class DINO(DeformableModel, DenoisingModel):
     position_temperature = 20.0
     position_offset = 0.0
     log_odds_eps = EPS
+    few_are_groups = True
 
     def __init__(
         self,
