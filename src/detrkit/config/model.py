@@ -121,7 +121,8 @@ class ModelConfig:
     num_select: Annotated[int, Range(ge=1, le=1_000_000)] | None = None
     """DINO, RT-DETR: detections of an image, the best over queries and classes (300)."""
     dn_number: Annotated[int, Range(ge=0, le=10_000)] | None = None
-    """DINO, RT-DETR: pairs of denoising queries of an image in training (100); 0 for none. DINO below 50: half their groups."""
+    """DINO, RT-DETR: pairs of denoising queries of an image in training (100); 0 for none. Below 50, DINO takes it for
+    half the number of groups."""
     dn_label_noise_ratio: Share | None = None
     """DINO, RT-DETR: twice the share of denoising queries whose label is drawn anew (0.5)."""
     dn_box_noise_scale: Annotated[float, Range(ge=0, le=10)] | None = None
