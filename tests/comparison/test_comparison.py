@@ -20,14 +20,14 @@ from detrkit.comparison import (
     save_recording,
     seeded_model,
 )
-from detrkit.comparison.inputs import dataset_input, made_input, picture_input
+from detrkit.comparison.inputs import dataset_input, default_size, made_input, picture_input
 from detrkit.comparison.stages import TOLERANCES, is_stage, order_of, tolerance_of
 from detrkit.data import open_dataset
 from detrkit.detector import Detector
 from detrkit.layers.linear import Linear
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
-from detrkit.weights.checkpoint import save_model, save_official
+from detrkit.weights.checkpoint import published_spec, save_model, save_official
 
 SMALL = {"backbone": "resnet18", "hidden_dim": 128, "dim_feedforward": 128, "num_queries": 12, "dec_layers": 5}
 FAMILIES = ["detr-r50", "deformable-detr-r50", "deformable-detr-r50-refine", "deformable-detr-r50-two-stage"]
@@ -134,9 +134,9 @@ def test_tolerances_are_the_goldens():
 
 def test_order_is_the_way_of_the_data():
     words = (
-        "backbone.2 backbone.5 projection.0 projection.3 position.0 encoder.0 encoder.11 memory proposal.logits "
-        "proposal.boxes proposal.index reference decoder.0 queries.0 logits.0 boxes.0 decoder.1 logits.1 decoder.10 "
-        "mask_attention masks loss_bbox_enc loss_ce_0 loss_giou_0 loss_ce_4 loss_ce loss_giou"
+        "backbone.2 backbone.5 projection.0 projection.3 position.0 encoder.0 encoder.11 fused.0 fused.2 memory "
+        "proposal.logits proposal.boxes proposal.index reference decoder.0 queries.0 logits.0 boxes.0 decoder.1 "
+        "logits.1 decoder.10 mask_attention masks loss_bbox_enc loss_ce_0 loss_giou_0 loss_ce_4 loss_ce loss_giou"
     )
     ordered = words.split()
     assert sorted(reversed(ordered), key=order_of) == ordered and all(map(is_stage, ordered))
@@ -253,18 +253,21 @@ def test_made_inputs():
     assert made_input("ones").pixels.shape == (1, 3, 800, 1199) and made_input("ones").pixels.eq(1).all()
     a, b, c = (made_input("noise", (40, 50), seed=s).pixels for s in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c) and abs(float(a.std()) - 1) < 0.05
+    assert default_size(published_spec("detr-r50")) == (800, 1199)
+    assert default_size(published_spec("rtdetrv2-r18")) == (640, 640)  # every image is squashed to that
     for size in ((0, 5), (5, -1)):
         with pytest.raises(DetrkitError, match="must be positive"):
             made_input("ones", size)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["detr-r50", "deformable-detr-r50-two-stage"])
+@pytest.mark.parametrize("name", ["detr-r50", "deformable-detr-r50-two-stage", "rtdetr-r18"])
 def test_seeded_models(name):
-    a, b, c = (seeded_model(name, seed, **SMALL)[0].state_dict() for seed in (3, 3, 4))
+    options = {"backbone": "presnet18"} if name == "rtdetr-r18" else {}
+    a, b, c = (seeded_model(name, seed, **SMALL | options)[0].state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert all(not torch.equal(a[key], c[key]) for key in a)
-    stages = record(side(name), PIXELS).stages
+    stages = record(side(name, **options), PIXELS).stages
     assert all(float(stage.abs().max()) < 100 for n, stage in stages.items() if n != "proposal.index")
     spread = [float(stages[f"{part}.{i}"].std(1).mean()) for i in range(5) for part in ("logits", "boxes")]
     assert min(spread[::2]) > 0.05 and min(spread[1::2]) > 0.02  # queries differ

@@ -48,8 +48,8 @@ class Compare:
     """Model name, such as detr-r50-dc5, for weights that do not name their model."""
     input: str | None = None
     """ones (the default), noise, or an image file. A file of stages holds its own."""
-    size: tuple[Pixels, Pixels] = (800, 1199)
-    """Height and width of ones and noise in pixels."""
+    size: tuple[Pixels, Pixels] | None = None
+    """Height and width of ones and noise in pixels; by default 800 1199, of models of squares (RT-DETR) their input."""
     seed: WideSeed = 0
     """Seed of the noise."""
     data: str | None = None
@@ -123,7 +123,7 @@ class Compare:
             DetrkitError: options that contradict each other, or files that cannot be read.
         """
         from detrkit.comparison import Recording
-        from detrkit.comparison.inputs import ModelInput, dataset_input, made_input, picture_input
+        from detrkit.comparison.inputs import ModelInput, dataset_input, default_size, made_input, picture_input
 
         for recording in (a, b):
             if isinstance(recording, Recording) and recording.pixels is not None:
@@ -136,7 +136,7 @@ class Compare:
             masks = any(not isinstance(one, Recording) and one.has_masks for one in (a, b) if one is not None)
             return dataset_input(self.data, _spec(a, b), split=self.split, image_id=self.image_id, masks=masks)
         if self.input in (None, "ones", "noise"):
-            return made_input(self.input or "ones", self.size, seed=self.seed)
+            return made_input(self.input or "ones", self.size or default_size(_spec(a, b)), seed=self.seed)
         assert self.input is not None
         return picture_input(self.input, _spec(a, b))
 

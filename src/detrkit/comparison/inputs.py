@@ -32,6 +32,11 @@ class ModelInput:
     target: Target | None = None
 
 
+def default_size(spec: ModelSpec) -> tuple[int, int]:
+    """Return height and width of a made input: `SIZE`, or the squares that the model takes."""
+    return (spec.size, spec.size) if spec.square else SIZE
+
+
 def made_input(kind: str, size: tuple[int, int] = SIZE, *, seed: int = 0) -> ModelInput:
     """Make an input without a file.
 

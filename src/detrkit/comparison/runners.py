@@ -194,7 +194,9 @@ def _residual_norms(model: DetectionModel) -> set[str]:
     """Return names of the last norms' weights of the residual branches: 1 there would double the values per block."""
     names = set()
     for name, block in model.backbone.named_modules():
-        last = next((norm for norm in ("bn3", "bn2") if hasattr(block, norm)), None)
-        if last is not None:
+        last = next((norm for norm in ("bn3", "bn2", "branch2c", "branch2b") if hasattr(block, norm)), None)
+        if last is not None and last.startswith("branch"):  # of PResNet: a convolution with its norm
+            names.add(f"backbone.{name}.{last}.norm.weight")
+        elif last is not None:
             names.add(f"backbone.{name}.{last}.weight")
     return names

@@ -8,10 +8,11 @@ The names are those of the arrays in a stage file. Numbers count from 0, those o
 | `projection.L` | (B, D, h, w) | level L as the encoder reads it |
 | `position.L` | (B, D, h, w) | its position encoding, without a level embedding |
 | `encoder.N` | (B, S, D) | tokens after layer N; levels one after the other, rows from the top |
-| `memory` | (B, S, D) | what the decoder reads, where a norm follows the last layer |
+| `fused.L` | (B, D, h, w) | RT-DETR: level L after the convolutions that fuse the levels |
+| `memory` | (B, S, D) | what the decoder reads, where a norm follows the last layer or, of RT-DETR, a projection |
 | `proposal.logits`, `proposal.boxes`, `proposal.index` | (B, S, C), (B, S, 4), (B, Q) | two-stage models: of all \
-tokens, and the tokens that were chosen |
-| `reference` | (B, Q, 2 or 4) | Deformable DETR: the first reference points or boxes, in [0, 1] |
+tokens (DINO, RT-DETR: of those chosen, (B, Q, C) and (B, Q, 4)), and the tokens that were chosen |
+| `reference` | (B, Q, 2 or 4) | models with deformable attention: the first reference points or boxes, in [0, 1] |
 | `decoder.N` | (B, Q, D) | queries after layer N |
 | `queries.N` | (B, Q, D) | what the heads read, where a norm follows each layer |
 | `logits.N`, `boxes.N` | (B, Q, C), (B, Q, 4) | predictions of layer N; boxes cxcywh in [0, 1] |
@@ -36,6 +37,7 @@ TOLERANCES = {
     "projection": 5e-5,
     "position": 5e-6,
     "encoder": 1e-4,
+    "fused": 1e-4,
     "memory": 1e-4,
     "proposal.logits": 3e-5,
     "proposal.boxes": 5e-6,
@@ -58,6 +60,7 @@ _GROUPS = (
     "projection",
     "position",
     "encoder",
+    "fused",
     "memory",
     "proposal",
     "reference",
@@ -68,7 +71,7 @@ _GROUPS = (
 _LAYER_STAGES = ("decoder", "queries", "logits", "boxes")
 _PROPOSAL = ("logits", "boxes", "index")
 _NAME = re.compile(
-    r"(backbone|projection|position|encoder|decoder|queries|logits|boxes)\.(\d+)|proposal\.(?:logits|boxes|index)"
+    r"(backbone|projection|position|encoder|fused|decoder|queries|logits|boxes)\.(\d+)|proposal\.(?:logits|boxes|index)"
     r"|memory|reference|mask_attention|masks|loss_\w+"
 )
 

@@ -24,15 +24,23 @@ KINDS = {
     "DetrForObjectDetection": "detr-r50",
     "DetrForSegmentation": "detr-r50-panoptic",
     "DeformableDetrForObjectDetection": "deformable-detr-r50",
+    "RTDetrForObjectDetection": "rtdetr-r50",
+    "RTDetrV2ForObjectDetection": "rtdetrv2-r50",
 }
+_REAL_TIME = ("RTDetrForObjectDetection", "RTDetrV2ForObjectDetection")
+_REAL_TIME_STRIDE = 32  # of the coarsest map: transformers doubles each map's sides and expects those of the next
 # modules of transformers 4 or 5 that compute a stage: end of the module's name, stage, offset of the stage's number
 _BODY = r"\bbackbone\.(?:conv_encoder\.)?model\."
 _MODULES = (
     (_BODY + r"layer(\d)", "backbone", 1),  # of timm
     (_BODY + r"encoder\.stages\.(\d)", "backbone", 2),
     (r"\binput_projection", "projection", 0),
-    (r"\binput_proj\.(\d+)", "projection", 0),
+    (r"\b(?:encoder_)?input_proj\.(\d+)", "projection", 0),
     (r"\bmodel\.encoder\.layers\.(\d+)", "encoder", 0),
+    (r"\bmodel\.encoder\.(?:aifi|encoder)\.0\.layers\.(\d+)", "encoder", 0),  # of RT-DETR, as what follows
+    (r"\bmodel\.encoder\.fpn_blocks\.1", "fused", 0),
+    (r"\bmodel\.encoder\.pan_blocks\.(\d+)", "fused", 1),
+    (r"\bmodel\.decoder_input_proj\.(\d+)", "decoder_input", 0),
     (r"\bmodel\.decoder\.layers\.(\d+)", "decoder", 0),
     (r"\bposition_embedding", "position", 0),
     (r"\bbbox_attention", "mask_attention", 0),
@@ -40,7 +48,7 @@ _MODULES = (
 
 
 class TransformersRunner:
-    """A DETR or a Deformable DETR that transformers runs.
+    """A DETR, Deformable DETR or RT-DETR that transformers runs.
 
     Args:
         name: for messages and headings.
@@ -97,7 +105,12 @@ class TransformersRunner:
         return build_criterion(KINDS[self.kind], num_classes=self.model.config.num_labels)
 
     def run(self, pixels: Tensor) -> tuple[Outputs, dict[str, Tensor]]:
-        """Compute outputs and stages; see `ModelRunner.run`."""
+        """Compute outputs and stages; see `ModelRunner.run`.
+
+        Raises:
+            DetrkitError: sides that transformers' RT-DETR does not take.
+        """
+        self._check_sides(pixels)
         inputs: dict[str, Any] = {"pixel_values": pixels.to(self.device)}
         if self.kind == "DeformableDetrForObjectDetection":
             # transformers returns predictions of earlier layers only with a loss, and a loss only with objects
@@ -105,17 +118,65 @@ class TransformersRunner:
             inputs["labels"] = [{name: value.to(self.device) for name, value in objects.items()}]
         with _captured_stages(self.model) as seen:
             result = self.model(**inputs)
-        earlier = getattr(result, "auxiliary_outputs", None) or []
-        outputs = Outputs(result.logits, result.pred_boxes, masks=getattr(result, "pred_masks", None))
-        outputs.aux = [Outputs(layer["logits"], layer["pred_boxes"]) for layer in earlier]
         last = max(int(name.split(".")[1]) for name in seen if name.startswith("decoder."))
-        stages = dict(seen)
-        if getattr(result, "enc_outputs_class", None) is not None:
-            outputs.encoder = Outputs(result.enc_outputs_class, result.enc_outputs_coord_logits.sigmoid())
-        if getattr(result, "init_reference_points", None) is not None:
-            stages["reference"] = result.init_reference_points
+        if self.kind in _REAL_TIME:
+            outputs, stages = _real_time_outputs(result), _real_time_stages(result, seen)
+        else:
+            outputs, stages = _outputs(result), dict(seen)
+            if getattr(result, "init_reference_points", None) is not None:
+                stages["reference"] = result.init_reference_points
         stages[f"queries.{last}"] = result.last_hidden_state
         return outputs, distinct_stages(stages | predictions_of(outputs, last))
+
+    def _check_sides(self, pixels: Tensor) -> None:
+        """Check that the model takes (B, 3, H, W) images.
+
+        Raises:
+            DetrkitError: it does not.
+        """
+        height, width = pixels.shape[2:]
+        if self.kind in _REAL_TIME and (height % _REAL_TIME_STRIDE or width % _REAL_TIME_STRIDE):
+            raise DetrkitError(
+                f"{self.name}: transformers' RT-DETR takes images whose sides {_REAL_TIME_STRIDE} divides, not "
+                f"{height} x {width}: give another --size or --input"
+            )
+
+
+def _outputs(result: Any) -> Outputs:
+    """Return what a DETR or Deformable DETR of transformers predicts."""
+    outputs = Outputs(result.logits, result.pred_boxes, masks=getattr(result, "pred_masks", None))
+    earlier = getattr(result, "auxiliary_outputs", None) or []
+    outputs.aux = [Outputs(layer["logits"], layer["pred_boxes"]) for layer in earlier]
+    if getattr(result, "enc_outputs_class", None) is not None:
+        outputs.encoder = Outputs(result.enc_outputs_class, result.enc_outputs_coord_logits.sigmoid())
+    return outputs
+
+
+def _real_time_outputs(result: Any) -> Outputs:
+    """Return what an RT-DETR of transformers predicts; the encoder's are those of the tokens chosen."""
+    layers = zip(result.intermediate_logits.unbind(1), result.intermediate_reference_points.unbind(1), strict=True)
+    *aux, outputs = (Outputs(logits, boxes) for logits, boxes in layers)
+    outputs.aux = aux
+    outputs.encoder = Outputs(result.enc_topk_logits, result.enc_topk_bboxes)
+    return outputs
+
+
+def _real_time_stages(result: Any, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the stages of an RT-DETR under their names.
+
+    Args:
+        result: of the model.
+        seen: what its modules output.
+    """
+    levels = [seen[name] for name in sorted(seen) if name.startswith("decoder_input.")]  # L (B, D, h, w)
+    stages = {name: tensor for name, tensor in seen.items() if not name.startswith(("decoder_input.", "position."))}
+    stages["memory"] = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)  # (B, S, D)
+    stages["reference"] = result.init_reference_points.sigmoid()
+    if "position.0" in seen:  # transformers 4 computes it in no module
+        coarsest = len(levels) - 1
+        position = seen["position.0"].transpose(1, 2)  # (1, D, h * w), of the coarsest map alone
+        stages[f"position.{coarsest}"] = position.unflatten(2, levels[coarsest].shape[2:])
+    return stages
 
 
 @contextmanager
