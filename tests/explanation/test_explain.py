@@ -12,6 +12,8 @@ import torch
 
 import detrkit
 from detrkit.explanation import explanation_of
+from detrkit.explanation.picture_parts import flat_points
+from detrkit.explanation.subjects import DetectionSubject
 from detrkit.models.deformable_base import DeformableModel
 from detrkit.models.rtdetr import RTDETR
 from detrkit.ops.boxes import cxcywh_to_xyxy
@@ -477,7 +479,7 @@ def test_an_explanation_is_printed_in_one_line(explained):
     assert repr(explanation) == want  # not every tensor of the capture
 
 
-def test_an_encoder_of_one_map_beside_sampled_points(tmp_path):
+def test_an_encoder_of_one_map_beside_sampled_points():
     """RT-DETR: the cell of the coarsest map at a pixel attends to that map, whose cells are spread over the finest."""
     detector = detector_of("rtdetrv2-r18")
     explanation = detrkit.explain(detector, image(), threshold=0.0)
@@ -498,5 +500,15 @@ def test_an_encoder_of_one_map_beside_sampled_points(tmp_path):
     with pytest.raises(ValueError, match='samples no points: choose show="map"'):
         explanation.draw(pixel=(5, 5), show="points")
     assert explanation.draw(pixel=(5, 5)).width >= WIDTH
-    page = explanation.save_page(tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "self-attention of the encoder" in page
+
+
+def test_levels_of_different_numbers_of_points():
+    """RT-DETRv2's level_points: what fills a level up weighs nothing, and is neither drawn nor counted."""
+    explanation = detrkit.explain(detector_of("rtdetrv2-r18", level_points=(3, 1, 2)), image(), threshold=0.0)
+    points, weights = explanation.sampling_points(0)
+    assert points.shape == (4, 3, 3, 2) and explanation.maps.points_by_level(0) == [3, 1, 2]
+    torch.testing.assert_close(weights.sum((1, 2)), torch.ones(4), rtol=0, atol=1e-6)
+    assert not weights[:, 1, 1:].any() and not weights[:, 2, 2:].any() and (weights[:, 0] > 0).all()
+    drawn, _, levels = flat_points(DetectionSubject(explanation, 0), 0, "mean")
+    assert len(drawn) == 4 * 6 and [int((levels == level).sum()) for level in range(3)] == [12, 4, 8]
+    assert explanation.draw(0).width >= WIDTH

@@ -18,7 +18,8 @@ from helpers.explained import detector_of
 
 pytestmark = pytest.mark.slow
 
-SEEDS = {"detr-r50": 2, "deformable-detr-r50-two-stage": 0, "detr-r50-panoptic": 2}  # whose boxes overlap
+# whose boxes overlap
+SEEDS = {"detr-r50": 2, "deformable-detr-r50-two-stage": 0, "detr-r50-panoptic": 2, "rtdetrv2-r18": 0}
 KINDS = tuple(SEEDS)
 HEIGHT, WIDTH = 100, 140
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
@@ -92,11 +93,32 @@ def assert_cross(page, explanation, i, layer, head):
 def assert_self(page, explanation, x, y, layer, head, level):
     got = shown(page)
     assert got["view"]["kind"] == "self-attention" and got["view"]["layer"] == layer
-    if explanation.deformable:
+    if explanation.encoder_samples_points:
         want = explanation.encoder_points(x, y, layer, level=level)
         assert_points(got["attention"]["points"], want, head)
     else:
-        assert_map(got["attention"]["map"], explanation.self_attention(x, y, layer, head))
+        want = explanation.self_attention(x, y, layer, head)
+        assert got["view"]["cell"]["level"] == level and got["attention"]["points"] is None
+        if explanation.deformable:  # the coarsest map's cells, which the explanation spreads over the finest
+            want = coarse(want, explanation.maps.levels[-1])
+        assert_map(got["attention"]["map"], want)
+
+
+def coarse(spread, size):
+    """Add up a map spread over finer cells: (h, w) of the coarse cells."""
+    height, width = spread.shape
+    rows, columns = (torch.arange(n) * m // n for n, m in zip((height, width), size, strict=True))
+    cells = (rows[:, None] * size[1] + columns).flatten()
+    counts = torch.zeros(size[0] * size[1]).index_add_(0, cells, torch.ones(height * width))
+    total = torch.zeros(size[0] * size[1]).index_add_(0, cells, spread.flatten()) / counts
+    return (total / total.sum()).view(size)
+
+
+def first_level(explanation):
+    """The level of the cell that the page asks first."""
+    if not explanation.encoder_samples_points:
+        return len(explanation.maps.levels) - 1
+    return 1
 
 
 def place_of_two(explanation):
@@ -151,16 +173,22 @@ def test_by_mouse(kind, explained, browser):
 
         page.locator('input[value="pixel"]').check()
         stage.hover(position=at(33.0, 61.0))
-        level = 1 if explanation.deformable else 0
+        level = first_level(explanation)
+        assert (
+            page.locator("#form").is_visible()
+            == page.locator("#level").is_visible()
+            == (explanation.encoder_samples_points)
+        )
         assert_self(page, explanation, 33.0, 61.0, inner, 2, level)
         stage.click(position=at(101.0, 20.0))
         page.mouse.move(0, 0)  # away: the clicked pixel stays
         assert_self(page, explanation, 101.0, 20.0, inner, 2, level)
         page.select_option("#head", "-1")
         page.select_option("#layer", "0")
-        if explanation.deformable:
+        if explanation.encoder_samples_points:
             page.select_option("#level", "0")
-        assert_self(page, explanation, 101.0, 20.0, 0, "mean", 0)
+            level = 0
+        assert_self(page, explanation, 101.0, 20.0, 0, "mean", level)
 
         page.locator('input[value="all"]').check()
         assert f"Cross-attention of {len(explanation)} objects, each in its color" in page.inner_text("#caption")

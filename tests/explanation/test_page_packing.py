@@ -171,6 +171,36 @@ def test_what_is_kept_of_the_encoder_is_what_the_explanation_says():
     assert sentence in data["leftOut"]
 
 
+def test_the_encoder_of_one_map_beside_sampled_points():
+    """RT-DETR: the cells of the coarsest map alone can be asked for, and have maps; the queries have points."""
+    explanation = explained("rtdetrv2-r18", level_points=(4, 2, 1))
+    data = data_of(text := page_html(explanation))
+    assert data["deformable"] and not data["encoderPoints"] and data["leftOut"] == []
+    height, width = explanation.maps.levels[-1]
+    assert data["encoder"]["cells"] == [None, None, {"rows": list(range(height)), "columns": list(range(width))}]
+    assert data["encoder"]["reach"] == [1.0, 1.0]
+    full = explanation.capture.encoder_weights[1].full()[0]  # (H, S, S)
+    values, scales = array_of(text, "encoder.1"), array_of(text, "encoder.1.scale")
+    assert values.shape == (height * width, 4, height, width)
+    for cell, head in ((0, 0), (height * width - 1, 3)):
+        got = scales[cell, head] * (values[cell, head] / 255.0) ** 2
+        want = full[head, cell].view(height, width).numpy()
+        assert np.abs(got - want).max() <= want.max() / 250
+    assert data["cross"]["points"] == [4, 2, 1] and array_of(text, "cross.0.xy").shape[1:] == (4, 3, 4, 2)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6])
+def test_a_smaller_file_holds_fewer_cells_of_the_one_map(share):
+    explanation = explained("rtdetrv2-r18", size=512)
+    whole = len(page_html(explanation))
+    data = data_of(text := page_html(explanation, max_megabytes=share * whole / 1e6))
+    assert len(text) <= share * whole and data["leftOut"]
+    total = explanation.maps.levels[-1][0] * explanation.maps.levels[-1][1]
+    assert not any(f"of the encoder's {total + 1:,}" in sentence for sentence in data["leftOut"])
+    kept = data["encoder"]["cells"]
+    assert not kept or kept[:2] == [None, None]
+
+
 def test_large_maps_are_added_up_in_blocks(monkeypatch):
     monkeypatch.setattr("detrkit.explanation.page.plans.MAX_MAP_CELLS", 20)
     explanation = explained("detr-r50", size=192)  # 6 x 9 cells

@@ -93,10 +93,7 @@ class DenseMaps:
         return self._map(self.capture.encoder_weights[layer], row * self.capture.feature_shapes[0][1] + column, head)
 
     def _map(self, weights: AttentionWeights | Tensor, row: int, head: Head) -> Tensor:
-        if isinstance(weights, AttentionWeights):
-            by_head = weights.rows(self.number, [row])[:, 0]  # (H, S)
-        else:
-            by_head = weights[self.number, :, row]
+        by_head = rows_of(weights, self.number, torch.tensor([row]))[:, 0]  # (H, S)
         chosen = by_head.float().mean(0) if head == "mean" else by_head[head].float()
         height, width = self.grid
         return chosen.detach().unflatten(0, self.capture.feature_shapes[0])[:height, :width].cpu()
@@ -119,6 +116,13 @@ class DeformableMaps:
         )  # (L, 2) xy, valid part of each padded map
         self.heads = capture.decoder_locations[0].shape[2]
         self.encoder_layers, self.decoder_layers = len(capture.encoder_locations), len(capture.decoder_locations)
+
+    def points_by_level(self, layer: int) -> list[int]:
+        """Return how many points a head of a decoder layer samples on each level; the others that are kept weigh 0."""
+        weights = self.capture.decoder_weights[layer]
+        assert isinstance(weights, Tensor)
+        sampled = (weights[self.number] > 0).flatten(0, 1).any(0)  # (L, P)
+        return [int(count) for count in sampled.sum(1)]
 
     def of_query(self, query: int, layer: int, head: Head) -> Tensor:
         """See `AttentionMaps`."""
@@ -167,14 +171,13 @@ class HybridMaps(DeformableMaps):
 
     def of_cell(self, x: float, y: float, layer: int, head: Head, level: int) -> Tensor:
         """See `AttentionMaps`; of the coarsest map's cell at the pixel, spread over the finest cells, any `level`."""
-        height, width = self.levels[-1]
-        column, row = cell_at(x, y, self.image_size, (height, width))
-        weights, shape = self.capture.encoder_weights[layer], self.capture.feature_shapes[-1]
-        assert isinstance(weights, AttentionWeights)
-        by_head = weights.rows(self.number, [row * shape[1] + column])[:, 0].float()  # (H, h * w)
-        chosen = by_head.mean(0) if head == "mean" else by_head[head]
-        map_ = chosen.detach().unflatten(0, shape)[:height, :width].cpu()
-        rows, columns = (torch.arange(n) * m // n for n, m in zip(self.grid, (height, width), strict=True))
+        coarsest = self.levels[-1]
+        column, row = cell_at(x, y, self.image_size, coarsest)
+        token = row * self.capture.feature_shapes[-1][1] + column
+        weights = rows_of(self.capture.encoder_weights[layer], self.number, torch.tensor([token]))[:, 0].float()
+        chosen = weights.mean(0) if head == "mean" else weights[head]  # (h * w,)
+        map_ = chosen.detach().unflatten(0, self.capture.feature_shapes[-1])[: coarsest[0], : coarsest[1]].cpu()
+        rows, columns = (torch.arange(n) * m // n for n, m in zip(self.grid, coarsest, strict=True))
         return normalized(map_[rows][:, columns])
 
     def points_of_cell(self, x: float, y: float, layer: int, level: int) -> SampledPoints:
@@ -184,6 +187,19 @@ class HybridMaps(DeformableMaps):
             SettingError: always: the encoder samples none.
         """
         raise SettingError("the encoder attends to a whole map and samples no points: use self_attention")
+
+
+def rows_of(weights: AttentionWeights | Tensor, image: int, chosen: Tensor) -> Tensor:
+    """Return the softmax attention of n queries or cells of one image of the batch: (H, n, S).
+
+    Args:
+        weights: of one layer.
+        image: its number in the batch.
+        chosen: (n,) indices of the queries or cells.
+    """
+    if isinstance(weights, AttentionWeights):
+        return weights.rows(image, chosen)
+    return weights[image][:, chosen.to(weights.device)]
 
 
 def attention_maps(capture: Capture, number: int, image_size: Size) -> DenseMaps | DeformableMaps:

@@ -69,12 +69,16 @@ def draw_subject(
 
 
 def flat_points(subject: Subject, layer: int, head: Head) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the points of all heads, or of one: (N, 2) xy in pixels of the image, (N,) weights, (N,) levels."""
+    """Return the points of all heads, or of one: (N, 2) xy in pixels of the image, (N,) weights, (N,) levels.
+
+    Points of weight 0, with which levels of fewer points are filled up, are left out.
+    """
     points, weights = subject.points(layer)
     if head != "mean":
         points, weights = points[head : head + 1], weights[head : head + 1]
     levels = torch.arange(weights.shape[1])[None, :, None].expand_as(weights)
-    return points.reshape(-1, 2).numpy(), weights.flatten().numpy(), levels.flatten().numpy()
+    kept = weights.flatten() > 0
+    return points.reshape(-1, 2)[kept].numpy(), weights.flatten()[kept].numpy(), levels.flatten()[kept].numpy()
 
 
 def heads_words(subject: Subject, head: Head, show: Show | None) -> str:

@@ -13,7 +13,8 @@ class SampledPoints(NamedTuple):
 
     Attributes:
         points: (H, L, P, 2) xy in pixels of the image; points may lie outside.
-        weights: (H, L, P); they sum to 1 over the points of a head.
+        weights: (H, L, P); they sum to 1 over the points of a head. Where levels have different numbers of points
+            (RT-DETRv2's `level_points`), P is the largest, and the points that a level does not have weigh 0.
     """
 
     points: Tensor

@@ -1,7 +1,7 @@
 """Attention of an explanation as sections of a page, computed in chunks.
 
 Names of sections: `cross.LAYER` and `encoder.LAYER` hold maps, with `.scale`; of deformable models `cross.LAYER` and
-`encoder.LAYER.LEVEL` hold points, as `.xy` and `.weight`.
+`encoder.LAYER.LEVEL` hold points, as `.xy` and `.weight`. RT-DETR has points of the first kind and maps of the second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detrkit.explanation.maps import DeformableMaps, DenseMaps
+from detrkit.explanation.maps import AttentionMaps, DeformableMaps, DenseMaps, HybridMaps, Size, rows_of
 from detrkit.explanation.page.sections import (
     CELL_STEPS,
     QUERY_STEPS,
@@ -72,10 +72,30 @@ def cross_maps(maps: DenseMaps, queries: Tensor, layer: int, kept: StoredHeads) 
         layer: decoder layer.
         kept: all heads, or their mean.
     """
-    return _packed_maps(f"cross.{layer}", maps, maps.capture.decoder_weights[layer], queries, kept, 1)
+    attended = AttendedMap(maps.capture.feature_shapes[0], maps.grid)
+    return _packed_maps(f"cross.{layer}", maps, attended, maps.capture.decoder_weights[layer], queries, kept, 1)
 
 
-def encoder_maps(maps: DenseMaps, cells: Cells, layer: int, kept: StoredHeads, pool: int) -> list[Section]:
+class AttendedMap(NamedTuple):
+    """The one map that softmax attention reads.
+
+    Attributes:
+        padded: (h, w) in cells, with the padding of the batch.
+        valid: (h, w) of the image's own part.
+    """
+
+    padded: Size
+    valid: Size
+
+
+def encoder_map(maps: AttentionMaps) -> AttendedMap | None:
+    """Return the map within which the encoder attends: DETR's, RT-DETR's coarsest; None where it samples points."""
+    if isinstance(maps, DenseMaps | HybridMaps):
+        return AttendedMap(maps.capture.feature_shapes[-1], maps.levels[-1])
+    return None
+
+
+def encoder_maps(maps: DenseMaps | HybridMaps, cells: Cells, layer: int, kept: StoredHeads, pool: int) -> list[Section]:
     """Pack what cells attend to: (n, heads or 1, h / pool, w / pool), the weights of pool x pool cells added up.
 
     Args:
@@ -85,19 +105,27 @@ def encoder_maps(maps: DenseMaps, cells: Cells, layer: int, kept: StoredHeads, p
         kept: all heads, or their mean.
         pool: side of a block in cells; blocks at the right and the lower edge may be smaller.
     """
-    chosen = tokens(cells, maps.capture.feature_shapes, 0)
-    return _packed_maps(f"encoder.{layer}", maps, maps.capture.encoder_weights[layer], chosen, kept, pool)
+    attended = encoder_map(maps)
+    assert attended is not None
+    chosen = tokens(cells, [attended.padded], 0)
+    return _packed_maps(f"encoder.{layer}", maps, attended, maps.capture.encoder_weights[layer], chosen, kept, pool)
 
 
 def _packed_maps(
-    name: str, maps: DenseMaps, weights: AttentionWeights | Tensor, rows: Tensor, kept: StoredHeads, pool: int
+    name: str,
+    maps: DenseMaps | HybridMaps,
+    attended: AttendedMap,
+    weights: AttentionWeights | Tensor,
+    rows: Tensor,
+    kept: StoredHeads,
+    pool: int,
 ) -> list[Section]:
-    height, width = maps.grid
+    height, width = attended.valid
     values, scales = [], []
     for chosen in rows.split(SOURCE_CHUNK):
-        chunk = _rows(weights, maps.number, chosen).detach().float().transpose(0, 1)  # (n, H, S)
+        chunk = rows_of(weights, maps.number, chosen).detach().float().transpose(0, 1)  # (n, H, S)
         chunk = chunk if kept == "heads" else chunk.mean(1, keepdim=True)
-        chunk = chunk.unflatten(2, maps.capture.feature_shapes[0])[..., :height, :width].cpu()
+        chunk = chunk.unflatten(2, attended.padded)[..., :height, :width].cpu()
         if pool > 1:
             # pads with 0 up to whole blocks; the mean times the block's area is the sum
             chunk = functional.pad(chunk, (0, -width % pool, 0, -height % pool))
@@ -106,13 +134,6 @@ def _packed_maps(
         values.append(value)
         scales.append(scale)
     return [section(name, _joined(values)), section(f"{name}.scale", _joined(scales))]
-
-
-def _rows(weights: AttentionWeights | Tensor, image: int, chosen: Tensor) -> Tensor:
-    """Return the weights of n rows: (H, n, S)."""
-    if isinstance(weights, AttentionWeights):
-        return weights.rows(image, chosen)
-    return weights[image][:, chosen.to(weights.device)]
 
 
 def cross_points(maps: DeformableMaps, queries: Tensor, layer: int) -> list[Section]:

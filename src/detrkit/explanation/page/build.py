@@ -135,6 +135,7 @@ def _numbers(explanation: Explanation) -> dict[str, Any]:
         "width": explanation.image.width,
         "height": explanation.image.height,
         "deformable": explanation.deformable,
+        "encoderPoints": explanation.encoder_samples_points,
         "panoptic": panoptic is not None,
         "grid": list(explanation.grid),
         "levels": [list(size) for size in explanation.maps.levels],

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from detrkit.explanation.maps import AttentionMaps, DeformableMaps, DenseMaps, HybridMaps
+from detrkit.explanation.maps import AttentionMaps, DeformableMaps, DenseMaps, HybridMaps, Size
 from detrkit.explanation.page.attention import (
     Cells,
     StoredHeads,
     cells_of_level,
     cross_maps,
     cross_points,
+    encoder_map,
     encoder_maps,
     encoder_points,
 )
@@ -73,7 +74,8 @@ def pack_cross(maps: AttentionMaps, queries: Tensor, limit: int) -> Packed:
                 sections += cross_maps(maps, queries, layer, kept)
             elif kept and isinstance(maps, DeformableMaps):
                 sections += cross_points(maps, queries, layer)
-        packed = Packed(sections, {"layers": layers, "steps": QUERY_STEPS, "origin": ORIGIN}, sentences)
+        describe = {"layers": layers, "steps": QUERY_STEPS, "origin": ORIGIN, "points": _points_by_level(maps)}
+        packed = Packed(sections, describe, sentences)
         if packed.size <= limit:
             return packed
     return packed
@@ -102,12 +104,17 @@ def _numbers(maps: AttentionMaps, kept: StoredHeads) -> int:
     return maps.grid[0] * maps.grid[1] * (maps.heads if kept == "heads" else 1)
 
 
+def _points_by_level(maps: AttentionMaps) -> list[int] | None:
+    """Return how many points a head samples on each level; None for maps."""
+    return maps.points_by_level(maps.decoder_layers - 1) if isinstance(maps, DeformableMaps) else None
+
+
 class EncoderPlan(NamedTuple):
     """What a page keeps of the encoder.
 
     Attributes:
         layers: what it keeps of each layer.
-        step: one cell of every `step` rows and columns of the finest level can be asked for.
+        step: one cell of every `step` rows and columns of the finest level that attends can be asked for.
     """
 
     layers: list[StoredHeads | None]
@@ -126,8 +133,7 @@ def pack_encoder(maps: AttentionMaps, limit: int) -> Packed:
     """
     if not maps.encoder_layers:
         return Packed([], {"layers": [], "cells": []}, [])
-    plans = iter(()) if isinstance(maps, HybridMaps) else _encoder_plans(maps)  # a page has maps or points, not both
-    for plan in plans:
+    for plan in _encoder_plans(maps):
         packed = _packed_encoder(maps, plan, limit)
         if packed is not None:
             return packed
@@ -139,7 +145,7 @@ def _encoder_plans(maps: AttentionMaps) -> Iterator[EncoderPlan]:
     others = maps.encoder_layers - 1
     every: list[StoredHeads | None] = ["heads"] * (others + 1)
     none: list[StoredHeads | None] = [None] * others
-    if isinstance(maps, DeformableMaps):
+    if encoder_map(maps) is None:
         yield from (EncoderPlan(every, step) for step in (1, 2, 3, 4, 6, 8, 10))
         yield from (EncoderPlan([*none, "heads"], step) for step in (6, 8, 12, 16, 24, 32))
         yield EncoderPlan(every, 16)
@@ -154,24 +160,26 @@ def _encoder_plans(maps: AttentionMaps) -> Iterator[EncoderPlan]:
 def _packed_encoder(maps: AttentionMaps, plan: EncoderPlan, limit: int) -> Packed | None:
     """Pack the encoder's attention by a plan, or return None once it takes more than `limit` bytes."""
     # the coarser levels have fewer cells: their steps are smaller in the same proportion
-    cells = [cells_of_level(size, max(1, round(plan.step * size[0] / maps.levels[0][0]))) for size in maps.levels]
+    sizes = _encoder_levels(maps)
+    cells = [cells_of_level(size, max(1, round(plan.step * size[0] / sizes[0][0]))) for size in sizes]
     pool = _pool(maps)
     numbers = sum(_encoder_numbers(maps, kept, pool) for kept in plan.layers if kept) * sum(map(len, cells))
     if numbers * BEST_RATIO > limit:
         return None
     sections: list[Section] = []
     for layer, kept in reversed(list(enumerate(plan.layers))):
-        if kept and isinstance(maps, DenseMaps):
+        if kept and isinstance(maps, DenseMaps | HybridMaps):
             sections += encoder_maps(maps, cells[0], layer, kept, pool)
         elif kept and isinstance(maps, DeformableMaps):
             for level, chosen in enumerate(cells):
                 sections += encoder_points(maps, chosen, layer, level)
         if sum(section.size for section in sections) > limit:
             return None
-    height, width = maps.grid
+    height, width = sizes[0]
+    none: list[None] = [None] * (len(maps.levels) - len(sizes))  # of levels whose cells do not attend
     describe = {
         "layers": plan.layers,
-        "cells": [{"rows": chosen.rows, "columns": chosen.columns} for chosen in cells],
+        "cells": [*none, *({"rows": chosen.rows, "columns": chosen.columns} for chosen in cells)],
         "steps": CELL_STEPS,
         "origin": ORIGIN,
         # a map's blocks may reach beyond the image: (h, w) of all of them, as a share of the image's
@@ -180,21 +188,31 @@ def _packed_encoder(maps: AttentionMaps, plan: EncoderPlan, limit: int) -> Packe
     return Packed(sections, describe, _encoder_sentences(maps, plan, cells, pool))
 
 
+def _encoder_levels(maps: AttentionMaps) -> list[Size]:
+    """Return (h, w) in cells of the levels whose cells attend: of RT-DETR the coarsest alone."""
+    attended = encoder_map(maps)
+    return list(maps.levels) if attended is None else [attended.valid]
+
+
 def _pool(maps: AttentionMaps) -> int:
     """Return the side of the blocks of cells whose weights are added up in a map of the encoder."""
-    if isinstance(maps, DeformableMaps):
+    attended = encoder_map(maps)
+    if attended is None:
         return 1
+    height, width = attended.valid
     pool = 1
-    while -(-maps.grid[0] // pool) * -(-maps.grid[1] // pool) > MAX_MAP_CELLS:
+    while -(-height // pool) * -(-width // pool) > MAX_MAP_CELLS:
         pool += 1
     return pool
 
 
 def _encoder_numbers(maps: AttentionMaps, kept: StoredHeads, pool: int) -> int:
     """Return how many numbers a cell takes in one layer."""
-    if isinstance(maps, DeformableMaps):
+    attended = encoder_map(maps)
+    if attended is None:
         return 5 * maps.capture.encoder_locations[0][0, 0, ..., 0].numel()  # bytes: x, y and weight
-    cells = -(-maps.grid[0] // pool) * -(-maps.grid[1] // pool)
+    height, width = attended.valid
+    cells = -(-height // pool) * -(-width // pool)
     return cells * (maps.heads if kept == "heads" else 1)
 
 
@@ -207,7 +225,7 @@ def _encoder_sentences(maps: AttentionMaps, plan: EncoderPlan, cells: list[Cells
         sentences.append("single heads of the encoder")
     elif others and others[0] == "mean":
         sentences.append("single heads of the encoder's layers before the last")
-    kept, total = sum(map(len, cells)), sum(h * w for h, w in maps.levels)
+    kept, total = sum(map(len, cells)), sum(h * w for h, w in _encoder_levels(maps))
     if kept < total:
         sentences.append(f"self-attention of {total - kept:,} of the encoder's {total:,} cells: {kept:,} can be chosen")
     if pool > 1:

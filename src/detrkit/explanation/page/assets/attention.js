@@ -72,7 +72,7 @@ function crossAttention(page, object, layer, head) {
 function encoderAttention(page, cell, layer, head) {
   const has = kept(page, "encoder", layer);
   if (!has || !cell) return null;
-  if (page.data.deformable) {
+  if (page.data.encoderPoints) {
     const name = `encoder.${layer}.${cell.level}`;
     const points = pointsOf(page.arrays, name, cell.index, [cell.x, cell.y], page.data.encoder, page.data);
     return sampled(page, points, head);

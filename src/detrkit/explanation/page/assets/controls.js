@@ -20,6 +20,11 @@ function fillSelect(select, choices, chosen) {
   select.value = String(chosen);
 }
 
+/** Return whether what is shown samples points: RT-DETR's decoder does, its encoder attends to a map. */
+function samplesPoints({ data, view }) {
+  return view.mode === "pixel" ? data.encoderPoints : data.deformable;
+}
+
 /** Bring all choices into agreement with the view. */
 function showChoices(page) {
   const { data, view } = page;
@@ -39,10 +44,11 @@ function showChoices(page) {
     value: head, text: `head ${head}${heads ? "" : ", left out"}`, disabled: !heads,
   }));
   fillSelect(byId("head"), [{ value: MEAN, text: `mean of ${data.heads} heads` }, ...single], headOf(page, layerOf(page)));
-  const levels = data.levels.map(([rows, columns], level) => ({ value: level, text: `${level}: ${columns} x ${rows} cells` }));
+  const levels = data.levels.map(([rows, columns], level) => ({ value: level, text: `${level}: ${columns} x ${rows} cells` }))
+    .filter(({ value }) => data.encoder.cells[value]);
   fillSelect(byId("level"), levels, view.level);
-  for (const id of ["level", "level-label"]) byId(id).hidden = !(pixel && data.levels.length > 1);
-  for (const id of ["form", "form-label"]) byId(id).hidden = !data.deformable;
+  for (const id of ["level", "level-label"]) byId(id).hidden = !(pixel && levels.length > 1);
+  for (const id of ["form", "form-label"]) byId(id).hidden = !samplesPoints(page);
   byId("masks-label").hidden = !data.maskWidth;
   byId("masks-name").textContent = data.panoptic ? "Segments" : "Masks";
   for (const id of ["trail", "boxes", "masks", "gray", "smooth", "root"]) byId(id).checked = view[id];
@@ -194,7 +200,7 @@ function stripNote(page, layer) {
 function showLegend(page) {
   const { data, view } = page;
   const entries = [];
-  const points = data.deformable && view.form !== "density";
+  const points = samplesPoints(page) && view.form !== "density";
   const layer = layerOf(page);
   const source = view.mode === "all" ? null : sourceOf(page);
   const found = source && attention(page, source, layer, headOf(page, layer));

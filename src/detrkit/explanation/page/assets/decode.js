@@ -32,9 +32,10 @@ function mapOf(arrays, name, index) {
 
 /**
  * Return the points of one query or cell: { x, y, weight, head, level }, pixels of the image. The weights of a head sum
- * to 1. `around` is the origin of the coordinates in pixels.
+ * to 1. `around` is the origin of the coordinates in pixels; `counts` are the points of each level, where levels have fewer
+ * than the array has room for.
  */
-function pointsOf(arrays, name, index, around, { steps, origin }, { width, height }) {
+function pointsOf(arrays, name, index, around, { steps, origin, points: counts }, { width, height }) {
   const { values: xy, shape } = arrays.get(`${name}.xy`);
   const { values: roots } = arrays.get(`${name}.weight`);
   const [, heads, levels, count] = shape;
@@ -44,12 +45,14 @@ function pointsOf(arrays, name, index, around, { steps, origin }, { width, heigh
     let sum = 0;
     for (let i = start; i < start + levels * count; i++) sum += roots[i] ** 2;
     for (let i = start; i < start + levels * count; i++) {
+      const level = Math.floor((i - start) / count);
+      if (counts && (i - start) % count >= counts[level]) continue;
       points.push({
         x: around[0] + ((xy[2 * i] - origin) / steps) * width,
         y: around[1] + ((xy[2 * i + 1] - origin) / steps) * height,
         weight: sum ? roots[i] ** 2 / sum : 0,
         head,
-        level: Math.floor((i - start) / count),
+        level,
       });
     }
   }

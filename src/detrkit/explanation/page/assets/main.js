@@ -201,6 +201,12 @@ function lowThreshold(data) {
   return Math.max(0, Math.ceil(lowest * 100 - 1) / 100);
 }
 
+/** Return the level whose cells are asked first: the finest level's points lie close together. */
+function firstLevel(data) {
+  const levels = data.levels.map((_, level) => level).filter((level) => data.encoder.cells[level]);
+  return levels[levels.length > 1 ? 1 : 0] ?? 0;
+}
+
 /** Return what is shown first: the best object in the last layer, or a pixel where there is no object. */
 function firstView(data) {
   const some = data.detections.length > 0;
@@ -208,7 +214,7 @@ function firstView(data) {
   return {
     mode: some || !data.encoder.layers.some(Boolean) ? "object" : "pixel",
     object: some ? 0 : null, pixel: [data.width / 2, data.height / 2], hover: null,
-    level: data.levels.length > 1 ? 1 : 0, // the finest level's points lie close together
+    level: firstLevel(data),
     decoderLayer: lastKept(data.cross.layers), encoderLayer: lastKept(data.encoder.layers), head: MEAN, form: "points",
     threshold: lowThreshold(data), trail: true, boxes: false, masks: false, gray: true, smooth: false, root: false,
   };
