@@ -147,6 +147,7 @@ class Train:
             DetrkitError: settings that exclude each other; a dataset that is missing or not readable.
         """
         from detrkit.engine.facts import choose_settings
+        from detrkit.engine.other_model import for_other_model
         from detrkit.engine.overfit import smaller_input
         from detrkit.engine.relations import check_datasets
         from detrkit.engine.schedule import with_epochs
@@ -162,15 +163,16 @@ class Train:
             settings = choose_settings(data_sources(config), config, fixed=self.typed)
             config, lines, limit = settings
         else:
-            before = load_config(self.recipe).optim
-            optim = config.optim
+            recipe = load_config(self.recipe)
+            config, left_out = for_other_model(config, recipe, self.typed)
+            before, optim = recipe.optim, config.optim
             fitted = with_epochs(
                 dataclasses.replace(optim, epochs=before.epochs, mask_epochs=before.mask_epochs),
                 optim.epochs,
                 mask_epochs=optim.mask_epochs,
                 keep_drop="optim.lr_drop" in self.typed,
             )
-            config, lines = dataclasses.replace(config, optim=fitted.optim), [fitted.words]
+            config, lines = dataclasses.replace(config, optim=fitted.optim), [left_out, fitted.words]
             if "model.backbone_weights" in self.typed and "run.init_from" not in self.typed and config.run.init_from:
                 lines.append(f"first weights: those of the backbone alone, not {config.run.init_from} as in the recipe")
                 config = config.changed(run={"init_from": None})
