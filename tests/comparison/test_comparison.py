@@ -266,7 +266,7 @@ def test_seeded_models(name):
     options = {"backbone": "presnet18"} if name == "rtdetr-r18" else {}
     a, b, c = (seeded_model(name, seed, **SMALL | options)[0].state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(a[key], b[key]) for key in a)
-    assert all(not torch.equal(a[key], c[key]) for key in a)
+    assert all(not torch.equal(a[key], c[key]) for key in a if not key.endswith("num_batches_tracked"))
     stages = record(side(name, **options), PIXELS).stages
     assert all(float(stage.abs().max()) < 100 for n, stage in stages.items() if n != "proposal.index")
     spread = [float(stages[f"{part}.{i}"].std(1).mean()) for i in range(5) for part in ("logits", "boxes")]

@@ -93,7 +93,7 @@ class DenseMaps:
         return self._map(self.capture.encoder_weights[layer], row * self.capture.feature_shapes[0][1] + column, head)
 
     def _map(self, weights: AttentionWeights | Tensor, row: int, head: Head) -> Tensor:
-        by_head = rows_of(weights, self.number, torch.tensor([row]))[:, 0]  # (H, S)
+        by_head = rows_of(weights, self.number, torch.tensor([row], device="cpu"))[:, 0]  # (H, S)
         chosen = by_head.float().mean(0) if head == "mean" else by_head[head].float()
         height, width = self.grid
         return chosen.detach().unflatten(0, self.capture.feature_shapes[0])[:height, :width].cpu()
@@ -173,8 +173,8 @@ class HybridMaps(DeformableMaps):
         """See `AttentionMaps`; of the coarsest map's cell at the pixel, spread over the finest cells, any `level`."""
         coarsest = self.levels[-1]
         column, row = cell_at(x, y, self.image_size, coarsest)
-        token = row * self.capture.feature_shapes[-1][1] + column
-        weights = rows_of(self.capture.encoder_weights[layer], self.number, torch.tensor([token]))[:, 0].float()
+        token = torch.tensor([row * self.capture.feature_shapes[-1][1] + column], device="cpu")
+        weights = rows_of(self.capture.encoder_weights[layer], self.number, token)[:, 0].float()
         chosen = weights.mean(0) if head == "mean" else weights[head]  # (h * w,)
         map_ = chosen.detach().unflatten(0, self.capture.feature_shapes[-1])[: coarsest[0], : coarsest[1]].cpu()
         rows, columns = (torch.arange(n) * m // n for n, m in zip(self.grid, coarsest, strict=True))

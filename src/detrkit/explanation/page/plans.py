@@ -210,6 +210,7 @@ def _encoder_numbers(maps: AttentionMaps, kept: StoredHeads, pool: int) -> int:
     """Return how many numbers a cell takes in one layer."""
     attended = encoder_map(maps)
     if attended is None:
+        assert isinstance(maps, DeformableMaps)
         return 5 * maps.capture.encoder_locations[0][0, 0, ..., 0].numel()  # bytes: x, y and weight
     height, width = attended.valid
     cells = -(-height // pool) * -(-width // pool)
