@@ -215,3 +215,20 @@ def test_checkpointing_changes_no_bit(name):
     (losses, gradients), (again, same) = step(False), step(True)
     assert all(torch.equal(losses[key], again[key]) for key in losses)
     assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_queries_from_padding_are_never_matched(name):
+    """An image with fewer cells than queries, and more objects than cells, has in a batch the losses it has alone."""
+    model, criterion = _model(name, aux_loss=True).train(), build_criterion(name, num_classes=4)
+    if name == DINO:
+        model.dn_number = 0
+    sizes = [(96, 96), (16, 17)]
+    images, targets = _images(sizes), _targets([0, 14], sizes)
+    together, alone = (criterion(model(i, t), t) for i, t in ((images, targets), (images[1:], targets[1:])))
+    nothing = criterion(model(images[:1], targets[:1]), targets[:1])  # of the large image: all its queries are background
+    for term in (term for term in alone if "loss" in term):
+        objects = 14 * (3 if "one2many" in term else 1)
+        expected = alone[term] + nothing[term] / objects
+        torch.testing.assert_close(together[term], expected, rtol=1e-4, atol=1e-5, msg=term)
+        assert float(expected.detach()) < 100

@@ -13,10 +13,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
-from detrkit.structures.outputs import Outputs, Target
+from detrkit.structures.outputs import MASKED_LOGIT, Outputs, Target
 from detrkit.utils.devices import copies_overlap
 
 Indices = list[tuple[Tensor, Tensor]]
+_UNMATCHABLE = 1e9  # cost of a query that is none
 
 
 class NonFiniteError(FloatingPointError):
@@ -37,7 +38,8 @@ class NonFiniteError(FloatingPointError):
 class Matches:
     """The matched pairs of several decoder layers, ready to index stacked outputs.
 
-    Every layer has the same number M of pairs, the sum over the images of min(objects, queries).
+    Every layer has the same number M of pairs, the sum over the images of min(objects, queries). Queries that came from
+    padding (`MASKED_LOGIT`) are not counted: they are never matched.
 
     Attributes:
         image: (L, M) int64, index of the image of each pair.
@@ -156,6 +158,8 @@ class HungarianMatcher:
         target_boxes = torch.cat([t.boxes for t in targets]).float()  # (N, 4)
         cost = self.cost_class * self.class_cost(logits.float(), images, labels)
         cost += _box_cost(boxes.float(), images, target_boxes, l1=self.cost_bbox, giou=self.cost_giou)
+        # a query that came from padding learns nothing: to call it an object would cost all of its masked logit
+        cost.masked_fill_(logits[:, images, :, labels] <= MASKED_LOGIT / 2, _UNMATCHABLE)
         costs = cost.cpu().numpy()  # the step's one transfer; (N, L, Q)
         bad = np.unique(image_of_object[~np.isfinite(costs).all((1, 2))])
         if len(bad):
@@ -186,8 +190,13 @@ class FocalMatcher(HungarianMatcher):
 
 
 def _solve(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (queries, objects) of the cheapest pairs of (objects, Q) costs, queries ascending."""
+    """Return the (queries, objects) of the cheapest pairs of (objects, Q) costs, queries ascending.
+
+    Where there are fewer queries than objects, of those that can be matched, some objects have none.
+    """
     objects, queries = linear_sum_assignment(costs)
+    possible = costs[objects, queries] < _UNMATCHABLE
+    objects, queries = objects[possible], queries[possible]
     order = queries.argsort()
     return queries[order], objects[order]
 
