@@ -157,3 +157,16 @@ def test_preview_refuses(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(DetrkitError, match="was not written by this command: choose another name"):
         preview(dataset, train_transform(32), out=photo)
     assert photo.read_bytes() == content
+
+
+def test_the_preview_squashes_images_as_the_training_of_a_model_of_squares(shapes, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("detrkit.visualize.preview.preview", lambda _, transform, **rest: given.append(transform))
+    for words in ([], ["--square"]):
+        run("preview", shapes, "--size", "64", "--augment", "flip", "--out", tmp_path / "p.png", *words)
+    plain, square = given
+    assert plain == train_transform(64, augment="flip")
+    assert square == train_transform(64, augment="flip", square=True) and square != plain
+    sample = open_dataset(shapes, split="train2017")[0]
+    changed = square(sample, torch.Generator().manual_seed(0))
+    assert tuple(changed.image.shape[-2:]) == (64, 64)

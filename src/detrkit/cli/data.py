@@ -228,6 +228,8 @@ class DataPreview:
     size: InputSize | None = None
     """Largest short side, pixels. By default that which `detrkit train` chooses for these data on this machine; at 800
     the augmentation is the published one, else it is scaled."""
+    square: bool = False
+    """Squash every image to a square of --size, as RT-DETR gets it (640, or less on a CPU); with --augment flip."""
     augment: Augment = "detr"
     """detr: the published augmentation; flip: mirror only; none: resize only; lsj: large-scale jitter."""
     color: Share = 0.0
@@ -285,7 +287,7 @@ class DataPreview:
             empty_share=self.empty_share,
         )
         size = self.size or self._chosen_size(dataset.split if len(sources) == 1 else self.split or "train")
-        transform = train_transform(size, augment=self.augment)
+        transform = train_transform(size, square=self.square, augment=self.augment)
         mix = ImageMix(
             mosaic=self.mosaic,
             mixup=self.mixup,
