@@ -226,7 +226,9 @@ def test_queries_from_padding_are_never_matched(name):
     sizes = [(96, 96), (16, 17)]
     images, targets = _images(sizes), _targets([0, 14], sizes)
     together, alone = (criterion(model(i, t), t) for i, t in ((images, targets), (images[1:], targets[1:])))
-    nothing = criterion(model(images[:1], targets[:1]), targets[:1])  # of the large image: all its queries are background
+    nothing = criterion(
+        model(images[:1], targets[:1]), targets[:1]
+    )  # of the large image: all its queries are background
     for term in (term for term in alone if "loss" in term):
         objects = 14 * (3 if "one2many" in term else 1)
         expected = alone[term] + nothing[term] / objects
