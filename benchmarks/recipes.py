@@ -34,9 +34,9 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "small-objects": (300, {"sides": (480, 512), "objects": (3, 12), "object_size": (0.02, 0.05)}),
     "from-scratch": (2000, {"sides": (128, 192)}),
 }
-# short sides in pixels, for the recipe and the one beside it: as large as the generated images are; but of small objects,
-# where the recipe's images are twice as large as the other's, half of what the recipes say: a core takes a minute a
-# step otherwise
+# short sides in pixels, for the recipe and the one beside it: as large as the generated images are. Of small objects,
+# where the recipe's images are twice as large as the other's, half of what the recipes say: a step takes a core a
+# minute otherwise
 SIZES = {"dense": (192, 192), "small-objects": (256, 128)}
 
 
