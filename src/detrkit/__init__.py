@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detrkit import convert as convert
     from detrkit import ops as ops
+    from detrkit import serve as serve
     from detrkit.backbones.base import Backbone as Backbone
     from detrkit.backbones.base import register_backbone as register_backbone
     from detrkit.config import load_config as load_config
@@ -79,7 +80,7 @@ _HOMES = {
     "reproduce": "detrkit.reproduction",
     "train": "detrkit.engine",
 }
-_PACKAGES = ("convert", "ops")
+_PACKAGES = ("convert", "ops", "serve")
 
 __all__ = [
     "Backbone",
@@ -112,6 +113,7 @@ __all__ = [
     "register_model",
     "register_reader",
     "reproduce",
+    "serve",
     "train",
 ]
 

@@ -64,6 +64,11 @@ _EXPLAIN = {
     "Queries over a dataset": ("queries", "split", "limit"),
     "Run": ("out", "objects", "page", "device"),
 }
+_SERVE = {
+    "Model": ("checkpoint", "size", "device"),
+    "Address": ("host", "port", "token-file"),
+    "Limits": ("max-batch", "max-queue", "max-megabytes", "max-megapixels"),
+}
 _REPRODUCE = {
     "Models and data": ("names", "coco", "panoptic", "weights"),
     "Run": ("out", "batch-size", "device", "limit"),
@@ -138,6 +143,14 @@ GROUPS: Mapping[str, Sequence[Command]] = {
             in_files=True,
         ),
         Command(
+            "serve",
+            "detrkit.cli.serve:Serve",
+            "answer requests over HTTP, with a page to try it",
+            "runs/first",
+            _SERVE,
+            processes="alone",
+        ),
+        Command(
             "eval",
             "detrkit.cli.evaluate:Eval",
             "measure a model on a dataset: average precision, report",
@@ -184,6 +197,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("detect", "infer", "inference", "segment", "demo"), "predict"),
     **dict.fromkeys(("fit", "finetune", "fine-tune", "run"), "train"),
     **dict.fromkeys(("attention", "visualize", "visualise", "attn", "why"), "explain"),
+    **dict.fromkeys(("server", "api", "http", "deploy", "host"), "serve"),
     **dict.fromkeys(("benchmark", "profile", "speed"), "bench"),
     **{name: f"data {name}" for name in ("check", "download", "preview", "shapes")},
     **dict.fromkeys(("list", "zoo", "weights"), "models"),

@@ -85,8 +85,12 @@ def _refused(name: object, problem: str, error: Exception) -> DetrkitError:
     return DetrkitError(f"{name}: {problem} ({reason})")
 
 
-def open_image(file: ImageSource | bytes) -> ImageFile.ImageFile:
+def open_image(file: ImageSource | bytes, *, formats: tuple[str, ...] | None = None) -> ImageFile.ImageFile:
     """Open an image and read its header.
+
+    Args:
+        file: the image, or its bytes.
+        formats: those that are tried, as Pillow calls them; by default all that it knows.
 
     Raises:
         DetrkitError: the file is missing, no regular file, no image, or a drawing without pixels (EPS, WMF).
@@ -95,7 +99,7 @@ def open_image(file: ImageSource | bytes) -> ImageFile.ImageFile:
         if isinstance(file, Path):
             require_regular(file)
         content = file if isinstance(file, (Path, bytes)) else file.read()
-        image = Image.open(BytesIO(content) if isinstance(content, bytes) else content)
+        image = Image.open(BytesIO(content) if isinstance(content, bytes) else content, formats=formats)
     except DetrkitError:
         raise
     except Exception as error:  # struct.error, IndexError, EOFError, MemoryError: what the parsers of 40 formats raise

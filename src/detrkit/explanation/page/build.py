@@ -179,15 +179,14 @@ def _pixels(values: Tensor) -> list[float]:
 
 def _filled(title: str, data: dict[str, Any], address: str, sections: list[Section]) -> str:
     """Return the page with its style, scripts and data in their places."""
-    style = _asset("page.css")
-    # a function around all: the scripts share their names with each other and with nothing else
-    script = '(() => {\n"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();\n"
+    style, script = page_code()
     described = data | {"sections": [part.describe() for part in sections]}
     arrays = "\n".join(
         f'<script type="text/plain" id="section-{part.name}">{part.payload}</script>' for part in sections
     )
     values = {
-        "POLICY": f"default-src 'none'; img-src data: blob:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "POLICY": f"default-src 'none'; img-src data: blob:; style-src '{code_hash(style)}'; "
+        f"script-src '{code_hash(script)}'; "
         "base-uri 'none'; form-action 'none'",
         "TITLE": html.escape(title),
         "STYLE": style,
@@ -214,7 +213,14 @@ def _json(data: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _hash(text: str) -> str:
+def page_code() -> tuple[str, str]:
+    """Return the style and the script of every page: they do not depend on the explanation."""
+    # a function around all: the scripts share their names with each other and with nothing else
+    script = '(() => {\n"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();\n"
+    return _asset("page.css"), script
+
+
+def code_hash(text: str) -> str:
     """Return the hash by which the content security policy knows a script or a style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
