@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from detrkit.backbones import build_backbone
-from detrkit.layers.folding import _KEPT, fold
+from detrkit.layers.folding import _KEPT, fold, fold_for_good
 from detrkit.layers.norms import FrozenBatchNorm2d
 from detrkit.ops.dense import convolve
 from detrkit.structures.batch import Batch
+from helpers.small_models import small_model
 
 
 def pair():
@@ -141,3 +142,19 @@ def test_stages_that_are_returned_are_not_written_over():
             alone = build_backbone(name, stages=(stage,), width=16).eval()
             alone.load_state_dict({k: v for k, v in backbone.state_dict().items() if k in alone.state_dict()})
             torch.testing.assert_close(together[stage - 2][0], alone(batch)[0][0])
+
+
+@pytest.mark.parametrize("name", ["detr-r50", "rtdetr-r18", "rtdetrv2-r50"])
+@torch.no_grad()
+def test_folded_for_good_the_model_computes_the_same_without_its_norms(name):
+    model, _ = small_model(name)
+    batch = Batch.from_images([torch.randn(3, 96, 96, generator=torch.Generator().manual_seed(1))])
+    expected = model(batch)
+    changed = copy.deepcopy(model)
+    fold_for_good(changed, lambda: changed(batch))
+    torch.testing.assert_close(changed(batch).logits, expected.logits, atol=1e-4, rtol=0)
+    for norm in changed.modules():  # nothing reads the statistics any more
+        if isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+            norm.running_mean.fill_(1e6)
+    torch.testing.assert_close(changed(batch).logits, expected.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model(batch).logits, expected.logits, atol=1e-4, rtol=0)

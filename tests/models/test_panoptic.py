@@ -338,7 +338,7 @@ def test_boxes_draw_attention_in_closed_form():
     heads, stride, image, shape = 3, 16, (70, 150), (7, 12)
     prior = module.BoxPrior(heads)
     boxes = torch.tensor([[[0.3, 0.6, 0.2, 0.4], [0.8, 0.2, 0.001, 0.5]]])
-    found = prior(boxes, [image], shape, stride)
+    found = prior(boxes, boxes.new_tensor([image[::-1]]), shape, stride)
     assert found.shape == (1, 2, heads, 7 * 12)
     sharpness = prior.sharpness.detach().exp()
     for query, (x, y, w, h) in enumerate(boxes[0].tolist()):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.layers.checkpointing import checkpointed
-from detrkit.structures.batch import Batch, padding_mask
+from detrkit.structures.batch import Batch, rounded_up
 from detrkit.utils.errors import SettingError
 from detrkit.utils.messages import shortened
 from detrkit.utils.registry import Registry
@@ -145,34 +145,47 @@ class Backbone(nn.Module):
         Returns:
             Per stage the (B, C, h, w) map, h = ceil(H / stride), and its (B, h, w) bool padding mask, True = padded.
         """
-        full = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
-        sizes = batch.sizes if self.padding == "exact" else [full] * len(batch)
-        by_size: dict[tuple[int, int], list[int]] = {}  # indices of the images that run together
+        stages = [stage for stage in self.all_stages if every_stage or stage in self.stages]
+        alike = self.padding == "official" or not batch.padded
+        maps = self._run(batch.images, stages) if alike else self._by_size(batch, stages)
+        return [(x, self.padding_mask(batch, self._strides[s])) for s, x in zip(stages, maps, strict=True)]
+
+    def _by_size(self, batch: Batch, stages: Sequence[int]) -> list[Tensor]:
+        """Compute the (B, C, h, w) maps of stages: images of one size run together, each at its true size."""
         multiple = self.multiple
-        for i, (h, w) in enumerate(sizes):
+        by_size: dict[tuple[int, int], list[int]] = {}  # indices of the images that run together
+        for i, (h, w) in enumerate(batch.sizes):
             by_size.setdefault((-(-h // multiple) * multiple, -(-w // multiple) * multiple), []).append(i)
         runs = []
         for (height, width), indices in by_size.items():
             images = batch.images if len(by_size) == 1 else batch.images[indices]
-            images = images[..., :height, :width]  # beyond its size an image is zero
-            images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
-            runs.append(checkpointed(self.maps, images, on=self.checkpointing))
+            runs.append(self._run(images[..., :height, :width], stages))  # beyond its size an image is zero
         order = [i for indices in by_size.values() for i in indices]
-        features = []
-        for level, stage in enumerate(self.all_stages):
-            if not every_stage and stage not in self.stages:
-                continue
-            stride = self._strides[stage]
-            cells = [(-(-h // stride), -(-w // stride)) for h, w in [*sizes, full]]
-            for (height, width), maps in zip(by_size, runs, strict=True):
-                self._check_shape(maps, level, (height // stride, width // stride))
-            if all(size == cells[-1] for size in cells):
-                x = runs[0][level][..., : cells[-1][0], : cells[-1][1]]  # (B, C, h, w)
+        height, width = map(int, batch.images.shape[-2:])
+        maps = []
+        for level, stage in enumerate(stages):
+            cells = batch.cells(self._strides[stage])
+            shape = (rounded_up(height, self._strides[stage]), rounded_up(width, self._strides[stage]))
+            if all(size == shape for size in cells):
+                maps.append(runs[0][level])
             else:
-                parts = dict(zip(order, (image for maps in runs for image in maps[level]), strict=True))
-                x = torch.stack([_fitted(parts[i], cells[i], cells[-1]) for i in range(len(batch))])
-            features.append((x, self.padding_mask(batch, stride)))
-        return features
+                parts = dict(zip(order, (image for run in runs for image in run[level]), strict=True))
+                maps.append(torch.stack([_fitted(parts[i], cells[i], shape) for i in range(len(batch))]))
+        return maps
+
+    def _run(self, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        """Compute the (B, C, h, w) maps of stages for (B, 3, H, W) images of one size, h = ceil(H / stride)."""
+        height, width = images.shape[-2:]
+        multiple = self.multiple
+        sides = (rounded_up(height, multiple) * multiple, rounded_up(width, multiple) * multiple)
+        images = F.pad(images, (0, sides[1] - width, 0, sides[0] - height))
+        maps = checkpointed(self.maps, images, on=self.checkpointing)
+        cut = []
+        for stage in stages:
+            level, stride = self.all_stages.index(stage), self._strides[stage]
+            self._check_shape(maps, level, (sides[0] // stride, sides[1] // stride))
+            cut.append(maps[level][..., : rounded_up(height, stride), : rounded_up(width, stride)])
+        return cut
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Compute the maps of `all_stages`: what a subclass defines.
@@ -187,12 +200,12 @@ class Backbone(nn.Module):
 
     def padding_mask(self, batch: Batch, stride: int) -> Tensor:
         """Return the (B, h, w) bool padding mask of a map at `stride`, True where padded."""
-        height, width = batch.images.shape[-2:]
-        shape = (-(-height // stride), -(-width // stride))
         if self.padding == "official":
+            height, width = batch.images.shape[-2:]
+            shape = (rounded_up(height, stride), rounded_up(width, stride))
             # nearest neighbor (floor) from the full-resolution mask, as published
             return F.interpolate(batch.mask()[:, None].float(), size=shape)[:, 0].bool()
-        return padding_mask([(-(-h // stride), -(-w // stride)) for h, w in batch.sizes], shape, batch.images.device)
+        return batch.padding_mask(stride)
 
     def freeze_early_layers(self) -> None:
         """Freeze the layers that never train with pretrained weights: none, where a subclass names none."""
@@ -218,7 +231,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: it has not.
         """
-        actual = tuple(map(int, maps[level].shape[-2:]))
+        actual = tuple(maps[level].shape[-2:])
         if actual != shape:
             stage = self.all_stages[level]
             raise ValueError(f"{self.name}: the map of stage {stage} has {actual} cells, {shape} expected")

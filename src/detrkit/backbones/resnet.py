@@ -18,7 +18,7 @@ from detrkit.layers.folding import fold
 from detrkit.layers.norms import GROUPS, FrozenBatchNorm2d, GroupNorm, groups_divide
 from detrkit.ops.dense import convolve
 from detrkit.ops.malloc import retain_freed_memory
-from detrkit.structures.batch import Batch, padding_mask
+from detrkit.structures.batch import Batch
 from detrkit.utils.download import download
 from detrkit.utils.errors import SettingError
 from detrkit.utils.ranges import multiples_near
@@ -208,18 +208,12 @@ class _PaddingMasks:
         self.batch, self.exact, self.in_place = batch, exact, in_place
         self._valid: dict[int, Tensor] = {}
 
-    def _sizes(self, stride: int) -> list[tuple[int, int]]:
-        """Return (height, width) of every image in cells; the strided layers all give ceil(size / 2)."""
-        return [(-(-h // stride), -(-w // stride)) for h, w in self.batch.sizes]
-
     def valid(self, stride: int) -> Tensor | None:
         """Return the (B, 1, h, w) bool mask of a map at `stride`, False where padded; None if padding may leak."""
         if not self.exact:
             return None
         if stride not in self._valid:
-            images = self.batch.images
-            shape = tuple(-(-side // stride) for side in images.shape[-2:])
-            self._valid[stride] = ~padding_mask(self._sizes(stride), shape, images.device)[:, None]
+            self._valid[stride] = ~self.batch.padding_mask(stride)[:, None]  # the strided layers give ceil(size / 2)
         return self._valid[stride]
 
     def zero_padding(self, x: Tensor, stride: int) -> Tensor:
@@ -235,7 +229,7 @@ class _PaddingMasks:
         if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
             return x.masked_fill(~valid, 0.0)
         x = x if self.in_place else x.clone()
-        for image, (h, w) in zip(x, self._sizes(stride), strict=True):  # only the padding is written
+        for image, (h, w) in zip(x, self.batch.cells(stride), strict=True):  # only the padding is written
             image[:, h:] = 0.0
             image[:, :, w:] = 0.0
         return x

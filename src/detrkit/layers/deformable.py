@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.layers.linear import Linear
-from detrkit.ops.ms_deform import ms_deform_attn
+from detrkit.ops.ms_deform import ms_deform_attn, widths_and_heights
 
 
 class DeformableAttentionOutput(NamedTuple):
@@ -112,7 +112,7 @@ class MSDeformAttention(nn.Module):
         # queries take 22 ms per layer instead of 3 ms.
         center = self._repeat_for_points(reference_points[..., :2])  # (B, Q, 1, L * P * 2)
         if reference_points.shape[-1] == 2:
-            sizes = reference_points.new_tensor([(w, h) for h, w in spatial_shapes])  # (L, 2)
+            sizes = widths_and_heights(spatial_shapes, reference_points)  # (L, 2)
             locations = torch.addcdiv(center, offsets, self._repeat_for_points(sizes))  # offsets are in cells
         else:
             # offsets are in half boxes, divided into as many steps as the level has points
@@ -155,7 +155,7 @@ def _cells(locations: Tensor, spatial_shapes: Sequence[tuple[int, int]], valid_r
         spatial_shapes: (height, width) of every level in cells.
         valid_ratios: (B, L, 2) share of the padded maps that is valid, or None.
     """
-    sizes = locations.new_tensor([(w, h) for h, w in spatial_shapes])[:, None]  # (L, 1, 2)
+    sizes = widths_and_heights(spatial_shapes, locations)[:, None]  # (L, 1, 2)
     valid = sizes if valid_ratios is None else (sizes * valid_ratios[:, None, None, :, None]).round()
     cells = (locations * sizes + 0.5).floor().clamp(min=0).minimum(valid - 1)
     return (cells + 0.5) / sizes

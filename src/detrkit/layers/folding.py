@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,7 @@ class _Folded:
     packed: Tensor | None = None  # the weight in oneDNN's layout for that input
 
 
+_recorded: list[Sequence[Branch]] | None = None  # calls of `fold`, while `fold_for_good` runs a model
 _KEPT: WeakKeyDictionary[nn.Module, _Folded] = WeakKeyDictionary()  # never saved in checkpoints
 
 
@@ -66,8 +67,11 @@ def fold(branches: Sequence[Branch], x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Weight (O, I, h, w), for `detrkit.ops.dense.convolve` alone, and bias (O,), in the weight's dtype.
     """
+    if (first := branches[0][0]).bias is not None:  # by `folded_for_good`
+        return first.weight, first.bias
+    if _recorded is not None:
+        _recorded.append(branches)
     tensors = [t for convolution, norm in branches for t in _tensors(convolution, norm)]
-    first = branches[0][0]
     if requires_grad(*tensors):
         if not torch.compiler.is_compiling():
             _KEPT.pop(first, None)  # what follows may change the weights
@@ -89,6 +93,28 @@ def fold(branches: Sequence[Branch], x: Tensor) -> tuple[Tensor, Tensor]:
     if cached.packed is not None and can_fuse(x, cached.weight):
         return cached.packed, cached.bias
     return cached.weight, cached.bias
+
+
+def fold_for_good(model: nn.Module, run: Callable[[], object]) -> None:
+    """Replace the weights of a model's convolutions by those that `fold` computes, in place: for exported graphs.
+
+    Args:
+        model: in eval mode, without gradients; a copy of one that is still trained.
+        run: runs the model once, so that every convolution that has a norm to fold is seen.
+    """
+    global _recorded
+    _recorded = []
+    try:
+        run()
+        calls = _recorded
+    finally:
+        _recorded = None
+    inside = {id(module) for module in model.modules()}
+    for branches in calls:
+        first = branches[0][0]
+        if first.bias is None and id(first) in inside:
+            weight, bias = _folded(branches)
+            first.weight, first.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
 
 
 def _tensors(convolution: nn.Conv2d, norm: Norm) -> list[Tensor]:

@@ -155,7 +155,8 @@ class HybridEncoder(nn.Module):
             finer, finer_keep = projected[-2 - i], keep[-2 - i]
             top = lateral(top)
             laterals.append(top)
-            upsampled = F.interpolate(top, scale_factor=2.0, mode="nearest")[..., : finer.shape[2], : finer.shape[3]]
+            # nearest: cell i // 2, as sides are halved and rounded up
+            upsampled = F.interpolate(top, size=finer.shape[-2:], mode="nearest")
             top = fuse(torch.cat([upsampled, finer], 1), finer_keep)
 
         # and back

@@ -62,13 +62,16 @@ class GroupNorm(nn.GroupNorm):
         Returns:
             (B, C, H, W); values at padded positions have no meaning.
         """
-        if valid is None:
-            return super().forward(input)
-        grouped = input.unflatten(1, (self.num_groups, -1))  # (B, G, C / G, H, W)
-        weights = valid[:, None].to(input.dtype)  # (B, 1, 1, H, W)
-        count = weights.sum((2, 3, 4), keepdim=True) * grouped.shape[2]
-        mean = (grouped * weights).sum((2, 3, 4), keepdim=True) / count
-        centered = (grouped - mean) * weights
-        variance = centered.square().sum((2, 3, 4), keepdim=True) / count
-        normed = (centered * (variance + self.eps).rsqrt()).flatten(1, 2)
-        return normed * self.weight[:, None, None] + self.bias[:, None, None]
+        return super().forward(input) if valid is None else group_norm_of_valid(self, input, valid)
+
+
+def group_norm_of_valid(norm: nn.GroupNorm, x: Tensor, valid: Tensor) -> Tensor:
+    """Apply a group norm with the statistics of the valid positions; arguments and result as of `GroupNorm.forward`."""
+    grouped = x.unflatten(1, (norm.num_groups, -1))  # (B, G, C / G, H, W)
+    weights = valid[:, None].to(x.dtype)  # (B, 1, 1, H, W)
+    count = weights.sum((2, 3, 4), keepdim=True) * grouped.shape[2]
+    mean = (grouped * weights).sum((2, 3, 4), keepdim=True) / count
+    centered = (grouped - mean) * weights
+    variance = centered.square().sum((2, 3, 4), keepdim=True) / count
+    normed = (centered * (variance + norm.eps).rsqrt()).flatten(1, 2)
+    return normed * norm.weight[:, None, None] + norm.bias[:, None, None]

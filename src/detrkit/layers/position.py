@@ -103,7 +103,7 @@ class LearnedPositionEncoding(nn.Module):
         """
         b, h, w = padding.shape
         entries = self.row_embed.num_embeddings
-        if max(h, w) > entries:
+        if h > entries or w > entries:  # apart: `max` of symbols would relate them in an exported graph
             raise ImageSizeError(
                 f"a feature map of {h} x {w} cells needs more than the {entries} learned positions: "
                 f"build the model with position_entries={max(h, w)} or use smaller images"

@@ -22,6 +22,7 @@ class DetectionModel(nn.Module):
         num_queries: the most objects found in an image.
         segmentation: computes the masks, or None.
         detector_frozen: whether `freeze_detector` was called.
+        two_stage: whether the queries are tokens of the encoder, chosen by their scores.
         free_options: options of the class that may differ from those of the file whose weights are loaded: neither
             tensors nor their meaning depend on them.
     """
@@ -31,6 +32,7 @@ class DetectionModel(nn.Module):
     num_queries: int
     segmentation: MaskPredictor | None
     detector_frozen = False
+    two_stage: bool = False
     free_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
@@ -55,6 +57,11 @@ class DetectionModel(nn.Module):
                 training.
         """
         raise TypeError(f"{type(self).__name__} has no forward pass: a model defines it")
+
+    @property
+    def level_strides(self) -> list[int]:
+        """Pixels between the cells of each map that the transformer reads."""
+        return self.backbone.strides if self.segmentation is None else self.backbone.strides[-1:]
 
     def freeze_detector(self) -> None:
         """Train only the masks (the second of the published two phases, official `--frozen_weights`).

@@ -22,6 +22,7 @@ from detrkit.layers.deformable_transformer import (
 )
 from detrkit.models.base import DetectionModel
 from detrkit.ops.dense import convolve_as
+from detrkit.ops.ms_deform import widths_and_heights
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Capture, Capturing, Outputs, numbered
 
@@ -164,6 +165,12 @@ class DeformableModel(DetectionModel):
         """Width D of the transformer."""
         return self.level_embed.shape[1]
 
+    @property
+    def level_strides(self) -> list[int]:
+        """Pixels between the cells of each level."""
+        strides = self.backbone.strides[-len(self.stages) :]
+        return strides + [strides[-1] * 2**i for i in range(1, len(self.projections) - len(strides) + 1)]
+
     def encode(self, images: Sequence[Tensor] | Batch, capture: Capturing = False) -> EncodedImages:
         """Compute the maps of all levels and encode them.
 
@@ -176,14 +183,14 @@ class DeformableModel(DetectionModel):
         stages = self.backbone.all_stages if capture is True else self.backbone.stages
         by_stage = dict(zip(stages, features, strict=True))
         maps, masks = self._levels(batch, [by_stage[stage] for stage in self.stages])
-        spatial_shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
+        spatial_shapes = [(m.shape[2], m.shape[3]) for m in maps]
         src = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)  # (B, S, D)
         pos = [self.position_encoding(mask).to(src.dtype) for mask in masks]  # L (B, h, w, D)
         pos_embed = torch.cat([(p + self.level_embed[level]).flatten(1, 2) for level, p in enumerate(pos)], 1)
         padding_mask = torch.cat([m.flatten(1) for m in masks], 1)  # (B, S)
         valid_sizes = torch.stack([torch.stack([(~m[:, 0]).sum(1), (~m[:, :, 0]).sum(1)], -1) for m in masks], 1)
         valid_sizes = valid_sizes.to(pos_embed.dtype)  # (B, L, 2) width, height in cells
-        valid_ratios = valid_sizes / valid_sizes.new_tensor([(w, h) for h, w in spatial_shapes])  # (B, L, 2)
+        valid_ratios = valid_sizes / widths_and_heights(spatial_shapes, valid_sizes)  # (B, L, 2)
         encoded = self.encoder(
             src,
             pos_embed=pos_embed,

@@ -231,7 +231,7 @@ class DeformableDETR(DeformableModel):
         """Return `count` queries: learned, or of two-stage models made of the best proposals."""
         if self.two_stage:
             return self._propose(images, count)
-        query_pos, tgt = self.queries.weight[:count].expand(len(images.batch), -1, -1).chunk(2, -1)  # (B, Q, D) each
+        query_pos, tgt = self.queries.weight[:count].expand(images.batch.count, -1, -1).chunk(2, -1)  # (B, Q, D) each
         return Queries(tgt, query_pos, self.reference_points(query_pos).sigmoid())
 
     def _propose(self, images: EncodedImages, count: int) -> Queries:
@@ -250,7 +250,7 @@ class DeformableDETR(DeformableModel):
         embedded = sine_of_boxes(reference_points, self.hidden_dim // 2).to(images.memory.dtype)  # (B, Q, 2 * D)
         query_pos, tgt = self.proposal_query_norm(self.proposal_query(embedded)).chunk(2, -1)  # (B, Q, D) each
         if self.mixed_selection:
-            tgt = self.queries.weight[: indices.shape[1]].expand(len(indices), -1, -1)
+            tgt = self.queries.weight[: indices.shape[1]].expand(indices.shape[0], -1, -1)
         padded = None
         if exact and images.key_padding_mask is not None:
             # an image with fewer cells than queries has as many queries as cells; the rest came from padding

@@ -88,7 +88,7 @@ class DETRdemo(DetectionModel):
         feature, padding_mask = features[-1]  # (B, C, h, w), (B, h, w)
         h, w = padding_mask.shape[1:]
         entries = len(self.row_embed)
-        if max(h, w) > entries:
+        if h > entries or w > entries:  # apart: `max` of symbols would relate them in an exported graph
             raise ImageSizeError(
                 f"the demo model encodes {entries} cells of 32 pixels a side, the image has {h} x {w}: "
                 f"resize it to at most {32 * entries} pixels"
@@ -102,7 +102,7 @@ class DETRdemo(DetectionModel):
         key_padding_mask = padding_mask.flatten(1) if batch.padded else None  # (B, S)
         encoded = self.encoder(tokens, pos_embed=None, key_padding_mask=key_padding_mask, capture=capture)
         decoded = self.decoder(
-            self.queries.expand(len(batch), -1, -1),
+            self.queries.expand(batch.count, -1, -1),
             encoded.memory,
             pos_embed=None,
             query_pos=None,
@@ -112,7 +112,7 @@ class DETRdemo(DetectionModel):
         hs = decoded.hs[-1]  # (B, Q, D)
         outputs = Outputs(self.class_head(hs), self.box_head(hs).sigmoid())
         if capture:
-            pos = pos_embed.T.unflatten(1, (h, w)).expand(len(batch), -1, -1, -1)  # (B, D, h, w)
+            pos = pos_embed.T.unflatten(1, (h, w)).expand(batch.count, -1, -1, -1)  # (B, D, h, w)
             earlier = decoded.hs[:-1]  # apart, so that a capture changes no bit of the outputs
             outputs.capture = Capture.of_one_map(
                 encoded,
@@ -123,7 +123,7 @@ class DETRdemo(DetectionModel):
                 pos=pos,
                 logits=torch.cat([self.class_head(earlier), outputs.logits[None]]),
                 boxes=torch.cat([self.box_head(earlier).sigmoid(), outputs.boxes[None]]),
-                first_boxes=self.box_head(self.decoder.norm(self.queries)).sigmoid().expand(len(batch), -1, -1),
+                first_boxes=self.box_head(self.decoder.norm(self.queries)).sigmoid().expand(batch.count, -1, -1),
                 capture=capture,
             )
         return outputs

@@ -137,7 +137,7 @@ class DETR(DetectionModel):
         key_padding_mask = padding_mask.flatten(1) if batch.padded else None  # (B, S); None lets attention skip it
         encoded = self.encoder(tokens, pos_embed=pos_embed, key_padding_mask=key_padding_mask, capture=capture)
 
-        query_pos = self.queries.weight.expand(len(batch), -1, -1)  # (B, Q, D)
+        query_pos = self.queries.weight.expand(batch.count, -1, -1)  # (B, Q, D)
         decoded = self.decoder(
             torch.zeros_like(query_pos),
             encoded.memory,

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.backbones.base import Backbone
-from detrkit.structures.batch import Batch
+from detrkit.layers.norms import group_norm_of_valid
+from detrkit.structures.batch import Batch, TracedBatch
 
 # cells of the masks computed at once: 4 masks at 800 x 1066 pixels; 16 took twice as long on a CPU core
 MASK_CELLS_PER_CHUNK = 2**18
@@ -82,12 +83,12 @@ class BoxPrior(nn.Module):
         super().__init__()
         self.sharpness = nn.Parameter(torch.linspace(-1.0, 2.0, heads))  # log; from wide to narrow
 
-    def forward(self, boxes: Tensor, sizes: Sequence[tuple[int, int]], shape: tuple[int, int], stride: int) -> Tensor:
+    def forward(self, boxes: Tensor, wh: Tensor, shape: tuple[int, int], stride: int) -> Tensor:
         """Compute the bias.
 
         Args:
             boxes: (B, Q, 4) cxcywh in [0, 1].
-            sizes: (height, width) in pixels of the images without padding, to which the boxes are relative.
+            wh: (B, 2) width and height in pixels of the images without padding, to which the boxes are relative.
             shape: (h, w) of the map.
             stride: pixels between its cells.
 
@@ -96,7 +97,7 @@ class BoxPrior(nn.Module):
         """
         # (B, Q, 2) xy each, detached: the detector learns from its boxes, not from its masks
         center, side = boxes.detach().float().split(2, -1)
-        image = center.new_tensor([(w, h) for h, w in sizes])[:, None]  # (B, 1, 2)
+        image = wh[:, None]  # (B, 1, 2)
         distances = []
         for axis, count in enumerate((shape[1], shape[0])):
             cells = (
@@ -237,6 +238,67 @@ class DeferredMasks:
         return torch.cat([self.head(maps, shared) for maps in attention.split(chunk)])
 
 
+class TracedMasks(DeferredMasks):
+    """Masks of a `TracedBatch`: all queries of all images at once, padded cells set to zero before every layer.
+
+    The result is that of `DeferredMasks`, which computes each image on its part: a convolution sees zeros beyond the
+    valid cells, a norm takes its statistics from these.
+
+    Args:
+        head, attention, shared, by_cells: as of `DeferredMasks`.
+        valid: for each map of `shared` (B, 1, h, w) bool, False where padded; empty if padding may be seen.
+    """
+
+    def __init__(
+        self,
+        head: MaskHead,
+        attention: Tensor,
+        shared: Sequence[Tensor],
+        valid: Sequence[Tensor],
+        *,
+        by_cells: bool = False,
+    ) -> None:
+        super().__init__(head, attention, shared, [], by_cells=by_cells)
+        self.valid = valid
+
+    def all(self) -> Tensor:
+        """Compute the masks of all queries, (B, Q, h, w), zero where padded."""
+        head, queries = self.head, self.attention.shape[1]
+        attention = self.attention
+        if self.by_cells:
+            h, w = attention.shape[-2:]
+            cells = self.valid[0].sum((1, 2, 3)) if self.valid else attention.new_ones(attention.shape[0]) * (h * w)
+            attention = attention * cells[:, None, None, None, None]
+
+        def of_each(x: Tensor) -> Tensor:
+            """Repeat (B, ...) for every query: (B * Q, ...)."""
+            return x[:, None].expand(-1, queries, *x.shape[1:]).flatten(0, 1)
+
+        valid: list[Tensor | None] = [of_each(v) for v in self.valid]
+        valid = valid or [None] * len(self.shared)
+        attended = F.conv2d(attention.flatten(0, 1), head.first.weight[:, -head.heads :], padding=1)
+        x = of_each(self.shared[0]) + attended
+        x = _norm_relu(head.norms[0], x, valid[0])
+        x = _norm_relu(head.norms[1], head.convolutions[0](x), valid[0])
+        for adapted, keep, convolution, norm in zip(
+            self.shared[1:], valid[1:], head.convolutions[1:], head.norms[2:], strict=True
+        ):
+            x = of_each(adapted) + F.interpolate(x, size=adapted.shape[-2:])
+            x = x if keep is None else x.masked_fill(~keep, 0.0)
+            x = _norm_relu(norm, convolution(x), keep)
+        masks: Tensor = head.out(x)[:, 0]
+        masks = masks if valid[-1] is None else masks.masked_fill(~valid[-1][:, 0], 0.0)
+        return masks.unflatten(0, (-1, queries))
+
+
+def _norm_relu(norm: nn.Module, x: Tensor, valid: Tensor | None) -> Tensor:
+    """Apply a group norm and a ReLU to a (N, C, h, w) map, and set cells that are not `valid`, (N, 1, h, w), to 0."""
+    assert isinstance(norm, nn.GroupNorm)
+    if valid is None:
+        return F.relu(norm(x))
+    return F.relu(group_norm_of_valid(norm, x, valid)).masked_fill(~valid, 0.0)
+
+
 class MaskPredictor(nn.Module):
     """Attention maps and mask head: they make a panoptic model of a detector.
 
@@ -278,12 +340,15 @@ class MaskPredictor(nn.Module):
             exact: whether padding must not be seen.
         """
         padding_mask = features[-1][1]
-        shape = (int(padding_mask.shape[1]), int(padding_mask.shape[2]))
-        prior = None if self.prior is None else self.prior(boxes, batch.sizes, shape, self.strides[0])
+        shape = (padding_mask.shape[1], padding_mask.shape[2])
+        prior = None if self.prior is None else self.prior(boxes, batch.wh(boxes.float()), shape, self.strides[0])
         attention = self.attention(hidden_states, memory, padding_mask, prior)
         if exact and batch.padded:
             src = src.masked_fill(padding_mask[:, None], 0.0)
         shared = self.head.share(src, [feature for feature, _ in features[-2::-1]])
+        if isinstance(batch, TracedBatch):
+            valid = [~batch.padding_mask(stride)[:, None] for stride in self.strides] if exact and batch.padded else []
+            return TracedMasks(self.head, attention, shared, valid, by_cells=prior is not None)
         height, width = batch.images.shape[-2:]
         sizes = batch.sizes if exact else [(int(height), int(width))] * len(batch)
         parts = [[(-(-h // s), -(-w // s)) for s in self.strides] for h, w in sizes]

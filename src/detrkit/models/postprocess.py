@@ -102,7 +102,7 @@ class PostProcessor:
     ) -> Iterator[Detections]:
         """Yield the results of `detections` one by one: the masks of a hundred queries on a photo take a gigabyte."""
         _check_sizes(outputs, target_sizes, input_sizes)
-        scores, labels, queries, boxes = self._best_detections(outputs)
+        scores, labels, queries, boxes = self.best_detections(outputs)
         pixels = cxcywh_to_xyxy(boxes) * _scales(target_sizes, boxes)[:, None]
         rows = zip(pixels, scores, labels, queries, strict=True)
         detections = [Detections(*row[:3], classes=self.classes, queries=row[3]) for row in rows]
@@ -175,12 +175,12 @@ class PostProcessor:
         name = f"class {label}" if self.classes is None else self.classes.names[label]
         return NearMiss(name, float(scores[best]), self.segment_threshold, label)
 
-    def _best_detections(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def best_detections(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return (B, K) scores, labels and queries, and (B, K, 4) boxes cxcywh, of the detections of every image."""
         logits, boxes = outputs.logits.float(), outputs.boxes.float()
         if self.activation == "softmax":
             scores, labels = logits.softmax(-1)[..., :-1].max(-1)  # (B, Q)
-            query = torch.arange(logits.shape[1], device=logits.device).repeat(len(labels), 1)  # (B, Q)
+            query = torch.arange(logits.shape[1], device=logits.device).repeat(labels.shape[0], 1)  # (B, Q)
             return scores, labels, query, boxes
         top_k = max(100, logits.shape[1]) if self.top_k is None else self.top_k
         scores, index = logits.sigmoid().flatten(1).topk(min(top_k, logits[0].numel()), dim=1)  # (B, K)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,6 +19,9 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Compute the log-odds of x in [0, 1], clamped to those of eps (published: 1e-5; DINO: 1e-3)."""
     x = x.clamp(0, 1)
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
+
+
+_observer: ContextVar[TokenChoice | None] = ContextVar("observer", default=None)
 
 
 class Anchors(NamedTuple):
@@ -40,7 +46,7 @@ def make_anchors(spatial_shapes: Sequence[tuple[int, int]], valid_sizes: Tensor,
     """
     centers = cell_centers(spatial_shapes, valid_sizes)  # (B, S, 2)
     sides = torch.cat([centers.new_full((h * w,), 0.05 * 2.0**i) for i, (h, w) in enumerate(spatial_shapes)])
-    boxes = torch.cat([centers, sides[None, :, None].expand(len(centers), -1, 2)], -1)  # (B, S, 4) cxcywh
+    boxes = torch.cat([centers, sides[None, :, None].expand(centers.shape[0], -1, 2)], -1)  # (B, S, 4) cxcywh
     valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~padding_mask  # (B, S)
     return Anchors((boxes / (1 - boxes)).log().masked_fill(~valid[..., None], float("inf")), valid)
 
@@ -55,7 +61,55 @@ def best_tokens(scores: Tensor, count: int, padding_mask: Tensor | None) -> Tens
     """
     if padding_mask is not None:
         scores = scores.masked_fill(padding_mask, float("-inf"))
-    return scores.topk(min(count, scores.shape[1]), dim=1).indices
+    # an exported graph has one number of queries: `least_side` says which images it takes
+    count = count if torch.compiler._is_exporting_flag else min(count, scores.shape[1])
+    indices = scores.topk(count, dim=1).indices
+    choice = _observer.get()
+    if choice is not None:
+        choice.scores, choice.indices = scores, indices
+        indices = indices if choice.forced is None else choice.forced
+    return indices
+
+
+@dataclass
+class TokenChoice:
+    """The choice of tokens in a forward pass, for the export and its checks.
+
+    Attributes:
+        forced: (B, Q) int64 tokens that are taken in place of the best ones, or None.
+        scores: (B, S) of all tokens, -inf where padded; None until a model with two stages has run.
+        indices: (B, Q) int64, the best tokens.
+    """
+
+    forced: Tensor | None = None
+    scores: Tensor | None = None
+    indices: Tensor | None = None
+
+
+@contextmanager
+def observed_choice(forced: Tensor | None = None) -> Iterator[TokenChoice]:
+    """Observe which tokens `best_tokens` chooses within a `with` block, and replace them by others if asked.
+
+    Nearly equal tokens change places between two computations of one model, and their queries with them. So a file is
+    compared with the model by the same tokens, and the tokens by their scores.
+
+    Args:
+        forced: (B, Q) int64 tokens to take, or None.
+    """
+    choice = TokenChoice(forced)
+    token = _observer.set(choice)
+    try:
+        yield choice
+    finally:
+        _observer.reset(token)
+
+
+def least_side(strides: Sequence[int], count: int) -> int:
+    """Return the side in pixels of the smallest square that has `count` tokens, on maps at these strides."""
+    side = 1
+    while sum((-(-side // stride)) ** 2 for stride in strides) < count:
+        side += 1
+    return side
 
 
 def gathered(rows: Tensor, indices: Tensor) -> Tensor:

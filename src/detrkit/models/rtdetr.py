@@ -26,6 +26,7 @@ from detrkit.models.proposals import inverse_sigmoid
 from detrkit.models.registry import register_model
 from detrkit.models.rtdetr_criterion import rtdetr_criterion
 from detrkit.models.rtdetr_names import RTDETR_NAMES, RTDETRV2_NAMES
+from detrkit.ops.ms_deform import widths_and_heights
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import MASKED_LOGIT, Capture, Capturing, Outputs, Target, numbered
 
@@ -110,6 +111,7 @@ class RTDETR(DenoisingModel):
     """
 
     free_options: ClassVar[frozenset[str]] = frozenset({"num_queries", "eval_layers"})
+    two_stage = True
 
     def __init__(
         self,
@@ -229,11 +231,11 @@ class RTDETR(DenoisingModel):
             [features[stage][0] for stage in STAGES], masks, padded=batch.padded, capture=capture
         )
         maps = [projection(x) for projection, x in zip(self.projections, encoded.maps, strict=True)]  # L (B, D, h, w)
-        spatial_shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
+        spatial_shapes = [(m.shape[2], m.shape[3]) for m in maps]
         memory = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)  # (B, S, D)
         valid_sizes = torch.stack([torch.stack([(~m[:, 0]).sum(1), (~m[:, :, 0]).sum(1)], -1) for m in masks], 1)
         valid_sizes = valid_sizes.to(memory.dtype)  # (B, L, 2) width, height in cells
-        valid_ratios = valid_sizes / valid_sizes.new_tensor([(w, h) for h, w in spatial_shapes])
+        valid_ratios = valid_sizes / widths_and_heights(spatial_shapes, valid_sizes)
         padding_mask = torch.cat([m.flatten(1) for m in masks], 1)  # (B, S)
         return EncodedMaps(
             features, encoded, memory, spatial_shapes, valid_sizes, valid_ratios, padding_mask, batch.padded

@@ -106,6 +106,15 @@ def _backend(value: Tensor) -> Backend:
     return name
 
 
+def widths_and_heights(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """Return the (L, 2) width and height of every level, of the dtype and on the device of `like`."""
+    if not torch.compiler._is_exporting_flag:
+        return like.new_tensor([(w, h) for h, w in spatial_shapes])
+    # sides may be symbols, of which a tensor of Python numbers would keep the value of the moment
+    sides = [torch.scalar_tensor(side, dtype=like.dtype) for h, w in spatial_shapes for side in (w, h)]
+    return torch.stack(sides).view(-1, 2)
+
+
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
@@ -116,12 +125,14 @@ def reference(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], location
     q, levels, points = locations.shape[1], len(spatial_shapes), locations.shape[4]
     dtype = torch.promote_types(value.dtype, torch.float32)
     grids = 2 * locations.to(dtype) - 1  # grid_sample counts from -1 to 1
-    sizes = [height * width for height, width in spatial_shapes]
-    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1).split(sizes, dim=-1)  # L x (B * H, D, hw)
+    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * H, D, S)
     samples = []
+    start = 0
     for level, (height, width) in enumerate(spatial_shapes):
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * H, Q, P, 2)
-        map_ = maps[level].unflatten(-1, (height, width))  # (B * H, D, height, width)
+        # a slice: `split` becomes a sequence in ONNX, which few runtimes have
+        map_ = maps[..., start : start + height * width].unflatten(-1, (height, width))  # (B * H, D, height, width)
+        start += height * width
         samples.append(F.grid_sample(map_, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
     sampled = torch.cat(samples, -1)  # (B * H, D, Q, L * P)
     by_head = weights.to(dtype).transpose(1, 2).reshape(b * h, 1, q, levels * points)
