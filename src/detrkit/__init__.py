@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from detrkit.evaluation import evaluate_panoptic as evaluate_panoptic
     from detrkit.explanation import Explanation as Explanation
     from detrkit.explanation.explain import explain as explain
+    from detrkit.exporting.export import export as export
+    from detrkit.exporting.report import ExportReport as ExportReport
     from detrkit.models.base import DetectionModel as DetectionModel
     from detrkit.models.criterion import build_criterion as build_criterion
     from detrkit.models.registry import list_models as list_models
@@ -59,6 +61,7 @@ _HOMES = {
     "Detector": "detrkit.detector",
     "DetrkitError": "detrkit.utils.errors",
     "Explanation": "detrkit.explanation",
+    "ExportReport": "detrkit.exporting",
     "Outputs": "detrkit.structures.outputs",
     "PanopticResult": "detrkit.structures.panoptic",
     "Target": "detrkit.structures.outputs",
@@ -69,6 +72,7 @@ _HOMES = {
     "evaluate_detections": "detrkit.evaluation",
     "evaluate_panoptic": "detrkit.evaluation",
     "explain": "detrkit.explanation",
+    "export": "detrkit.exporting",
     "list_models": "detrkit.models.registry",
     "load": "detrkit.detector",
     "load_config": "detrkit.config",
@@ -91,6 +95,7 @@ __all__ = [
     "Detector",
     "DetrkitError",
     "Explanation",
+    "ExportReport",
     "Outputs",
     "PanopticResult",
     "Target",
@@ -103,6 +108,7 @@ __all__ = [
     "evaluate_detections",
     "evaluate_panoptic",
     "explain",
+    "export",
     "list_models",
     "load",
     "load_config",

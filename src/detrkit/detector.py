@@ -358,7 +358,7 @@ def load(name_or_path: str | Path, *, name: str | None = None, device: torch.dev
 
     Args:
         name_or_path: a model name (the published weights, downloaded once), or a path: detrkit .safetensors, a
-            training state, a run directory, an official .pth file, a Hugging Face directory, or a .pdparams file.
+            training state, run directory, official .pth, Hugging Face directory, .pdparams, or a file of `export`.
         name: the model of an official file, if the file does not hold it.
         device: where to run; by default an accelerator if available.
 

@@ -66,7 +66,7 @@ def _refusal(*words: str) -> str:
         ("val a b", "unknown command val: did you mean `detrkit eval`?"),
         ("detect a b", "unknown command detect: did you mean `detrkit predict`?"),
         ("trian x", "unknown command trian: did you mean `detrkit train`?"),
-        ("export x", "unknown command export: there is no export yet"),
+        ("exprot x", "unknown command exprot: did you mean `detrkit export`?"),
         ("resume runs/first", "unknown command resume: write `detrkit train --resume runs/first`"),
         ("check x", "unknown command check: did you mean `detrkit data check`?"),
         ("data chek x", "unknown command data chek: did you mean `detrkit data check`?"),

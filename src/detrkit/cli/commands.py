@@ -69,6 +69,10 @@ _SERVE = {
     "Address": ("host", "port", "token-file"),
     "Limits": ("max-batch", "max-queue", "max-megabytes", "max-megapixels"),
 }
+_EXPORT = {
+    "Model and file": ("checkpoint", "out", "format", "fixed", "postprocess"),
+    "Checks": ("data", "split", "images", "max-drop"),
+}
 _REPRODUCE = {
     "Models and data": ("names", "coco", "panoptic", "weights"),
     "Run": ("out", "batch-size", "device", "limit"),
@@ -165,6 +169,14 @@ GROUPS: Mapping[str, Sequence[Command]] = {
             "weights to and from the official code and Hugging Face",
             "runs/first detr.safetensors",
         ),
+        Command(
+            "export",
+            "detrkit.cli.export:Export",
+            "to ONNX, OpenVINO or torch.export, checked against PyTorch",
+            "runs/first --out detr.onnx",
+            _EXPORT,
+            processes="alone",
+        ),
     ),
     "Compare and reproduce": (
         Command(
@@ -202,7 +214,6 @@ _ELSEWHERE = {
     **{name: f"data {name}" for name in ("check", "download", "preview", "shapes")},
     **dict.fromkeys(("list", "zoo", "weights"), "models"),
 }
-_EXPORT = "there is no export yet; `detrkit convert` writes weights for the official code and for Hugging Face"
 
 
 def command_of(instance: Any) -> Command:
@@ -267,8 +278,6 @@ def _unknown(word: str, rest: Sequence[str]) -> str:
     lower = word.lower()
     if word.startswith("-"):
         return f"{_shown(word)}: the command comes first, as in `detrkit train my_data`; `detrkit --help` lists them"
-    if lower == "export":
-        return f"unknown command export: {_EXPORT}"
     if lower == "resume":
         return "unknown command resume: write `detrkit train --resume runs/first`"
     if lower in _ELSEWHERE:

@@ -40,6 +40,7 @@ ParallelRuns = Annotated[int, Range(ge=1, le=1024)]  # of a study, at the same t
 StudySeeds = Annotated[int, Range(ge=1, le=100)]  # of one model of a study
 WideSeed = Annotated[int, Range(ge=0, le=2**63 - 1)]  # seeds of a separate generator
 Share = Annotated[float, Range(ge=0, le=1)]  # a score or a share
+Points = Annotated[float, Range(ge=0, le=100)]  # hundredths of AP
 Scale = Annotated[float, Range(gt=0, le=8)]  # of an image's sides
 ScoreThreshold = Share | Literal["auto"]  # auto: as the checkpoint suggests
 Decay = Annotated[float, Range(ge=0, lt=1)]

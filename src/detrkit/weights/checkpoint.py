@@ -17,9 +17,12 @@ from detrkit.models.pretrained import PUBLISHED
 from detrkit.models.registry import ARCHITECTURES, architecture, build_options
 from detrkit.models.settings import full_options
 from detrkit.models.spec import ModelSpec
+from detrkit.runtimes.model import load_exported
+from detrkit.runtimes.sessions import exported_format
 from detrkit.utils.atomic import atomic_file, new_file_mode
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import new_directory
+from detrkit.utils.names import expanded_path
 from detrkit.utils.visible import first_line
 from detrkit.weights.build import check_weights, load_weights, published_weights
 from detrkit.weights.describe import describe, published_spec
@@ -183,9 +186,19 @@ def read_model(
 def load_any(name_or_path: str | Path, *, name: str | None = None) -> tuple[DetectionModel, ModelSpec]:
     """Load as `load_model`; a model name means its published weights, downloaded at the first use.
 
-    Args and errors: as `load_model`.
+    A .onnx, .xml (OpenVINO) or .pt2 file of `detrkit export` is run by its runtime.
+
+    Args and errors: as `load_model`; and
+
+    Raises:
+        DetrkitError: the runtime of an exported file is not installed, or a name is given that it does not have.
     """
     path, published_name = located(name_or_path)
+    if exported_format(path) is not None:
+        model, spec = load_exported(expanded_path(path))
+        if name not in (None, spec.name):
+            raise DetrkitError(f"{path}: an export of {spec.name}, not of {name}")
+        return model, spec
     return load_model(path, name=published_name or name)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from detrkit.models.registry import published_file
 from detrkit.models.spec import ModelSpec
+from detrkit.runtimes.sessions import exported_format
 from detrkit.structures.classes import ClassList
 from detrkit.structures.coco_classes import COCO_NAMES
 from detrkit.utils.documents import parse_json, read_bytes, require_regular
@@ -89,6 +90,11 @@ def find_weights(path: str | Path) -> Path:
     path = expanded_path(path)
     name = hub_name(path)
     path = _chosen(path if name is None else download_checkpoint(name))
+    if exported_format(path) is not None:
+        raise DetrkitError(
+            f"{path}: an exported model, which is run but holds no weights for this: give the checkpoint that it was "
+            "made of"
+        )
     check_beginning(path)
     return path
 

@@ -1,0 +1,123 @@
+"""`detrkit export`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.table import Table
+
+from detrkit.cli.preflight import check_dataset, check_model, check_weights
+from detrkit.utils.console import console
+from detrkit.utils.errors import DetrkitError
+from detrkit.utils.ranges import BatchSize, Count, Points
+
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Export a model to a file of ONNX, OpenVINO or torch.export that computes the same numbers, or to none.
+
+    The file's outputs are compared with those of the model in PyTorch before it gets its name: for 1, 2 and 8 images,
+    square and not, padded and not, an image alone and in a batch; with --data also the AP. A report of it stands beside
+    the file. Number, height and width of the images stay free, unless --fixed and --batch fix them. The file says its
+    classes and how to prepare images; detrkit predict and detrkit eval take it in place of a checkpoint.
+
+    ONNX needs pip install 'detrkit[export]', OpenVINO 'detrkit[export,openvino]'.
+
+    Such as:
+
+    detrkit export runs/first --out detr.onnx
+
+    detrkit export runs/first --out detr.xml --data my_data
+
+    detrkit export runs/first --out detr.onnx --fixed 640x640 --batch 1 --postprocess
+    """
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """A checkpoint, a run's folder, a model name for its published weights, or one on the Hugging Face Hub."""
+    out: Path
+    """The file: .onnx, .xml (OpenVINO, with a .bin beside it) or .pt2 (torch.export). FILE.report.md and
+    FILE.report.json are written, too."""
+    format: Literal["onnx", "openvino", "torch"] | None = None
+    """The format; by default as the name of the file says."""
+    model: str | None = None
+    """Model name, such as detr-r50, for files that do not name their model."""
+    fixed: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None
+    """The only height and width of the input in pixels, such as 640x640, for runtimes that need one; images are padded
+    to it."""
+    batch: BatchSize | None = None
+    """The only number of images, for runtimes that need one."""
+    postprocess: bool = False
+    """Let the graph compute detections, too: scores, labels and boxes in pixels of the original images."""
+    data: str | None = None
+    """A dataset to compare the AP on; classes are matched by name."""
+    split: str | None = "val"
+    """The split of it."""
+    images: Count = 500
+    """Images of it at most, the first ones."""
+    max_drop: Points = 0.1
+    """Points of AP that the file may have less; otherwise none is written."""
+    timing: bool = True
+    """Measure time and memory of both at the model's input size."""
+    force: bool = False
+    """Replace files that are there already."""
+
+    def check(self) -> None:
+        """Check what needs no torch.
+
+        Raises:
+            DetrkitError: no such weights, model or dataset, or a file name or size that is none.
+        """
+        check_weights(self.checkpoint)
+        check_model(self.model)
+        check_dataset(self.data)
+        self._fixed()
+        wanted = list(SUFFIXES.values()) if self.format is None else [SUFFIXES[self.format]]
+        if self.out.suffix not in wanted:
+            raise DetrkitError(f"--out {self.out}: the name of the file must end with {' or '.join(wanted)}")
+
+    def run(self) -> int:
+        """Export and print the report."""
+        from detrkit.exporting.export import export, report_paths
+
+        report = export(
+            self.checkpoint,
+            self.out,
+            format=self.format,
+            name=self.model,
+            fixed=self._fixed(),
+            batch=self.batch,
+            postprocess=self.postprocess,
+            data=self.data,
+            split=self.split,
+            images=self.images,
+            max_drop=self.max_drop,
+            timing=self.timing,
+            force=self.force,
+            quiet=False,
+        )
+        table = Table(show_header=False, box=None)
+        for name, value in report.rows:
+            table.add_row(name, value)
+        console.print(table)
+        console.print(f"report: {report_paths(self.out)[0]}", markup=False)
+        return 0
+
+    def _fixed(self) -> tuple[int, int] | None:
+        """Return the fixed (height, width) in pixels.
+
+        Raises:
+            DetrkitError: another form than HxW, or a side without pixels.
+        """
+        if self.fixed is None:
+            return None
+        match = _SIZE.fullmatch(self.fixed)
+        if match is None or 0 in (sides := (int(match[1]), int(match[2]))) or max(sides) > 65_536:
+            raise DetrkitError(f"--fixed {self.fixed[:40]}: height and width in pixels are expected, such as 640x640")
+        return sides
