@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", choices=SUFFIXES, default="onnx")
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="some of `detrkit models`; by default all")
-    parser.add_argument("--json", type=Path, help="also write the rows there, for docs/export.md")
+    parser.add_argument("--json", type=Path, help="also write the rows there")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
     if arguments.one:

@@ -15,6 +15,7 @@ from detrkit.exporting.graph import record
 from detrkit.exporting.writers import write
 from detrkit.models.registry import list_models
 from detrkit.runtimes.model import ExportedModel, load_exported
+from detrkit.structures.batch import Batch
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.checkpoint import load_model
 from helpers.small_models import small_model
@@ -176,3 +177,26 @@ def test_padding_as_published_is_exported_as_it_is(tmp_path):
     recorded = record(model, spec, format="onnx")
     file = load_exported(write(recorded, tmp_path, "model")[0])[0]
     passed_gates(model, file, spec)
+
+
+@pytest.mark.slow
+def test_a_backbone_without_masks_runs_images_of_one_size_together(tmp_path):
+    model, spec = small_model("detr-r50", backbone="presnet10")
+    recorded = record(model, spec, format="onnx")
+    assert recorded.info.inputs == ("images",)
+    file = load_exported(write(recorded, tmp_path, "model")[0])[0]
+    passed_gates(model, file, spec)
+    batch = Batch.from_images([torch.randn(3, h, w) for h, w in [(80, 100), (100, 70), (80, 100)]])
+    with torch.no_grad():
+        torch.testing.assert_close(file(batch).logits, model(batch).logits, atol=1e-3, rtol=0)
+
+
+def test_a_model_that_needs_numbers_is_refused_in_one_line():
+    class Counting(type(small_model("detr-r50")[0])):
+        def forward(self, images, *args, **options):
+            return super().forward(images, *args, **options) if len(images) else None
+
+    model, spec = small_model("detr-r50")
+    model.__class__ = Counting
+    with pytest.raises(DetrkitError, match=r"detr-r50 cannot be recorded as a graph \(.*use `count`\)"):
+        record(model, spec, format="onnx")

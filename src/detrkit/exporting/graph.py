@@ -21,7 +21,8 @@ from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.runtimes.metadata import ExportInfo, Format
 from detrkit.structures.batch import Batch, TracedBatch
 from detrkit.structures.outputs import Outputs
-from detrkit.utils.errors import SettingError
+from detrkit.utils.errors import DetrkitError, SettingError
+from detrkit.utils.visible import first_line
 
 EXAMPLE_STEP = 64  # pixels: sides of the example are a little more than multiples of it, and differ
 _CHECKS = (torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_tensor_metadata.default)
@@ -108,6 +109,7 @@ def record(
 
     Raises:
         SettingError: a model that cannot have a fixed size, or no such input.
+        DetrkitError: a model whose code cannot be recorded.
     """
     masked = takes_mask(model, spec)
     info = _info(model, spec, format, masked, fixed, batch, postprocess)
@@ -120,18 +122,35 @@ def record(
         fold_for_good(model, lambda: model(example, defer_masks=True))
     graph = _Graph(model, postprocessor_of(model, spec) if postprocess else None).eval()
     inputs = _example_inputs(info, height, width, count)
-    with torch.no_grad():
-        # conditions that no range states, such as "as many tokens as queries", become checks and not a failed export
-        program = torch.export.export(
-            graph,
-            (),
-            inputs,
-            dynamic_shapes=_dynamic_shapes(info),
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+    program = _program(graph, inputs, info, spec.name)
     _remove_checks(program)
     return Recorded(program=program, info=info, spec=spec)
+
+
+def _program(graph: nn.Module, inputs: dict[str, Tensor], info: ExportInfo, name: str) -> torch.export.ExportedProgram:
+    """Record a graph with free axes.
+
+    Raises:
+        DetrkitError: the model's code cannot be recorded, such as one that needs a size as a number.
+    """
+    try:
+        with torch.no_grad():
+            # conditions that no range states, such as "as many tokens as queries", become checks and no failed export
+            return torch.export.export(
+                graph,
+                (),
+                inputs,
+                dynamic_shapes=_dynamic_shapes(info),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+    except (DetrkitError, MemoryError):
+        raise
+    except Exception as error:  # whatever the code of a model of another package raises for symbols
+        raise DetrkitError(
+            f"{name} cannot be recorded as a graph ({first_line(error)[:300]}): its code must not need the sizes of a "
+            "batch as numbers, see docs/export.md"
+        ) from error
 
 
 def _remove_checks(program: torch.export.ExportedProgram) -> None:

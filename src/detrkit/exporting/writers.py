@@ -75,7 +75,7 @@ def write_openvino(recorded: Recorded, path: Path) -> list[Path]:
     onnx = path.with_suffix(".onnx")
     write_onnx(recorded, onnx)
     try:
-        model = openvino.convert_model(onnx)
+        model = openvino.Core().read_model(onnx)  # `convert_model` does the same, and reports it to its authors
         for key, value in recorded.info.metadata(recorded.spec).items():
             model.set_rt_info(value, ["detrkit", key])
         openvino.save_model(model, path, compress_to_fp16=False)
