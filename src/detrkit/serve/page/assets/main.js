@@ -192,6 +192,7 @@ async function explain() {
     link.href = URL.createObjectURL(blob);
     byId("why-frame").src = link.href;
     byId("why").hidden = false;
+    byId("why").scrollIntoView({ block: "nearest" });
     render();
   } catch (error) {
     if (error.name === "AbortError" || page.asked !== asked) return;
@@ -263,7 +264,7 @@ function listen() {
   window.addEventListener("resize", () => requestAnimationFrame(() => { if (page.answer) paint(page); }));
 }
 
-byId("about").textContent = `Weights ${config.model.sha256.slice(0, 12)}..`;
+byId("about").textContent = `Weights ${config.model.sha256.slice(0, 12)}`;
 byId("threshold").min = config.lowest ?? config.threshold;
 listen();
 render();
