@@ -98,29 +98,31 @@ class Load:
         self.statuses: Counter[str] = Counter()
         self.wrong = 0
 
-    async def client(self, number: int, until: float) -> None:
+    async def client(self, http: httpx.AsyncClient, number: int, until: float) -> None:
         """Ask for one image after the other, and check the answers."""
-        async with httpx.AsyncClient(timeout=120) as http:
-            k = number
-            while time.monotonic() < until:
-                k = (k * 7 + 3) % len(self.files) if k % 5 else (k + 1) % len(self.files)
-                started = time.monotonic()
-                try:
-                    response = await http.post(f"{self.address}/predict?threshold={THRESHOLD}", content=self.files[k])
-                except httpx.TransportError as error:
-                    self.statuses[type(error).__name__] += 1
-                    continue
-                self.statuses[str(response.status_code)] += 1
-                if response.status_code == 200:
-                    self.seconds.append(time.monotonic() - started)
-                    self.wrong += not is_right(response.json(), self.wants[k])
-                else:
-                    await asyncio.sleep(0.2)
+        k = number
+        while time.monotonic() < until:
+            k = (k * 7 + 3) % len(self.files) if k % 5 else (k + 1) % len(self.files)
+            started = time.monotonic()
+            try:
+                response = await http.post(f"{self.address}/predict?threshold={THRESHOLD}", content=self.files[k])
+            except httpx.TransportError as error:
+                self.statuses[type(error).__name__] += 1
+                continue
+            self.statuses[str(response.status_code)] += 1
+            if response.status_code == 200:
+                self.seconds.append(time.monotonic() - started)
+                self.wrong += not is_right(response.json(), self.wants[k])
+            else:
+                await asyncio.sleep(0.2)
 
     async def run(self, clients: int, seconds: float) -> None:
         """Let so many clients ask for some seconds."""
-        until = time.monotonic() + seconds
-        await asyncio.gather(*(self.client(number, until) for number in range(clients)))
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # one client of httpx for all: each reads the system's certificates, which takes longer than an answer
+        async with httpx.AsyncClient(timeout=120, limits=limits) as http:
+            until = time.monotonic() + seconds
+            await asyncio.gather(*(self.client(http, number, until) for number in range(clients)))
 
 
 def single_rate(detector: Detector, files: list[bytes]) -> float:
