@@ -1,6 +1,7 @@
 """Exports every registered model at full size with random weights: does it pass the gates, how long, how much memory.
 
     python benchmarks/export.py                                      every model to ONNX
+    python benchmarks/export.py --small --format openvino            small ones of each name: whether they pass
     python benchmarks/export.py --format openvino --only rtdetr-r18 dino-r50-4scale
     python benchmarks/export.py --json docs/measurements/export.json
 
@@ -63,11 +64,34 @@ def export_one(name: str, suffix: str) -> dict:
         }
 
 
+def export_small(name: str, suffix: str) -> dict:
+    """Export a small model of that name, with its post-processing where it has any."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from detrkit.exporting.export import export
+    from detrkit.utils.errors import DetrkitError
+    from helpers.small_models import small_model
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = export(small_model(name), Path(folder) / f"model{suffix}", timing=False)
+        except DetrkitError as error:
+            return {"model": name, "passed": f"no: {error}"}
+    return {
+        "model": name,
+        "passed": "yes",
+        "logits differ by": f"{report.differences['logits']:.1e}",
+        "boxes differ by": f"{report.differences['boxes']:.1e}",
+        "with gates, s": round(time.perf_counter() - began),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", choices=SUFFIXES, default="onnx")
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="some of `detrkit models`; by default all")
     parser.add_argument("--json", type=Path, help="also write the rows there")
+    parser.add_argument("--small", action="store_true", help="small models of each name, in one process")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
     if arguments.one:
@@ -75,8 +99,12 @@ def main() -> None:
         return
     from detrkit.models.registry import list_models
 
-    report = Report(f"Export of every model to {arguments.format}, at full size")
+    report = Report(f"Export of every model to {arguments.format}, {'small' if arguments.small else 'at full size'}")
     for name in arguments.only or list_models():
+        if arguments.small:
+            report.add(**export_small(name, SUFFIXES[arguments.format]))
+            report.write(arguments.json)
+            continue
         command = [sys.executable, __file__, "--format", arguments.format, "--one", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = [line[2:] for line in done.stdout.splitlines() if line.startswith("> ")]

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from detrkit.exporting.export import passed_gates
-from detrkit.exporting.gates import batches_of, check_outputs
+from detrkit.exporting.gates import batches_of
 from detrkit.exporting.graph import record
 from detrkit.exporting.writers import write
-from detrkit.models.registry import list_models
 from detrkit.runtimes.model import ExportedModel, load_exported
 from detrkit.structures.batch import Batch
 from detrkit.utils.errors import DetrkitError
@@ -22,8 +21,6 @@ from helpers.small_models import small_model
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-
-BUILT_IN = [name for name in list_models() if not name.startswith(("shop", "my-"))]
 
 
 def exported(name: str, folder: Path, kind: str, **options) -> tuple:
@@ -132,36 +129,30 @@ def test_other_tokens_are_caught_by_their_scores(two_stage):
         passed_gates(model, with_session(file, spec, outputs=worst), spec)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnx", "openvino", "torch"])
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_every_model_passes_in_every_format(name, kind, tmp_path):
-    if kind == "openvino":
-        pytest.importorskip("openvino")
-    model, file, spec = exported(name, tmp_path, kind)
-    differences: dict[str, float] = {}
-    for gate in check_outputs(model, file, spec):
-        assert gate.failure is None, gate.failure
-        for output, difference in gate.differences.items():
-            differences[output] = max(difference, differences.get(output, 0.0))
-    print(name, kind, {output: f"{difference:.1e}" for output, difference in differences.items()})
+# every kind of model and every format; `benchmarks/export.py --small` has all models in all formats
+KINDS = [
+    ("detr-r50-panoptic", "onnx"),
+    ("deformable-detr-r50-refine", "openvino"),
+    ("dino-r50-4scale", "onnx"),
+    ("h-deformable-detr-r50", "torch"),
+    ("rtdetrv2-r18", "openvino"),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["detr-r50", "dino-r50-4scale", "rtdetr-r18"])
-@pytest.mark.parametrize("kind", ["onnx", "openvino", "torch"])
-def test_detections_of_the_graph_are_those_of_the_post_processing(name, kind, tmp_path):
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_models_of_every_kind_pass_with_their_post_processing(name, kind, tmp_path):
     if kind == "openvino":
         pytest.importorskip("openvino")
     model, file, spec = exported(name, tmp_path, kind, postprocess=True)
     gates = passed_gates(model, file, spec)
-    assert any(gate.name.startswith("detections of") for gate in gates)
+    assert len(gates) >= 7 and any(gate.name.startswith("detections of") for gate in gates)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fixed", "batch"),
-    [("detr-r50", (128, 192), None), ("detr-r50", (160, 160), 2), ("rtdetr-r18", (160, 160), 1)],
+    [("detr-r50", (128, 192), 2), ("rtdetr-r18", (160, 160), None)],
 )
 def test_fixed_sizes_take_smaller_images_and_any_number_of_them(name, fixed, batch, tmp_path):
     model, file, spec = exported(name, tmp_path, "onnx", fixed=fixed, batch=batch)
