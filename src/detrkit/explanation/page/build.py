@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
 import math
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +16,7 @@ from detrkit.explanation.page.plans import CROSS_SHARE, pack_cross, pack_encoder
 from detrkit.explanation.page.sections import Section
 from detrkit.utils.atomic import write_atomic
 from detrkit.utils.errors import SettingError
+from detrkit.utils.pages import asset, code_hash, filled, json_in_html, script_of
 from detrkit.utils.visible import one_line
 
 if TYPE_CHECKING:
@@ -29,6 +26,7 @@ MAX_MEGABYTES = 4.0  # of a page by default, 10^6 bytes each
 IMAGE_SHARE = 0.35  # of the file, at most
 # in the order in which they need each other
 SCRIPTS = ("decode.js", "attention.js", "colors.js", "paint.js", "words.js", "controls.js", "export.js", "main.js")
+_PACKAGE = "detrkit.explanation.page"
 _SIZE = "#" * 12  # stands for the size of the file until that is known
 
 
@@ -186,44 +184,21 @@ def _filled(title: str, data: dict[str, Any], address: str, sections: list[Secti
     )
     values = {
         "POLICY": f"default-src 'none'; img-src data: blob:; style-src '{code_hash(style)}'; "
-        f"script-src '{code_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'",
+        f"script-src '{code_hash(script)}'; base-uri 'none'; form-action 'none'",
         "TITLE": html.escape(title),
         "STYLE": style,
         "SCRIPT": script,
-        "DATA": _json(described),
+        "DATA": json_in_html(described),
         "IMAGE": address,
         "ARRAYS": arrays,
     }
-    first, *rest = _asset("page.html").split("{{")
-    parts = [first]
-    for piece in rest:  # one pass: what is filled in is never searched for places again
-        name, after = piece.split("}}", 1)
-        parts += [values[name], after]
-    return "".join(parts)
+    return filled(asset(_PACKAGE, "page.html"), values)
 
 
 def _bytes(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
-def _json(data: dict[str, Any]) -> str:
-    """Return JSON that cannot end the element around it, whatever the names in it are."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def page_code() -> tuple[str, str]:
     """Return the style and the script of every page: they do not depend on the explanation."""
-    # a function around all: the scripts share their names with each other and with nothing else
-    script = '(() => {\n"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();\n"
-    return _asset("page.css"), script
-
-
-def code_hash(text: str) -> str:
-    """Return the hash by which the content security policy knows a script or a style."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-
-
-def _asset(name: str) -> str:
-    return resources.files("detrkit.explanation.page").joinpath("assets", name).read_text(encoding="utf-8")
+    return asset(_PACKAGE, "page.css"), script_of(*(asset(_PACKAGE, name) for name in SCRIPTS))

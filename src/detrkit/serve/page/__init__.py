@@ -7,7 +7,8 @@ import json
 from importlib import resources
 from typing import Any
 
-from detrkit.explanation.page.build import code_hash, page_code
+from detrkit.explanation.page.build import page_code
+from detrkit.utils.pages import code_hash
 
 # in the order in which they need each other; colors are those of the page of an explanation
 _SCRIPTS = ("masks.js", "paint.js", "main.js")
