@@ -13,7 +13,9 @@ from rich.table import Table
 from detrkit.cli.preflight import check_dataset, check_model, check_weights
 from detrkit.utils.console import console
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.folders import check_replaceable
 from detrkit.utils.ranges import BatchSize, Count, Points
+from detrkit.utils.web_runtime import HOW, WebRuntime
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -37,6 +39,10 @@ class Export:
     detrkit export runs/first --out detr.xml --data my_data
 
     detrkit export runs/first --out detr.onnx --fixed 640x640 --batch 1 --postprocess
+
+    detrkit export runs/first --out detr-int8.onnx --int8 my_data
+
+    detrkit export runs/first --out detr.onnx --page detr-page --web-runtime package
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -61,8 +67,17 @@ class Export:
     """The split of it."""
     images: Count = 500
     """Images of it at most, the first ones."""
-    max_drop: Points = 0.1
-    """Points of AP that the file may have less; otherwise none is written."""
+    int8: str | None = None
+    """Compute backbone and encoder in INT8: a dataset whose training images set the ranges. AP is measured in float32
+    and INT8, on --split of --data or, without it, of this dataset. ONNX and OpenVINO."""
+    calibration_images: Count = 100
+    """Images at most that set the ranges of INT8."""
+    max_drop: Points | None = None
+    """Points of AP that the file may have less, otherwise none is written; by default 0.1, in INT8 0.5."""
+    page: Path | None = None
+    """Also make a folder with a page that runs the .onnx file in a browser, from any static server."""
+    web_runtime: str | None = None
+    """For --page: a folder with the npm package onnxruntime-web, whose files are copied, or its https address."""
     timing: bool = True
     """Measure time and memory of both at the model's input size."""
     force: bool = False
@@ -77,6 +92,8 @@ class Export:
         check_weights(self.checkpoint)
         check_model(self.model)
         check_dataset(self.data)
+        check_dataset(self.int8)
+        self._check_page()
         self._fixed()
         wanted = list(SUFFIXES.values()) if self.format is None else [SUFFIXES[self.format]]
         if self.out.suffix not in wanted:
@@ -97,6 +114,8 @@ class Export:
             data=self.data,
             split=self.split,
             images=self.images,
+            int8=self.int8,
+            calibration_images=self.calibration_images,
             max_drop=self.max_drop,
             timing=self.timing,
             force=self.force,
@@ -107,7 +126,29 @@ class Export:
             table.add_row(name, value)
         console.print(table)
         console.print(f"report: {report_paths(self.out)[0]}", markup=False)
+        if self.page is not None and self.web_runtime is not None:
+            from detrkit.exporting.browser import write_browser_page
+
+            write_browser_page(self.out, self.page, runtime=self.web_runtime, force=self.force)
+            console.print(f"page: python -m http.server --directory {self.page}", markup=False)
         return 0
+
+    def _check_page(self) -> None:
+        """Check what the page needs, before anything takes time.
+
+        Raises:
+            DetrkitError: no .onnx file, no runtime, or a folder that may not be replaced.
+        """
+        if self.page is None:
+            if self.web_runtime is not None:
+                raise DetrkitError("--web-runtime is of the page: name its folder with --page, too")
+            return
+        if self.out.suffix != ".onnx":
+            raise DetrkitError(f"--page {self.page}: a browser runs .onnx files: let --out end with .onnx")
+        if self.web_runtime is None:
+            raise DetrkitError(f"--page {self.page}: say with --web-runtime where onnxruntime-web is; {HOW}")
+        WebRuntime.find(self.web_runtime)
+        check_replaceable(self.page, force=self.force)
 
     def _fixed(self) -> tuple[int, int] | None:
         """Return the fixed (height, width) in pixels.

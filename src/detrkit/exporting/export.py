@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ from detrkit.detector import Detector
 from detrkit.engine.memory import free_unused, peak_mib, reset_peak
 from detrkit.exporting.gates import Gate, check_outputs
 from detrkit.exporting.graph import Recorded, record
+from detrkit.exporting.int8 import Int8Check
+from detrkit.exporting.int8.quantizing import MAX_DROP as INT8_MAX_DROP
+from detrkit.exporting.int8.quantizing import NEEDED as INT8_NEEDED
+from detrkit.exporting.int8.quantizing import Int8Settings, Quantizer, check_format
 from detrkit.exporting.measuring import AccuracyCheck, Cost, check_accuracy, measure
 from detrkit.exporting.report import ExportReport
 from detrkit.exporting.writers import NEEDED, SUFFIX, write
@@ -36,6 +41,7 @@ from detrkit.weights.checkpoint import load_model, located
 from detrkit.weights.files import find_weights
 
 _CPU = torch.device("cpu")
+MAX_DROP = 0.1  # points of AP, by default, in float32
 
 Model = str | Path | Detector | tuple[DetectionModel, ModelSpec]
 
@@ -52,7 +58,9 @@ def export(
     data: str | Path | Dataset | Any | None = None,
     split: str | None = "val",
     images: Count | None = 500,
-    max_drop: Points = 0.1,
+    int8: str | Path | Dataset | Any | None = None,
+    calibration_images: Count = 100,
+    max_drop: Points | None = None,
     timing: bool = True,
     force: bool = False,
     quiet: bool = True,
@@ -79,7 +87,11 @@ def export(
         data: a dataset to compare AP on, as `detrkit.evaluate` takes it.
         split: of the dataset.
         images: of it at most, the first ones.
-        max_drop: points of AP (hundredths) that the file may have less.
+        int8: a dataset whose images calibrate INT8, of its split "train" if there is one: layers of backbone and
+            encoder then compute in 8-bit integers. AP in INT8 is compared with AP in float32, on `split` of `data` or,
+            without it, of this dataset. For ONNX and OpenVINO.
+        calibration_images: number of them at most.
+        max_drop: points of AP (hundredths) that the file may have less; by default 0.1, in INT8 0.5.
         timing: measure latency and memory of both, at the model's input size.
         force: replace files that are there already.
         quiet: print no progress.
@@ -92,10 +104,12 @@ def export(
             model that cannot be exported, or a gate that is not passed (then no file is written).
         ValueError: a number out of range.
     """
-    check_arguments(export, {"batch": batch, "images": images, "max_drop": max_drop})
+    numbers = {"batch": batch, "images": images, "calibration_images": calibration_images, "max_drop": max_drop}
+    check_arguments(export, numbers)
     path = Path(path)
     kind = checked_format(path, format)
     require(*NEEDED[kind])
+    settings = _int8_settings(int8, kind, calibration_images, data, split, images, max_drop)
     _check_target(path, force=force)
     net, spec, source, digest = _resolve(model, name)
     options: dict[str, Any] = {"fixed": fixed, "batch": batch, "postprocess": postprocess}
@@ -117,14 +131,15 @@ def export(
         accuracy = None
         if data is not None:
             _say("measuring AP of both", quiet)
-            rule: dict[str, Any] = {"split": split, "images": images, "max_drop": max_drop}
+            rule: dict[str, Any] = {"split": split, "images": images}
+            rule["max_drop"] = MAX_DROP if max_drop is None or settings is not None else max_drop
             accuracy = check_accuracy(net, exported, written.recorded.spec, data, **rule)
         costs: tuple[Cost | None, Cost | None] = (None, None)
-        if timing:
+        check, written = _quantized(written, exported, settings, timing=timing, quiet=quiet)
+        if timing and settings is None:
             _say("measuring time and memory of both", quiet)
             costs = measure(net, exported, written.recorded.spec)
-        names = tuple(target.with_suffix(file.suffix).name for file in written.files)
-        report = _report(written, names, exported.session.runtime, gates, accuracy, costs)
+        report = _report(written, target, exported.session.runtime, gates, accuracy, costs, check)
         del exported  # it may have the files open
         _publish(written.files, target)
         _write_report(report, target)
@@ -133,15 +148,16 @@ def export(
 
 def _report(
     written: _Written,
-    names: tuple[str, ...],
+    target: Path,
     runtime: str,
     gates: Sequence[Gate],
     accuracy: AccuracyCheck | None,
     costs: tuple[Cost | None, Cost | None],
+    int8: Int8Check | None,
 ) -> ExportReport:
     """Put the report together."""
     return ExportReport(
-        files=names,
+        files=tuple(target.with_suffix(file.suffix).name for file in written.files),
         size=sum(file.stat().st_size for file in written.files),
         spec=written.recorded.spec,
         info=written.recorded.info,
@@ -151,6 +167,7 @@ def _report(
         accuracy=accuracy,
         model_cost=costs[0],
         exported_cost=costs[1],
+        int8=int8,
         seconds=written.seconds,
         memory_mib=written.memory_mib,
     )
@@ -173,6 +190,55 @@ def _written(net: DetectionModel, spec: ModelSpec, folder: Path, stem: str, **op
     recorded = record(net, spec, **options)
     files = write(recorded, folder, stem)
     return _Written(recorded, files, time.perf_counter() - began, peak_mib(_CPU) - before)
+
+
+def _int8_settings(
+    int8: str | Path | Dataset | Any | None,
+    kind: Format,
+    calibration_images: int,
+    data: str | Path | Dataset | Any | None,
+    split: str | None,
+    images: int | None,
+    max_drop: float | None,
+) -> Int8Settings | None:
+    """Return what INT8 is made with; None without it.
+
+    Raises:
+        SettingError: a format without INT8.
+        DetrkitError: a package is missing.
+    """
+    if int8 is None:
+        return None
+    check_format(kind)
+    require(*INT8_NEEDED[kind])
+    return Int8Settings(
+        data=int8,
+        calibration_images=calibration_images,
+        evaluation=int8 if data is None else data,
+        split=split,
+        images=images,
+        max_drop=INT8_MAX_DROP if max_drop is None else max_drop,
+    )
+
+
+def _quantized(
+    written: _Written, exported: ExportedModel, settings: Int8Settings | None, *, timing: bool, quiet: bool
+) -> tuple[Int8Check | None, _Written]:
+    """Replace the files by INT8 that has passed its gate, if there are settings for it.
+
+    Raises:
+        DetrkitError: it costs too much AP.
+    """
+    if settings is None:
+        return None, written
+    recorded, files = written.recorded, written.files
+    _say(f"calibrating INT8 on up to {settings.calibration_images} images", quiet)
+    quantizer = Quantizer(files, files[0].with_suffix(".onnx"), exported, recorded.info, recorded.spec, settings)
+    _say("quantizing, and measuring AP in float32 and INT8", quiet)
+    folder = files[0].with_name("int8")
+    folder.mkdir()
+    check = quantizer.passed(folder, timing=timing)
+    return check, written._replace(recorded=replace(recorded, info=quantizer.info))
 
 
 def _say(text: str, quiet: bool) -> None:

@@ -68,19 +68,17 @@ def write_onnx(recorded: Recorded, path: Path) -> list[Path]:
 def write_openvino(recorded: Recorded, path: Path) -> list[Path]:
     """Write a .xml file of OpenVINO, and the weights beside it in a .bin file, in float32.
 
-    It is converted from ONNX, whose operators OpenVINO knows all; of the exported program some are unknown to it.
+    It is converted from ONNX, whose operators OpenVINO knows all; of the exported program some are unknown to it. The
+    .onnx file stays beside it: it says of which module an operation is.
     """
     import openvino
 
     onnx = path.with_suffix(".onnx")
     write_onnx(recorded, onnx)
-    try:
-        model = openvino.Core().read_model(onnx)  # `convert_model` does the same, and reports it to its authors
-        for key, value in recorded.info.metadata(recorded.spec).items():
-            model.set_rt_info(value, ["detrkit", key])
-        openvino.save_model(model, path, compress_to_fp16=False)
-    finally:
-        onnx.unlink(missing_ok=True)
+    model = openvino.Core().read_model(onnx)  # `convert_model` does the same, and reports it to its authors
+    for key, value in recorded.info.metadata(recorded.spec).items():
+        model.set_rt_info(value, ["detrkit", key])
+    openvino.save_model(model, path, compress_to_fp16=False)
     return [path, path.with_suffix(".bin")]
 
 

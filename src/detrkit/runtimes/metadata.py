@@ -63,6 +63,7 @@ class ExportInfo:
         threshold: score above which a detection counts, where the spec suggests none.
         source: name of the weights, without a folder; "" for a model in memory.
         sha256: of that file; "" for a model in memory.
+        int8: stages of the model whose layers compute in 8 bits, such as "backbone"; none: all is float32.
     """
 
     __pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)
@@ -81,6 +82,7 @@ class ExportInfo:
     threshold: float
     source: str
     sha256: str
+    int8: tuple[Literal["backbone", "encoder"], ...] = ()
 
     @property
     def masked(self) -> bool:

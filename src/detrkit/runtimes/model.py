@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +100,36 @@ class ExportedModel(DetectionModel):
         Raises:
             ImageSizeError: an image of a size that the graph does not take.
         """
-        sizes = batch.sizes if target_sizes is None else list(target_sizes)
         parts = []
         order: list[int] = []
+        for indices, inputs in self.inputs(batch, target_sizes):
+            results = self.session.run(inputs)
+            parts.append({name: array[: len(indices)] for name, array in results.items()})
+            order += indices
+        return parts[0] if len(parts) == 1 else _joined(parts, order)
+
+    def inputs(
+        self, batch: Batch, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[list[int], Arrays]]:
+        """Yield the inputs of every run of the graph that a batch takes, and the indices of the images in it.
+
+        Args:
+            batch: the images.
+            target_sizes: as of `arrays`.
+
+        Raises:
+            ImageSizeError: an image of a size that the graph does not take.
+        """
+        sizes = batch.sizes if target_sizes is None else list(target_sizes)
         for indices, some in self._groups(batch):
-            inputs: dict[str, Any] = {"images": np.ascontiguousarray(some.images.float().cpu().numpy())}
+            inputs: Arrays = {"images": np.ascontiguousarray(some.images.float().cpu().numpy())}
             if self.info.masked:
                 inputs["padding_mask"] = some.mask().cpu().numpy()
             if "target_sizes" in self.info.inputs:
                 chosen = [sizes[i] for i in indices]
                 chosen += [some.sizes[-1]] * (len(some) - len(indices))
                 inputs["target_sizes"] = np.array(chosen, dtype=np.int64)
-            results = self.session.run(inputs)
-            parts.append({name: array[: len(indices)] for name, array in results.items()})
-            order += indices
-        return parts[0] if len(parts) == 1 else _joined(parts, order)
+            yield indices, inputs
 
     def padded_as_run(self, batch: Batch) -> Batch:
         """Return a batch as a graph with a mask gets it: padded further if the graph takes larger images alone."""

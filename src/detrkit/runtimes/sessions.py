@@ -27,6 +27,7 @@ PACKAGES: Mapping[str, str] = {
     "onnxscript": "export",
     "onnxruntime": "export",
     "openvino": "openvino",
+    "nncf": "openvino",
 }
 RUNTIMES: Mapping[Format, tuple[Runtime, ...]] = {
     "onnx": ("onnxruntime", "openvino"),
