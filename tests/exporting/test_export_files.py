@@ -217,9 +217,7 @@ def test_masks_of_a_panoptic_model_are_predicted(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "suffix"), [("detr", ".onnx"), ("deformable-detr", ".onnx"), ("deformable-detr", ".xml")]
-)
+@pytest.mark.parametrize(("name", "suffix"), [("detr", ".onnx"), ("deformable-detr", ".xml")])
 def test_trained_models_have_the_same_ap(name, suffix, tmp_path):
     if suffix == ".xml":
         pytest.importorskip("openvino")
