@@ -99,7 +99,7 @@ def check_outputs(
             name = f"an image of {sizes[smallest][0]} x {sizes[smallest][1]} alone and in a batch"
             yield _compared(f"{name}, alone", model, exported, alone, found, scale)
             if spec.padding == "exact":  # as published an image depends on its batch, in the file too
-                yield _alone(name, arrays, found, smallest, scale, ranked=model.two_stage)
+                yield _alone(name, arrays, found, smallest, scale, ranked=model.chooses_tokens)
 
 
 def batches_of(info: ExportInfo, spec: ModelSpec, *, full_size: bool = True) -> list[list[Size]]:

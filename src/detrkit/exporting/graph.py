@@ -186,7 +186,7 @@ def _info(
     """Describe the graph before it is recorded."""
     names = ["logits", "boxes"]
     names += ["masks"] if model.segmentation is not None else []
-    names += ["proposal_index"] if model.two_stage else []
+    names += ["proposal_index"] if model.chooses_tokens else []
     names += ["scores", "labels", "queries", "pixel_boxes"] if postprocess else []
     least, largest = _sides(model)
     arch = architecture(spec.name)
@@ -216,7 +216,7 @@ def _sides(model: DetectionModel) -> tuple[int, int | None]:
     """
     strides = model.level_strides
     least = strides[-1] + 1
-    if model.two_stage:
+    if model.chooses_tokens:
         least = max(least, least_side(strides, model.num_queries))
     rows = getattr(model, "row_embed", None)
     rows = getattr(getattr(model, "position_encoding", None), "row_embed", rows)

@@ -22,7 +22,7 @@ class DetectionModel(nn.Module):
         num_queries: the most objects found in an image.
         segmentation: computes the masks, or None.
         detector_frozen: whether `freeze_detector` was called.
-        two_stage: whether the queries are tokens of the encoder, chosen by their scores.
+        chooses_tokens: whether the queries are tokens of the encoder, chosen by their scores.
         free_options: options of the class that may differ from those of the file whose weights are loaded: neither
             tensors nor their meaning depend on them.
     """
@@ -32,7 +32,7 @@ class DetectionModel(nn.Module):
     num_queries: int
     segmentation: MaskPredictor | None
     detector_frozen = False
-    two_stage: bool = False
+    chooses_tokens: bool = False
     free_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:

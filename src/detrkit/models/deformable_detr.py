@@ -95,7 +95,7 @@ class DeformableDETR(DeformableModel):
         super().__init__(nheads=nheads, masks=masks, **options)
         hidden_dim, num_queries = self.hidden_dim, self.num_queries
         self.with_box_refine = with_box_refine
-        self.two_stage = two_stage
+        self.two_stage = self.chooses_tokens = two_stage
         self.mixed_selection = mixed_selection
         self.look_forward_twice = look_forward_twice
         if two_stage:

@@ -55,7 +55,7 @@ class DINO(DeformableModel, DenoisingModel):
     position_offset = 0.0
     log_odds_eps = EPS
     few_are_groups = True
-    two_stage = True
+    chooses_tokens = True
 
     def __init__(
         self,

@@ -111,7 +111,7 @@ class RTDETR(DenoisingModel):
     """
 
     free_options: ClassVar[frozenset[str]] = frozenset({"num_queries", "eval_layers"})
-    two_stage = True
+    chooses_tokens = True
 
     def __init__(
         self,
