@@ -241,3 +241,20 @@ def test_a_lower_ap_leaves_no_file(files, tmp_path, monkeypatch):
     model = detrkit.load(files / "detr.safetensors").model
     with pytest.raises(DetrkitError, match=r"AP falls by 1\.00 points \(50\.00 in PyTorch, 49\.00 in onnxruntime"):
         measuring.check_accuracy(model, exported.model, exported.spec, "my_data", split="val", images=4, max_drop=0.1)
+
+
+def test_the_command_evaluates_and_predicts_what_was_exported(files, tmp_path, capsys):
+    """With its pictures: an exported model has no parameters that say where it is."""
+    from detrkit.cli import main
+
+    data = write_shapes(tmp_path / "set", images={"train": 1, "val": 2}, sides=(96, 128), seed=3)
+    annotations = data / "annotations" / "instances_val2017.json"
+    document = json.loads(annotations.read_text())
+    for i, category in enumerate(document["categories"]):
+        category["name"] = f"class {i}"
+    annotations.write_text(json.dumps(document))
+    assert main(["eval", str(files / "detr.onnx"), str(data), "--out", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report" / "report.md").exists() and "AP" in capsys.readouterr().out
+    assert main(["predict", str(files / "detr.onnx"), str(data / "val2017"), "--out", str(tmp_path / "drawn")]) == 0
+    assert main(["explain", str(files / "detr.onnx"), str(data / "val2017"), "--out", str(tmp_path / "maps")]) == 2
+    assert "explain the checkpoint" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture
 from detrkit.structures.detections import Detections
 from detrkit.structures.panoptic import PanopticResult, Prediction, Segment
+from detrkit.utils.devices import device_of
 from detrkit.visualize import SheetRow, as_detections, comparison_sheet
 from detrkit.weights.checkpoint import ModelSpec
 
@@ -59,7 +60,7 @@ def example_sheet(
     if indices is None:
         indices = evenly_spaced(len(dataset), count)
     training = model.training
-    detector = Detector(model, spec, device=next(model.parameters()).device)
+    detector = Detector(model, spec, device=device_of(model))
     if threshold is None:
         threshold = detector.threshold if detector.panoptic else display_threshold(spec)
     rows = []

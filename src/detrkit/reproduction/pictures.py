@@ -12,6 +12,7 @@ from detrkit.data import Dataset, eval_transform, make_loader
 from detrkit.engine.evaluation_loop import iter_outputs
 from detrkit.engine.examples import annotated, display_threshold, evenly_spaced
 from detrkit.models.postprocess import PostProcessor
+from detrkit.utils.devices import device_of
 from detrkit.visualize import SheetRow, models_sheet
 from detrkit.weights.checkpoint import ModelSpec
 
@@ -27,7 +28,7 @@ def segments_sheet(model: nn.Module, spec: ModelSpec, dataset: Dataset, count: i
         dataset: opened with masks.
         count: number of images, evenly spaced over the dataset.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     subset = dataset.subset(evenly_spaced(len(dataset), count))
     loader = make_loader(
         subset,

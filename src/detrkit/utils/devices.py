@@ -14,6 +14,7 @@ from detrkit.utils.ranges import Checked
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 AUTO = "auto"
 _NAME = re.compile(r"[a-z_]+(:\d{1,4})?|\d{1,4}")
@@ -43,6 +44,13 @@ def default_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's parameters; the CPU for one without any, such as an exported model."""
+    import torch
+
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def as_device(name: torch.device | str | int | None) -> torch.device:
