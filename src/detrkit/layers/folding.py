@@ -67,7 +67,7 @@ def fold(branches: Sequence[Branch], x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Weight (O, I, h, w), for `detrkit.ops.dense.convolve` alone, and bias (O,), in the weight's dtype.
     """
-    if (first := branches[0][0]).bias is not None:  # by `folded_for_good`
+    if (first := branches[0][0]).bias is not None:  # by `fold_for_good`
         return first.weight, first.bias
     if _recorded is not None:
         _recorded.append(branches)
