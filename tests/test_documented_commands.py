@@ -139,6 +139,14 @@ def test_much_is_run():
     assert len(lines) >= 12
 
 
+def link_web_runtime(place: Path) -> bool:
+    """Puts the unpacked onnxruntime-web that `.ci/run` has fetched where the page has the user unpack it."""
+    package = os.environ.get("DETRKIT_ORT_WEB")
+    if package is not None and not place.exists():
+        place.symlink_to(Path(package).resolve(), target_is_directory=True)
+    return package is not None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", RUN)
 def test_a_documented_command_works(words, folder, monkeypatch, capsys):
@@ -146,6 +154,11 @@ def test_a_documented_command_works(words, folder, monkeypatch, capsys):
     out = words[words.index("--out") + 1] if "--out" in words else None
     if words[0] == "train" and out is not None:
         shutil.rmtree(out, ignore_errors=True)  # of another page
+    if words[0] == "export" and out is not None:
+        for left in (out, str(Path(out).with_suffix(".bin")), f"{out}.report.md", f"{out}.report.json"):
+            Path(left).unlink(missing_ok=True)
+    if "--web-runtime" in words and not link_web_runtime(Path(words[words.index("--web-runtime") + 1])):
+        pytest.skip("DETRKIT_ORT_WEB names no unpacked onnxruntime-web")
     # an epoch is too short to learn 8 images, which the status of --overfit says
     statuses = {0, 1} if "--overfit" in words else {0}
     assert main(shortened(words)) in statuses, capsys.readouterr().err
