@@ -59,15 +59,15 @@ def row(checkpoint: str, kind: str, arguments: argparse.Namespace) -> dict[str, 
             calibration_images=arguments.calibration_images,
             max_drop=100.0,
         )
-    check = report.int8
-    assert check is not None and check.float_cost is not None and check.int8_cost is not None
+    check = report.reduced
+    assert check is not None and check.float_cost is not None and check.cost is not None
     return {
         "checkpoint": Path(checkpoint).name,
         "model": report.spec.name,
         "runtime": report.runtime,
         "float32 bytes": check.float_bytes,
         "INT8 bytes": report.size,
-        "speedup": check.float_cost.seconds / check.int8_cost.seconds,
+        "speedup": check.float_cost.seconds / check.cost.seconds,
         "drop": check.drop,
         **dataclasses.asdict(check),
     }

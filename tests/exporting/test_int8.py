@@ -54,15 +54,16 @@ def test_a_trained_detector_in_int8(suffix, shapes, tmp_path):
     file = tmp_path / f"detr{suffix}"
     # on 30 images a point of AP is one object
     report = detrkit.export(TRAINED, file, int8=shapes, calibration_images=10, max_drop=3.0, timing=False)
-    check = report.int8
-    assert check is not None and check.calibration_images == 10 and check.images == 30 and check.layers > 12
+    check = report.reduced
+    assert check is not None and check.calibration_images == 10 and check.images == 30
+    assert check.precision == "INT8" and check.computed == "20 layers of backbone and encoder"
     assert check.drop <= 3.0 and check.float_ap > 0.25
     written = sum(path.stat().st_size for path in tmp_path.glob("detr.*") if path.suffix in (suffix, ".bin"))
     assert report.size == written < 0.8 * check.float_bytes
     detector = detrkit.load(file)
     info = detector.model.info
     assert info.int8 == ("backbone", "encoder")
-    assert pytest.approx(check.int8_ap) == detrkit.evaluate(detector, shapes).AP
+    assert pytest.approx(check.ap) == detrkit.evaluate(detector, shapes).AP
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [*report.files, f"{file.name}.report.md", f"{file.name}.report.json"]
     )

@@ -42,6 +42,8 @@ class Export:
 
     detrkit export runs/first --out detr-int8.onnx --int8 my_data
 
+    detrkit export runs/first --out detr-bf16.xml --half bf16 --data my_data
+
     detrkit export runs/first --out detr.onnx --page detr-page --web-runtime package
     """
 
@@ -70,10 +72,14 @@ class Export:
     int8: str | None = None
     """Compute backbone and encoder in INT8: a dataset whose training images set the ranges. AP is measured in float32
     and INT8, on --split of --data or, without it, of this dataset. ONNX and OpenVINO."""
+    half: Literal["bf16", "fp16"] | None = None
+    """Compute in half precision: OpenVINO in bf16 or fp16 where this CPU does, ONNX in fp16. Needs --data, on which AP
+    is measured in float32 and in half precision."""
     calibration_images: Count = 100
     """Images at most that set the ranges of INT8."""
     max_drop: Points | None = None
-    """Points of AP that the file may have less, otherwise none is written; by default 0.1, in INT8 0.5."""
+    """Points of AP that the file may have less, otherwise none is written; by default 0.1, in half precision 0.2,
+    in INT8 0.5."""
     page: Path | None = None
     """Also make a folder with a page that runs the .onnx file in a browser, from any static server."""
     web_runtime: str | None = None
@@ -115,6 +121,7 @@ class Export:
             split=self.split,
             images=self.images,
             int8=self.int8,
+            half=self.half,
             calibration_images=self.calibration_images,
             max_drop=self.max_drop,
             timing=self.timing,

@@ -17,16 +17,14 @@ from detrkit.detector import Detector
 from detrkit.engine.memory import free_unused, peak_mib, reset_peak
 from detrkit.exporting.gates import Gate, check_outputs
 from detrkit.exporting.graph import Recorded, record
-from detrkit.exporting.int8 import Int8Check
-from detrkit.exporting.int8.quantizing import MAX_DROP as INT8_MAX_DROP
-from detrkit.exporting.int8.quantizing import NEEDED as INT8_NEEDED
-from detrkit.exporting.int8.quantizing import Int8Settings, Quantizer, check_format
 from detrkit.exporting.measuring import AccuracyCheck, Cost, check_accuracy, measure
+from detrkit.exporting.reduced import ReducedCheck, ReducedSettings
+from detrkit.exporting.reducing import reduce_files, reduced_settings
 from detrkit.exporting.report import ExportReport
 from detrkit.exporting.writers import NEEDED, SUFFIX, write
 from detrkit.models.base import DetectionModel
 from detrkit.models.spec import ModelSpec
-from detrkit.runtimes.metadata import FORMATS, SUFFIXES, Format
+from detrkit.runtimes.metadata import FORMATS, SUFFIXES, Format, Half
 from detrkit.runtimes.model import ExportedModel, load_exported
 from detrkit.runtimes.sessions import require
 from detrkit.utils.atomic import locked_temporary, make_folder, sweep, write_atomic, write_errors
@@ -59,6 +57,7 @@ def export(
     split: str | None = "val",
     images: Count | None = 500,
     int8: str | Path | Dataset | Any | None = None,
+    half: Half | None = None,
     calibration_images: Count = 100,
     max_drop: Points | None = None,
     timing: bool = True,
@@ -90,8 +89,11 @@ def export(
         int8: a dataset whose images calibrate INT8, of its split "train" if there is one: layers of backbone and
             encoder then compute in 8-bit integers. AP in INT8 is compared with AP in float32, on `split` of `data` or,
             without it, of this dataset. For ONNX and OpenVINO.
-        calibration_images: number of them at most.
-        max_drop: points of AP (hundredths) that the file may have less; by default 0.1, in INT8 0.5.
+        half: let the file compute in "bf16" or "fp16" where that keeps its AP, which `data` is needed for: OpenVINO in
+            what this CPU computes, ONNX in fp16. The file in float32 passes the gates before.
+        calibration_images: images that calibrate INT8, at most.
+        max_drop: points of AP (hundredths) that the file may have less; by default 0.1, in half precision 0.2, in INT8
+            0.5.
         timing: measure latency and memory of both, at the model's input size.
         force: replace files that are there already.
         quiet: print no progress.
@@ -109,7 +111,8 @@ def export(
     path = Path(path)
     kind = checked_format(path, format)
     require(*NEEDED[kind])
-    settings = _int8_settings(int8, kind, calibration_images, data, split, images, max_drop)
+    rule: dict[str, Any] = {"split": split, "images": images, "max_drop": max_drop}
+    settings = reduced_settings(kind, int8=int8, half=half, calibration_images=calibration_images, data=data, **rule)
     _check_target(path, force=force)
     net, spec, source, digest = _resolve(model, name)
     options: dict[str, Any] = {"fixed": fixed, "batch": batch, "postprocess": postprocess}
@@ -129,13 +132,12 @@ def export(
         _say(f"comparing its outputs in {exported.session.runtime} with PyTorch's", quiet)
         gates = passed_gates(net, exported, written.recorded.spec)
         accuracy = None
-        if data is not None:
+        if data is not None and settings is None:
             _say("measuring AP of both", quiet)
-            rule: dict[str, Any] = {"split": split, "images": images}
-            rule["max_drop"] = MAX_DROP if max_drop is None or settings is not None else max_drop
+            rule["max_drop"] = MAX_DROP if max_drop is None else max_drop
             accuracy = check_accuracy(net, exported, written.recorded.spec, data, **rule)
         costs: tuple[Cost | None, Cost | None] = (None, None)
-        check, written = _quantized(written, exported, settings, timing=timing, quiet=quiet)
+        check, written = _reduced(written, exported, settings, timing=timing, quiet=quiet)
         if timing and settings is None:
             _say("measuring time and memory of both", quiet)
             costs = measure(net, exported, written.recorded.spec)
@@ -153,7 +155,7 @@ def _report(
     gates: Sequence[Gate],
     accuracy: AccuracyCheck | None,
     costs: tuple[Cost | None, Cost | None],
-    int8: Int8Check | None,
+    reduced: ReducedCheck | None,
 ) -> ExportReport:
     """Put the report together."""
     return ExportReport(
@@ -167,7 +169,7 @@ def _report(
         accuracy=accuracy,
         model_cost=costs[0],
         exported_cost=costs[1],
-        int8=int8,
+        reduced=reduced,
         seconds=written.seconds,
         memory_mib=written.memory_mib,
     )
@@ -192,53 +194,20 @@ def _written(net: DetectionModel, spec: ModelSpec, folder: Path, stem: str, **op
     return _Written(recorded, files, time.perf_counter() - began, peak_mib(_CPU) - before)
 
 
-def _int8_settings(
-    int8: str | Path | Dataset | Any | None,
-    kind: Format,
-    calibration_images: int,
-    data: str | Path | Dataset | Any | None,
-    split: str | None,
-    images: int | None,
-    max_drop: float | None,
-) -> Int8Settings | None:
-    """Return what INT8 is made with; None without it.
+def _reduced(
+    written: _Written, exported: ExportedModel, settings: ReducedSettings | None, *, timing: bool, quiet: bool
+) -> tuple[ReducedCheck | None, _Written]:
+    """Replace the files by those of reduced precision, if there are settings for it.
 
     Raises:
-        SettingError: a format without INT8.
-        DetrkitError: a package is missing.
-    """
-    if int8 is None:
-        return None
-    check_format(kind)
-    require(*INT8_NEEDED[kind])
-    return Int8Settings(
-        data=int8,
-        calibration_images=calibration_images,
-        evaluation=int8 if data is None else data,
-        split=split,
-        images=images,
-        max_drop=INT8_MAX_DROP if max_drop is None else max_drop,
-    )
-
-
-def _quantized(
-    written: _Written, exported: ExportedModel, settings: Int8Settings | None, *, timing: bool, quiet: bool
-) -> tuple[Int8Check | None, _Written]:
-    """Replace the files by INT8 that has passed its gate, if there are settings for it.
-
-    Raises:
-        DetrkitError: it costs too much AP.
+        DetrkitError: they cost too much AP.
     """
     if settings is None:
         return None, written
-    recorded, files = written.recorded, written.files
-    _say(f"calibrating INT8 on up to {settings.calibration_images} images", quiet)
-    quantizer = Quantizer(files, files[0].with_suffix(".onnx"), exported, recorded.info, recorded.spec, settings)
-    _say("quantizing, and measuring AP in float32 and INT8", quiet)
-    folder = files[0].with_name("int8")
-    folder.mkdir()
-    check = quantizer.passed(folder, timing=timing)
-    return check, written._replace(recorded=replace(recorded, info=quantizer.info))
+    recorded = written.recorded
+    say = lambda text: _say(text, quiet)  # noqa: E731
+    check, info = reduce_files(recorded, written.files, exported, settings, timing=timing, say=say)
+    return check, written._replace(recorded=replace(recorded, info=info))
 
 
 def _say(text: str, quiet: bool) -> None:

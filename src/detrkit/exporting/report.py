@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from detrkit.exporting.gates import Gate
-from detrkit.exporting.int8 import Int8Check
 from detrkit.exporting.measuring import AccuracyCheck, Cost
+from detrkit.exporting.reduced import ReducedCheck
 from detrkit.models.spec import ModelSpec
 from detrkit.runtimes.metadata import ExportInfo, preprocessing_words
 from detrkit.utils.visible import markdown
@@ -32,8 +32,8 @@ class ExportReport:
         gates: comparisons of outputs, all passed.
         accuracy: AP on a dataset, or None.
         model_cost, exported_cost: time and memory in PyTorch and in the runtime, or None.
-        int8: AP, size and time beside those in float32, of a file in INT8; None of others, in which all but this is
-            of the file in float32.
+        reduced: AP, size and time beside those in float32, of a file in INT8 or half precision; None of others. All
+            but this is of the file in float32.
         seconds: that recording and writing took.
         memory_mib: by which the memory of the process grew at most meanwhile.
     """
@@ -48,7 +48,7 @@ class ExportReport:
     accuracy: AccuracyCheck | None
     model_cost: Cost | None
     exported_cost: Cost | None
-    int8: Int8Check | None
+    reduced: ReducedCheck | None
     seconds: float
     memory_mib: float
 
@@ -77,7 +77,9 @@ class ExportReport:
             else {**dataclasses.asdict(self.accuracy), "drop": self.accuracy.drop},
             "PyTorch": None if self.model_cost is None else dataclasses.asdict(self.model_cost),
             "exported": None if self.exported_cost is None else dataclasses.asdict(self.exported_cost),
-            "INT8": None if self.int8 is None else {**dataclasses.asdict(self.int8), "drop": self.int8.drop},
+            "reduced precision": None
+            if self.reduced is None
+            else {**dataclasses.asdict(self.reduced), "drop": self.reduced.drop},
             "export seconds": self.seconds,
             "export memory, MiB": self.memory_mib,
         }
@@ -117,7 +119,7 @@ class ExportReport:
             rows.append(
                 ("memory of a pass, MiB", f"{ours.memory_mib:.0f} in PyTorch, {theirs.memory_mib:.0f} exported")
             )
-        rows += [] if self.int8 is None else _int8_rows(self.int8, self.info.int8)
+        rows += [] if self.reduced is None else _reduced_rows(self.reduced)
         rows.append(("export", f"{self.seconds:.0f} s, {self.memory_mib:.0f} MiB"))
         return rows
 
@@ -150,21 +152,23 @@ class ExportReport:
         return list(limits.items())
 
 
-def _int8_rows(check: Int8Check, stages: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the lines of a report on INT8."""
+def _reduced_rows(check: ReducedCheck) -> list[tuple[str, str]]:
+    """Return the lines of a report on reduced precision."""
+    word = check.precision
+    calibrated = f", calibrated on {check.calibration_images} images" if check.calibration_images else ""
     rows = [
-        ("INT8", f"{check.layers} layers of {' and '.join(stages)}, calibrated on {check.calibration_images} images"),
+        (word, check.computed + calibrated),
         (
             f"  AP, {check.images} images of {check.data}",
-            f"{100 * check.float_ap:.2f} in float32, {100 * check.int8_ap:.2f} in INT8",
+            f"{100 * check.float_ap:.2f} in float32, {100 * check.ap:.2f} in {word}",
         ),
         ("  size of float32", f"{check.float_bytes / MIB:.1f} MiB"),
     ]
-    if check.float_cost is not None and check.int8_cost is not None:
-        floats, ints = check.float_cost, check.int8_cost
+    if check.float_cost is not None and check.cost is not None:
+        floats, less = check.float_cost, check.cost
         rows.append((
             f"  {floats.height} x {floats.width}, ms an image",
-            f"{1000 * floats.seconds:.1f} in float32, {1000 * ints.seconds:.1f} in INT8 "
-            f"(slowest {1000 * floats.slowest:.1f}, {1000 * ints.slowest:.1f})",
+            f"{1000 * floats.seconds:.1f} in float32, {1000 * less.seconds:.1f} in {word} "
+            f"(slowest {1000 * floats.slowest:.1f}, {1000 * less.slowest:.1f})",
         ))  # fmt: skip
     return rows

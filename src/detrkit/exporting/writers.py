@@ -75,21 +75,31 @@ def _simplify(model: Any) -> None:
     from onnx_ir.passes import Sequential, common
     from onnxscript import optimizer
 
+    passes: Any = common  # partly without types
     optimizer.inline(model)
-    while optimizer.fold_constants(model).modified:
-        common.RemoveUnusedNodesPass()(model)
+    while optimizer.fold_constants(model, should_fold=_always_folded).modified:
+        passes.RemoveUnusedNodesPass()(model)
     Sequential(
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.LiftSubgraphInitializersToMainGraphPass(),
-        common.DeduplicateInitializersPass(),
-        common.CommonSubexpressionEliminationPass(),
-        common.IdentityEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
-        common.RemoveUnusedOpsetsPass(),
-        common.OutputFixPass(),
-        common.NameFixPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.IdentityEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
     )(model)
+
+
+def _always_folded(node: Any) -> bool | None:
+    """Whether a node of constants is folded: a part of a weight whatever its size, others (None) where they are small.
+
+    The projections of queries, keys and values are slices of one weight. As weights of their own they can be quantized,
+    and no runtime cuts them for every image.
+    """
+    return True if node.op_type in ("Slice", "Split", "Gather", "Transpose", "Reshape", "Squeeze") else None
 
 
 def write_openvino(recorded: Recorded, path: Path) -> list[Path]:

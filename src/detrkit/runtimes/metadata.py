@@ -21,6 +21,7 @@ INFO_KEY = "detrkit_export"
 _WRONG = "no exported model of detrkit"
 
 Format = Literal["onnx", "openvino", "torch"]
+Half = Literal["bf16", "fp16"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES: Mapping[str, Format] = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
 
@@ -63,7 +64,8 @@ class ExportInfo:
         threshold: score above which a detection counts, where the spec suggests none.
         source: name of the weights, without a folder; "" for a model in memory.
         sha256: of that file; "" for a model in memory.
-        int8: stages of the model whose layers compute in 8 bits, such as "backbone"; none: all is float32.
+        int8: stages of the model whose layers compute in 8 bits, such as "backbone"; none: no INT8.
+        half: half precision that the file computes in, or None: float32.
     """
 
     __pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)
@@ -83,6 +85,7 @@ class ExportInfo:
     source: str
     sha256: str
     int8: tuple[Literal["backbone", "encoder"], ...] = ()
+    half: Half | None = None
 
     @property
     def masked(self) -> bool:

@@ -217,14 +217,14 @@ def _joined(parts: Sequence[Arrays], order: Sequence[int]) -> Arrays:
 
 
 def load_exported(
-    path: str | Path, *, runtime: Runtime | None = None, precision: Precision = "f32"
+    path: str | Path, *, runtime: Runtime | None = None, precision: Precision | None = None
 ) -> tuple[ExportedModel, ModelSpec]:
     """Read an exported file.
 
     Args:
         path: .onnx, .xml of OpenVINO with its .bin beside it, or .pt2 of torch.export.
         runtime: which runs it; by default ONNX Runtime for .onnx, OpenVINO where that alone is installed.
-        precision: of the arithmetic in OpenVINO.
+        precision: of the arithmetic in OpenVINO; by default the one that the file was exported for.
 
     Returns:
         The model and its spec.

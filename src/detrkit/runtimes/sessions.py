@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from detrkit.runtimes.metadata import SUFFIXES, Format
+from detrkit.runtimes.metadata import INFO_KEY, SUFFIXES, Format, Half
 from detrkit.utils.documents import parse_json, require_regular
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.visible import first_line
@@ -86,13 +87,22 @@ def choose_runtime(kind: Format, runtime: Runtime | None = None) -> Runtime:
     raise AssertionError("unreachable")
 
 
-def open_session(path: Path, *, runtime: Runtime | None = None, precision: Precision = "f32") -> Session:
+def computes_half(half: Half) -> bool:
+    """Whether OpenVINO computes in half precision on this machine's CPU."""
+    import openvino
+
+    capability = {"bf16": "BF16", "fp16": "FP16"}[half]
+    return capability in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def open_session(path: Path, *, runtime: Runtime | None = None, precision: Precision | None = None) -> Session:
     """Open an exported file, on the CPU and with as many threads as torch has.
 
     Args:
         path: .onnx, .xml of OpenVINO with its .bin beside it, or .pt2 of torch.export.
         runtime: which runs it; by default as `choose_runtime`.
-        precision: of the arithmetic in OpenVINO, which chooses half precision by itself where the CPU has it.
+        precision: of the arithmetic in OpenVINO, which by itself chooses half precision where the CPU has it; by
+            default what the file was exported for, where the CPU has it, or else float32.
 
     Raises:
         DetrkitError: missing, damaged or foreign, or its runtime is not installed.
@@ -149,7 +159,7 @@ class OnnxSession:
 class OpenVinoSession:
     """A .xml file (or .onnx) in OpenVINO, on the CPU."""
 
-    def __init__(self, path: Path, precision: Precision) -> None:
+    def __init__(self, path: Path, precision: Precision | None) -> None:
         import openvino
 
         self.runtime = f"openvino {openvino.__version__.partition('-')[0]}"
@@ -158,7 +168,7 @@ class OpenVinoSession:
             model = core.read_model(path)
             self.metadata: Mapping[str, str] = _openvino_metadata(model)
             settings = {
-                "INFERENCE_PRECISION_HINT": precision,
+                "INFERENCE_PRECISION_HINT": precision or _precision(path, self.metadata),
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                 "NUM_STREAMS": 1,
             }
@@ -169,6 +179,18 @@ class OpenVinoSession:
         """See `Session`."""
         results = self._request.infer(inputs)
         return {name: np.array(results[i]) for i, name in enumerate(self.outputs)}  # its memory is used again
+
+
+def _precision(path: Path, metadata: Mapping[str, str]) -> Precision:
+    """Return the precision that a file was exported for; float32, with a warning, where this CPU has none of it."""
+    plain = parse_json(metadata.get(INFO_KEY, "{}"), str(path))
+    half = plain.get("half") if isinstance(plain, dict) else None
+    if half not in ("bf16", "fp16"):
+        return "f32"
+    if not computes_half(half):
+        warnings.warn(f"{path}: this CPU does not compute in {half}: it runs in float32", stacklevel=2)
+        return "f32"
+    return "bf16" if half == "bf16" else "f16"
 
 
 def _openvino_metadata(model: Any) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """INT8: convolutions and linear layers of backbone and encoder in 8-bit integers, the rest in float32.
 
 `layers.py` finds the layers in a graph, `calibration.py` makes inputs of images, `onnx.py` and `openvino.py` quantize,
-each by its runtime's own tool; `gate.py` compares AP, `quantizing.py` is the whole way.
+each by its runtime's own tool; `quantizing.py` is the whole way.
 """
-
-from detrkit.exporting.int8.gate import Int8Check as Int8Check

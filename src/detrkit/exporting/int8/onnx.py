@@ -6,12 +6,9 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from detrkit.exporting.int8.layers import layers_between
 from detrkit.runtimes.sessions import Arrays
-
-# Between two convolutions these keep 8 bits; elsewhere a conversion there and back would cost more than it saves.
-_BETWEEN = ("Relu", "Clip", "MaxPool", "Where", "Add")
 
 
 def quantize_onnx(
@@ -30,7 +27,7 @@ def quantize_onnx(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     model = onnx.load(source)
-    chosen = [*nodes, *_between(model.graph, set(nodes))]
+    chosen = [*nodes, *layers_between(model.graph, nodes)]
     kinds = {node.op_type for node in model.graph.node if node.name in set(chosen)}
     logger = logging.getLogger()
     level = logger.level
@@ -57,22 +54,6 @@ def quantize_onnx(
     written = onnx.load(target)
     onnx.helper.set_model_props(written, dict(metadata))
     onnx.save(written, target)
-
-
-def _between(graph: Any, nodes: set[str]) -> list[str]:
-    """Return the names of the nodes between convolutions that keep 8 bits: activations, pooling, residual additions."""
-    made_by = {output: node for node in graph.node for output in node.output}
-    quantized = {node.name for node in graph.node if node.name in nodes and node.op_type == "Conv"}
-    found = []
-    for node in graph.node:  # the graph is sorted: inputs come first
-        if node.op_type not in _BETWEEN:
-            continue
-        sources = [made_by[name].name for name in node.input if name in made_by]
-        count = sum(source in quantized for source in sources)
-        if count == (2 if node.op_type == "Add" else 1):
-            quantized.add(node.name)
-            found.append(node.name)
-    return found
 
 
 class _Reader:

@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from detrkit.data import Dataset
 from detrkit.exporting.int8.calibration import calibration_dataset, calibration_inputs
-from detrkit.exporting.int8.gate import AccuracyGate, Int8Check
 from detrkit.exporting.int8.layers import STAGES, Stage, layers_of, of_stages
 from detrkit.exporting.int8.onnx import quantize_onnx
 from detrkit.exporting.int8.openvino import quantize_openvino
-from detrkit.exporting.measuring import Cost, measure
+from detrkit.exporting.reduced import AccuracyGate, ReducedSettings
 from detrkit.models.spec import ModelSpec
 from detrkit.runtimes.metadata import ExportInfo, Format
-from detrkit.runtimes.model import ExportedModel, load_exported
-from detrkit.runtimes.sessions import Arrays
+from detrkit.runtimes.model import ExportedModel
+from detrkit.runtimes.sessions import Arrays, require
 from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.utils.visible import first_line
 
-MAX_DROP = 0.5  # points of AP, by default
 NEEDED: Mapping[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "nncf"), "torch": ()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Int8Settings:
-    """What INT8 is made and judged with.
-
-    Attributes:
-        data: a dataset whose images calibrate, as `open_dataset` takes it: its split "train", if there is one.
-        calibration_images: number of them at most.
-        evaluation: the dataset that AP is measured on.
-        split: of it.
-        images: number of its images at most.
-        max_drop: points of AP (hundredths) that INT8 may cost.
-    """
-
-    data: str | Path | Dataset | Any
-    calibration_images: int
-    evaluation: str | Path | Dataset | Any
-    split: str | None
-    images: int | None
-    max_drop: float
 
 
 def check_format(kind: Format) -> None:
@@ -52,9 +26,11 @@ def check_format(kind: Format) -> None:
 
     Raises:
         SettingError: there is none.
+        DetrkitError: a package is missing.
     """
     if not NEEDED[kind]:
         raise SettingError(f"INT8 is written for onnx and openvino, not for {kind}: name the file .onnx or .xml")
+    require(*NEEDED[kind])
 
 
 class Quantizer:
@@ -76,7 +52,7 @@ class Quantizer:
         exported: ExportedModel,
         info: ExportInfo,
         spec: ModelSpec,
-        settings: Int8Settings,
+        settings: ReducedSettings,
     ) -> None:
         self.files, self.exported, self.spec, self.settings = files, exported, spec, settings
         self.layers = layers_of(graph)
@@ -86,7 +62,7 @@ class Quantizer:
             )
         stages = [stage for stage in STAGES if any(layer.stage == stage for layer in self.layers)]
         self.info = replace(info, int8=tuple(stages))
-        dataset = calibration_dataset(settings.data, settings.split)
+        dataset = calibration_dataset(settings.calibration, settings.split)
         self.inputs: list[Arrays] = calibration_inputs(exported, spec, dataset, settings.calibration_images)
 
     def write(self, stages: Sequence[Stage], folder: Path) -> Path:
@@ -110,43 +86,22 @@ class Quantizer:
             raise DetrkitError(f"the model cannot be quantized: {first_line(error)[:300]}") from error
         return target
 
-    def passed(self, folder: Path, *, timing: bool) -> Int8Check:
-        """Replace the files by INT8 that has passed the gate.
+    def passed(self, folder: Path) -> tuple[Path, AccuracyGate, float]:
+        """Write INT8 that passes the gate.
 
         Args:
-            folder: empty, for what is written on the way.
-            timing: measure latency and memory of both files.
+            folder: empty, for what is written.
+
+        Returns:
+            The model's file, the gate and the file's AP in [0, 1].
 
         Raises:
-            DetrkitError: INT8 costs more AP than it may; names the stages. The files are as they were.
+            DetrkitError: INT8 costs more AP than it may; names the stages, the one that costs most first.
         """
-        settings = self.settings
-        gate = AccuracyGate(
-            self.exported,
-            self.spec,
-            settings.evaluation,
-            split=settings.split,
-            images=settings.images,
-            max_drop=settings.max_drop,
-        )
-        stages: tuple[Any, ...] = self.info.int8
-        path = self.write(stages, folder / "all")
+        gate = AccuracyGate(self.exported, self.spec, self.settings)
+        path = self.write(self.info.int8, folder / "all")
         ap = gate.ap(path)
-        gate.check(ap, self.layers, lambda some: self.write(some, folder / "-".join(some)))
-        costs: tuple[Cost | None, Cost | None] = (None, None)
-        if timing:
-            costs = measure(self.exported, load_exported(path)[0], self.spec)
-        check = Int8Check(
-            data=gate.name,
-            images=gate.images,
-            calibration_images=len(self.inputs),
-            layers=len(self.layers),
-            float_ap=gate.float_ap,
-            int8_ap=ap,
-            float_bytes=sum(file.stat().st_size for file in self.files),
-            float_cost=costs[0],
-            int8_cost=costs[1],
-        )
-        for file in self.files:
-            shutil.move(path.with_suffix(file.suffix), file)
-        return check
+        if not gate.passes(ap):
+            costs = {stage: gate.float_ap - gate.ap(self.write([stage], folder / stage)) for stage in self.info.int8}
+            raise gate.refusal(ap, {stage: 100 * cost for stage, cost in costs.items()})
+        return path, gate, ap
