@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from detrkit import serve as serve
     from detrkit.backbones.base import Backbone as Backbone
     from detrkit.backbones.base import register_backbone as register_backbone
+    from detrkit.batch.folder import predict_folder as predict_folder
     from detrkit.config import load_config as load_config
     from detrkit.data import open_dataset as open_dataset
     from detrkit.data.readers import register_reader as register_reader
@@ -77,6 +78,7 @@ _HOMES = {
     "load": "detrkit.detector",
     "load_config": "detrkit.config",
     "open_dataset": "detrkit.data",
+    "predict_folder": "detrkit.batch.folder",
     "register_backbone": "detrkit.backbones.base",
     "register_logger": "detrkit.engine.loggers",
     "register_model": "detrkit.models.registry",
@@ -114,6 +116,7 @@ __all__ = [
     "load_config",
     "open_dataset",
     "ops",
+    "predict_folder",
     "register_backbone",
     "register_logger",
     "register_model",

@@ -58,6 +58,7 @@ _EVAL = {
 _PREDICT = {
     "Model and images": ("checkpoint", "inputs", "threshold", "size"),
     "Run": ("out", "pictures", "device", "batch-size"),
+    "Many images": ("shards", "merge"),
 }
 _EXPLAIN = {
     "Model and images": ("checkpoint", "inputs", "threshold", "points", "size"),

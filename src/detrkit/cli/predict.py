@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from rich.text import Text
 from detrkit import __version__
 from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
 from detrkit.cli.predict_journal import digest
+from detrkit.cli.predict_shards import Sharding, check_sharding, predict_shards
 from detrkit.cli.predict_share import Plan, Share, join_share
 from detrkit.cli.predict_summary import Summary
 from detrkit.cli.preflight import check_model, check_weights
@@ -66,6 +67,8 @@ class Predict:
     detrkit predict detr-r50 street.jpg --threshold 0.7 --out found
 
     detrkit predict runs/first 'photos/**/*.jpg' --no-pictures
+
+    detrkit predict runs/first 'archive/*.tar' --shards 64 --out found --merge
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -96,9 +99,12 @@ class Predict:
     """List every image at the end, not only the first ones."""
     model: str | None = None
     """Model name, for official .pth files that do not name their model."""
+    sharding: Sharding = field(default_factory=Sharding)
 
     def run(self) -> int:
         """Predict, draw, write and print; return 1 if an image could not be read or written."""
+        if check_sharding(self):
+            return predict_shards(self)
         console, errors = Terminal(), Terminal(stderr=True)
         share = join_share()
         files, left_out = find_images(self.inputs)

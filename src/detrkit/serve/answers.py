@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from io import BytesIO
 from typing import Any, Literal
@@ -11,13 +10,11 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
 
 from detrkit.serve.bodies import Options
-from detrkit.structures.classes import ClassList
-from detrkit.structures.detections import Detections
 from detrkit.structures.panoptic import PanopticResult, Prediction
-from detrkit.structures.rle import encode_masks
+from detrkit.structures.rows import detection_rows, segment_rows
+from detrkit.weights.digest import weights_sha256 as weights_sha256
 
 
 class Rle(BaseModel):
@@ -98,18 +95,6 @@ class ErrorAnswer(BaseModel):
     error: Problem
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's tensors, whatever file they came from.
-
-    Digested are, in the order of the names, each tensor's name, dtype and shape, in a line of text, and its bytes.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def answer(model: dict[str, str], results: list[Prediction], options: Options, shown: float | str) -> bytes:
     """Return the predictions of a request's images as JSON.
 
@@ -130,51 +115,13 @@ def image_answer(result: Prediction, options: Options, shown: float | str) -> di
     assert result.image is not None
     head = {"width": result.image.width, "height": result.image.height, "threshold": shown}
     if isinstance(result, PanopticResult):
-        panoptic = {"png": _png(result), "segments": _segments(result)}
+        panoptic = {"png": _png(result), "segments": segment_rows(result)}
         return {**head, "detections": None, "left_out": 0, "panoptic": panoptic}
     total = len(result)
     if options.limit is not None and total > options.limit:
         result = result.select(torch.arange(options.limit))
-    found = _found(result, masks=options.masks)
+    found = detection_rows(result, masks=options.masks)
     return {**head, "detections": found, "left_out": total - len(found), "panoptic": None}
-
-
-def _found(result: Detections, *, masks: bool) -> list[dict[str, Any]]:
-    labels = result.labels.tolist()
-    queries = [None] * len(labels) if result.queries is None else result.queries.tolist()
-    found: list[dict[str, Any]] = [
-        {
-            "box": box,
-            "score": score,
-            "label": label,
-            "category_id": _id(result.classes, label),
-            "name": name,
-            "query": query,
-        }
-        for box, score, label, name, query in zip(
-            map(_exact, result.boxes), _exact(result.scores), labels, result.names, queries, strict=True
-        )
-    ]
-    if masks and result.masks is not None:
-        for entry, rle in zip(found, encode_masks(result.masks), strict=True):
-            entry["segmentation"] = rle
-    return found
-
-
-def _segments(result: PanopticResult) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": segment.id,
-            "score": segment.score,
-            "label": segment.label,
-            "category_id": _id(result.classes, segment.label),
-            "name": name,
-            "query": segment.query,
-            "kind": "thing" if segment.thing else "stuff",
-            "area": segment.area,
-        }
-        for segment, name in zip(result.segments, result.names, strict=True)
-    ]
 
 
 def _png(result: PanopticResult) -> str:
@@ -182,12 +129,3 @@ def _png(result: PanopticResult) -> str:
     file = BytesIO()
     Image.fromarray(result.to_coco()[0]).save(file, "PNG", compress_level=1)
     return base64.b64encode(file.getvalue()).decode()
-
-
-def _exact(values: Tensor) -> list[float]:
-    """Return float32 numbers as the shortest decimals that give the same float32: 0.9, not 0.8999999761581421."""
-    return [float(str(value)) for value in values.float().numpy()]
-
-
-def _id(classes: ClassList | None, label: int) -> int:
-    return label if classes is None else int(classes.ids[label])

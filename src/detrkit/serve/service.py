@@ -17,7 +17,7 @@ from detrkit.detector import Detector, has_masks
 from detrkit.explanation import explain
 from detrkit.explanation.numbers import explanation_numbers
 from detrkit.explanation.page import page_html
-from detrkit.serve.answers import answer, weights_sha256
+from detrkit.serve.answers import answer
 from detrkit.serve.batching import Batcher
 from detrkit.serve.bodies import Options
 from detrkit.serve.budget import Budget
@@ -28,6 +28,7 @@ from detrkit.serve.refusal import Refusal
 from detrkit.structures.panoptic import Prediction
 from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.utils.memory import is_out_of_memory
+from detrkit.weights.digest import weights_sha256
 
 log = logging.getLogger("detrkit.serve")
 T = TypeVar("T")
