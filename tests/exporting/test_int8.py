@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import detrkit
 from detrkit.data.tools.shapes import write_shapes
 from detrkit.exporting.export import export
+from detrkit.exporting.int8.onnx import quantize_onnx
 from detrkit.runtimes.metadata import ExportInfo, read_metadata
 from detrkit.utils.errors import DetrkitError, SettingError
 
@@ -44,6 +46,33 @@ def test_a_description_without_int8_is_of_float32():
     assert ExportInfo.from_json(json.dumps({**plain, "int8": ["backbone"]})).int8 == ("backbone",)
     with pytest.raises(DetrkitError, match="int8"):
         ExportInfo.from_json(json.dumps({**plain, "int8": ["decoder"]}))
+
+
+def test_convolutions_that_share_a_bias_are_quantized(tmp_path):
+    """ONNX Runtime's tool names the copies of a shared bias after it, b0 and b1, which here are names already."""
+    import onnxruntime
+
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    rng = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(rng.normal(size=(4, 4, 3, 3)).astype(np.float32), f"w{i}") for i in range(3)
+    ]
+    bias = onnx.numpy_helper.from_array(np.zeros(4, np.float32), "b")
+    names = ["images", "b0", "b1", "logits"]
+    nodes = [
+        helper.make_node("Conv", [names[i], f"w{i}", "b"], [names[i + 1]], name=f"conv{i}", pads=[1, 1, 1, 1])
+        for i in range(3)
+    ]
+    shape = [1, 4, 8, 8]
+    ends = [[helper.make_tensor_value_info(name, kind, shape)] for name in ("images", "logits")]
+    graph = helper.make_graph(nodes, "shared", *ends, initializer=[*weights, bias])
+    opset = [helper.make_opsetid("", 20)]
+    source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), source)
+    image = {"images": rng.normal(size=shape).astype(np.float32)}
+    quantize_onnx(source, target, [image], ["conv0", "conv1", "conv2"], {"key": "value"})
+    before, after = (onnxruntime.InferenceSession(path).run(None, image)[0] for path in (source, target))
+    assert 0 < np.abs(before - after).max() < 0.05 * np.abs(before).max()
 
 
 @pytest.mark.slow

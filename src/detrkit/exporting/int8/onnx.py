@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from detrkit.exporting.int8.layers import layers_between
 from detrkit.runtimes.sessions import Arrays
@@ -27,6 +28,7 @@ def quantize_onnx(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     model = onnx.load(source)
+    _own_biases(model.graph)
     chosen = [*nodes, *layers_between(model.graph, nodes)]
     kinds = {node.op_type for node in model.graph.node if node.name in set(chosen)}
     logger = logging.getLogger()
@@ -54,6 +56,25 @@ def quantize_onnx(
     written = onnx.load(target)
     onnx.helper.set_model_props(written, dict(metadata))
     onnx.save(written, target)
+
+
+def _own_biases(graph: Any) -> None:
+    """Give every convolution a bias of its own, in place.
+
+    Equal ones are one tensor of the graph. Their scales differ in 8 bits, and the names that ONNX Runtime gives to the
+    copies, the name with a digit behind it, may be those of other values.
+    """
+    biases = {tensor.name: tensor for tensor in graph.initializer}
+    taken: set[str] = set()
+    for node in graph.node:
+        if node.op_type != "Conv" or len(node.input) < 3 or node.input[2] not in biases:
+            continue
+        name = node.input[2]
+        if name in taken:
+            copy = graph.initializer.add()
+            copy.CopyFrom(biases[name])
+            copy.name = node.input[2] = f"{node.name}.bias"
+        taken.add(name)
 
 
 class _Reader:
