@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -80,6 +81,23 @@ def test_the_order_in_which_a_folder_is_listed_makes_no_difference(tmp_path):
         made(out, Names(names), shards=2)
         texts.append((out / MANIFEST).read_bytes() + (out / PLAN).read_bytes())
     assert texts[0] == texts[1]
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
+    """Four times the images in four times the shards take the memory of one shard and of the buffer."""
+    monkeypatch.setattr(plans, "_BUFFERED", 2**16)
+    peaks = []
+    for images, shards in ((2_000, 8), (8_000, 32)):
+        out = tmp_path / str(images)
+        out.mkdir()
+        source = Names((), name="generated")
+        source.items = lambda images=images: (Item(f"{k:012}.jpg", f"{k:012}.jpg") for k in range(images))
+        tracemalloc.start()
+        plan = made(out, source, shards=shards)
+        assert sum(1 for shard in range(shards) for _ in plan.entries(out, shard)) == images
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0] and peaks[1] < 2**20, peaks
 
 
 def test_two_images_of_one_id_are_refused(out):

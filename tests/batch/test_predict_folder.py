@@ -337,6 +337,23 @@ def test_the_command_prints_what_it_came_to_and_goes_on(weights, photos, capsys)
     assert len(rows("out", "merged.jsonl")) == 24
 
 
+@pytest.mark.slow
+def test_an_exported_model_finds_the_same(detector, photos):
+    pytest.importorskip("onnxruntime")
+    detrkit.export(detector, "detr.onnx", format="onnx")
+    predict(detector, photos, "out", merged=True)
+    predict("detr.onnx", photos, "exported", merged=True)
+    original, exported = rows("out", "merged.jsonl"), rows("exported", "merged.jsonl")
+    assert original[0]["model"] != exported[0]["model"]
+    for one, other in zip(original, exported, strict=True):
+        assert (one["id"], one["error"], one["width"]) == (other["id"], other["error"], other["width"])
+        assert len(one["detections"]) == len(other["detections"])
+        for first, second in zip(one["detections"], other["detections"], strict=True):
+            assert first["query"] == second["query"] and first["box"] == pytest.approx(second["box"], abs=1e-2)
+    with pytest.raises(DetrkitError, match="was begun with the model"):
+        predict("detr.onnx", photos, "out")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
