@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from detrkit.data.grouping import split_by_shape
 from detrkit.data.image_processor import ImageProcessor
 from detrkit.data.images import ImageInput, image_files
 from detrkit.data.sources import TableImage
 from detrkit.models.base import DetectionModel
+from detrkit.models.base import has_masks as has_masks
+from detrkit.models.base import is_panoptic as is_panoptic
 from detrkit.models.postprocess import PostProcessor
 from detrkit.models.registry import architecture
 from detrkit.structures.batch import Batch
 from detrkit.structures.classes import ClassList
+from detrkit.structures.image_outputs import ImageOutputs as ImageOutputs
 from detrkit.structures.outputs import Capturing, Outputs
-from detrkit.structures.panoptic import PanopticResult, Prediction
+from detrkit.structures.panoptic import Prediction, ordered_copies
 from detrkit.structures.thresholds import ScoreThresholds
+from detrkit.tiling.predicting import predict_images, refuse_segments
+from detrkit.tiling.tiles import DEFAULT_OVERLAP, Tiling
 from detrkit.utils.devices import as_device as as_device
 from detrkit.utils.devices import default_device as default_device
 from detrkit.utils.errors import DetrkitError
-from detrkit.utils.memory import CHANNELS, batch_pixels, check_batch, check_memory
-from detrkit.utils.ranges import BatchSize, Pixels, ScoreThreshold, check_arguments
+from detrkit.utils.memory import batch_pixels, check_batch
+from detrkit.utils.ranges import BatchSize, Count, Overlap, Pixels, ScoreThreshold, TileSide, check_arguments
 from detrkit.utils.timing import NORMALIZING, POSTPROCESSING, READING, RESIZING, NoTimer, PartTimer
 from detrkit.utils.torch_defaults import own_defaults
 from detrkit.weights.checkpoint import ModelSpec, load_any
@@ -37,23 +44,13 @@ from detrkit.weights.checkpoint import ModelSpec, load_any
 Threshold = float | tuple[float, ...]  # of all labels, or of each
 
 
-class ImageOutputs(NamedTuple):
-    """What a model computes for a batch of images, before any post-processing.
+class PredictOptions(TypedDict, total=False):
+    """Keyword arguments of `Detector.predict`."""
 
-    Attributes:
-        outputs: of the model, on its device.
-        batch: the images as the model got them: resized, normalized, padded.
-        images: B upright RGB images of the original size.
-    """
-
-    outputs: Outputs
-    batch: Batch
-    images: list[Image.Image]
-
-    @property
-    def target_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) in pixels of every original image."""
-        return _sizes(self.images)
+    threshold: ScoreThreshold | None
+    batch_size: BatchSize
+    tile: TileSide | None
+    overlap: Overlap
 
 
 class Detector:
@@ -67,6 +64,7 @@ class Detector:
     Attributes:
         model: on `device`, in eval mode.
         spec: preprocessing of the input and meaning of the labels.
+        tiling: how larger images are cut, see `tiled`; None: not at all.
         timer: enters a part at each stage of a prediction (`detrkit.utils.timing`); by default it measures nothing.
 
     Arithmetic uses the model's dtype and device: half, bfloat16 and double models predict, too. Results do not depend
@@ -77,6 +75,7 @@ class Detector:
         self.model = model.eval()
         self.spec = spec
         self.timer: PartTimer = NoTimer()
+        self.tiling: Tiling | None = None
         self.to(default_device() if device is None else device)
 
     @property
@@ -151,26 +150,52 @@ class Detector:
         check_arguments(Detector.resized, {"size": size})
         limit = self.spec.max_size
         limit = None if limit is None else max(size, round(limit * size / self.spec.size))
-        return Detector(self.model, replace(self.spec, size=size, max_size=limit), device=self.device)
+        return self._with(spec=replace(self.spec, size=size, max_size=limit))
+
+    def tiled(
+        self, tile: TileSide, overlap: Overlap = DEFAULT_OVERLAP, *, max_detections: Count | None = None
+    ) -> Detector:
+        """Return a detector with this model that predicts images larger than a tile in tiles: see `predict`.
+
+        Args:
+            tile: as of `predict`.
+            overlap: as of `predict`.
+            max_detections: of an image that is cut, the best ones; None: all.
+
+        Raises:
+            ValueError: a number out of range, or a panoptic model.
+        """
+        tiling = Tiling(tile, overlap, max_detections)
+        refuse_segments(self.panoptic)
+        return self._with(tiling=tiling)
+
+    def with_num_queries(self, count: Count) -> Detector:
+        """Return a detector with this model's weights that chooses another number of tokens as its queries.
+
+        Of the same number the results are equal to the bit. Detections of an image may be as many as queries then.
+
+        Raises:
+            ValueError: a number out of range, a model whose queries are learned, or more than have learned contents.
+        """
+        check_arguments(Detector.with_num_queries, {"count": count})
+        model = self.model.with_num_queries(count)
+        return self if model is self.model else self._with(model=model, spec=self.spec.of_queries(model))
+
+    def _with(self, **changes: Any) -> Detector:
+        detector = copy(self)
+        vars(detector).update(changes)
+        return detector
 
     @overload
     def predict(
-        self,
-        images: Image.Image | np.ndarray | Tensor | bytes | TableImage,
-        *,
-        threshold: ScoreThreshold | None = None,
-        batch_size: BatchSize = 8,
+        self, images: Image.Image | np.ndarray | Tensor | bytes | TableImage, **options: Unpack[PredictOptions]
     ) -> Prediction: ...
 
     @overload  # of a folder a list; `Any` spares callers with one file a check (typeshed's convention)
-    def predict(
-        self, images: str | Path, *, threshold: ScoreThreshold | None = None, batch_size: BatchSize = 8
-    ) -> Prediction | Any: ...
+    def predict(self, images: str | Path, **options: Unpack[PredictOptions]) -> Prediction | Any: ...
 
     @overload
-    def predict(
-        self, images: list[Any] | tuple[Any, ...], *, threshold: ScoreThreshold | None = None, batch_size: BatchSize = 8
-    ) -> list[Prediction]: ...
+    def predict(self, images: list[Any] | tuple[Any, ...], **options: Unpack[PredictOptions]) -> list[Prediction]: ...
 
     def predict(
         self,
@@ -178,6 +203,8 @@ class Detector:
         *,
         threshold: ScoreThreshold | None = None,
         batch_size: BatchSize = 8,
+        tile: TileSide | None = None,
+        overlap: Overlap = DEFAULT_OVERLAP,
     ) -> Prediction | list[Prediction]:
         """Detect objects in one or more images, or with a panoptic model segments.
 
@@ -191,7 +218,11 @@ class Detector:
                 checkpoint suggests (`suggested_thresholds`). By default "auto" where the checkpoint suggests any, else
                 `Detector.threshold`: 0.5, which shows most objects of published weights; the DETR notebooks use 0.7,
                 and 0.85 for segments. For evaluation use 0.
-            batch_size: images per forward pass; the result does not depend on it (but see `padding="official"`).
+            batch_size: images, or tiles, per forward pass; the result does not depend on it (but see
+                `padding="official"`).
+            tile: side in pixels of the tiles that a larger image is cut into, each predicted as an image of its own,
+                and merged with the prediction of the whole image; None: as `tiled` was called, by default no tiles.
+            overlap: share of its side that a tile has in common with its neighbor, 0 to 0.9.
 
         Returns:
             For one image Detections, or the PanopticResult of a panoptic model; a list of them for a list or a folder.
@@ -202,13 +233,15 @@ class Detector:
             DetrkitError: a file is missing, not an image or damaged, a folder has no images, or "auto" for weights
                 that suggest no threshold.
             ValueError: an array or tensor of another shape or type, an image without pixels (the message names it), a
-                threshold that is not from 0 to 1, or a batch size below 1.
+                threshold, batch size, tile or overlap out of range, or tiles for a panoptic model.
         """
+        detector = self if tile is None else self.tiled(tile, overlap)
         if isinstance(images, (str, Path)) and Path(images).is_dir():
-            return list(self.stream(image_files(Path(images)), threshold=threshold, batch_size=batch_size))
+            return list(detector.stream(image_files(Path(images)), threshold=threshold, batch_size=batch_size))
         if isinstance(images, (list, tuple)):
-            return list(self.stream(images, threshold=threshold, batch_size=batch_size))
-        return next(self._stream([images], self.resolve_threshold(threshold, 1), 1, single=True))
+            return list(detector.stream(images, threshold=threshold, batch_size=batch_size))
+        limits = self.resolve_threshold(threshold, 1 if detector.tiling is None else batch_size)
+        return next(detector._stream([images], limits, batch_size, single=True))
 
     def stream(
         self, images: Iterable[ImageInput], *, threshold: float | str | None = None, batch_size: int = 8
@@ -236,7 +269,7 @@ class Detector:
             ValueError: no images, or an array or tensor that is no image.
         """
         read = [self.processor.read(image, f"image {number}") for number, image in enumerate(images)]
-        self._check_memory(read)
+        self.processor.check_memory(read)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             batch = self._batch(read)
             return ImageOutputs(self.model(batch, capture=capture, defer_masks=True), batch, read)
@@ -253,7 +286,7 @@ class Detector:
         """
         outputs, batch, images = computed
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            results = _ordered(self._results(outputs, batch, images, threshold))
+            results = ordered_copies(self._results(outputs, batch, images, threshold))
         return [replace(result, image=image) for result, image in zip(results, images, strict=True)]
 
     def resolve_threshold(self, threshold: float | str | None, batch_size: int = 1) -> Threshold:
@@ -286,7 +319,7 @@ class Detector:
         """Yield results as `stream`; messages give a `single` image no number."""
         source = self._read(images, single=single)
         while read := list(islice(source, batch_size)):
-            for result, image in zip(self._detect(read, threshold), read, strict=True):
+            for result, image in zip(self._predict_batch(read, threshold, batch_size), read, strict=True):
                 yield replace(result, image=image)
 
     def _read(self, images: Iterable[Any], *, single: bool) -> Iterator[Image.Image]:
@@ -297,9 +330,16 @@ class Detector:
                 rgb = processor.read(image, None if single else f"image {number}")
             yield rgb
 
+    def _predict_batch(self, images: Sequence[Image.Image], threshold: Threshold, batch_size: int) -> list[Prediction]:
+        """Predict images that are read, the larger ones in tiles where the detector has them."""
+        if self.tiling is None:
+            return self._detect(images, threshold)
+        detect = partial(self._detect, threshold=threshold)
+        return predict_images(images, self.tiling, detect, batch_size=batch_size)
+
     def _detect(self, images: Sequence[Image.Image], threshold: Threshold) -> list[Prediction]:
         """Predict one batch; the results are on the CPU."""
-        sizes = self._check_memory(images)
+        sizes = self.processor.check_memory(images)
         device = self.device
         memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
         results: dict[int, Prediction] = {}
@@ -307,29 +347,13 @@ class Detector:
             results.update(zip(group, self._ordinary([images[i] for i in group], threshold), strict=True))
         return [results[i] for i in range(len(images))]
 
-    def _check_memory(self, images: Sequence[Image.Image]) -> list[tuple[int, int]]:
-        """Return the (height, width) in pixels of the network inputs.
-
-        Raises:
-            SettingError: an input does not fit into memory.
-        """
-        sizes = [self.processor.input_size(image.height, image.width) for image in images]
-        for image, (height, width) in zip(images, sizes, strict=True):
-            resized = f"{image.width} x {image.height} pixels, resized to {width} x {height} (width x height)"
-            check_memory(
-                height * width * (4 * 3 + CHANNELS),
-                f"an image of {resized},",
-                fix="it is too long and narrow for a model without max_size",
-            )
-        return sizes
-
     def _ordinary(self, images: Sequence[Image.Image], threshold: Threshold) -> list[Prediction]:
         """Predict images that are padded to one size; the results are ordinary tensors on the CPU."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             batch = self._batch(images)
             outputs = self.model(batch, defer_masks=True)  # masks only of queries above the threshold
             results = self._results(outputs, batch, images, threshold)
-        return _ordered(results)
+        return ordered_copies(results)
 
     def _batch(self, images: Sequence[Image.Image]) -> Batch:
         """Make the input of the model, in its dtype and on its device."""
@@ -368,31 +392,6 @@ def load(name_or_path: str | Path, *, name: str | None = None, device: torch.dev
     with own_defaults():
         model, spec = load_any(name_or_path, name=name)
     return Detector(model, spec, device=device)
-
-
-def has_masks(model: nn.Module) -> bool:
-    """Return whether a model predicts masks."""
-    return getattr(model, "segmentation", None) is not None
-
-
-def is_panoptic(model: nn.Module, classes: ClassList | None) -> bool:
-    """Return whether a model is panoptic: it has masks, and some of its classes are stuff (uncountable)."""
-    things = None if classes is None else classes.things
-    return has_masks(model) and things is not None and not all(things)
-
-
-def _ordered(results: Sequence[Prediction]) -> list[Prediction]:
-    """Return copies on the CPU, detections in descending order of score; sorting copies anyway.
-
-    Copies made outside inference mode are ordinary tensors; its own cannot be changed in place or used in a loss.
-    """
-    with torch.inference_mode(False):  # of the caller
-        return [
-            replace(result, id_map=result.id_map.to("cpu", copy=True))
-            if isinstance(result, PanopticResult)
-            else result.select(result.scores.argsort(descending=True, stable=True)).to("cpu")
-            for result in results
-        ]
 
 
 def _sizes(images: Sequence[Image.Image]) -> list[tuple[int, int]]:

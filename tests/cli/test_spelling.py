@@ -145,7 +145,7 @@ def _value(option, words, number=0):
     choices = [c for c in getattr(kind, "__args__", ()) if isinstance(c, str | float)]
     if option.read is not None:
         return f"a{number}=1"
-    if option.name in ("size", "max-size", "sides", "width"):
+    if option.name in ("size", "max-size", "sides", "width", "tile"):
         return "64"
     if option.metavar.startswith("X"):
         return "0.5"

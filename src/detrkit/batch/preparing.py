@@ -119,6 +119,7 @@ def settings_of(detector: Detector, threshold: float | str | None, masks: bool) 
         "threshold": "auto" if isinstance(limit, tuple) else limit,
         "size": spec.size,
         "max_size": spec.max_size,
+        **({} if detector.tiling is None else {"tiles": str(detector.tiling)}),
         "masks": masks and has_masks(detector.model),
         "dtype": str(detector.dtype).removeprefix("torch."),
         "description": hashlib.sha256(spec.to_json().encode()).hexdigest()[:_DIGITS],  # classes, normalization, ...

@@ -48,8 +48,10 @@ class _Worker:
         from detrkit.detector import load
 
         detector = load(weights, name=name, device=device)
-        size = work.pop("size")
-        self._work = ShardWork(detector=detector.resized(size) if size != detector.spec.size else detector, **work)
+        size, queries, tiling = (work.pop(name) for name in ("size", "num_queries", "tiling"))
+        detector = (detector.resized(size) if size != detector.spec.size else detector).with_num_queries(queries)
+        detector.tiling = tiling
+        self._work = ShardWork(detector=detector, **work)
         self._lease_seconds = lease_seconds
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -114,7 +116,12 @@ def run_on_ray(
         gpus = int(resources.get("GPU", 0)) if device in (None, "auto", "cuda") else 0
         count = workers or gpus or max(1, int(resources.get("CPU", 1)) // _CPUS)
         data.DataContext.get_current().enable_progress_bars = False
-        plain = {field: getattr(work, field) for field in _FIELDS} | {"size": work.detector.spec.size}
+        detector = work.detector
+        plain = {field: getattr(work, field) for field in _FIELDS} | {
+            "size": detector.spec.size,
+            "num_queries": detector.model.num_queries,
+            "tiling": detector.tiling,
+        }
         rows = data.from_items([{"shard": shard} for shard in left], override_num_blocks=len(left)).map_batches(
             _Worker,
             batch_size=1,

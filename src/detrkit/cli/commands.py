@@ -56,7 +56,7 @@ _EVAL = {
     "Run": ("out", "device", "batch-size", "limit", "per-class"),
 }
 _PREDICT = {
-    "Model and images": ("checkpoint", "inputs", "threshold", "size"),
+    "Model and images": ("checkpoint", "inputs", "threshold", "size", "tile", "overlap"),
     "Run": ("out", "pictures", "device", "batch-size"),
     "Many images": ("shards", "merge"),
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from detrkit.cli.inference import Inference
 from detrkit.cli.preflight import check_dataset, check_weights
 from detrkit.utils.console import FIRST_PROCESS, console
 from detrkit.utils.devices import DeviceName
@@ -82,6 +83,7 @@ class Eval:
     """Processes that load images; by default 0 on a CPU, else CPU cores - 1, at most 4."""
     limit: Count | None = None
     """Evaluate only this many images, the first ones."""
+    inference: Inference = field(default_factory=Inference)
     timeout: Count | None = None
     """Seconds that a process waits for another one, one that loads images too, before it gives up; by default 300 for
     all to come under torchrun or Slurm, 1800 later."""
@@ -99,6 +101,7 @@ class Eval:
         """
         check_weights(self.model)
         check_dataset(self.data)
+        self.inference.check()
 
     def run(self) -> int:
         """Evaluate and print tables and paths."""
@@ -170,6 +173,8 @@ class Eval:
             precision=self.precision,
             workers=self.workers,
             limit=self.limit,
+            num_queries=self.inference.num_queries,
+            **self.inference.arguments,  # type: ignore[arg-type]
             out=folder,
             timeout=self.timeout,
             quiet=False,

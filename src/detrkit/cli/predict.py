@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from detrkit import __version__
+from detrkit.cli.inference import Inference
 from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
 from detrkit.cli.predict_journal import digest
 from detrkit.cli.predict_shards import Sharding, check_sharding, predict_shards
@@ -69,6 +70,8 @@ class Predict:
     detrkit predict runs/first 'photos/**/*.jpg' --no-pictures
 
     detrkit predict runs/first 'archive/*.tar' --shards 64 --out found --merge
+
+    detrkit predict runs/first photos --tile 640 --overlap 0.2
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -100,9 +103,11 @@ class Predict:
     model: str | None = None
     """Model name, for official .pth files that do not name their model."""
     sharding: Sharding = field(default_factory=Sharding)
+    inference: Inference = field(default_factory=Inference)
 
     def run(self) -> int:
         """Predict, draw, write and print; return 1 if an image could not be read or written."""
+        self.inference.check()
         if check_sharding(self):
             return predict_shards(self)
         console, errors = Terminal(), Terminal(stderr=True)
@@ -124,6 +129,7 @@ class Predict:
         detector = load(self.checkpoint, name=self.model, device=self.device)
         if self.size is not None:
             detector = detector.resized(self.size)
+        detector = self.inference.applied(detector)
         detector.resolve_threshold(self.threshold)  # one message, not one for each image
         if not share.first:
             return self._predict_share(detector, share, files, errors)
@@ -201,6 +207,7 @@ class Predict:
             "model": digest(detector),
             "threshold": self.threshold,
             "pictures": self.pictures,
+            "tiles": str(detector.tiling),
             "version": __version__,
         }
 

@@ -123,7 +123,8 @@ def _detector(command: Predict) -> Detector:
     if launch is not None and torch.cuda.is_available():
         torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
     detector = load(command.checkpoint, name=command.model, device=command.device)
-    return detector if command.size is None else detector.resized(command.size)
+    detector = detector if command.size is None else detector.resized(command.size)
+    return command.inference.applied(detector)
 
 
 def _work(command: Predict, prepared: Preparation, detector: Detector) -> ShardWork:

@@ -18,6 +18,7 @@ from detrkit.data.images import ImageInput, as_rgb
 from detrkit.data.transforms import PUBLISHED_MAX_SIZE, PUBLISHED_SIZE, Normalization
 from detrkit.models.spec import ModelSpec
 from detrkit.structures.batch import Batch
+from detrkit.utils.memory import CHANNELS, check_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,22 @@ class ImageProcessor:
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) in pixels of the network input for an image of that size."""
         return resized_size(height, width, self.size, self.max_size, square=self.square)
+
+    def check_memory(self, images: Sequence[Image.Image]) -> list[tuple[int, int]]:
+        """Return the (height, width) in pixels of the network inputs for upright images.
+
+        Raises:
+            SettingError: an input does not fit into memory.
+        """
+        sizes = [self.input_size(image.height, image.width) for image in images]
+        for image, (height, width) in zip(images, sizes, strict=True):
+            resized = f"{image.width} x {image.height} pixels, resized to {width} x {height} (width x height)"
+            check_memory(
+                height * width * (4 * 3 + CHANNELS),
+                f"an image of {resized},",
+                fix="it is too long and narrow for a model without max_size",
+            )
+        return sizes
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Resize an upright RGB image by the model's rule: (3, h, w) uint8 with `(h, w)` as of `input_size`."""

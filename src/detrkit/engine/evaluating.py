@@ -18,22 +18,25 @@ from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, ord
 from detrkit.data.loader import Loader
 from detrkit.data.parts import divided
 from detrkit.data.readers.common import UnknownSplit
-from detrkit.detector import Detector, as_device, default_device, has_masks
+from detrkit.detector import Detector, as_device, default_device, has_masks, is_panoptic
 from detrkit.engine.agreement import check_agreement
 from detrkit.engine.evaluation_loop import EvaluationAccumulator, run_evaluation
 from detrkit.engine.evaluation_targets import EvaluationTargets, without_masks
 from detrkit.engine.examples import display_threshold, example_sheet
 from detrkit.engine.fingerprint import fingerprint_of
 from detrkit.engine.processes import StopSignals, join_processes
+from detrkit.engine.tiled_evaluation import run_tiled_evaluation
 from detrkit.evaluation import Metrics, report_folder, write_report
 from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture_of
 from detrkit.structures.coco_classes import coco_classes
+from detrkit.tiling.predicting import refuse_segments
+from detrkit.tiling.tiles import DEFAULT_OVERLAP, Tiling
 from detrkit.utils.console import console, track
-from detrkit.utils.errors import DetrkitError
+from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.memory import check_batch
-from detrkit.utils.ranges import BatchSize, Count, InputSize, Share, Workers, check_arguments
+from detrkit.utils.ranges import BatchSize, Count, InputSize, Overlap, Share, TileSide, Workers, check_arguments
 from detrkit.weights.checkpoint import ModelSpec, load_any
 from detrkit.weights.describe import input_rule
 
@@ -69,6 +72,9 @@ def evaluate(
     precision: str = "fp32",
     workers: Workers | None = None,
     limit: Count | None = None,
+    tile: TileSide | None = None,
+    overlap: Overlap = DEFAULT_OVERLAP,
+    num_queries: Count | None = None,
     out: str | Path | None = None,
     timeout: Count | None = None,
     stop: StopSignals | None = None,
@@ -99,6 +105,11 @@ def evaluate(
         precision: "fp32", or "bf16" for autocast.
         workers: processes that load images.
         limit: evaluate only this many images, the first ones.
+        tile: side in pixels of the tiles that larger images are cut into, as of `Detector.predict`; by default as the
+            Detector, where `model` is one. `batch_size` tiles share a forward pass then, and images are read by the
+            process itself.
+        overlap: share of its side that a tile has in common with its neighbor.
+        num_queries: tokens that the model chooses as its queries, as of `Detector.with_num_queries`.
         out: a folder for report.md, metrics.json, images and results.json (COCO format); of a panoptic evaluation
             also panoptic.json with its PNGs in panoptic/.
         timeout: under torchrun or Slurm: seconds that a process waits for another one before it gives up; by default
@@ -123,11 +134,13 @@ def evaluate(
             "threshold": threshold,
             "workers": workers,
             "limit": limit,
+            "num_queries": num_queries,
             "timeout": timeout,
         },
     )
     rank, world = join_processes(timeout)
-    evaluated = _resolve(model, size, max_size)
+    evaluated = _resolve(model, size, max_size, num_queries)
+    tiling = _tiling(model, evaluated, tile, overlap, max_dets=max_dets, precision=precision)
     check_batch(evaluated.spec.size, evaluated.spec.max_size, batch_size)
     masks = masks and has_masks(evaluated.model)
     dataset = data if isinstance(data, Dataset) else _opened(data, split, layout, masks)
@@ -137,8 +150,6 @@ def evaluate(
     where = default_device() if device is None else as_device(device)
     evaluated.model.to(where)
     process = {"rank": rank, "world_size": world, "device": where}
-    loader = eval_loader(dataset, evaluated.spec, batch_size=batch_size, workers=workers, **process)
-    loader.timeout = timeout or loader.timeout
     folder = None if out is None else Path(out)
     with ExitStack() as written:
         if folder is not None and rank == 0:  # checked before hours of work, not when the results are written
@@ -156,9 +167,18 @@ def evaluate(
             panoptic_out=None if folder is None else folder / "panoptic.json",
         )
         began = time.perf_counter()
-        progress = track(loader, "evaluate", len(loader), quiet=quiet or rank != 0)
-        autocast = partial(torch.autocast, where.type, torch.bfloat16, enabled=precision == "bf16")
-        run_evaluation(evaluated.model, progress, evaluation, autocast=autocast, stop=stop)
+        if tiling is None:
+            loader = eval_loader(dataset, evaluated.spec, batch_size=batch_size, workers=workers, **process)
+            loader.timeout = timeout or loader.timeout
+            progress = track(loader, "evaluate", len(loader), quiet=quiet or rank != 0)
+            autocast = partial(torch.autocast, where.type, torch.bfloat16, enabled=precision == "bf16")
+            run_evaluation(evaluated.model, progress, evaluation, autocast=autocast, stop=stop)
+        else:
+            detector = Detector(evaluated.model, evaluated.spec, device=where)
+            detector.tiling = tiling
+            indices = range(rank, len(dataset), world)
+            images = track(indices, "evaluate", len(indices), quiet=quiet or rank != 0)
+            run_tiled_evaluation(detector, dataset, images, evaluation, batch_size=batch_size, stop=stop)
         seconds = time.perf_counter() - began
         metrics = evaluation.compute()
         reason = evaluation.objects.reason_for_zero(metrics)
@@ -169,6 +189,8 @@ def evaluate(
                 "batch size": f"{batch_size} x {world} process(es), padding {evaluated.spec.padding}",
                 "precision": precision,
                 "max detections": max_dets,
+                **({} if tiling is None else {"tiles": f"{tiling}, with the whole image"}),
+                **({} if num_queries is None else {"queries": num_queries}),
             }
             timing = {"images per second": round(len(dataset) / seconds, 2), "device": str(where)}
             _write(
@@ -179,6 +201,7 @@ def evaluate(
                 metrics,
                 settings,
                 timing,
+                tiling=tiling,
                 notes=[n for n in (note, reason) if n],
             )
     return metrics
@@ -211,17 +234,42 @@ def _resolve(
     model: str | Path | Detector | DetectionModel | tuple[DetectionModel, ModelSpec],
     size: int | None,
     max_size: int | None,
+    num_queries: int | None,
 ) -> _EvaluatedModel:
     """Return the model that `model` stands for; `max_size` scales with `size` unless it is given.
 
     Raises:
-        SettingError: `max_size` of a model whose images are squares.
+        SettingError: `max_size` of a model whose images are squares, or a number of queries that it cannot have.
     """
     net, spec, source = _model_and_spec(model)
+    if num_queries is not None and num_queries != net.num_queries:
+        net = net.with_num_queries(num_queries)
+        spec = spec.of_queries(net)
     spec.check_max_size(max_size)
     if size is not None and max_size is None and spec.max_size is not None:
         max_size = round(spec.max_size * size / spec.size)
     return _EvaluatedModel(net, replace(spec, size=size or spec.size, max_size=max_size or spec.max_size), source)
+
+
+def _tiling(
+    model: Any, evaluated: _EvaluatedModel, tile: int | None, overlap: float, *, max_dets: int, precision: str
+) -> Tiling | None:
+    """Return how images are cut: as the arguments say, or the Detector.
+
+    As many detections of an image are kept as of one that is not cut.
+
+    Raises:
+        SettingError: a number out of range, a panoptic model, or a precision that prediction does not have.
+    """
+    tiling = model.tiling if isinstance(model, Detector) else None
+    if tile is not None:
+        tiling = Tiling(tile, overlap)
+    if tiling is None:
+        return None
+    refuse_segments(is_panoptic(evaluated.model, evaluated.spec.classes))
+    if precision != "fp32":
+        raise SettingError(f"precision is {precision}: tiles are predicted in the model's own precision, leave it out")
+    return replace(tiling, max_detections=max(100, max_dets, evaluated.model.num_queries))
 
 
 def _restricted(dataset: Dataset, *, masks: bool, limit: int | None, quiet: bool) -> Dataset:
@@ -254,6 +302,7 @@ def _write(
     settings: Mapping[str, Any],
     timing: Mapping[str, Any],
     *,
+    tiling: Tiling | None,
     notes: Sequence[str],
 ) -> None:
     """Write the results and the report of an evaluation into a folder."""
@@ -278,7 +327,7 @@ def _write(
             **segments,
         },
         confusion=evaluation.objects.confusion(score=display_threshold(spec)),
-        sheet=example_sheet(model, spec, dataset),
+        sheet=example_sheet(model, spec, dataset, tiling=tiling),
         notes=notes,
         timing=timing,
     )

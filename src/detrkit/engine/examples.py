@@ -15,6 +15,7 @@ from detrkit.models.base import DetectionModel
 from detrkit.models.registry import architecture
 from detrkit.structures.detections import Detections
 from detrkit.structures.panoptic import PanopticResult, Prediction, Segment
+from detrkit.tiling.tiles import Tiling
 from detrkit.utils.devices import device_of
 from detrkit.visualize import SheetRow, as_detections, comparison_sheet
 from detrkit.weights.checkpoint import ModelSpec
@@ -45,6 +46,7 @@ def example_sheet(
     count: int = 8,
     indices: Sequence[int] | None = None,
     threshold: float | None = None,
+    tiling: Tiling | None = None,
 ) -> Image.Image:
     """Draw a model's predictions on some images of a dataset beside the ground truth.
 
@@ -56,11 +58,13 @@ def example_sheet(
         indices: these images instead.
         threshold: score above which something is drawn; by default `display_threshold(spec)`, and for segments
             `Detector.threshold`.
+        tiling: how images are cut; None: not at all.
     """
     if indices is None:
         indices = evenly_spaced(len(dataset), count)
     training = model.training
     detector = Detector(model, spec, device=device_of(model))
+    detector.tiling = tiling
     if threshold is None:
         threshold = detector.threshold if detector.panoptic else display_threshold(spec)
     rows = []

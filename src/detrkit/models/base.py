@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
 from detrkit.backbones.base import Backbone
 from detrkit.models.panoptic import MaskPredictor
 from detrkit.structures.batch import Batch
+from detrkit.structures.classes import ClassList
 from detrkit.structures.outputs import Capturing, Outputs, Target
+from detrkit.utils.errors import SettingError
 
 
 class DetectionModel(nn.Module):
@@ -62,6 +65,43 @@ class DetectionModel(nn.Module):
     def level_strides(self) -> list[int]:
         """Pixels between the cells of each map that the transformer reads."""
         return self.backbone.strides if self.segmentation is None else self.backbone.strides[-1:]
+
+    def with_num_queries(self, count: int) -> Self:
+        """Return a model with these weights that chooses another number of tokens as its queries, for inference.
+
+        It shares its parts with this one, but for a table of learned contents, of which it has the first `count` rows:
+        they belong to the tokens by rank.
+
+        Args:
+            count: queries.
+
+        Raises:
+            SettingError: the queries are learned, or more are asked for than have learned contents.
+        """
+        if count == self.num_queries:
+            return self
+        if not self.chooses_tokens:
+            raise SettingError(
+                f"num_queries is {count}: the {self.num_queries} queries of this model are learned, each an embedding "
+                "of its own, so there is no further one to add and none that could be left out; models that choose "
+                "tokens of the image as queries (deformable-detr-r50-two-stage, h-deformable-detr, dino, rtdetr) take "
+                "another number"
+            )
+        table = self._modules.get("queries")
+        if isinstance(table, nn.Embedding) and count > self.num_queries:
+            raise SettingError(
+                f"num_queries is {count}: this model learned the contents of its {self.num_queries} queries (mixed "
+                "query selection), so it has none for further ones: choose a smaller number"
+            )
+        model = copy.copy(self)
+        model._modules = dict(self._modules)  # a part that is replaced stays in this model
+        if isinstance(table, nn.Embedding):
+            model.queries = nn.Embedding.from_pretrained(table.weight.detach()[:count])
+        model.num_queries = count
+        select = getattr(self, "num_select", None)
+        if select is not None:
+            model.num_select = max(select, count) if count > self.num_queries else select
+        return model
 
     def freeze_detector(self) -> None:
         """Train only the masks (the second of the published two phases, official `--frozen_weights`).
@@ -116,3 +156,14 @@ class DetectionModel(nn.Module):
             outputs.masks = masks.all()
         if outputs.capture is not None and outputs.capture.stages:  # empty with capture="attention"
             outputs.capture.stages["mask_attention"] = masks.attention
+
+
+def has_masks(model: nn.Module) -> bool:
+    """Return whether a model predicts masks."""
+    return getattr(model, "segmentation", None) is not None
+
+
+def is_panoptic(model: nn.Module, classes: ClassList | None) -> bool:
+    """Return whether a model is panoptic: it has masks, and some of its classes are stuff (uncountable)."""
+    things = None if classes is None else classes.things
+    return has_masks(model) and things is not None and not all(things)

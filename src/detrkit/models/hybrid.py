@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,13 @@ class HybridDeformableDETR(DeformableDETR):
         if mixed_selection or not two_stage:  # one-to-many queries follow the others in the table
             width = self.queries.embedding_dim
             self.queries = nn.Embedding(num_queries + num_queries_one2many, width)
+
+    def with_num_queries(self, count: int) -> Self:
+        """Return a model that chooses another number of tokens; it has no one-to-many queries. Errors: as its base."""
+        model = super().with_num_queries(count)
+        if model is not self:
+            model.num_queries_one2many = 0  # its table of contents ends with the one-to-one queries
+        return model
 
     def forward(
         self,

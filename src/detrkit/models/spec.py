@@ -102,6 +102,13 @@ class ModelSpec:
         """Options that define the model; the source of its initial weights is left out."""
         return {k: v for k, v in self.options.items() if k != "backbone_weights"}
 
+    def of_queries(self, model: DetectionModel) -> ModelSpec:
+        """Return the description of a model that `DetectionModel.with_num_queries` made of this one's."""
+        arch = architecture(self.name)
+        names = ("num_queries", "num_select", "num_queries_one2many")
+        counts = {name: getattr(model, name) for name in names if arch.takes(name)}
+        return dataclasses.replace(self, options={**self.options, **counts})
+
     @property
     def score_thresholds(self) -> ScoreThresholds | None:
         """Thresholds of the scores that the evaluation of these weights suggests; None if there is none.

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from detrkit.runtimes.sessions import Arrays, Precision, Runtime, Session, open_
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import MASKED_LOGIT, Capturing, Outputs, Target
 from detrkit.utils.download import sha256
-from detrkit.utils.errors import DetrkitError, ImageSizeError
+from detrkit.utils.errors import DetrkitError, ImageSizeError, SettingError
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,19 @@ class ExportedModel(DetectionModel):
         if outputs.masks is not None and self.exact:
             outputs.mask_sizes = batch.cells(MASK_STRIDE)
         return outputs
+
+    def with_num_queries(self, count: int) -> Self:
+        """Return this model if it has that number of queries.
+
+        Raises:
+            SettingError: it has another one.
+        """
+        if count != self.num_queries:
+            raise SettingError(
+                f"num_queries is {count}: the number of queries, {self.num_queries}, is part of an exported graph; "
+                f"predict with the checkpoint that it was made of"
+            )
+        return self
 
     def arrays(self, batch: Batch, target_sizes: Sequence[tuple[int, int]] | None = None) -> Arrays:
         """Run the graph on a batch and return its outputs by name, without conversion.

@@ -62,7 +62,10 @@ class Detections:
         image_id: the dataset's id of the image, or None.
         image: the input image, kept by `Detector.predict` so that `draw()` needs nothing else.
         near_miss: the best detection that a threshold left out, where it left out all.
-        queries: (N,) int64, the object query of the model behind each detection, or None when unknown.
+        queries: (N,) int64, the object query of the model behind each detection, or None when unknown. Of a tiled
+            prediction it is that of the forward pass over the detection's tile.
+        tiles: (N,) int64, the tile that each detection is of (of an object joined from parts, the best part's), in the
+            order of `detrkit.tiling.Tiling.windows`; -1 for the whole image. None of a prediction without tiles.
     """
 
     boxes: Tensor
@@ -74,6 +77,7 @@ class Detections:
     image: Image.Image | None = None
     near_miss: NearMiss | None = None
     queries: Tensor | None = None
+    tiles: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -88,7 +92,7 @@ class Detections:
 
     def select(self, keep: Tensor) -> Detections:
         """Return the detections at `keep`: (N,) bool or a tensor of indices."""
-        optional = {name: getattr(self, name) for name in ("masks", "queries")}
+        optional = {name: getattr(self, name) for name in ("masks", "queries", "tiles")}
         chosen: dict[str, Any] = {name: None if values is None else values[keep] for name, values in optional.items()}
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], **chosen)
 
@@ -120,7 +124,7 @@ class Detections:
 
     def to(self, device: torch.device | str) -> Detections:
         """Return a copy with all tensors on `device`."""
-        names = ("boxes", "scores", "labels", "masks", "queries")
+        names = ("boxes", "scores", "labels", "masks", "queries", "tiles")
         tensors = {name: getattr(self, name) for name in names}
         moved: dict[str, Any] = {name: None if t is None else t.to(device) for name, t in tensors.items()}
         return replace(self, **moved)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,3 +162,17 @@ class PanopticResult:
 
 
 Prediction = Detections | PanopticResult
+
+
+def ordered_copies(results: Sequence[Prediction]) -> list[Prediction]:
+    """Return copies on the CPU, detections in descending order of score; sorting copies anyway.
+
+    Copies made outside inference mode are ordinary tensors; its own cannot be changed in place or used in a loss.
+    """
+    with torch.inference_mode(False):  # of the caller
+        return [
+            replace(result, id_map=result.id_map.to("cpu", copy=True))
+            if isinstance(result, PanopticResult)
+            else result.select(result.scores.argsort(descending=True, stable=True)).to("cpu")
+            for result in results
+        ]

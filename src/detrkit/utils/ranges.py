@@ -32,6 +32,8 @@ CountOrNone = Annotated[int, Range(ge=0, le=10**9)]  # 0: none, never or all, as
 Pixels = Annotated[int, Range(ge=1, le=65_536)]  # pixels of a side of an image
 Coordinate = Annotated[float, Range(ge=0, le=65_536)]  # pixels from the left edge or the top of an image
 InputSize = Annotated[int, Range(ge=32, le=65_536)]  # short side of a model's input: a cell of its coarsest map or more
+TileSide = Annotated[int, Range(ge=32, le=65_536)]  # pixels of a tile: a model's input has no shorter side
+Overlap = Annotated[float, Range(ge=0, le=0.9)]  # of neighboring tiles, as a share of their side
 BatchSize = Annotated[int, Range(ge=1, le=65_536)]  # images at once
 Workers = Annotated[int, Range(ge=0, le=1024)]  # processes
 LARGEST_SEED = 2**32 - 1  # of numpy

@@ -1,0 +1,52 @@
+"""Options of the commands that use a model on large images and dense scenes: tiles, and the number of queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from detrkit.utils.errors import UsageError
+from detrkit.utils.ranges import Count, Overlap, TileSide
+
+if TYPE_CHECKING:
+    from detrkit.detector import Detector
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a model is used on large images and dense scenes."""
+
+    tile: TileSide | None = None
+    """Side in pixels of the tiles that larger images are cut into; each is predicted as an image of its own, and what
+    is found is merged with the prediction of the whole image. By default images are not cut."""
+    overlap: Overlap | None = None
+    """With --tile: the share of its side that a tile has in common with its neighbor; by default 0.2. Objects up to
+    that size are whole in a tile."""
+    num_queries: Count | None = None
+    """Queries, for models that choose tokens of the image as queries (two-stage Deformable DETR, DINO, RT-DETR): more
+    of them find more objects. By default as many as the model was trained with."""
+
+    def check(self) -> None:
+        """Check what needs no torch.
+
+        Raises:
+            UsageError: an overlap of no tiles.
+        """
+        if self.overlap is not None and self.tile is None:
+            raise UsageError(f"--overlap {self.overlap:g} is that of tiles: give --tile, too, such as --tile 640")
+
+    @property
+    def arguments(self) -> dict[str, float]:
+        """Tile and overlap, where they are given, as arguments of `Detector.tiled` and `evaluate`."""
+        given = {"tile": self.tile, "overlap": self.overlap}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def applied(self, detector: Detector) -> Detector:
+        """Return the detector as these options say.
+
+        Raises:
+            SettingError: it is of a model that has no tiles, or not that number of queries.
+        """
+        if self.num_queries is not None:
+            detector = detector.with_num_queries(self.num_queries)
+        return detector if self.tile is None else detector.tiled(**self.arguments)  # type: ignore[arg-type]
