@@ -40,6 +40,7 @@ NOT_RUN = {
     r"^bench( detr-r50| deformable| *$)": "minutes of a model of full size: tests/cli/test_bench.py",
     r"detr-r50:0": "a model of full size: tests/comparison",
     r"\b(detr|deformable-detr)-r50\b|rtdetrv2-r18 crowd": "needs published weights",
+    r"street\.mp4": "a video: tests/video runs such commands",
     r"(official.pth mine|\b(checkpoint|theirs|mine)\.(pth|npz|safetensors))": "a file of yours",
     r"runs/tuned|runs/dense|my-dataset|mine\.yaml": "starts from published weights, or is a file of yours",
     r"--overfit 8 --out": "as --overfit 8 without --out, which is run",

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from detrkit.structures.outputs import Target as Target
     from detrkit.structures.panoptic import PanopticResult as PanopticResult
     from detrkit.utils.errors import DetrkitError as DetrkitError
+    from detrkit.video import iter_video as iter_video
+    from detrkit.video import predict_video as predict_video
     from detrkit.weights.build import build_model as build_model
 
 from detrkit.utils import moved as _moved
@@ -74,11 +76,13 @@ _HOMES = {
     "evaluate_panoptic": "detrkit.evaluation",
     "explain": "detrkit.explanation",
     "export": "detrkit.exporting",
+    "iter_video": "detrkit.video",
     "list_models": "detrkit.models.registry",
     "load": "detrkit.detector",
     "load_config": "detrkit.config",
     "open_dataset": "detrkit.data",
     "predict_folder": "detrkit.batch.folder",
+    "predict_video": "detrkit.video",
     "register_backbone": "detrkit.backbones.base",
     "register_logger": "detrkit.engine.loggers",
     "register_model": "detrkit.models.registry",
@@ -111,12 +115,14 @@ __all__ = [
     "evaluate_panoptic",
     "explain",
     "export",
+    "iter_video",
     "list_models",
     "load",
     "load_config",
     "open_dataset",
     "ops",
     "predict_folder",
+    "predict_video",
     "register_backbone",
     "register_logger",
     "register_model",

@@ -244,11 +244,11 @@ class Detector:
         return next(detector._stream([images], limits, batch_size, single=True))
 
     def stream(
-        self, images: Iterable[ImageInput], *, threshold: float | str | None = None, batch_size: int = 8
+        self, images: Iterable[ImageInput], *, threshold: Threshold | str | None = None, batch_size: int = 8
     ) -> Iterator[Prediction]:
         """Yield the results of `predict` one by one, so that memory holds no more than a batch.
 
-        Args and errors: as `predict`.
+        Args and errors: as `predict`; `threshold` may also be one for each label.
         """
         return self._stream(images, self.resolve_threshold(threshold, batch_size), batch_size)
 
@@ -289,17 +289,18 @@ class Detector:
             results = ordered_copies(self._results(outputs, batch, images, threshold))
         return [replace(result, image=image) for result, image in zip(results, images, strict=True)]
 
-    def resolve_threshold(self, threshold: float | str | None, batch_size: int = 1) -> Threshold:
+    def resolve_threshold(self, threshold: Threshold | str | None, batch_size: int = 1) -> Threshold:
         """Check the arguments of `predict`, and return the threshold that they mean, or one for each label.
 
         Raises:
             ValueError: a number out of range, or images that do not fit into memory.
             DetrkitError: "auto", and the checkpoint suggests none.
         """
-        check_arguments(Detector.predict, {"threshold": threshold, "batch_size": batch_size})
+        for limit in threshold if isinstance(threshold, tuple) else (threshold,):
+            check_arguments(Detector.predict, {"threshold": limit, "batch_size": batch_size})
         check_batch(self.spec.size, self.spec.max_size, 1)
         if threshold is not None and threshold != "auto":
-            return float(threshold)
+            return threshold if isinstance(threshold, tuple) else float(threshold)
         suggested = self.suggested_thresholds
         if suggested is not None:
             return suggested.per_label(self.classes, self.spec.num_classes)

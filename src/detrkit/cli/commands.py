@@ -57,6 +57,7 @@ _EVAL = {
 }
 _PREDICT = {
     "Model and images": ("checkpoint", "inputs", "threshold", "size", "tile", "overlap"),
+    "Video": ("every", "track"),
     "Run": ("out", "pictures", "device", "batch-size"),
     "Many images": ("shards", "merge"),
 }

@@ -22,6 +22,7 @@ from detrkit.cli.predict_journal import digest
 from detrkit.cli.predict_shards import Sharding, check_sharding, predict_shards
 from detrkit.cli.predict_share import Plan, Share, join_share
 from detrkit.cli.predict_summary import Summary
+from detrkit.cli.predict_video import Video, find_videos, predict_videos
 from detrkit.cli.preflight import check_model, check_weights
 from detrkit.utils.console import Terminal
 from detrkit.utils.devices import DeviceName
@@ -72,13 +73,16 @@ class Predict:
     detrkit predict runs/first 'archive/*.tar' --shards 64 --out found --merge
 
     detrkit predict runs/first photos --tile 640 --overlap 0.2
+
+    detrkit predict runs/first street.mp4 --track
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Weights: a run directory, a .safetensors or official .pth file, a model name such as detr-r50 (published), or one
     on the Hugging Face Hub such as facebook/detr-resnet-50."""
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER|GLOB")]
-    """Images: files, folders (searched one level deep) and quoted patterns such as 'photos/**/*.jpg'."""
+    """Images: files, folders (searched one level deep) and quoted patterns such as 'photos/**/*.jpg'. Or videos: each
+    is written to OUT as an .mp4 with the objects drawn, and as .jsonl with a line for each frame."""
     out: Path = Path("predictions")
     """Folder to write into; created if it does not exist."""
     threshold: ScoreThreshold | None = None
@@ -104,10 +108,13 @@ class Predict:
     """Model name, for official .pth files that do not name their model."""
     sharding: Sharding = field(default_factory=Sharding)
     inference: Inference = field(default_factory=Inference)
+    video: Video = field(default_factory=Video)
 
     def run(self) -> int:
         """Predict, draw, write and print; return 1 if an image could not be read or written."""
         self.inference.check()
+        if find_videos(self):
+            return predict_videos(self)
         if check_sharding(self):
             return predict_shards(self)
         console, errors = Terminal(), Terminal(stderr=True)

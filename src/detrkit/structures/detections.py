@@ -66,6 +66,8 @@ class Detections:
             prediction it is that of the forward pass over the detection's tile.
         tiles: (N,) int64, the tile that each detection is of (of an object joined from parts, the best part's), in the
             order of `detrkit.tiling.Tiling.windows`; -1 for the whole image. None of a prediction without tiles.
+        tracks: (N,) int64, the track of a video's object that each detection belongs to, -1 for none; None where
+            nothing was tracked.
     """
 
     boxes: Tensor
@@ -78,6 +80,7 @@ class Detections:
     near_miss: NearMiss | None = None
     queries: Tensor | None = None
     tiles: Tensor | None = None
+    tracks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -92,7 +95,7 @@ class Detections:
 
     def select(self, keep: Tensor) -> Detections:
         """Return the detections at `keep`: (N,) bool or a tensor of indices."""
-        optional = {name: getattr(self, name) for name in ("masks", "queries", "tiles")}
+        optional = {name: getattr(self, name) for name in ("masks", "queries", "tiles", "tracks")}
         chosen: dict[str, Any] = {name: None if values is None else values[keep] for name, values in optional.items()}
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], **chosen)
 
@@ -124,7 +127,7 @@ class Detections:
 
     def to(self, device: torch.device | str) -> Detections:
         """Return a copy with all tensors on `device`."""
-        names = ("boxes", "scores", "labels", "masks", "queries", "tiles")
+        names = ("boxes", "scores", "labels", "masks", "queries", "tiles", "tracks")
         tensors = {name: getattr(self, name) for name in names}
         moved: dict[str, Any] = {name: None if t is None else t.to(device) for name, t in tensors.items()}
         return replace(self, **moved)
@@ -179,7 +182,8 @@ class Detections:
     def to_json(self) -> list[dict[str, Any]]:
         """Return plain JSON values: label, name, score, and box xyxy in pixels of the image.
 
-        Scores are rounded to 4 digits, boxes to 2. With masks each has its segmentation, too (COCO's RLE).
+        Scores are rounded to 4 digits, boxes to 2. With masks each has its segmentation, too (COCO's RLE); with tracks
+        its track, null for none.
         """
         columns = (self.labels.tolist(), self.names, self.scores.tolist(), self.boxes.tolist())
         entries: list[dict[str, Any]] = [
@@ -189,6 +193,9 @@ class Detections:
         if self.masks is not None:
             for entry, rle in zip(entries, encode_masks(self.masks), strict=True):
                 entry["segmentation"] = rle
+        if self.tracks is not None:
+            for entry, track in zip(entries, self.tracks.tolist(), strict=True):
+                entry["track"] = None if track < 0 else track
         return entries
 
     def to_supervision(self) -> Any:

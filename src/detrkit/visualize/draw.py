@@ -204,8 +204,8 @@ def draw_detections(
 ) -> Image.Image:
     """Draw boxes, masks if there are any, names and scores ("cat 0.93") on a copy of the image, the best on top.
 
-    Where labels have no room, the score alone stands beside a box. Of detections that a threshold left out entirely,
-    the best is drawn dashed, and labeled as what it is.
+    Tracked objects have the number and the color of their track. Where labels have no room, the score alone stands
+    beside a box. Of detections that a threshold left out entirely, the best is drawn dashed, and labeled as what it is.
 
     Args:
         image: as in `draw_boxes`, of the size that the boxes refer to.
@@ -228,6 +228,10 @@ def draw_detections(
     colors = [color_of(label) for label in ranked.labels.tolist()]
     values = ranked.scores.tolist()
     names = [one_line(name) for name in ranked.names]
+    if ranked.tracks is not None:  # a track has its color in every frame
+        tracks = ranked.tracks.tolist()
+        colors = [color if track < 0 else color_of(track) for color, track in zip(colors, tracks, strict=True)]
+        names = [name if track < 0 else f"#{track} {name}" for name, track in zip(names, tracks, strict=True)]
     labels = [f"{name} {value:.2f}" if scores else name for name, value in zip(names, values, strict=True)]
     short = [f"{value:.2f}" for value in values] if scores else None
     boxes = as_boxes(ranked.boxes)
@@ -237,7 +241,8 @@ def draw_detections(
         labels = [f"{one_line(miss.name)} {miss.decimals}, not above {miss.threshold:g}"]
     canvas, factor = enlarged(rgb, scale, boxes)
     if detections.masks is not None and len(ranked):
-        colors = instance_colors(ranked.labels.tolist()[::-1])[::-1]  # the best of a class has the color of the class
+        if ranked.tracks is None:  # the best of a class has the color of the class
+            colors = instance_colors(ranked.labels.tolist()[::-1])[::-1]
         thin = max(1, round(np.sqrt(canvas.width * canvas.height) / 500))
         masks = _resized(detections.masks, canvas.size)[order.cpu().numpy()]
         canvas = draw_masks(canvas, masks, colors, outline=thin)
