@@ -3,7 +3,7 @@
     python benchmarks/export.py                                      every model to ONNX
     python benchmarks/export.py --small --format openvino            small ones of each name: whether they pass
     python benchmarks/export.py --format openvino --only rtdetr-r18 dino-r50-4scale
-    python benchmarks/export.py --json docs/measurements/export.json
+    python benchmarks/export.py --fixed 800x1333 --only detr-r50 detr-r101-dc5 --json docs/measurements/export.json
 
 Each export is a process of its own, so that its peak memory is its own; the gates include an image of the model's input
 size (800 x 1067, RT-DETR 640 x 640). Seconds of export and gates are wall time. Weights are random
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 
-def export_one(name: str, suffix: str) -> dict:
+def export_one(name: str, suffix: str, fixed: tuple[int, int] | None) -> dict:
     """Export one model in this process."""
     sys.path.insert(0, str(ROOT / "tests"))
     import torch
@@ -44,7 +44,7 @@ def export_one(name: str, suffix: str) -> dict:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            report = export((model, spec), Path(folder) / f"model{suffix}")
+            report = export((model, spec), Path(folder) / f"model{suffix}", fixed=None if spec.square else fixed)
         except DetrkitError as error:
             return {"model": name, "passed": f"no: {error}"}
         cost, original = report.exported_cost, report.model_cost
@@ -92,10 +92,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="MODEL", help="some of `detrkit models`; by default all")
     parser.add_argument("--json", type=Path, help="also write the rows there")
     parser.add_argument("--small", action="store_true", help="small models of each name, in one process")
+    parser.add_argument("--fixed", metavar="HxW", help="export for this size alone, such as 800x1333 (not RT-DETR)")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
     if arguments.one:
-        print("> " + json.dumps(export_one(arguments.one, SUFFIXES[arguments.format])), flush=True)
+        fixed = tuple(int(side) for side in arguments.fixed.split("x")) if arguments.fixed else None
+        print("> " + json.dumps(export_one(arguments.one, SUFFIXES[arguments.format], fixed)), flush=True)
         return
     from detrkit.models.registry import list_models
 
@@ -106,6 +108,7 @@ def main() -> None:
             report.write(arguments.json)
             continue
         command = [sys.executable, __file__, "--format", arguments.format, "--one", name]
+        command += ["--fixed", arguments.fixed] if arguments.fixed else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = [line[2:] for line in done.stdout.splitlines() if line.startswith("> ")]
         report.add(**(json.loads(lines[-1]) if lines else {"model": name, "passed": f"no: status {done.returncode}"}))

@@ -180,6 +180,12 @@ def test_a_model_of_half_precision_is_refused(tmp_path):
         detrkit.export((model.bfloat16(), spec), tmp_path / "detr.onnx")
 
 
+@pytest.mark.parametrize("fixed", [(0, 64), (64,), (64.5, 64), (70_000, 64), (True, 64), 64, "640x640"])
+def test_a_fixed_size_is_two_sides_in_pixels(fixed, tmp_path):
+    with pytest.raises(ValueError, match=r"^fixed"):
+        detrkit.export(tmp_path / "none.safetensors", tmp_path / "model.onnx", fixed=fixed)
+
+
 def test_a_fixed_size_needs_a_mask_or_squares(tmp_path):
     for name, changes, size in [
         ("rtdetr-r18", {}, (64, 96)),

@@ -106,8 +106,8 @@ def export(
             model that cannot be exported, or a gate that is not passed (then no file is written).
         ValueError: a number out of range.
     """
-    numbers = {"batch": batch, "images": images, "calibration_images": calibration_images, "max_drop": max_drop}
-    check_arguments(export, numbers)
+    ranged = {"fixed": fixed, "batch": batch, "half": half, "images": images}
+    check_arguments(export, {**ranged, "calibration_images": calibration_images, "max_drop": max_drop})
     path = Path(path)
     kind = checked_format(path, format)
     require(*NEEDED[kind])
