@@ -43,6 +43,7 @@ NOT_RUN = {
     r"street\.mp4": "a video: tests/video runs such commands",
     r"(official.pth mine|\b(checkpoint|theirs|mine)\.(pth|npz|safetensors))": "a file of yours",
     r"runs/tuned|runs/dense|my-dataset|mine\.yaml": "starts from published weights, or is a file of yours",
+    r"^export .*(--int8|--half)": "minutes of exports: tests/exporting/test_int8.py, test_half.py",
     r"--overfit 8 --out": "as --overfit 8 without --out, which is run",
     r"--masks": "the shapes of this test have no minutes for masks: tests/engine/test_masks.py",
 }
