@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--ray", action="store_true", help="also under Ray")
     parser.add_argument("--json", type=Path, help="also write the rows there, for docs/many-images.md")
     options = parser.parse_args()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would yield to whatever else runs here
     report = Report("many images in shards, killed at random")
     with tempfile.TemporaryDirectory(prefix="detrkit-shards-") as folder:
         place = Path(folder)
@@ -200,6 +201,7 @@ def main() -> None:
             shown = ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items()))
             counts = {"images": options.images, "shards": options.shards}
             report.add(run=run, **counts, **more, errors=shown, seconds=round(seconds))
+            report.write(options.json)
 
         began = time.perf_counter()
         alone = Process(place, "alone", options.shards)
@@ -221,7 +223,6 @@ def main() -> None:
             if ray.process.wait() != 0:
                 raise SystemExit((place / "ray-None.log").read_text())
             add("Ray, two workers", "ray", began, kills=0, **{"MiB after a quarter": "", "MiB, peak": ""})
-    report.write(options.json)
 
 
 if __name__ == "__main__":
