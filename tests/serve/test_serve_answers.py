@@ -222,3 +222,17 @@ def test_explanations_are_the_page_or_its_numbers(detector, images):
     assert numbers.json() == json.loads(json.dumps(want))
     assert small.status_code in (200, 422)
     assert two.status_code == 422 and two.json()["error"]["code"] == "too_many_images"
+
+
+def test_a_tiled_detector_answers_in_tiles(detector):
+    """Images of several requests, larger than a tile and not, share batches; `serve --tile` makes such a detector."""
+    tiled = detector.tiled(48, 0.25)
+    files = [encoded(painted(*size, seed=9), "PNG") for size in ((120, 60), (40, 44), (60, 130))]
+
+    async def ask(client):
+        return await asyncio.gather(*(client.post("/predict?threshold=0.3", content=file) for file in files))
+
+    for response, file in zip(served(tiled, ask), files, strict=True):
+        answer = response.json()["images"][0]
+        assert_equal(answer, tiled.predict(file, threshold=0.3), exact=False)
+        assert response.status_code == 200

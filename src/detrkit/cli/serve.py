@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from detrkit.cli.inference import Inference
 from detrkit.cli.preflight import check_model, check_weights
 from detrkit.serve import check_installed
 from detrkit.serve.limits import Limits
@@ -66,6 +67,7 @@ class Serve:
     process for each, at ports of their own."""
     model: str | None = None
     """Model name, for official .pth files that do not name their model."""
+    inference: Inference = field(default_factory=Inference)
     limits: Limits = field(default_factory=Limits)
 
     def check(self) -> None:
@@ -77,6 +79,7 @@ class Serve:
         check_installed()
         check_weights(self.checkpoint)
         check_model(self.model)
+        self.inference.check()
         if self.label_studio_files is not None and not check_exists(self.label_studio_files).is_dir():
             raise DetrkitError(f"{self.label_studio_files}: not a folder")
         self._token()
@@ -94,6 +97,7 @@ class Serve:
             detector = load(self.checkpoint, name=self.model, device=self.device)
             if self.size is not None:
                 detector = detector.resized(self.size)
+            detector = self.inference.applied(detector)
             loopback = is_loopback(listening)
             app = create_app(
                 detector,
