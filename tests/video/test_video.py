@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from importlib.util import find_spec
 
 import av
@@ -162,7 +163,13 @@ def test_a_damaged_frame_is_named_and_nothing_is_written(tmp_path):
     assert not out.exists() and not list(tmp_path.rglob("*.tmp"))
 
 
-def test_an_end_in_the_middle_leaves_no_file(clip, tmp_path):
+def test_an_end_in_the_middle_leaves_no_file(clip, tmp_path, monkeypatch):
+    def slowly(image, rotation):
+        time.sleep(0.02)  # so that a frame is being decoded when it ends
+        return image
+
+    monkeypatch.setattr("detrkit.video.reading.upright", slowly)
+
     def stop(frame):
         if frame.number == 6:
             raise KeyboardInterrupt

@@ -120,7 +120,8 @@ def _results(
     """Yield the results of an open video; arguments as of `iter_video`."""
     tracker = Tracker(limit, rate=reader.rate / every) if track else None
     result: Prediction | None = None
-    with Prefetcher() as prefetcher, closing(reader.frames()) as frames:
+    # the thread that reads the frames ends first: a generator that is running cannot be closed
+    with closing(reader.frames()) as frames, Prefetcher() as prefetcher:
         read = prefetcher.prefetch(
             frames, max_items=batch_size * every, weight=_bytes, max_weight=_WAITING_BYTES, abandoned=False
         )
