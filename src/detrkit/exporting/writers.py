@@ -69,27 +69,26 @@ def write_onnx(recorded: Recorded, path: Path) -> list[Path]:
 def _simplify(model: Any) -> None:
     """Fold what is constant and drop what is unused or there twice, in place: of 5,800 nodes 1,400 are left.
 
-    The exporter's own optimization takes twenty seconds for its rules of rewriting, most of an export's time, and
-    saves 7 % of these nodes; in ONNX Runtime, which fuses by itself, 2 %.
+    The exporter's own optimization also applies rules of rewriting. On a small two-stage model they took 19 of an
+    export's 56 seconds and left 1,300 nodes; after ONNX Runtime's fusions the difference is 2 %.
     """
     from onnx_ir.passes import Sequential, common
     from onnxscript import optimizer
 
-    passes: Any = common  # partly without types
     optimizer.inline(model)
     while optimizer.fold_constants(model, should_fold=_always_folded).modified:
-        passes.RemoveUnusedNodesPass()(model)
+        common.RemoveUnusedNodesPass()(model)
     Sequential(
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.LiftSubgraphInitializersToMainGraphPass(),
-        passes.DeduplicateInitializersPass(),
-        passes.CommonSubexpressionEliminationPass(),
-        passes.IdentityEliminationPass(),
-        passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedFunctionsPass(),
-        passes.RemoveUnusedOpsetsPass(),
-        passes.OutputFixPass(),
-        passes.NameFixPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
     )(model)
 
 
