@@ -188,6 +188,8 @@ def main() -> None:
     parser.add_argument("--ray", action="store_true", help="also under Ray")
     parser.add_argument("--json", type=Path, help="also write the rows there, for docs/many-images.md")
     options = parser.parse_args()
+    # as Ray's actors have here: of batches of an odd size the last bits depend on the number of threads
+    os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers would yield to whatever else runs here
     report = Report("many images in shards, killed at random")
     with tempfile.TemporaryDirectory(prefix="detrkit-shards-") as folder:

@@ -26,7 +26,8 @@ def measured(name: str) -> str:
     record = json.loads(file.read_text(encoding="utf-8"))
     machine = record["machine"]
     cores = "one core" if machine["cores"] == 1 else f"{machine['cores']} cores"
-    where = machine.get("gpu", f"{cores} of an {machine['processor']}")
+    kind = f" ({machine['instructions']})" if "instructions" in machine else ""
+    where = machine.get("gpu", f"{cores} of an {machine['processor']}{kind}")
     source = f"`{record['command']}`, {where}, torch {machine['torch'].partition('+')[0]}."
     return f"\n{table(record['rows'])}\n{source}\n\n"
 

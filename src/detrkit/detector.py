@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -19,27 +18,26 @@ from detrkit.data.grouping import split_by_shape
 from detrkit.data.image_processor import ImageProcessor
 from detrkit.data.images import ImageInput, image_files
 from detrkit.data.sources import TableImage
-from detrkit.models.base import DetectionModel
+from detrkit.detector_base import DetectorBase
 from detrkit.models.base import has_masks as has_masks
 from detrkit.models.base import is_panoptic as is_panoptic
 from detrkit.models.postprocess import PostProcessor
 from detrkit.models.registry import architecture
 from detrkit.structures.batch import Batch
-from detrkit.structures.classes import ClassList
 from detrkit.structures.image_outputs import ImageOutputs as ImageOutputs
 from detrkit.structures.outputs import Capturing, Outputs
 from detrkit.structures.panoptic import Prediction, ordered_copies
 from detrkit.structures.thresholds import ScoreThresholds
-from detrkit.tiling.predicting import predict_images, refuse_segments
-from detrkit.tiling.tiles import DEFAULT_OVERLAP, Tiling
+from detrkit.tiling.predicting import predict_images
+from detrkit.tiling.tiles import DEFAULT_OVERLAP
 from detrkit.utils.devices import as_device as as_device
 from detrkit.utils.devices import default_device as default_device
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.memory import batch_pixels, check_batch
-from detrkit.utils.ranges import BatchSize, Count, Overlap, Pixels, ScoreThreshold, TileSide, check_arguments
-from detrkit.utils.timing import NORMALIZING, POSTPROCESSING, READING, RESIZING, NoTimer, PartTimer
+from detrkit.utils.ranges import BatchSize, Overlap, ScoreThreshold, TileSide, check_arguments
+from detrkit.utils.timing import NORMALIZING, POSTPROCESSING, READING, RESIZING
 from detrkit.utils.torch_defaults import own_defaults
-from detrkit.weights.checkpoint import ModelSpec, load_any
+from detrkit.weights.checkpoint import load_any
 
 Threshold = float | tuple[float, ...]  # of all labels, or of each
 
@@ -53,7 +51,7 @@ class PredictOptions(TypedDict, total=False):
     overlap: Overlap
 
 
-class Detector:
+class Detector(DetectorBase):
     """A model with its pre- and post-processing: resizing, normalization, thresholding, class names.
 
     Args:
@@ -71,31 +69,6 @@ class Detector:
     on the default dtype or device of torch, on autocast, or on grad or inference mode around a call.
     """
 
-    def __init__(self, model: DetectionModel, spec: ModelSpec, *, device: torch.device | str | None = None) -> None:
-        self.model = model.eval()
-        self.spec = spec
-        self.timer: PartTimer = NoTimer()
-        self.tiling: Tiling | None = None
-        self.to(default_device() if device is None else device)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the model and of its arithmetic; results are always float32.
-
-        Raises:
-            ValueError: the model's parameters are of several floating-point dtypes.
-        """
-        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
-        if len(dtypes) > 1:
-            names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-            raise ValueError(f"the model has parameters of {names}: use one dtype, such as detector.model.float()")
-        return dtypes.pop() if dtypes else torch.float32
-
     @property
     def processor(self) -> ImageProcessor:
         """What makes a batch of images, with the size and the normalization of `spec`."""
@@ -106,16 +79,6 @@ class Detector:
         """What makes results of outputs, with the classes of `spec`; all queries, or as many as the model selects."""
         processor = PostProcessor.of(self.spec)
         return processor if hasattr(self.model, "num_select") else replace(processor, top_k=None)
-
-    @property
-    def classes(self) -> ClassList | None:
-        """Names and dataset ids of the labels, or None if the checkpoint does not hold them."""
-        return self.spec.classes
-
-    @property
-    def panoptic(self) -> bool:
-        """True if the model assigns every pixel to a segment of a thing or of stuff, instead of detecting objects."""
-        return is_panoptic(self.model, self.classes)
 
     @property
     def threshold(self) -> float:
@@ -135,56 +98,6 @@ class Detector:
         None for weights that hold none (published ones, those of earlier versions), and for panoptic models.
         """
         return None if self.panoptic else self.spec.score_thresholds
-
-    def to(self, device: torch.device | str) -> Detector:
-        """Move the model, and return the detector itself."""
-        self.model.to(as_device(device))
-        return self
-
-    def resized(self, size: Pixels) -> Detector:
-        """Return a detector with this model that resizes the short side (of square images both) to `size` pixels.
-
-        Raises:
-            ValueError: a size out of range.
-        """
-        check_arguments(Detector.resized, {"size": size})
-        limit = self.spec.max_size
-        limit = None if limit is None else max(size, round(limit * size / self.spec.size))
-        return self._with(spec=replace(self.spec, size=size, max_size=limit))
-
-    def tiled(
-        self, tile: TileSide, overlap: Overlap = DEFAULT_OVERLAP, *, max_detections: Count | None = None
-    ) -> Detector:
-        """Return a detector with this model that predicts images larger than a tile in tiles: see `predict`.
-
-        Args:
-            tile: as of `predict`.
-            overlap: as of `predict`.
-            max_detections: of an image that is cut, the best ones; None: all.
-
-        Raises:
-            ValueError: a number out of range, or a panoptic model.
-        """
-        tiling = Tiling(tile, overlap, max_detections)
-        refuse_segments(self.panoptic)
-        return self._with(tiling=tiling)
-
-    def with_num_queries(self, count: Count) -> Detector:
-        """Return a detector with this model's weights that chooses another number of tokens as its queries.
-
-        Of the same number the results are equal to the bit. Detections of an image may be as many as queries then.
-
-        Raises:
-            ValueError: a number out of range, a model whose queries are learned, or more than have learned contents.
-        """
-        check_arguments(Detector.with_num_queries, {"count": count})
-        model = self.model.with_num_queries(count)
-        return self if model is self.model else self._with(model=model, spec=self.spec.of_queries(model))
-
-    def _with(self, **changes: Any) -> Detector:
-        detector = copy(self)
-        vars(detector).update(changes)
-        return detector
 
     @overload
     def predict(

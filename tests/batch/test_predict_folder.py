@@ -335,6 +335,8 @@ def test_the_command_prints_what_it_came_to_and_goes_on(weights, photos, capsys)
     assert "4 images could not be predicted: 1 damaged, 1 missing, 1 not an image, 1 too large" in printed
     assert "out/merged.jsonl" in printed
     assert len(rows("out", "merged.jsonl")) == 24
+    assert main([*words, "--merge"]) == 0
+    assert "4 of 4 shards were done before\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow

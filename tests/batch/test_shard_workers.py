@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.cli import main
 from detrkit.structures.classes import ClassList
 from detrkit.weights.checkpoint import ModelSpec, save_model
 from helpers.tiny import SMALLEST
@@ -70,7 +69,8 @@ def alone(place):
     before = Path.cwd()
     os.chdir(place)
     try:
-        assert main(words("alone", "--merge")) == 0
+        worker = started("alone", "--merge")  # a process as the others are: last bits depend on the number of threads
+        assert (worker.wait(), worker.stdout.read())[0] == 0
     finally:
         os.chdir(before)
     rows = [json.loads(line) for line in (place / "alone" / "merged.jsonl").read_bytes().splitlines()]
@@ -95,7 +95,7 @@ def test_killed_at_any_moment_and_started_again(photos, alone):
         target = len(shards("killed")) + 3
     output = worker.stdout.read().decode()
     assert worker.returncode == 0, output
-    assert kills >= 2 and "shards were done before: going on" in output
+    assert kills >= 2 and "of 12 shards were done before" in output  # all of them, if it was killed while merging
     assert shards("killed") == shards(alone)
     assert Path("killed/merged.jsonl").read_bytes() == (alone / "merged.jsonl").read_bytes()
     left = {path.name for path in Path("killed").iterdir()}

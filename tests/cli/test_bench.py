@@ -50,6 +50,13 @@ def test_table_adds_up_and_is_in_the_file(weights, tmp_path, capsys):
     # the medians of one iteration are its parts; how they compare with an iteration without the timer is up to the load
     assert sum(record["parts, s"].values()) == pytest.approx(record["parts together, s"], rel=1e-9)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert f"instructions {record['machine']['instructions']}" in out
+    rate, operations = record["operations a second of the best matrix product"], record["operations"]
+    assert record["floor, s"] == pytest.approx(operations / rate) and 0.01e9 < operations < 1e9
+    model = ("backbone", "projection, positions", "encoder", "decoder", "heads")
+    assert record["the model, s"] == pytest.approx(sum(record["parts, s"][part] for part in model))
+    assert record["share of the floor"] == pytest.approx(record["floor, s"] / record["the model, s"])
+    assert f"so it reaches {100 * record['share of the floor']:.0f} % of that rate" in out
 
 
 @pytest.mark.slow

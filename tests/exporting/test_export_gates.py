@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from detrkit.exporting import fitting
 from detrkit.exporting.export import passed_gates
+from detrkit.exporting.fitting import Room
 from detrkit.exporting.gates import batches_of
 from detrkit.exporting.graph import record
 from detrkit.exporting.writers import write
@@ -63,6 +65,32 @@ def test_batches_are_one_two_and_eight_square_and_not_padded_and_not(detr):
     single = [batch[0] for batch in batches if len(batch) == 1]
     assert any(h == w for h, w in single) and any(h != w for h, w in single)
     assert len(set(batches[3])) == 8  # all of another size, so that all but one are padded
+
+
+def test_of_a_fixed_size_batches_have_room_in_memory(detr, monkeypatch):
+    """DETR DC5 at 800 x 1333 takes 10 GiB an image in ONNX Runtime: batches of eight were killed by the system."""
+    model, file, spec = detr
+    fixed = ExportedModel(file.session, replace(file.info, fixed=(96, 128)), spec)
+    everything = [gate.name for gate in passed_gates(model, fixed, spec)]
+    assert "8 images padded to 96 x 128" in everything
+    monkeypatch.setattr(Room, "fits", lambda self, images: min(images, 3))
+    few = [gate.name for gate in passed_gates(model, fixed, spec)]
+    assert "3 images padded to 96 x 128" in few and "8 images padded to 96 x 128" not in few
+    assert any("alone and in a batch" in name for name in few)
+
+
+def test_room_is_what_the_memory_has_left(monkeypatch):
+    """By a machine of 10 GiB and a process of 1 GiB, whose image takes 1.5 GiB: 7 less 1, four times 1.5."""
+    peaks = iter([1024.0, 1024.0 + 1536.0])
+    monkeypatch.setattr(fitting, "peak_mib", lambda device: next(peaks))
+    monkeypatch.setattr(fitting, "machine_memory", lambda: 10 * 2**30)
+    room = Room()
+    assert room.fits(8) == 8  # nothing is known yet
+    with room.measure(1):
+        pass
+    assert [room.fits(count) for count in (1, 2, 8)] == [1, 2, 4]
+    monkeypatch.setattr(fitting, "machine_memory", lambda: 2**30)
+    assert room.fits(8) == 1
 
 
 def test_the_file_computes_what_pytorch_computes(detr):

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from detrkit.batch.shard import ShardReport, ShardWork
 from detrkit.batch.worker import OnShard, work_through
 from detrkit.utils.errors import DetrkitError
@@ -48,8 +50,9 @@ class _Worker:
         from detrkit.detector import load
 
         detector = load(weights, name=name, device=device)
-        size, queries, tiling = (work.pop(name) for name in ("size", "num_queries", "tiling"))
+        size, queries, tiling, precision = (work.pop(name) for name in ("size", "num_queries", "tiling", "precision"))
         detector = (detector.resized(size) if size != detector.spec.size else detector).with_num_queries(queries)
+        detector = detector.in_precision(precision)
         detector.tiling = tiling
         self._work = ShardWork(detector=detector, **work)
         self._lease_seconds = lease_seconds
@@ -114,13 +117,15 @@ def run_on_ray(
     try:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0)) if device in (None, "auto", "cuda") else 0
-        count = workers or gpus or max(1, int(resources.get("CPU", 1)) // _CPUS)
+        cpus = int(resources.get("CPU", 1))
+        count = workers or gpus or max(1, cpus // _CPUS)
         data.DataContext.get_current().enable_progress_bars = False
         detector = work.detector
         plain = {field: getattr(work, field) for field in _FIELDS} | {
             "size": detector.spec.size,
             "num_queries": detector.model.num_queries,
             "tiling": detector.tiling,
+            "precision": "bf16" if detector.dtype == torch.bfloat16 else "fp32",
         }
         rows = data.from_items([{"shard": shard} for shard in left], override_num_blocks=len(left)).map_batches(
             _Worker,
@@ -128,7 +133,7 @@ def run_on_ray(
             compute=data.ActorPoolStrategy(size=min(count, len(left))),
             fn_constructor_args=[plain, str(weights), name, device, lease_seconds],
             num_gpus=1 if gpus else 0,
-            num_cpus=1,
+            num_cpus=max(1, min(_CPUS, cpus // count)),  # also the threads that Ray lets an actor have
         )
         for row in rows.iter_rows():
             images, objects, seconds = row["report"]

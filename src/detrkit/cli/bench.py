@@ -23,6 +23,7 @@ from detrkit.utils.ranges import BatchSize, Count, InputSize
 if TYPE_CHECKING:
     from detrkit.models.base import DetectionModel
     from detrkit.profiling import ProfileConfig, ProfileResult
+    from detrkit.profiling.floor import Floor
     from detrkit.weights.checkpoint import ModelSpec
 
 COCO_TRAIN_IMAGES = 118_287  # of train2017
@@ -65,7 +66,7 @@ class Bench:
     device: DeviceName | None = None
     """cpu, cuda, cuda:1, mps, ... or the number of a GPU; by default a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast."""
+    """bf16: weights in bfloat16, with --train autocast; float32 where the device has no instructions for it."""
     train: bool = False
     """Measure training steps: random objects on the images, published augmentation, losses and optimizer."""
     images: Path | None = None
@@ -176,7 +177,20 @@ class Bench:
             "loading processes": result.workers,
             "peak memory, MiB": result.memory,
             "found in a picture": result.objects_per_image,
+            **_floor_record(result.floor),
         }
+
+
+def _floor_record(floor: Floor | None) -> dict[str, float]:
+    if floor is None:
+        return {}
+    return {
+        "operations": floor.operations,
+        "operations a second of the best matrix product": floor.rate,
+        "floor, s": floor.seconds,
+        "the model, s": floor.model_seconds,
+        "share of the floor": floor.share,
+    }
 
 
 def _table(result: ProfileResult) -> Table:
@@ -205,6 +219,8 @@ def _lines(result: ProfileResult) -> list[str]:
         f"the parts are {share:.1f} % of an iteration without the timer, which waits for each of them",
         f"images a second: {result.rate:.2f}; most memory: {result.memory:.0f} MiB {kind}",
     ]
+    if result.floor is not None:
+        lines += _floor_lines(result.floor)
     if result.objects_per_image is not None:
         lines.append(f"found in an image: {result.objects_per_image:.1f}, on average")
         return lines
@@ -213,6 +229,16 @@ def _lines(result: ProfileResult) -> list[str]:
         rate = result.rate_with_workers
         lines.append(f"with {result.workers} processes that load, as `detrkit train` has: {rate:.2f} images a second")
     return [*lines, f"an epoch of {COCO_TRAIN_IMAGES:,} images would take {_duration(COCO_TRAIN_IMAGES / rate)}"]
+
+
+def _floor_lines(floor: Floor) -> list[str]:
+    """Say how near the model comes to the best that this device does."""
+    product = f"the best matrix product here does {floor.rate / 1e9:,.0f} billion operations a second"
+    least = f"the model's {floor.operations / 1e9:,.1f} billion take {1000 * floor.seconds:,.1f} ms at least"
+    return [
+        f"{product}: {least}",
+        f"it took {1000 * floor.model_seconds:,.1f} ms, so it reaches {100 * floor.share:.0f} % of that rate",
+    ]
 
 
 def _duration(seconds: float) -> str:

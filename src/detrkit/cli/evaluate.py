@@ -77,8 +77,6 @@ class Eval:
     whose scores are lower."""
     device: DeviceName | None = None
     """cpu, cuda, cuda:1, mps, ... or the number of a GPU; by default a GPU if there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast."""
     workers: Workers | None = None
     """Processes that load images; by default 0 on a CPU, else CPU cores - 1, at most 4."""
     limit: Count | None = None
@@ -170,7 +168,7 @@ class Eval:
             max_dets=self.max_dets,
             threshold=self.threshold,
             device=self.device,
-            precision=self.precision,
+            precision=self.inference.precision,
             workers=self.workers,
             limit=self.limit,
             num_queries=self.inference.num_queries,

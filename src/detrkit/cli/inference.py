@@ -1,9 +1,9 @@
-"""Options of the commands that use a model on large images and dense scenes: tiles, and the number of queries."""
+"""Options of the commands that use a model: tiles and the number of queries for large images, the precision."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from detrkit.utils.errors import UsageError
 from detrkit.utils.ranges import Count, Overlap, TileSide
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inference:
-    """How a model is used on large images and dense scenes."""
+    """How a model is used: on large images and dense scenes, and in which precision."""
 
     tile: TileSide | None = None
     """Side in pixels of the tiles that larger images are cut into; each is predicted as an image of its own, and what
@@ -25,6 +25,8 @@ class Inference:
     num_queries: Count | None = None
     """Queries, for models that choose tokens of the image as queries (two-stage Deformable DETR, DINO, RT-DETR): more
     of them find more objects. By default as many as the model was trained with."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: weights and arithmetic in bfloat16, which is faster; float32 where the device has none of its own."""
 
     def check(self) -> None:
         """Check what needs no torch.
@@ -45,8 +47,9 @@ class Inference:
         """Return the detector as these options say.
 
         Raises:
-            SettingError: it is of a model that has no tiles, or not that number of queries.
+            SettingError: it is of a model that has no tiles, not that number of queries, or a precision of its own.
         """
+        detector = detector.in_precision(self.precision)
         if self.num_queries is not None:
             detector = detector.with_num_queries(self.num_queries)
         return detector if self.tile is None else detector.tiled(**self.arguments)  # type: ignore[arg-type]

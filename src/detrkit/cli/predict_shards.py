@@ -90,10 +90,10 @@ def predict_shards(command: Predict) -> int:
 
     detector = _detector(command)
     work = _work(command, prepared, detector)
-    before = len(missing_shards(work.plan, work.out))
     total = work.plan.shards
-    if 0 < before < total:
-        _say(f"{total - before} of {total} shards were done before: going on")
+    before = total - len(missing_shards(work.plan, work.out))
+    if before:
+        _say(f"{before} of {total} shards were done before" + (": going on" if before < total else ""))
     try:
         _run(command, work, chosen)
         summary = finish(work, merged=sharding.merge) if FIRST_PROCESS else None

@@ -7,11 +7,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from detrkit.data import Dataset, eval_transform, make_loader, open_dataset, order_by_aspect
@@ -28,12 +26,13 @@ from detrkit.engine.processes import StopSignals, join_processes
 from detrkit.engine.tiled_evaluation import run_tiled_evaluation
 from detrkit.evaluation import Metrics, report_folder, write_report
 from detrkit.models.base import DetectionModel
+from detrkit.models.precision import Precision, in_precision
 from detrkit.models.registry import architecture_of
 from detrkit.structures.coco_classes import coco_classes
 from detrkit.tiling.predicting import refuse_segments
 from detrkit.tiling.tiles import DEFAULT_OVERLAP, Tiling
 from detrkit.utils.console import console, track
-from detrkit.utils.errors import DetrkitError, SettingError
+from detrkit.utils.errors import DetrkitError
 from detrkit.utils.layouts import Layout
 from detrkit.utils.memory import check_batch
 from detrkit.utils.ranges import BatchSize, Count, InputSize, Overlap, Share, TileSide, Workers, check_arguments
@@ -69,7 +68,7 @@ def evaluate(
     max_dets: Count = 100,
     threshold: Share | None = None,
     device: str | None = None,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     workers: Workers | None = None,
     limit: Count | None = None,
     tile: TileSide | None = None,
@@ -102,7 +101,7 @@ def evaluate(
         max_dets: detections counted per image.
         threshold: panoptic: score above which a query becomes a segment; by default that of `Detector`.
         device: "cuda", "cpu", ...; by default CUDA where there is one.
-        precision: "fp32", or "bf16" for autocast.
+        precision: "fp32", or "bf16": as of `Detector.in_precision`.
         workers: processes that load images.
         limit: evaluate only this many images, the first ones.
         tile: side in pixels of the tiles that larger images are cut into, as of `Detector.predict`; by default as the
@@ -140,7 +139,7 @@ def evaluate(
     )
     rank, world = join_processes(timeout)
     evaluated = _resolve(model, size, max_size, num_queries)
-    tiling = _tiling(model, evaluated, tile, overlap, max_dets=max_dets, precision=precision)
+    tiling = _tiling(model, evaluated, tile, overlap, max_dets=max_dets)
     check_batch(evaluated.spec.size, evaluated.spec.max_size, batch_size)
     masks = masks and has_masks(evaluated.model)
     dataset = data if isinstance(data, Dataset) else _opened(data, split, layout, masks)
@@ -149,6 +148,7 @@ def evaluate(
         check_agreement(fingerprint_of(dataset), str(dataset.path))
     where = default_device() if device is None else as_device(device)
     evaluated.model.to(where)
+    evaluated = evaluated._replace(model=in_precision(evaluated.model, precision, where))
     process = {"rank": rank, "world_size": world, "device": where}
     folder = None if out is None else Path(out)
     with ExitStack() as written:
@@ -171,8 +171,7 @@ def evaluate(
             loader = eval_loader(dataset, evaluated.spec, batch_size=batch_size, workers=workers, **process)
             loader.timeout = timeout or loader.timeout
             progress = track(loader, "evaluate", len(loader), quiet=quiet or rank != 0)
-            autocast = partial(torch.autocast, where.type, torch.bfloat16, enabled=precision == "bf16")
-            run_evaluation(evaluated.model, progress, evaluation, autocast=autocast, stop=stop)
+            run_evaluation(evaluated.model, progress, evaluation, stop=stop)
         else:
             detector = Detector(evaluated.model, evaluated.spec, device=where)
             detector.tiling = tiling
@@ -252,14 +251,14 @@ def _resolve(
 
 
 def _tiling(
-    model: Any, evaluated: _EvaluatedModel, tile: int | None, overlap: float, *, max_dets: int, precision: str
+    model: Any, evaluated: _EvaluatedModel, tile: int | None, overlap: float, *, max_dets: int
 ) -> Tiling | None:
     """Return how images are cut: as the arguments say, or the Detector.
 
     As many detections of an image are kept as of one that is not cut.
 
     Raises:
-        SettingError: a number out of range, a panoptic model, or a precision that prediction does not have.
+        SettingError: a number out of range, or a panoptic model.
     """
     tiling = model.tiling if isinstance(model, Detector) else None
     if tile is not None:
@@ -267,8 +266,6 @@ def _tiling(
     if tiling is None:
         return None
     refuse_segments(is_panoptic(evaluated.model, evaluated.spec.classes))
-    if precision != "fp32":
-        raise SettingError(f"precision is {precision}: tiles are predicted in the model's own precision, leave it out")
     return replace(tiling, max_detections=max(100, max_dets, evaluated.model.num_queries))
 
 

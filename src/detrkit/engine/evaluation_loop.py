@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from detrkit.engine.evaluation_targets import EvaluationTargets
 from detrkit.engine.processes import StopSignals
@@ -47,11 +47,17 @@ def iter_outputs(
     model.eval()
     try:
         for batch, targets in loader:
+            batch = replace(batch, images=batch.images.to(_dtype(model, batch.images)))
             with autocast():
                 outputs = model(batch, defer_masks=True)
             yield EvaluatedBatch(outputs, batch, targets)
     finally:
         model.train(training)
+
+
+def _dtype(model: nn.Module, images: Tensor) -> torch.dtype:
+    """Return the dtype of a model's weights; of one without weights that of the images."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
 
 
 class EvaluationAccumulator:

@@ -21,6 +21,7 @@ from detrkit.engine.launching import launch
 from detrkit.engine.loading import image_mix
 from detrkit.engine.splits import data_name
 from detrkit.models.base import DetectionModel
+from detrkit.models.precision import usable_precision
 from detrkit.models.registry import Architecture, architecture, build_options
 from detrkit.models.settings import check_parameters, full_options
 from detrkit.utils.download import DownloadError
@@ -51,7 +52,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
         num_nodes=nodes,
         strategy=strategy,
         plugins=cluster_environment(),
-        precision="bf16-mixed" if run.precision == "bf16" else "32-true",
+        precision="bf16-mixed" if usable_precision(run.precision, device) == "bf16" else "32-true",
     )
     # of convolutions of 1 x 1, whose gradients have other strides along the sides of one element: the order is the same
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")

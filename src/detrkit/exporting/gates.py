@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from detrkit.exporting.fitting import Room
 from detrkit.exporting.graph import postprocessor_of
 from detrkit.models.base import DetectionModel
 from detrkit.models.proposals import observed_choice
@@ -80,19 +82,26 @@ def check_outputs(
         full_size: compare an image of the size that `spec` asks for, too.
 
     Yields:
-        The gates, in the order in which they are computed.
+        The gates, in the order in which they are computed. Of a fixed size a batch has as many images as the memory
+        has room for, which the names of the gates say.
     """
     info = exported.info
     generator = torch.Generator().manual_seed(0)
-    for sizes in batches_of(info, spec, full_size=full_size):
+    room = Room()
+    for number, sizes in enumerate(batches_of(info, spec, full_size=full_size)):
+        largest = len(sizes) == max(BATCHES)
+        # of a fixed size every image is as large as any, and the first batch tells what one takes
+        sizes = sizes[: room.fits(len(sizes))] if info.fixed is not None and info.batch is None else sizes
         images = [_image(size, generator) for size in sizes]
-        batch = Batch.from_images(images)
-        name = _name(batch, sizes)
-        arrays = exported.arrays(batch)
-        yield _compared(name, model, exported, batch, arrays, scale)
+        with room.measure(len(sizes)) if info.fixed is not None and number == 0 else nullcontext():
+            batch = Batch.from_images(images)
+            name = _name(batch, sizes)
+            arrays = exported.arrays(batch)
+            gates = [_compared(name, model, exported, batch, arrays, scale)]
         if "scores" in arrays:
-            yield _postprocessed(name, model, spec, arrays, batch, scale)
-        if len(sizes) == max(BATCHES) and info.masked:
+            gates.append(_postprocessed(name, model, spec, arrays, batch, scale))
+        yield from gates
+        if largest and info.masked:
             smallest = min(range(len(sizes)), key=lambda i: math.prod(sizes[i]))
             alone = Batch.from_images([images[smallest]])
             found = exported.arrays(alone)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,8 +23,9 @@ from detrkit.models.official_names import DEFORMABLE_NAMES
 from detrkit.models.panoptic import MaskPredictor
 from detrkit.models.proposals import best_tokens, gathered, inverse_sigmoid, make_anchors, sine_of_boxes
 from detrkit.models.registry import register_model
+from detrkit.ops.dense import linear
 from detrkit.structures.batch import Batch
-from detrkit.structures.outputs import MASKED_LOGIT, Capturing, Outputs, Target
+from detrkit.structures.outputs import MASKED_LOGIT, Capturing, DeferredOutputs, Outputs, Target
 
 
 class Queries(NamedTuple):
@@ -239,14 +241,28 @@ class DeformableDETR(DeformableModel):
         anchors = make_anchors(images.spatial_shapes, images.valid_sizes, images.padding_mask)
         tokens = images.memory.masked_fill(~anchors.valid[..., None], 0.0)
         tokens = self.proposal_memory_norm(self.proposal_memory(tokens))
-        logits = self.class_heads[-1](tokens)  # (B, S, num_classes)
-        box_logits = self.box_heads[-1](tokens) + anchors.logits  # (B, S, 4)
-
         exact = self.padding == "exact"
-        if exact and images.key_padding_mask is not None:  # padding is no background to learn from
-            logits = logits.masked_fill(images.padding_mask[..., None], MASKED_LOGIT)
-        indices = best_tokens(logits[..., 0], count, images.padding_mask if exact else None)  # (B, Q)
-        reference_points = gathered(box_logits, indices).detach().sigmoid()  # (B, Q, 4)
+        masked = images.padding_mask if exact and images.key_padding_mask is not None else None  # nothing to learn from
+
+        def score_and_box() -> tuple[Tensor, Tensor]:
+            logits = self.class_heads[-1](tokens)  # (B, S, num_classes)
+            logits = logits if masked is None else logits.masked_fill(masked[..., None], MASKED_LOGIT)
+            return logits, self.box_heads[-1](tokens) + anchors.logits  # and (B, S, 4)
+
+        if torch.is_grad_enabled():  # the losses read all of them
+            logits, box_logits = score_and_box()
+            proposals = Outputs(logits, box_logits.sigmoid())
+            indices = best_tokens(logits[..., 0], count, images.padding_mask if exact else None)  # (B, Q)
+            chosen = gathered(box_logits, indices).detach()
+        else:  # a column of the scores and the boxes of the chosen tokens are all that the queries are made of
+            proposals = DeferredOutputs(score_and_box)
+            head = self.class_heads[-1]
+            assert isinstance(head, nn.Linear)
+            objectness = linear(tokens, head.weight[:1], head.bias[:1])[..., 0]
+            objectness = objectness if masked is None else objectness.masked_fill(masked, MASKED_LOGIT)
+            indices = best_tokens(objectness, count, images.padding_mask if exact else None)
+            chosen = self.box_heads[-1](gathered(tokens, indices)) + gathered(anchors.logits, indices)
+        reference_points = chosen.sigmoid()  # (B, Q, 4)
         embedded = sine_of_boxes(reference_points, self.hidden_dim // 2).to(images.memory.dtype)  # (B, Q, 2 * D)
         query_pos, tgt = self.proposal_query_norm(self.proposal_query(embedded)).chunk(2, -1)  # (B, Q, D) each
         if self.mixed_selection:
@@ -255,4 +271,4 @@ class DeformableDETR(DeformableModel):
         if exact and images.key_padding_mask is not None:
             # an image with fewer cells than queries has as many queries as cells; the rest came from padding
             padded = images.padding_mask.gather(1, indices)  # (B, Q)
-        return Queries(tgt, query_pos, reference_points, padded, Outputs(logits, box_logits.sigmoid()), indices)
+        return Queries(tgt, query_pos, reference_points, padded, proposals, indices)

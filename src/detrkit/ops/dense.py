@@ -46,12 +46,19 @@ def requires_grad(*tensors: Tensor | None) -> bool:
 def has_bf16_kernels() -> bool:
     """Return whether oneDNN has bfloat16 kernels for this CPU, which needs AVX-512 or avx_ne_convert.
 
-    Without them its operators fail. PyTorch's own operators check the same, and then use other bfloat16 kernels.
+    Without them its operators fail. PyTorch's own operators check the same, and then use other bfloat16 kernels. One is
+    tried, for oneDNN may be told to use less than the CPU has (ONEDNN_MAX_CPU_ISA).
     """
+    x = torch.zeros(1, 16, 1, 16, dtype=torch.bfloat16, device="cpu")
     try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            torch.ops.mkldnn._convolution_pointwise(
+                x, x[:, :, :, :1].expand(16, 16, 1, 1), None, [0, 0], [1, 1], [1, 1], 1, "none", [], ""
+            )
+            return True
     except (AttributeError, RuntimeError):  # not in this build of PyTorch
-        return False
+        pass
+    return False
 
 
 def onednn_supports(x: Tensor, *weights: Tensor | None) -> bool:

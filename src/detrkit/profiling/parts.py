@@ -31,6 +31,7 @@ _CHILDREN = {
     "segmentation": MASKS,
 }
 _MODEL = (BACKBONE, GLUE, ENCODER, PROPOSALS, DECODER, HEADS, MASKS)
+MODEL_PARTS = (*_MODEL, BACKWARD)  # whose time is that of the model alone
 # parts in the order of execution
 ORDER = {
     "predicting": (READING, RESIZING, NORMALIZING, BATCHING, *_MODEL, POSTPROCESSING),

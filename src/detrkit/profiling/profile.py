@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +26,10 @@ from detrkit.engine.train_step import TrainStep
 from detrkit.models.base import DetectionModel
 from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import HungarianMatcher, Matches, NonFiniteError
+from detrkit.models.precision import Precision, usable_precision
+from detrkit.profiling.floor import Floor, best_rate, count_operations
 from detrkit.profiling.generated_images import generated_dataset
-from detrkit.profiling.parts import BATCHING, LOADING, MATCHING, ORDER, REST, modules_of
+from detrkit.profiling.parts import BATCHING, LOADING, MATCHING, MODEL_PARTS, ORDER, REST, modules_of
 from detrkit.profiling.result import ProfileConfig, ProfileResult
 from detrkit.profiling.timer import Timer, finished, instrument
 from detrkit.structures.batch import Batch
@@ -47,12 +51,14 @@ class _Iterations:
         totals: seconds of iterations without the timer.
         timers: timers of the other iterations.
         input_sizes: (height, width) in pixels of the batches.
+        operations: of the model in the iterations with the timer, counted in iterations of their own.
     """
 
     device: torch.device
     totals: list[float] = field(default_factory=list)
     timers: list[Timer] = field(default_factory=list)
     input_sizes: list[tuple[int, int]] = field(default_factory=list)
+    operations: list[int] = field(default_factory=list)
 
     def measure_total(self, iteration: Callable[[], object]) -> None:
         """Time an iteration without the timer, as users run it."""
@@ -75,7 +81,17 @@ class _Iterations:
             device=self.device,
             input_sizes=(by_area[0], by_area[-1]),
             objects_per_image=objects,
+            floor=self._floor(config.precision),
         )
+
+    def _floor(self, precision: Precision) -> Floor | None:
+        """Return the floor of the mean iteration with the timer, or None where nothing was counted."""
+        if not self.operations:
+            return None
+        half = usable_precision(precision, self.device) == "bf16"
+        rate = best_rate(self.device, torch.bfloat16 if half else torch.float32)
+        seconds = [sum(timer.seconds.get(part, 0.0) for part in MODEL_PARTS) for timer in self.timers]
+        return Floor(statistics.mean(self.operations), rate, statistics.mean(seconds))
 
 
 class _TimedMatcher(HungarianMatcher):
@@ -124,7 +140,8 @@ def profile_model(model: DetectionModel, config: ProfileConfig, *, training: boo
 
 def _profile_prediction(model: DetectionModel, config: ProfileConfig) -> ProfileResult:
     """Profile prediction, from image files to results."""
-    detector = Detector(model, config.spec, device=config.device)
+    detector = Detector(model, config.spec, device=config.device).in_precision(config.precision)
+    model = detector.model
     device, iterations = detector.device, _Iterations(detector.device)
     threshold = None
     if config.random_weights and has_masks(model):
@@ -133,21 +150,28 @@ def _profile_prediction(model: DetectionModel, config: ProfileConfig) -> Profile
     hook = model.register_forward_pre_hook(lambda _, args: iterations.input_sizes.append(_input_size(args[0])))
 
     def predict(files: list[Path]) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            results = detector.stream(files, threshold=threshold, batch_size=config.batch_size)
-            counts.extend(len(result) for result in results)
+        results = detector.stream(files, threshold=threshold, batch_size=config.batch_size)
+        counts.extend(len(result) for result in results)
+
+    files_of: dict[tuple[int, int], list[Path]] = {}  # by input size, of which the operations follow
+    sizes: list[tuple[int, int]] = []  # of the iterations with the timer
 
     def predict_timed(files: list[Path]) -> None:
         timer = Timer(device)
         with _timing(detector, timer), instrument(timer, modules_of(model)), timer.part(BATCHING):
             predict(files)
         iterations.timers.append(timer)
+        sizes.append(iterations.input_sizes[-1])
+        files_of.setdefault(sizes[-1], files)
 
     try:
         _alternate(iterations, config, lambda k: _cycled(config.files, k, config.batch_size), predict, predict_timed)
+        found = list(counts)
+        counted = {size: count_operations(partial(predict, files)) for size, files in files_of.items()}
+        iterations.operations = [counted[size] for size in sizes[WARM_UP:]]
     finally:
         hook.remove()
-    return iterations.result("predicting", config, objects=statistics.mean(counts))
+    return iterations.result("predicting", config, objects=statistics.mean(found))
 
 
 def _profile_training(model: DetectionModel, config: ProfileConfig) -> ProfileResult:
@@ -178,6 +202,8 @@ def _profile_training(model: DetectionModel, config: ProfileConfig) -> ProfileRe
 
     try:
         _alternate(iterations, config, lambda k: k, step, step_timed)
+        again = islice(_loader(model, config, 0, device), WARM_UP, WARM_UP + config.repeats)
+        iterations.operations = [count_operations(partial(train_step, [batch])) for batch in again]
         result = iterations.result("training", config)
         if workers == 0:
             return result

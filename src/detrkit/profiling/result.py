@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from detrkit.profiling.floor import Floor
 from detrkit.weights.checkpoint import ModelSpec
 
 
@@ -22,7 +23,7 @@ class ProfileConfig:
         files: images; batches cycle through them.
         batch_size: images per iteration.
         device: where to run; None chooses as `detrkit predict` and `detrkit train` do.
-        precision: "bf16": autocast.
+        precision: "bf16": predicting by weights in bfloat16, training by autocast; where the device has it.
         repeats: iterations with the timer, and as many without.
         random_weights: whether the weights are random, so that scores have no meaning.
     """
@@ -52,6 +53,7 @@ class ProfileResult:
         workers: number of processes that load images for `rate_with_workers`.
         rate_with_workers: images per second with processes that load images, as `detrkit train` uses them on this
             device; None if it uses none there.
+        floor: what the model's operations take at least on this device; None if they were not counted.
     """
 
     work: Literal["predicting", "training"]
@@ -64,6 +66,7 @@ class ProfileResult:
     objects_per_image: float | None = None
     workers: int = 0
     rate_with_workers: float | None = None
+    floor: Floor | None = None
 
     @property
     def medians(self) -> dict[str, float]:

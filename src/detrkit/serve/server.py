@@ -106,6 +106,10 @@ def _protocol(max_connections: int) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            # headers and body of an answer are two packets: Nagle's algorithm holds back the second one until the first
+            # is acknowledged, which the other side delays by 40 ms; asyncio turns it off for sockets of its own alone
+            with suppress(OSError):
+                transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._idle_since = self.loop.time()
             if len(self.connections) > max_connections:
                 transport.write(_BUSY)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -293,7 +294,45 @@ class Outputs:
         return [m[:, :h, :w][chosen] for m, (h, w), chosen in zip(self.masks, sizes, queries, strict=True)]
 
     def to(self, device: torch.device | str) -> Outputs:
-        """Return a copy with all tensors on `device`; deferred masks are all computed."""
+        """Return a copy with all tensors on `device`; deferred masks and proposals are all computed."""
         if self.deferred_masks is not None:
             return replace(self, masks=self.deferred_masks.all(), deferred_masks=None).to(device)
         return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+
+
+class DeferredOutputs(Outputs):
+    """Outputs without a gradient that are computed at the first access: most who predict never read all proposals.
+
+    Args:
+        make: returns (B, Q, C) logits and the (B, Q, 4) log-odds of the boxes.
+    """
+
+    def __init__(self, make: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        self._make = make
+        self._made: tuple[Tensor, Tensor] | None = None
+        # in the precision of the forward pass, as `DeferredMasks`
+        self._autocast = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+        self.aux = []  # every other field has its default in the class
+
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        if self._made is None:
+            with torch.no_grad(), ExitStack() as stack:
+                for device, dtype in self._autocast:
+                    stack.enter_context(torch.autocast(device, dtype))
+                logits, box_logits = self._make()
+            self._made = logits, box_logits.sigmoid()
+        return self._made
+
+    @property
+    def logits(self) -> Tensor:  # type: ignore[override]
+        """(B, Q, C)."""
+        return self._pair()[0]
+
+    @property
+    def boxes(self) -> Tensor:  # type: ignore[override]
+        """(B, Q, 4) cxcywh in [0, 1]."""
+        return self._pair()[1]
+
+    def to(self, device: torch.device | str) -> Outputs:
+        """Return a copy with all tensors on `device`, computed now."""
+        return Outputs(self.logits, self.boxes).to(device)

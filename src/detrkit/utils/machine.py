@@ -15,11 +15,12 @@ def machine(device: torch.device) -> dict[str, str | int]:
     """Describe the machine for a measurement.
 
     Returns:
-        `processor` (name of the CPU), `cores` that this process may use, `threads` of torch, versions of `torch` and
-        `python`, `device`, and the name of the `gpu` if that is the device.
+        `processor` (name of the CPU), `instructions` (see `instruction_set`), `cores` that this process may use,
+        `threads` of torch, versions of `torch` and `python`, `device`, and the name of the `gpu` if that is the device.
     """
     result: dict[str, str | int] = {
         "processor": cpu_name(),
+        "instructions": instruction_set(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__.partition("+")[0],
@@ -44,6 +45,19 @@ def machine_line(device_type: str, *, processes: int = 1) -> str:
         device = f"{cpu_name()}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}"
     several = f"{processes} x " if processes > 1 else ""
     return f"{several}{device}, torch {torch.__version__}, detrkit {detrkit.__version__}"
+
+
+def instruction_set() -> str:
+    """Return the kind of the CPU by which its speed goes most: "AVX2", "AVX-512", "AVX-512 and AMX", ...
+
+    It is what PyTorch's kernels use: ATEN_CPU_CAPABILITY=avx2 makes an AVX2 processor of one with AVX-512. AMX, matrix
+    units for bfloat16 and INT8, is said beside AVX-512, which it needs.
+    """
+    used = torch.backends.cpu.get_cpu_capability()
+    if used == "DEFAULT":  # nothing wider than what every CPU of this architecture has
+        return platform.machine()
+    amx = used == "AVX512" and torch.cpu._is_amx_tile_supported()
+    return used.replace("AVX512", "AVX-512") + (" and AMX" if amx else "")
 
 
 def cpu_name() -> str:
