@@ -148,9 +148,9 @@ def test_training_has_these_parts_and_moves_the_weights(files, monkeypatch):
     assert list(measured.parts) == ["loading", *MODEL, "masks", *rest]
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in measured.parts.values())
     assert measured.objects_per_image is None and len(measured.totals) == 2
-    # 2 warm-up and 2 counted turns of both kinds; Adam's first steps are of the learning rate
+    # 2 warm-up and 2 counted turns of both kinds, 2 steps to count operations; Adam's first are of the learning rate
     moved = (model.class_head.weight - before).abs().max()
-    assert 4e-4 < moved < 9e-4
+    assert 4e-4 < moved < 11e-4
     for module in model.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
 
