@@ -80,16 +80,16 @@ def test_of_a_fixed_size_batches_have_room_in_memory(detr, monkeypatch):
 
 
 def test_room_is_what_the_memory_has_left(monkeypatch):
-    """By a machine of 10 GiB and a process of 1 GiB, whose image takes 1.5 GiB: 7 less 1, four times 1.5."""
+    """An image takes 1.5 GiB, 10 GiB are free: three fifths of that are 4 images."""
     peaks = iter([1024.0, 1024.0 + 1536.0])
     monkeypatch.setattr(fitting, "peak_mib", lambda device: next(peaks))
-    monkeypatch.setattr(fitting, "machine_memory", lambda: 10 * 2**30)
+    monkeypatch.setattr(fitting, "available_memory", lambda: 10 * 2**30)
     room = Room()
     assert room.fits(8) == 8  # nothing is known yet
     with room.measure(1):
         pass
     assert [room.fits(count) for count in (1, 2, 8)] == [1, 2, 4]
-    monkeypatch.setattr(fitting, "machine_memory", lambda: 2**30)
+    monkeypatch.setattr(fitting, "available_memory", lambda: 2**30)
     assert room.fits(8) == 1
 
 

@@ -8,17 +8,16 @@ from contextlib import contextmanager
 import torch
 
 from detrkit.engine.memory import free_unused, peak_mib, reset_peak
-from detrkit.utils.memory import machine_memory
+from detrkit.utils.memory import available_memory
 
 _CPU = torch.device("cpu")
-_SHARE = 0.7  # of the machine's memory; the rest is the system's, and what an estimate may be wrong by
+_SHARE = 0.6  # of what is free; the rest is for what others take meanwhile, and what an estimate may be wrong by
 
 
 class Room:
     """The number of images that fit, by the peak of the first ones. Until something is measured, any number does."""
 
     def __init__(self) -> None:
-        self._held = 0.0  # MiB that the process has beside the images
         self._each: float | None = None  # MiB of an image
 
     @contextmanager
@@ -26,13 +25,14 @@ class Room:
         """Measure what so many images take within a `with` block."""
         free_unused()
         reset_peak(_CPU)
-        self._held = peak_mib(_CPU)
+        before = peak_mib(_CPU)
         yield
-        self._each = max(1.0, peak_mib(_CPU) - self._held) / images
+        self._each = max(1.0, peak_mib(_CPU) - before) / images
 
     def fits(self, images: int) -> int:
         """Return how many of the images fit, one at least."""
-        memory = machine_memory()
-        if self._each is None or memory is None or self._each != self._each:  # NaN where the peak is not known
+        free_unused()
+        free = available_memory()
+        if self._each is None or free is None or self._each != self._each:  # NaN where the peak is not known
             return images
-        return max(1, min(images, int((_SHARE * memory / 2**20 - self._held) / self._each)))
+        return max(1, min(images, int(_SHARE * free / 2**20 / self._each)))

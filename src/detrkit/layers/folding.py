@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from detrkit.layers.norms import FrozenBatchNorm2d
+from detrkit.ops import winograd
 from detrkit.ops.dense import can_fuse, pack, requires_grad
 
 
@@ -24,6 +25,7 @@ class _Folded:
     bias: Tensor
     shape: torch.Size | None = None  # of the last input
     packed: Tensor | None = None  # the weight in oneDNN's layout for that input
+    transformed: Tensor | None = None  # the weight for `winograd.convolve`
 
 
 _recorded: list[Sequence[Branch]] | None = None  # calls of `fold`, while `fold_for_good` runs a model
@@ -57,7 +59,7 @@ def fold(branches: Sequence[Branch], x: Tensor) -> tuple[Tensor, Tensor]:
 
     oneDNN reorders the weight at every call; for consecutive inputs of one size the reordered weight is cached, too
     (R50 at 256 x 256: 45 ms without, 31 ms with it; at 800 x 1199: 433 and 409 ms). The layout for one size may be slow
-    for another one (99 ms).
+    for another one (99 ms). The kernel of a convolution that `detrkit.ops.winograd` does faster is transformed, once.
 
     Args:
         branches: one, or several of the same stride that keep the map's size alike, the largest kernel first; norms
@@ -86,13 +88,15 @@ def fold(branches: Sequence[Branch], x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.no_grad():  # a training step may use it as well
         if cached is None or cached.sources != sources:
             cached = _KEPT[first] = _Folded(sources, *_folded(branches))
-        if x.shape != cached.shape:
-            cached.shape, cached.packed = x.shape, None
-        elif cached.packed is None and can_fuse(x, cached.weight):
-            cached.packed = pack(cached.weight, first, x.shape)
-    if cached.packed is not None and can_fuse(x, cached.weight):
+        if not can_fuse(x, cached.weight):
+            return cached.weight, cached.bias
+        if winograd.pays(cached.weight, first, *x.shape[2:]):
+            if cached.transformed is None:
+                cached.transformed = winograd.transformed(cached.weight)
+            return cached.transformed, cached.bias
+        if cached.packed is None or x.shape != cached.shape:
+            cached.shape, cached.packed = x.shape, pack(cached.weight, first, x.shape)
         return cached.packed, cached.bias
-    return cached.weight, cached.bias
 
 
 def fold_for_good(model: nn.Module, run: Callable[[], object]) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from detrkit.ops import winograd
+
 # Rows from which a linear map is computed as a 1 x 1 convolution of an image one pixel high: the linear operator does
 # not reorder the weights for its best kernel. 22,223 rows of 256 -> 1024 channels take 31 to 41 ms as linear, 28 ms as
 # convolution; 100 rows: 0.34 and 0.38 ms.
@@ -145,7 +147,7 @@ def convolve(
 
     Args:
         x: (B, I, H, W).
-        weight: (O, I, h, w), or the result of `pack` for it.
+        weight: (O, I, h, w), or the result of `pack` or `winograd.transformed` for it, where `can_fuse` is true.
         bias: (O,) or None.
         stride: vertical and horizontal.
         padding: pixels of zeros above and below, and left and right.
@@ -157,6 +159,9 @@ def convolve(
     Returns:
         (B, O, H', W').
     """
+    if weight.ndim == 3:  # by `winograd.transformed`
+        y = winograd.convolve(x, weight, bias, residual=residual, relu=relu)
+        return F.silu(y, inplace=True) if silu else y
     if not can_fuse(x, weight, bias, residual):
         y = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
         y = y if residual is None else y.add_(residual)  # in place: a convolution's gradient does not need its output

@@ -43,6 +43,16 @@ def machine_memory() -> int | None:
     return min(limits) if limits else None
 
 
+def available_memory() -> int | None:
+    """Return the bytes that this process can still take without others having to give some up; None if unknown."""
+    total = machine_memory()
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        return free if total is None else min(free, total)
+    return total
+
+
 def batch_pixels(device_memory: int | None = None) -> float:
     """Return the pixels of a padded batch that an eighth of the memory can hold, by the rule of `check_batch`.
 
