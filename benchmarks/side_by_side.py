@@ -31,6 +31,25 @@ def add_options(parser: argparse.ArgumentParser, *, repeats: int) -> None:
     """`--repeats` and `--json`, which every script has."""
     parser.add_argument("--repeats", type=int, default=repeats, help="turns of each (default %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the rows there, for docs/performance.md")
+    parser.add_argument("--avx2", action="store_true", help="use no more than AVX2 of a processor that has AVX-512")
+
+
+def _limited() -> None:
+    """Start anew with the variables by which PyTorch, oneDNN and MKL use AVX2 alone: they read them when loaded."""
+    variables = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+    if "--avx2" in sys.argv and variables.items() - os.environ.items():
+        os.environ.update(variables)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+_limited()
+
+
+def _machine() -> dict[str, str | int]:
+    described = machine(DEVICE)
+    if "--avx2" in sys.argv:
+        described["instructions"] = f"{described['instructions']}, told to use no more"
+    return described
 
 
 def checkout(parser: argparse.ArgumentParser, flag: str, what: str) -> None:
@@ -125,7 +144,7 @@ class Report:
     def __init__(self, title: str) -> None:
         self.title = title
         self.rows: list[dict[str, Cell]] = []
-        described = ", ".join(f"{key} {value}" for key, value in machine(DEVICE).items())
+        described = ", ".join(f"{key} {value}" for key, value in _machine().items())
         print(f"{title}\n{described}\n", flush=True)
 
     def add(self, **row: Cell) -> None:
@@ -142,7 +161,7 @@ class Report:
         record = {
             "title": self.title,
             "command": _command(),
-            "machine": machine(DEVICE),
+            "machine": _machine(),
             "rows": self.rows,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
