@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from detrkit.layers import folding
 from detrkit.layers.conv_norm import ConvNorm
 from detrkit.layers.norms import FrozenBatchNorm2d
+from detrkit.models.proposals import observed_choice
 from detrkit.ops import winograd
 from detrkit.ops.dense import can_fuse, convolve
 from detrkit.weights.build import build_model
@@ -147,11 +148,13 @@ def test_a_whole_model_has_the_same_outputs(name, capability, monkeypatch):
     convolution = winograd.convolve
     monkeypatch.setattr(winograd, "convolve", lambda *args, **more: (used.append(1), convolution(*args, **more))[1])
     with torch.no_grad():
-        faster = model(list(x))
+        with observed_choice() as choice:
+            faster = model(list(x))
         count = len(used)
         monkeypatch.setenv(winograd.SWITCH, "0")
         folding._KEPT.clear()
-        direct = model(list(x))
+        with observed_choice(choice.indices):  # of random weights nearly equal tokens change places
+            direct = model(list(x))
     assert count >= 8 and len(used) == count
     torch.testing.assert_close(faster.logits, direct.logits, rtol=0, atol=2e-4)
     torch.testing.assert_close(faster.boxes, direct.boxes, rtol=0, atol=5e-5)
