@@ -24,6 +24,14 @@ def test_a_multiplication_and_its_addition_are_two_operations():
     assert count_operations(lambda: layer(x).sum().backward()) == 2 * 2 * 5 * 32 * 48
 
 
+def test_a_module_that_takes_parameters_is_counted_in_inference_mode():
+    """As the decoder of Deformable DETR, which is given its queries: PyTorch's counter failed."""
+    outer = nn.Module()
+    outer.layer, outer.queries = nn.Linear(4, 5), nn.Parameter(torch.randn(7, 4))
+    with torch.inference_mode():
+        assert count_operations(lambda: outer.layer(outer.queries)) == 2 * 7 * 4 * 5
+
+
 def test_the_fastest_product_gives_the_rate(monkeypatch):
     """By the clock of the test PyTorch's product takes a second, oneDNN's half of one."""
     clock = Clock(monkeypatch)

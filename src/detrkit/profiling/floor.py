@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from detrkit.ops.dense import linear
 from detrkit.profiling.timer import finished
@@ -43,9 +45,21 @@ class Floor:
         return self.seconds / self.model_seconds
 
 
+class _Whole(ModuleTracker):
+    """A tracker of modules that tracks none: everything belongs to the whole."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def count_operations(run: Callable[[], object]) -> int:
     """Count the floating-point operations of a run by PyTorch's formulas; detrkit's own kernels step aside for it."""
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _Whole()  # its own hooks on modules fail in inference mode for modules that take parameters
+    with counter:
         run()
     return int(counter.get_total_flops())
 
