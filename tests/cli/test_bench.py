@@ -11,6 +11,8 @@ from PIL import Image
 
 from detrkit.cli import main
 from detrkit.cli.bench import _duration
+from detrkit.detector import Detector
+from detrkit.ops import dense
 from detrkit.weights.checkpoint import ModelSpec, save_model
 
 OPTIONS = {
@@ -126,3 +128,25 @@ def test_no_such_device(capsys):
 
 def test_durations():
     assert _duration(59 * 60) == "59 min" and _duration(3600 + 180) == "1 h 3 min" and _duration(86_400) == "24 h 0 min"
+
+
+def test_bfloat16_is_measured_where_there_is_any(weights, tmp_path, capsys, monkeypatch):
+    """Said once, and the file has the precision that was computed in; autocast around a detector measured float32."""
+    file = tmp_path / "bench.json"
+    monkeypatch.setattr(dense, "has_bf16_kernels", lambda: False)
+    assert bench(weights, "--repeats", 1, "--precision", "bf16", "--json", file) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("this CPU has no instructions for bfloat16: computing in float32") == 1
+    assert json.loads(file.read_text())["precision"] == "fp32" and ", fp32" in printed.out
+    monkeypatch.undo()
+    if dense.has_bf16_kernels():
+        seen = []
+        stream = Detector.stream
+
+        def noted(self, *args, **options):
+            seen.append(self.dtype)
+            return stream(self, *args, **options)
+
+        monkeypatch.setattr(Detector, "stream", noted)
+        assert bench(weights, "--repeats", 1, "--precision", "bf16", "--json", file) == 0
+        assert json.loads(file.read_text())["precision"] == "bf16" and set(seen) == {torch.bfloat16}

@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 import detrkit
+from detrkit.ops import dense
 from detrkit.structures.classes import ClassList
 from detrkit.utils.errors import DetrkitError
 from helpers.seeing import picture, seeing_detector
@@ -65,3 +67,18 @@ def test_what_does_not_go_with_tiles_is_refused(folder):
     with pytest.raises(DetrkitError, match="num_queries is 3: the 20 queries of this model are learned"):
         model, spec = small_model("detr-r50")
         detrkit.evaluate((model, spec), folder, device="cpu", num_queries=3)
+
+
+def test_the_report_says_the_precision_that_was_computed_in(folder, tmp_path, monkeypatch):
+    """A model of another precision is evaluated in its own; without instructions for bfloat16 it is float32."""
+    model, spec = small_model("detr-r50", size=64)
+    names = ClassList.contiguous({0: "bright", 1: "brighter", **{i: f"class {i}" for i in range(2, 7)}})
+    spec, seen = replace(spec, classes=names), []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0].images.dtype))
+    detrkit.evaluate((model.double(), spec), folder, device="cpu", workers=0)
+    assert set(seen) == {torch.float64}
+    monkeypatch.setattr(dense, "has_bf16_kernels", lambda: False)
+    with pytest.warns(UserWarning, match="computing in float32"):
+        detrkit.evaluate((model.float(), spec), folder, device="cpu", tile=64, precision="bf16", out=tmp_path / "out")
+    assert "bf16" not in (tmp_path / "out" / "report.md").read_text()
+    assert set(seen) == {torch.float64, torch.float32}

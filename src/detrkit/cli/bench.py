@@ -106,7 +106,7 @@ class Bench:
         where = machine(result.device)
         weights = "random weights" if self._random else "its weights"
         console.print(f"{spec.name}, {weights}; {images} of {size:.0f} kB on average")
-        console.print(", ".join(f"{name} {value}" for name, value in where.items()) + f", {self.precision}")
+        console.print(", ".join(f"{name} {value}" for name, value in where.items()) + f", {result.precision}")
         console.print(_table(result))
         for line in _lines(result):
             console.print(line)
@@ -164,7 +164,7 @@ class Bench:
             "weights": "random" if self._random else "trained",
             "work": result.work,
             "machine": where,
-            "precision": self.precision,
+            "precision": result.precision,
             "batch": self.batch,
             "smallest input": result.input_sizes[0],
             "largest input": result.input_sizes[1],

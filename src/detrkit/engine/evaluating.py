@@ -26,7 +26,7 @@ from detrkit.engine.processes import StopSignals, join_processes
 from detrkit.engine.tiled_evaluation import run_tiled_evaluation
 from detrkit.evaluation import Metrics, report_folder, write_report
 from detrkit.models.base import DetectionModel
-from detrkit.models.precision import Precision, in_precision
+from detrkit.models.precision import Precision, in_precision, usable_precision
 from detrkit.models.registry import architecture_of
 from detrkit.structures.coco_classes import coco_classes
 from detrkit.tiling.predicting import refuse_segments
@@ -101,7 +101,7 @@ def evaluate(
         max_dets: detections counted per image.
         threshold: panoptic: score above which a query becomes a segment; by default that of `Detector`.
         device: "cuda", "cpu", ...; by default CUDA where there is one.
-        precision: "fp32", or "bf16": as of `Detector.in_precision`.
+        precision: "fp32" for the model's own, or "bf16": as of `Detector.in_precision`.
         workers: processes that load images.
         limit: evaluate only this many images, the first ones.
         tile: side in pixels of the tiles that larger images are cut into, as of `Detector.predict`; by default as the
@@ -148,7 +148,9 @@ def evaluate(
         check_agreement(fingerprint_of(dataset), str(dataset.path))
     where = default_device() if device is None else as_device(device)
     evaluated.model.to(where)
-    evaluated = evaluated._replace(model=in_precision(evaluated.model, precision, where))
+    precision = usable_precision(precision, where)
+    if precision == "bf16":
+        evaluated = evaluated._replace(model=in_precision(evaluated.model, precision, where))
     process = {"rank": rank, "world_size": world, "device": where}
     folder = None if out is None else Path(out)
     with ExitStack() as written:

@@ -35,6 +35,7 @@ from detrkit.profiling.timer import Timer, finished, instrument
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
 from detrkit.utils.console import progress_bar
+from detrkit.utils.devices import default_device
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.timing import NoTimer, PartTimer
 
@@ -82,14 +83,14 @@ class _Iterations:
             input_sizes=(by_area[0], by_area[-1]),
             objects_per_image=objects,
             floor=self._floor(config.precision),
+            precision=config.precision,
         )
 
     def _floor(self, precision: Precision) -> Floor | None:
         """Return the floor of the mean iteration with the timer, or None where nothing was counted."""
         if not self.operations:
             return None
-        half = usable_precision(precision, self.device) == "bf16"
-        rate = best_rate(self.device, torch.bfloat16 if half else torch.float32)
+        rate = best_rate(self.device, torch.bfloat16 if precision == "bf16" else torch.float32)
         seconds = [sum(timer.seconds.get(part, 0.0) for part in MODEL_PARTS) for timer in self.timers]
         return Floor(statistics.mean(self.operations), rate, statistics.mean(seconds))
 
@@ -129,6 +130,8 @@ def profile_model(model: DetectionModel, config: ProfileConfig, *, training: boo
     Raises:
         DetrkitError: images that cannot be read, or a device that is not available or has too little memory.
     """
+    device = default_device() if config.device is None else config.device
+    config = replace(config, precision=usable_precision(config.precision, device))
     try:
         return _profile_training(model, config) if training else _profile_prediction(model, config)
     except torch.OutOfMemoryError as error:

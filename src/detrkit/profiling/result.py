@@ -53,6 +53,7 @@ class ProfileResult:
         workers: number of processes that load images for `rate_with_workers`.
         rate_with_workers: images per second with processes that load images, as `detrkit train` uses them on this
             device; None if it uses none there.
+        precision: that was computed in: "fp32" where the device has no instructions for bfloat16.
         floor: what the model's operations take at least on this device; None if they were not counted.
     """
 
@@ -66,6 +67,7 @@ class ProfileResult:
     objects_per_image: float | None = None
     workers: int = 0
     rate_with_workers: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
     floor: Floor | None = None
 
     @property
