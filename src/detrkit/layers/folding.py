@@ -94,9 +94,11 @@ def fold(branches: Sequence[Branch], x: Tensor) -> tuple[Tensor, Tensor]:
             if cached.transformed is None:
                 cached.transformed = winograd.transformed(cached.weight)
             return cached.transformed, cached.bias
-        if cached.packed is None or x.shape != cached.shape:
-            cached.shape, cached.packed = x.shape, pack(cached.weight, first, x.shape)
-        return cached.packed, cached.bias
+        if x.shape != cached.shape:
+            cached.shape, cached.packed = x.shape, None
+        elif cached.packed is None:
+            cached.packed = pack(cached.weight, first, x.shape)
+    return (cached.weight if cached.packed is None else cached.packed), cached.bias
 
 
 def fold_for_good(model: nn.Module, run: Callable[[], object]) -> None:
