@@ -53,3 +53,29 @@ class Inference:
         if self.num_queries is not None:
             detector = detector.with_num_queries(self.num_queries)
         return detector if self.tile is None else detector.tiled(**self.arguments)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class CompiledInference(Inference):
+    """How a model is used, where the same sizes of input come again and again."""
+
+    compile: bool = False
+    """Compute by torch.compile the sizes of input for which that is measured to be faster; the first passes take
+    longer, by half a minute to minutes a size. It may pay for many images of one size: videos, or RT-DETR's input."""
+
+    def applied(self, detector: Detector) -> Detector:
+        """Return the detector as these options say.
+
+        Raises:
+            SettingError: as of `Inference.applied`, or it is an exported model.
+        """
+        detector = super().applied(detector)
+        return detector.compiled() if self.compile else detector
+
+
+def compiled_lines(detector: Detector) -> list[str]:
+    """Return what to print of the sizes that were compiled; nothing of a detector that is not."""
+    from detrkit.models.compiled import compiled_forward
+
+    forward = compiled_forward(detector.model)
+    return [] if forward is None else forward.report()

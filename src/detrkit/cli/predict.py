@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from detrkit import __version__
-from detrkit.cli.inference import Inference
+from detrkit.cli.inference import CompiledInference, compiled_lines
 from detrkit.cli.predict_files import PREDICTIONS, Results, find_images
 from detrkit.cli.predict_journal import digest
 from detrkit.cli.predict_shards import Sharding, check_sharding, predict_shards
@@ -107,7 +107,7 @@ class Predict:
     model: str | None = None
     """Model name, for official .pth files that do not name their model."""
     sharding: Sharding = field(default_factory=Sharding)
-    inference: Inference = field(default_factory=Inference)
+    inference: CompiledInference = field(default_factory=CompiledInference)
     video: Video = field(default_factory=Video)
 
     def run(self) -> int:
@@ -204,6 +204,8 @@ class Predict:
             raise DetrkitError("no image could be read and written, see above")
         results.save()
         done.print(console, detector, self.threshold, verbose=self.verbose)
+        for line in compiled_lines(detector):
+            _say(console, line)
         _say(console, f"{len(done)} image{'s' * (len(done) != 1)} in {self.out}")
         _say(console, str(self.out / PREDICTIONS))
         return 0 if len(done) == len(files) else 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from detrkit.batch.plan import RowFormat, ShardCount, ShardNumber
 from detrkit.batch.preparing import LeaseSeconds, Preparation, check_shards
+from detrkit.cli.inference import compiled_lines
 from detrkit.cli.preflight import check_model, check_weights
 from detrkit.utils.console import console, progress_bar
 from detrkit.utils.errors import DetrkitError, UsageError
@@ -64,6 +65,8 @@ def check_sharding(command: Predict) -> bool:
         return False
     if command.scale is not None:
         raise UsageError(f"--scale {command.scale:g}: with --shards no images are drawn: leave it out")
+    if command.inference.compile and sharding.engine == "ray":
+        raise UsageError("--compile: the workers of Ray do not compile: leave it out")
     if sharding.ray_workers is not None and sharding.engine != "ray":
         raise UsageError("--ray-workers needs --engine ray")
     return True
@@ -104,6 +107,8 @@ def predict_shards(command: Predict) -> int:
             raise type(error)(f"{error}; {advice}") from error
         _say(advice)
         raise
+    for line in compiled_lines(detector):
+        _say(line)
     if summary is not None:
         _print(summary, command.out)
     elif FIRST_PROCESS:

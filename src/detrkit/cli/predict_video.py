@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detrkit.cli.inference import compiled_lines
 from detrkit.cli.predict_files import output_stems
 from detrkit.cli.preflight import check_model, check_weights
 from detrkit.utils.console import console, progress_bar
@@ -133,6 +134,7 @@ def _predict(command: Predict, detector: Detector, video: Path, path: Path) -> N
         f"{counted(report.objects.total(), noun)}{': ' + found if found else ''}",
         "" if report.tracks is None else counted(report.tracks, "track"),
         report.note,
+        *compiled_lines(detector),
         *(str(command.out / name) for name in reversed(names)),
     ]
     for line in filter(None, lines_of):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from detrkit.cli.inference import Inference
+from detrkit.cli.inference import CompiledInference
 from detrkit.cli.preflight import check_model, check_weights
 from detrkit.serve import check_installed
 from detrkit.serve.limits import Limits
@@ -67,7 +67,7 @@ class Serve:
     process for each, at ports of their own."""
     model: str | None = None
     """Model name, for official .pth files that do not name their model."""
-    inference: Inference = field(default_factory=Inference)
+    inference: CompiledInference = field(default_factory=CompiledInference)
     limits: Limits = field(default_factory=Limits)
 
     def check(self) -> None:
@@ -93,11 +93,15 @@ class Serve:
             from detrkit.serve.access import LOOPBACK_HOSTS
             from detrkit.serve.app import create_app
             from detrkit.serve.server import serve
+            from detrkit.serve.warming import check_compiled
 
             detector = load(self.checkpoint, name=self.model, device=self.device)
             if self.size is not None:
                 detector = detector.resized(self.size)
             detector = self.inference.applied(detector)
+            if self.inference.compile:
+                check_compiled(detector)
+                console.print("compiling: minutes, once for each size of batch; /ready says when requests are taken")
             loopback = is_loopback(listening)
             app = create_app(
                 detector,

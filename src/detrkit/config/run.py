@@ -31,6 +31,10 @@ class RunConfig:
     """bf16: autocast; weights and losses stay in fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: same gradients, less memory, more time."""
+    compile: bool = False
+    """Compute forward and backward passes by torch.compile, for the sizes of a batch for which that is measured to be
+    faster. It takes minutes a size at first, of at most four sizes: for images of one size. A resumed run may differ in
+    the last bits. Denoising models (DINO, RT-DETR) train without it."""
     device: DeviceName = "auto"
     """Device to train on: cpu, cuda, cuda:1, mps, or the number of a GPU; auto: CUDA, else MPS, else the CPU."""
     devices: Devices = 1

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from detrkit.engine.fabric import Fabric
 from detrkit.engine.processes import global_normalizers
+from detrkit.models.compiled import CompiledForward
 from detrkit.models.criterion import Normalizers, SetCriterion
 from detrkit.models.matcher import NonFiniteError
 from detrkit.structures.batch import Batch
@@ -38,6 +39,7 @@ class TrainStep:
         all_reduce_mean: averages scalars over the processes, in one transfer.
         average: moving average of a model's weights, or None.
         averaged: the plain model whose weights are averaged.
+        compiled: the model's forward pass, if it may be compiled: it is told when a backward pass is over.
 
     Attributes:
         timer: enters a part at each stage of a step (`detrkit.utils.timing`); by default it measures nothing.
@@ -55,10 +57,11 @@ class TrainStep:
         all_reduce_mean: Callable[[dict[str, Tensor]], dict[str, float]],
         average: AveragedModel | None = None,
         averaged: nn.Module | None = None,
+        compiled: CompiledForward | None = None,
     ) -> None:
         self.fabric, self.model, self.optimizer, self.criterion = fabric, model, optimizer, criterion
         self.queries, self.clip_max_norm, self.all_reduce_mean = queries, clip_max_norm, all_reduce_mean
-        self.average, self.averaged = average, averaged
+        self.average, self.averaged, self.compiled = average, averaged, compiled
         self.timer: PartTimer = NoTimer()
 
     def __call__(self, parts: Sequence[tuple[Batch, list[Target]]]) -> dict[str, float]:
@@ -109,6 +112,8 @@ class TrainStep:
                 losses, total = self._losses(batch, moved, counts)
                 with self.timer.part(BACKWARD):
                     fabric.backward(total)
+            if self.compiled is not None:
+                self.compiled.took(fabric.device)
             for name, value in {"loss": total, **losses}.items():
                 # diagnostics are means over images, not shares of a sum
                 share = value.detach() / len(parts) if name.startswith(("class_", "card")) else value.detach()

@@ -45,6 +45,7 @@ from detrkit.engine.train_step import TrainStep
 from detrkit.evaluation import Metrics
 from detrkit.layers import set_checkpointing
 from detrkit.models.base import DetectionModel
+from detrkit.models.compiled import compile_training
 from detrkit.models.matcher import NonFiniteError
 from detrkit.structures.batch import Batch
 from detrkit.structures.outputs import Target
@@ -101,6 +102,7 @@ class Trainer:
         self.frozen_norms = frozen_norms(model)
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
         self.average = moving_average(model, config.optim.ema) if config.optim.ema else None
+        self.compiled = compile_training(model) if config.run.compile else None  # the average's copy is plain
         process = {"rank": self.rank, "world_size": self.world, "device": fabric.device, "rates": splits.rates}
         self.loader = train_loader(splits.train, config, spec, **process)
         self._watch_loading(self.loader)
@@ -122,6 +124,7 @@ class Trainer:
             all_reduce_mean=self.callbacks.all_reduce_mean,
             average=self.average,
             averaged=model,
+            compiled=self.compiled,
         )
         # dropout differs between processes, initial weights do not
         torch.manual_seed(derived_seed(config.run.seed, self.rank) % 2**63)
@@ -140,6 +143,8 @@ class Trainer:
                 self._train_epoch()
                 self._end_epoch()
                 self.stop.check()
+        for line in self.compiled.report() if self.compiled else ():
+            self._say(line)
 
     def _enough(self) -> bool:
         """Return whether to end before the last epoch."""

@@ -25,6 +25,7 @@ from detrkit.serve.images import decoded, open_checked
 from detrkit.serve.limits import Limits
 from detrkit.serve.metrics import Metrics
 from detrkit.serve.refusal import Refusal
+from detrkit.serve.warming import warm_up
 from detrkit.structures.panoptic import Prediction
 from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.utils.memory import is_out_of_memory
@@ -36,7 +37,6 @@ T = TypeVar("T")
 MASK_BYTES = 2**31  # of the masks of a batch, if every query of every image had one
 EXPLANATIONS = 2  # at the same time: each keeps the queries and keys of a forward pass
 _THREADS = 4  # that decode images and write answers
-_WARM_UP_SIDE = 64  # pixels
 
 
 class Predicted(NamedTuple):
@@ -108,8 +108,7 @@ class Service:
 
     async def start(self) -> None:
         """Make a first prediction, which takes longer than the others; then the service is ready."""
-        image = Image.new("RGB", (_WARM_UP_SIDE, _WARM_UP_SIDE))
-        call = self._batcher.call(lambda: self.detector.predict(image, threshold=1.0))
+        call = self._batcher.call(partial(warm_up, self.detector, self.limits.max_batch))
         await asyncio.wrap_future(call)
         self.ready = True
 
