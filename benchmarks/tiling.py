@@ -187,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the images and of the training")
     parser.add_argument("--train", action="store_true", help="make the images and train, instead of measuring")
-    parser.add_argument("--epochs", type=int, default=6, help="of the training (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=8, help="of the training (default %(default)s)")
     parser.add_argument("--images", type=int, default=4, help="large images (default %(default)s)")
     parser.add_argument("--weights", help="by default those of the training")
     parser.add_argument(

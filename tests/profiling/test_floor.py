@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detrkit.profiling import floor
-from detrkit.profiling.floor import Floor, best_rate, count_operations
+from detrkit.profiling.floor import Floor, RateMeter, count_operations
 from detrkit.utils.machine import instruction_set
 from helpers.clock import Clock
 
@@ -45,7 +45,15 @@ def test_the_fastest_product_gives_the_rate(monkeypatch):
     monkeypatch.setattr(floor, "_SIDES", {"cpu": (64, 128)})
     monkeypatch.setattr(torch, "mm", product(1.0))
     monkeypatch.setattr(floor, "linear", product(0.5))
-    assert best_rate(CPU, torch.float32) == pytest.approx(2 * 128**3 / 0.5)
+    meter = RateMeter(CPU, torch.float32)
+    best = 2 * 128**3 / 0.5
+    meter.measure()
+    assert meter.rates == [pytest.approx(best)]
+    meter._run = lambda: product(2.0)(None, None)  # the machine has other work: the median leaves it out
+    meter.measure()
+    meter._run = lambda: product(0.5)(None, None)
+    meter.measure()
+    assert meter.rate == pytest.approx(best)
 
 
 def test_share_is_that_of_the_rate():

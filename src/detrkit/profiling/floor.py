@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +16,8 @@ from detrkit.ops.dense import linear
 from detrkit.profiling.timer import finished
 
 _SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}  # of the square matrices: within caches, and beyond
-_SECONDS = 0.3  # that each product is repeated
-_TURNS = range(4, 200)  # but so often
+_FIRST_TURNS = 6  # of each product, to find the fastest
+_TURNS = 3  # of that product between two iterations
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Floor:
     Attributes:
         operations: floating-point operations of an iteration's convolutions, matrix products and attention; a
             multiplication and its addition are two. Deformable sampling has none of them.
-        rate: operations a second of the fastest matrix product measured on the device, in the same run.
-        model_seconds: what the model took for them: its forward pass, in training the backward pass, too.
+        rate: operations a second of the fastest matrix product on the device, the median of measurements between the
+            iterations.
+        model_seconds: median of what the model took for them: its forward pass, in training the backward pass, too.
     """
 
     operations: float
@@ -64,27 +66,48 @@ def count_operations(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def best_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the operations a second of the fastest matrix product: PyTorch's or oneDNN's, of two sizes.
+class RateMeter:
+    """Measures the operations a second of matrix products between the iterations of a model.
+
+    Between them, not before or after: what else the machine does then, and how fast it runs, is the same for both.
 
     Args:
         device: where to measure.
         dtype: of the matrices, such as torch.float32.
+
+    Attributes:
+        rates: measured so far.
     """
-    best = float("inf")
-    for side in _SIDES.get(device.type, _SIDES["cpu"]):
-        a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-        for product in (torch.mm, linear):
-            best = min(best, _least_seconds(partial(product, a, b), device) / side**3)
-    return 2 / best
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.rates: list[float] = []
+        self._operations, self._run = 0, lambda: torch.empty(0)
+        best = 0.0
+        for side in _SIDES.get(device.type, _SIDES["cpu"]):
+            a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+            for product in (torch.mm, linear):
+                run = partial(product, a, b)
+                rate = 2 * side**3 / _least_seconds(run, device, _FIRST_TURNS)
+                if rate > best:
+                    best, self._operations, self._run = rate, 2 * side**3, run
+
+    @property
+    def rate(self) -> float:
+        """Median of the measured rates."""
+        return statistics.median(self.rates)
+
+    def measure(self) -> None:
+        """Measure the product that was the fastest of PyTorch's and oneDNN's, of two sizes, at first."""
+        self.rates.append(self._operations / _least_seconds(self._run, self.device, _TURNS))
 
 
-def _least_seconds(run: Callable[[], object], device: torch.device) -> float:
+def _least_seconds(run: Callable[[], object], device: torch.device, turns: int) -> float:
     """Return the time of the fastest of several runs, after one that is not counted."""
+    times = []
     with torch.inference_mode():
         run()
-        times: list[float] = []
-        while len(times) < _TURNS.start or (sum(times) < _SECONDS and len(times) < _TURNS.stop):
+        for _ in range(turns):
             began = finished(device)
             run()
             times.append(finished(device) - began)

@@ -26,8 +26,8 @@ from detrkit.engine.train_step import TrainStep
 from detrkit.models.base import DetectionModel
 from detrkit.models.criterion import build_criterion
 from detrkit.models.matcher import HungarianMatcher, Matches, NonFiniteError
-from detrkit.models.precision import Precision, usable_precision
-from detrkit.profiling.floor import Floor, best_rate, count_operations
+from detrkit.models.precision import usable_precision
+from detrkit.profiling.floor import Floor, RateMeter, count_operations
 from detrkit.profiling.generated_images import generated_dataset
 from detrkit.profiling.parts import BATCHING, LOADING, MATCHING, MODEL_PARTS, ORDER, REST, modules_of
 from detrkit.profiling.result import ProfileConfig, ProfileResult
@@ -53,6 +53,7 @@ class _Iterations:
         timers: timers of the other iterations.
         input_sizes: (height, width) in pixels of the batches.
         operations: of the model in the iterations with the timer, counted in iterations of their own.
+        meter: of the rate of matrix products, between the iterations.
     """
 
     device: torch.device
@@ -60,6 +61,7 @@ class _Iterations:
     timers: list[Timer] = field(default_factory=list)
     input_sizes: list[tuple[int, int]] = field(default_factory=list)
     operations: list[int] = field(default_factory=list)
+    meter: RateMeter | None = None
 
     def measure_total(self, iteration: Callable[[], object]) -> None:
         """Time an iteration without the timer, as users run it."""
@@ -82,17 +84,16 @@ class _Iterations:
             device=self.device,
             input_sizes=(by_area[0], by_area[-1]),
             objects_per_image=objects,
-            floor=self._floor(config.precision),
+            floor=self._floor(),
             precision=config.precision,
         )
 
-    def _floor(self, precision: Precision) -> Floor | None:
-        """Return the floor of the mean iteration with the timer, or None where nothing was counted."""
-        if not self.operations:
+    def _floor(self) -> Floor | None:
+        """Return the floor of the median iteration with the timer, or None where nothing was counted."""
+        if not self.operations or self.meter is None:
             return None
-        rate = best_rate(self.device, torch.bfloat16 if precision == "bf16" else torch.float32)
         seconds = [sum(timer.seconds.get(part, 0.0) for part in MODEL_PARTS) for timer in self.timers]
-        return Floor(statistics.mean(self.operations), rate, statistics.mean(seconds))
+        return Floor(statistics.mean(self.operations), self.meter.rate, statistics.median(seconds))
 
 
 class _TimedMatcher(HungarianMatcher):
@@ -270,9 +271,13 @@ def _alternate(
                 iterations.totals.clear()
                 iterations.timers.clear()
                 reset_peak(iterations.device)
+                precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
+                iterations.meter = RateMeter(iterations.device, precision)
             kinds = [lambda k=k: iterations.measure_total(lambda: plain(data_of(k))), lambda k=k: timed(data_of(k))]
             for kind in kinds if k % 2 == 0 else reversed(kinds):  # each kind is first in every other iteration
                 kind()
+            if iterations.meter is not None:
+                iterations.meter.measure()
             bar.advance()
 
 
