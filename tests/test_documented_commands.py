@@ -26,7 +26,7 @@ NOT_RUN = {
     r"\bcppe5": "needs a download of 240 MB",
     r"^quickstart|detrkit-quickstart/": "three minutes: tests/test_readme.py runs it",
     r"^serve": "runs until a signal: tests/serve/test_serve_command.py",
-    r"--engine ray": "the extra ray: tests/batch/test_ray_engine.py",
+    r"--engine ray": "the extra ray: tests/batch/test_shard_workers.py",
     r"^study": "hours: tests/study runs a small one",
     r"^reproduce": "needs COCO: tests/reproduction runs it on a few images",
     r"\bcoco\b|instances_val2017": "needs COCO",

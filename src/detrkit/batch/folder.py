@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from detrkit.batch.merging import FolderSummary, merge, missing_shards, summarize
-from detrkit.batch.plan import RowFormat, ShardCount
+from detrkit.batch.merging import FolderSummary, merge, merged_file, missing_shards, summarize
+from detrkit.batch.plan import SUMMARY, RowFormat, ShardCount
 from detrkit.batch.preparing import LeaseSeconds, Preparation, check_shards
 from detrkit.batch.shard import ShardWork
 from detrkit.batch.worker import OnShard, tidy, work_through
@@ -28,6 +28,7 @@ def predict_folder(
     format: RowFormat = "jsonl",
     merged: bool = False,
     lease_seconds: LeaseSeconds = 60.0,
+    retry_errors: bool = False,
     device: str | None = None,
     on_shard: OnShard | None = None,
 ) -> FolderSummary | None:
@@ -52,6 +53,8 @@ def predict_folder(
         merged: when all shards are done, also write merged.jsonl (or .parquet): all rows in the order of the lists, or
             of the ids where folders and patterns are given.
         lease_seconds: after which a shard is taken over from a worker that gives no sign of life.
+        retry_errors: of shards that are done, predict the images with errors anew, and leave all other rows as they
+            are. A merged file that is there is written anew, too.
         device: for weights that are loaded here.
         on_shard: is called with the number of each shard that is done, and its report if it was done here.
 
@@ -73,12 +76,20 @@ def predict_folder(
         detector = detector.resized(size)
     plan = prepared.plan(detector, threshold=threshold, masks=masks, lease_seconds=lease_seconds)
     work = ShardWork(detector, plan, prepared.sources, prepared.out, threshold, batch_size, masks)
-    work_through(work, chosen, lease_seconds=lease_seconds, on_shard=on_shard)
-    return finish(work, merged=merged)
+    work_through(work, chosen, lease_seconds=lease_seconds, on_shard=on_shard, retry_errors=retry_errors)
+    return finish(work, merged=merged, lease_seconds=lease_seconds)
 
 
-def finish(work: ShardWork, *, merged: bool) -> FolderSummary | None:
+def finish(work: ShardWork, *, merged: bool, lease_seconds: float = 60.0) -> FolderSummary | None:
     """Write the summary, and the merged file if it is asked for, if all shards are done; else return None.
+
+    A merged file that is there without a summary is of rows that were replaced since (`ShardWork.write`): it is written
+    anew in any case. If another worker replaces rows while they are read, they are read again.
+
+    Args:
+        work: how shards were predicted.
+        merged: whether the merged file is asked for.
+        lease_seconds: as of `predict_folder`.
 
     Raises:
         DetrkitError: a shard's file was changed.
@@ -86,7 +97,13 @@ def finish(work: ShardWork, *, merged: bool) -> FolderSummary | None:
     """
     if missing_shards(work.plan, work.out):
         return None
-    file = merge(work.plan, work.out) if merged else None
-    summary = summarize(work.plan, work.out, file)
-    tidy(work)
+    while True:
+        stamps = [work.stamp(shard) for shard in range(work.plan.shards)]
+        stale = not (work.out / SUMMARY).exists() and merged_file(work.plan, work.out).exists()
+        file = merge(work.plan, work.out) if merged or stale else None
+        summary = summarize(work.plan, work.out, file)
+        if stamps == [work.stamp(shard) for shard in range(work.plan.shards)]:
+            break
+        (work.out / SUMMARY).unlink(missing_ok=True)
+    tidy(work, lease_seconds=lease_seconds)
     return summary

@@ -95,6 +95,19 @@ class Leases:
                     self._take_away(path, owner)
         return None
 
+    def in_use(self) -> bool:
+        """Return whether a worker that gives signs of life has a lease.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        try:
+            paths = [path for path in self._folder.iterdir() if not path.name.startswith(".")]
+            owners = [(path, self._owner(path)) for path in paths]
+            return any(owner is not None and not self._is_dead(path, owner) for path, owner in owners)
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Remove what this worker has in the folder beside its leases."""
         with suppress(OSError):

@@ -47,6 +47,11 @@ def missing_shards(plan: Plan, out: Path) -> list[int]:
     return [shard for shard in range(plan.shards) if not result_file(plan, out, shard).exists()]
 
 
+def merged_file(plan: Plan, out: Path) -> Path:
+    """Return the file of all rows."""
+    return out / f"{MERGED}.{plan.rows}"
+
+
 def merge(plan: Plan, out: Path) -> Path:
     """Write one file with the rows of all shards: in the order of the lists, and where none is given, of the ids.
 
@@ -69,9 +74,9 @@ def merge(plan: Plan, out: Path) -> Path:
         raise DetrkitError(
             f"{out}: {len(left)} of {plan.shards} shards are not done, such as {left[0]}: nothing to merge"
         )
-    target = out / f"{MERGED}.{plan.rows}"
+    target = merged_file(plan, out)
     with write_errors(target), locked_temporary(out / MERGED, folder=True) as place:
-        streams = [_of_shard(plan, out, shard) for shard in range(plan.shards)]
+        streams = [shard_rows(plan, out, shard) for shard in range(plan.shards)]
         level = 0
         while len(streams) > _AT_ONCE:
             groups = [streams[first : first + _AT_ONCE] for first in range(0, len(streams), _AT_ONCE)]
@@ -84,8 +89,12 @@ def merge(plan: Plan, out: Path) -> Path:
     return target
 
 
-def _of_shard(plan: Plan, out: Path, shard: int) -> Iterator[Keyed]:
-    """Yield the rows of a shard, each compared with the manifest."""
+def shard_rows(plan: Plan, out: Path, shard: int) -> Iterator[Keyed]:
+    """Yield the rows of a shard, each compared with the manifest.
+
+    Raises:
+        DetrkitError: the file cannot be read or has other rows than the manifest says.
+    """
     file = result_file(plan, out, shard)
     advice = "it was changed: remove it, and run the same command again"
     rows = read_rows(file, plan.rows)
@@ -157,7 +166,7 @@ def summarize(plan: Plan, out: Path, merged: Path | None = None) -> FolderSummar
     """
     total = ShardReport(errors=Counter())
     for shard in range(plan.shards):
-        total.add(_report(plan, out, shard))
+        total.add(read_report(plan, out, shard))
     summary = FolderSummary(
         total.images,
         total.objects,
@@ -184,8 +193,17 @@ def summarize(plan: Plan, out: Path, merged: Path | None = None) -> FolderSummar
     return summary
 
 
-def _report(plan: Plan, out: Path, shard: int) -> ShardReport:
-    """Read the report of a shard; where its worker ended before it was written, count its rows."""
+def read_report(plan: Plan, out: Path, shard: int) -> ShardReport:
+    """Read the report of a shard; where its worker ended before it was written, count its rows.
+
+    Args:
+        plan: of the prediction.
+        out: the folder.
+        shard: its number, from 0.
+
+    Raises:
+        DetrkitError: it has no report, and its file was changed.
+    """
     file = out / REPORTS / f"{shard_name(shard)}.json"
     if file.is_file():
         try:
@@ -198,7 +216,7 @@ def _report(plan: Plan, out: Path, shard: int) -> ShardReport:
                 return ShardReport(report["images"], report["objects"], errors, report["seconds"])
     counted = ShardReport()
     with ExitStack() as stack:
-        rows = _of_shard(plan, out, shard)
+        rows = shard_rows(plan, out, shard)
         stack.callback(rows.close)  # type: ignore[attr-defined]
         for keyed in rows:
             counted.add_row(keyed.row)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from detrkit.batch.retrying import shard_errors
 from detrkit.batch.shard import ShardReport, ShardWork
 from detrkit.batch.worker import OnShard, work_through
 from detrkit.utils.errors import DetrkitError
@@ -41,11 +42,11 @@ class _Worker:
         weights: as of `detrkit.load`.
         name: of the model, for official files that do not name it.
         device: where to run; by default the GPU that Ray gave, or the CPU.
-        lease_seconds: as of `work_through`.
+        options: more arguments of `work_through`.
     """
 
     def __init__(
-        self, work: dict[str, Any], weights: str, name: str | None, device: str | None, lease_seconds: float
+        self, work: dict[str, Any], weights: str, name: str | None, device: str | None, options: dict[str, Any]
     ) -> None:
         from detrkit.detector import load
 
@@ -55,7 +56,7 @@ class _Worker:
         detector = detector.in_precision(precision)
         detector.tiling = tiling
         self._work = ShardWork(detector=detector, **work)
-        self._lease_seconds = lease_seconds
+        self._options = options
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Predict shards.
@@ -68,7 +69,7 @@ class _Worker:
         """
         rows: dict[str, list[Any]] = {"shard": [], "report": []}
         for shard in batch["shard"]:
-            report = work_through(self._work, [int(shard)], lease_seconds=self._lease_seconds)
+            report = work_through(self._work, [int(shard)], **self._options)
             rows["shard"].append(int(shard))
             rows["report"].append([report.images, report.objects, report.seconds])
         return rows
@@ -84,6 +85,7 @@ def run_on_ray(
     workers: int | None = None,
     lease_seconds: float = 60.0,
     on_shard: OnShard | None = None,
+    retry_errors: bool = False,
 ) -> None:
     """Predict the shards that are not done, by actors of Ray Data; the folder must be one that all its nodes see.
 
@@ -96,6 +98,7 @@ def run_on_ray(
         workers: actors; by default one for each GPU of the cluster, without GPUs one for each two CPUs.
         lease_seconds: as of `work_through`.
         on_shard: as of `work_through`.
+        retry_errors: as of `work_through`.
 
     Raises:
         DetrkitError: Ray is not installed, or a shard cannot be predicted; what is done is kept.
@@ -103,7 +106,9 @@ def run_on_ray(
     check_ray()
     ray: Any = importlib.import_module("ray")
     data: Any = importlib.import_module("ray.data")
-    left = [shard for shard in shards if not work.is_done(shard)]
+    again = shard_errors(work.plan, work.out, shards) if retry_errors else {}
+    left = [shard for shard in shards if shard in again or not work.is_done(shard)]
+    options = {"lease_seconds": lease_seconds, "retry_errors": retry_errors}
     for shard in sorted(set(shards) - set(left)):
         if on_shard is not None:
             on_shard(shard, None)
@@ -131,7 +136,7 @@ def run_on_ray(
             _Worker,
             batch_size=1,
             compute=data.ActorPoolStrategy(size=min(count, len(left))),
-            fn_constructor_args=[plain, str(weights), name, device, lease_seconds],
+            fn_constructor_args=[plain, str(weights), name, device, options],
             num_gpus=1 if gpus else 0,
             num_cpus=max(1, min(_CPUS, cpus // count)),  # also the threads that Ray lets an actor have
         )

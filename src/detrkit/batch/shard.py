@@ -7,16 +7,17 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from detrkit.batch.leases import this_machine
-from detrkit.batch.plan import REPORTS, RESULTS, WORK, Entry, Plan, shard_name
+from detrkit.batch.plan import REPORTS, RESULTS, SUMMARY, WORK, Entry, Plan, shard_name
 from detrkit.batch.reading import Problem, problem_of, read_entries
 from detrkit.batch.results import row_writer
 from detrkit.batch.sources import Source
@@ -30,6 +31,18 @@ from detrkit.utils.memory import is_out_of_memory
 from detrkit.utils.prefetch import Prefetcher
 
 _WAITING_BYTES = 2**27  # of decoded images that wait for the model
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is replaced.
+
+    Attributes:
+        size: in bytes.
+        changed: time of change in ns, by the clock of the file's folder.
+    """
+
+    size: int
+    changed: int
 
 
 @dataclass
@@ -93,6 +106,14 @@ class ShardWork:
         """Return whether a shard's results are there."""
         return self.file(shard).exists()
 
+    def stamp(self, shard: int) -> Stamp | None:
+        """Return what changes when the file of a shard is replaced; None if it is not there.
+
+        Raises:
+            DetrkitError: the file cannot be opened.
+        """
+        return stamp_of(self.file(shard))
+
     def predict(self, shard: int, *, check: Callable[[], None] | None = None) -> ShardReport:
         """Predict a shard and write its file, whole or not at all.
 
@@ -107,33 +128,73 @@ class ShardWork:
             DetrkitError: a source is gone, or the manifest was changed.
             WriteError: the results cannot be written.
         """
+        rows = self.rows(self.plan.entries(self.out, shard), check)
+        return self.write(shard, rows, replaces=None)
+
+    def write(
+        self, shard: int, rows: Generator[dict[str, Any]], *, replaces: Stamp | None, seconds: float = 0.0
+    ) -> ShardReport:
+        """Write the file of a shard and then its report; keep what another worker has written meanwhile.
+
+        Args:
+            shard: its number, from 0.
+            rows: of all its images, in their order.
+            replaces: stamp of the file whose place it takes; None if there was no file.
+            seconds: that workers have taken for the shard before.
+
+        Returns:
+            What came of it, also where another worker's file was kept.
+
+        Raises:
+            DetrkitError: as `predict`.
+        """
         began, report, target = time.perf_counter(), ShardReport(), self.file(shard)
+        report_file = self.out / REPORTS / f"{shard_name(shard)}.json"
         place = make_folder(self.out / WORK / _machine_folder())
         part_of = place / target.name
-        with atomic_file(part_of) as part, row_writer(part, self.plan.rows, target) as writer:
-            for row in self._rows(shard, check or _go_on):
+        with closing(rows), atomic_file(part_of) as part, row_writer(part, self.plan.rows, target) as writer:
+            for row in rows:
                 writer.add(row)
                 report.add_row(row)
         make_folder(target.parent)
+        report.seconds = seconds + time.perf_counter() - began
         with write_errors(target):
+            if self.stamp(shard) != replaces:  # a worker that was suspended must not undo what others did meanwhile
+                part_of.unlink(missing_ok=True)
+                return report
+            if replaces is not None:  # a kill must leave neither counts nor a summary of the rows before
+                report_file.unlink(missing_ok=True)
+                (self.out / SUMMARY).unlink(missing_ok=True)
             os.replace(part_of, target)
-        report.seconds = time.perf_counter() - began
+            if replaces is not None:  # which another worker may have written since
+                (self.out / SUMMARY).unlink(missing_ok=True)
         content = {**vars(report), "machine": this_machine().partition("/")[0]}
-        write_atomic(self.out / REPORTS / f"{shard_name(shard)}.json", json.dumps(content) + "\n", durable=False)
+        write_atomic(report_file, json.dumps(content) + "\n", durable=False)
         return report
 
-    def _rows(self, shard: int, check: Callable[[], None]) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a shard; the next images are decoded while the model works."""
+    def rows(
+        self, entries: Iterable[Entry], check: Callable[[], None] | None = None
+    ) -> Generator[dict[str, Any], None, None]:
+        """Yield the row of each image; the next images are decoded while the model works.
+
+        Args:
+            entries: the images.
+            check: as of `predict`.
+
+        Raises:
+            DetrkitError: as `predict`.
+        """
         with Prefetcher() as prefetcher:
             images = prefetcher.prefetch(
-                read_entries(self.plan.entries(self.out, shard), self.sources),
+                read_entries(entries, self.sources),
                 max_items=2 * self.batch_size,
                 weight=lambda pair: 0 if isinstance(pair[1], Problem) else 4 * pair[1].width * pair[1].height,
                 max_weight=_WAITING_BYTES,
                 abandoned=True,
             )
             while batch := list(islice(images, self.batch_size)):
-                check()
+                if check is not None:
+                    check()
                 yield from self._batch_rows(batch)
 
     def _batch_rows(self, batch: Sequence[tuple[Entry, Image.Image | Problem]]) -> Iterator[dict[str, Any]]:
@@ -172,13 +233,28 @@ class ShardWork:
         return {name: detection_rows(result, masks=self.masks), "error": None}
 
 
-def _go_on() -> None:
-    """Let the work go on."""
-
-
 def result_file(plan: Plan, out: Path, shard: int) -> Path:
     """Return the file of a shard's results."""
     return out / RESULTS / f"{shard_name(shard)}.{plan.rows}"
+
+
+def stamp_of(file: Path) -> Stamp | None:
+    """Return what changes when a file is replaced; None if it is not there.
+
+    Raises:
+        DetrkitError: the file cannot be opened.
+    """
+    try:
+        handle = os.open(file, os.O_RDONLY)  # NFS asks the server for the attributes of a file that is opened
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DetrkitError(f"{file}: cannot be read ({error.strerror or error})") from error
+    try:
+        status = os.fstat(handle)
+    finally:
+        os.close(handle)
+    return Stamp(status.st_size, status.st_mtime_ns)
 
 
 def _machine_folder() -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from detrkit.batch.plan import RowFormat, ShardCount, ShardNumber
+from detrkit.batch.plan import SUMMARY, RowFormat, ShardCount, ShardNumber
 from detrkit.batch.preparing import LeaseSeconds, Preparation, check_shards
 from detrkit.cli.inference import compiled_lines
 from detrkit.cli.preflight import check_model, check_weights
@@ -45,6 +45,9 @@ class Sharding:
     """When all shards are done, also write all rows, in order, to OUT/merged.jsonl or merged.parquet."""
     lease_seconds: LeaseSeconds = 60.0
     """After so many seconds without a sign of life from its worker, a shard is taken over by another one."""
+    retry_errors: bool = False
+    """Of shards that are done, predict the images with errors anew: all kinds of errors, since a file may have been
+    repaired and a share be there again. Good rows stay as they are, and a merged file is written anew."""
     engine: Literal["local", "ray"] = "local"
     """Who runs the shards: this process, or workers of Ray (extra ray)."""
     ray_workers: RayWorkers | None = None
@@ -97,9 +100,14 @@ def predict_shards(command: Predict) -> int:
     before = total - len(missing_shards(work.plan, work.out))
     if before:
         _say(f"{before} of {total} shards were done before" + (": going on" if before < total else ""))
+    if sharding.retry_errors:
+        _say_retried(work, chosen)
     try:
         _run(command, work, chosen)
-        summary = finish(work, merged=sharding.merge) if FIRST_PROCESS else None
+        # a process that began late may have replaced files after the first one had ended
+        finishes = FIRST_PROCESS or (sharding.retry_errors and not (work.out / SUMMARY).exists())
+        seconds = sharding.lease_seconds
+        summary = finish(work, merged=sharding.merge, lease_seconds=seconds) if finishes else None
     except (DetrkitError, KeyboardInterrupt) as error:
         left = len(missing_shards(work.plan, work.out))
         advice = f"{total - left} of {total} shards are done: run the same command again to go on"
@@ -164,6 +172,7 @@ def _run(command: Predict, work: ShardWork, chosen: Sequence[int]) -> None:
                 workers=sharding.ray_workers,
                 lease_seconds=sharding.lease_seconds,
                 on_shard=on_shard,
+                retry_errors=sharding.retry_errors,
             )
             return
         # a signal is noted, and obeyed between two batches, so that the lease is released
@@ -173,7 +182,25 @@ def _run(command: Predict, work: ShardWork, chosen: Sequence[int]) -> None:
                 if watch.asked:
                     raise Stopped(watch.asked)
 
-            work_through(work, chosen, lease_seconds=sharding.lease_seconds, on_shard=on_shard, check=check)
+            work_through(
+                work,
+                chosen,
+                lease_seconds=sharding.lease_seconds,
+                on_shard=on_shard,
+                check=check,
+                retry_errors=sharding.retry_errors,
+            )
+
+
+def _say_retried(work: ShardWork, chosen: Sequence[int]) -> None:
+    """Print how many images are tried again."""
+    from detrkit.batch.retrying import shard_errors
+
+    errors = shard_errors(work.plan, work.out, chosen)
+    images = counted(sum(errors.values()), "image")
+    _say(
+        f"{images} with errors in {counted(len(errors), 'shard')}: trying again" if errors else "no images with errors"
+    )
 
 
 def _print(summary: FolderSummary, out: Path) -> None:
@@ -182,7 +209,9 @@ def _print(summary: FolderSummary, out: Path) -> None:
     _say(f"{objects} in {summary.images:,} images, {summary.images_per_second:.3g} images per second of a worker")
     if summary.errors:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary.errors.items())
-        _say(f"{sum(summary.errors.values()):,} images could not be predicted: {kinds}; their rows have the error")
+        _say(
+            f"{sum(summary.errors.values()):,} images could not be predicted: {kinds}; --retry-errors tries them again"
+        )
     _say(str(out / "shards") if summary.merged is None else str(out / summary.merged.name))
 
 
