@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from detrkit.backbones.base import WIDTH, Backbone, Norm, Padding, PretrainedWeights, register_backbone
 from detrkit.layers.checkpointing import checkpointed
@@ -22,6 +20,7 @@ from detrkit.structures.batch import Batch
 from detrkit.utils.download import download
 from detrkit.utils.errors import SettingError
 from detrkit.utils.ranges import multiples_near
+from detrkit.utils.vision import BasicBlock, Bottleneck, ResNet, torchvision
 
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 SHALLOW = RESNETS[:3]  # made of basic blocks, which torchvision does not dilate

@@ -26,6 +26,7 @@ from detrkit.backbones.base import (
 )
 from detrkit.utils.errors import DetrkitError, SettingError
 from detrkit.utils.messages import shortened
+from detrkit.utils.meta import on_meta
 from detrkit.utils.similar import nearest_names
 
 PREFIX = "timm:"
@@ -251,7 +252,7 @@ def _structure(name: str, stages: tuple[int, ...], *, dilation: bool) -> _Struct
 
 def _indices(name: str, options: Mapping[str, Any]) -> dict[int, int]:
     """Return timm's index of the last map of every stage from 2."""
-    with torch.device("meta"):
+    with on_meta():
         info: Any = _timm(name).create_model(name.removeprefix(PREFIX), features_only=True, **options).feature_info
     by_stride = dict(zip(info.reduction(), info.out_indices, strict=True))
     return {stage: by_stride[2**stage] for stage in range(2, 6) if 2**stage in by_stride}
@@ -280,7 +281,7 @@ def _tried(
         ValueError: maps of other shapes than those of their strides.
     """
     height, width = (cells * multiple for cells in _PROBE)
-    with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
+    with torch.inference_mode(False), torch.enable_grad(), on_meta():
         network: nn.Module = _timm(name).create_model(name.removeprefix(PREFIX), **options).eval()
         maps = _channels_first(network, network(torch.empty(1, 3, height, width)))
         channels = {}

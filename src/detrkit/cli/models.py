@@ -17,10 +17,9 @@ class Models:
 
     def run(self) -> int:
         """Print the table."""
-        import torch
-
         from detrkit.models.pretrained import PUBLISHED
         from detrkit.models.registry import ARCHITECTURES
+        from detrkit.utils.meta import on_meta
         from detrkit.weights.build import build_model
 
         table = Table(title="Models", title_justify="left")
@@ -29,7 +28,7 @@ class Models:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("weights", no_wrap=True)
         for arch in ARCHITECTURES.values():
-            with torch.device("meta"):  # shapes without memory
+            with on_meta():  # shapes without memory
                 model = build_model(arch.name)
             count = sum(p.numel() for p in model.parameters() if p.requires_grad)
             metrics = [f"{100 * arch.published[m]:.1f}" if m in arch.published else "-" for m in _METRICS]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
 from detrkit.data import Dataset, eval_transform, open_dataset
 from detrkit.data.image_processor import ImageProcessor
 from detrkit.data.transforms import to_target
 from detrkit.structures.outputs import Target
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.vision import tv_tensors
 from detrkit.weights.checkpoint import ModelSpec
 
 SIZE = (800, 1199)  # height and width in pixels, as of the golden detr_resnet50__ones.npz: 427 x 640 resized to 800

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
 from detrkit.data.geometry import crop, drop_small, rebuilt
 from detrkit.data.sample import Sample
 from detrkit.data.transforms import MIN_SIDE, MIN_VISIBLE
 from detrkit.ops.boxes import masks_to_boxes
+from detrkit.utils.vision import tv_tensors
 
 
 def paste_objects(sample: Sample, source: Sample, corner: tuple[int, int]) -> Sample:

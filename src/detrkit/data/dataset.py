@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
 from detrkit.data.images import decode
 from detrkit.data.panoptic import read_id_map
@@ -24,6 +23,7 @@ from detrkit.structures.classes import ClassList
 from detrkit.structures.panoptic import VOID
 from detrkit.structures.rle import encode_masks
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.vision import tv_tensors
 
 
 class Dataset:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional
 
 from detrkit.data.sample import Sample
 from detrkit.data.window import Window, centers_inside
+from detrkit.utils.vision import functional, tv_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torchvision import tv_tensors
 
 from detrkit.data.color import ColorChange, draw_color_change
 from detrkit.data.copy_paste import paste_objects
@@ -24,6 +23,7 @@ from detrkit.data.mosaic import blend, join, mosaic_tiles, tile_geometry
 from detrkit.data.sample import Sample
 from detrkit.data.transforms import Transform
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.vision import tv_tensors
 
 _MIXUP_RATIOS = 0.4, 0.6  # share of the first image: objects of both stay visible
 _PASTED_SHARE = 0.5  # of the objects of the other image

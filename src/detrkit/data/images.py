@@ -19,7 +19,6 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
-from torchvision import tv_tensors
 
 from detrkit.data.pixels import full_scale, to_rgb
 from detrkit.data.sources import ImageSource, TableImage
@@ -29,6 +28,7 @@ from detrkit.utils.image_names import COMMON_SUFFIXES as COMMON_SUFFIXES
 from detrkit.utils.image_names import SUFFIXES as SUFFIXES
 from detrkit.utils.image_names import is_image_file as is_image_file
 from detrkit.utils.visible import first_line
+from detrkit.utils.vision import tv_tensors
 
 ImageInput = str | Path | TableImage | bytes | Image.Image | np.ndarray | Tensor
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torchvision import tv_tensors
 
 from detrkit.data.draws import chance, integer, uniform
 from detrkit.data.geometry import Geometry, rebuilt
 from detrkit.data.sample import Sample
 from detrkit.data.transforms import MIN_SIDE, MIN_VISIBLE
+from detrkit.utils.vision import tv_tensors
 
 _ZOOMS = 1.0, 2.0  # of the smallest scale at which an image fills its tile
 _LONGEST = 8  # sides of the tile: a strip is squeezed before it becomes longer

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torchvision import tv_tensors
 
 from detrkit.data.sources import ImageSource
+from detrkit.utils.vision import tv_tensors
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict  # pydantic needs it below Python 3.12, 
 from detrkit.models.spec import ModelSpec
 from detrkit.utils.atomic import atomic_file, check_exists
 from detrkit.utils.errors import DetrkitError
+from detrkit.utils.meta import on_meta
 from detrkit.utils.schema import validated_as
 from detrkit.weights.files import STATE_FORMAT
 from detrkit.weights.official import check_fit
@@ -177,7 +178,7 @@ def load_state(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"generators are of {len(state['generators'])} processes, world_size is {state['world_size']}"
             )
-        with torch.device("meta"):  # sizes are compared with those of the tensors before anything is allocated
+        with on_meta():  # sizes are compared with those of the tensors before anything is allocated
             model = ModelSpec.from_json(state["spec"]).build()
         for weights in (state["model"], state.get("ema")):
             if weights is not None:

@@ -9,7 +9,6 @@ from itertools import accumulate
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
@@ -194,6 +193,8 @@ def _solve(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Where there are fewer queries than objects, of those that can be matched, some objects have none.
     """
+    from scipy.optimize import linear_sum_assignment  # a quarter of a second that prediction does not need
+
     objects, queries = linear_sum_assignment(costs)
     possible = costs[objects, queries] < _UNMATCHABLE
     objects, queries = objects[possible], queries[possible]

@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
-
 from detrkit.data.tools.shapes import ShapesOptions, write_shapes
 from detrkit.engine.processes import StopSignals
 from detrkit.engine.relations import check_config
@@ -28,6 +26,7 @@ from detrkit.utils.console import FIRST_PROCESS, console
 from detrkit.utils.errors import DetrkitError, Interrupted, SettingError, how_to_go_on
 from detrkit.utils.launch import several
 from detrkit.utils.lock import FolderLock
+from detrkit.utils.meta import on_meta
 from detrkit.utils.signals import Stopped, number_of
 from detrkit.weights.build import build_model
 
@@ -237,7 +236,7 @@ def _check_models(study: StudyConfig) -> None:
             continue  # the options are known when the weights are read
         name = config.model.name or "detr-r50"
         try:
-            with torch.device("meta"):  # no memory, no time
+            with on_meta():  # no memory, no time
                 build_model(name, num_classes=1, **config.model.overrides())
                 build_criterion(name, num_classes=1, **config.loss.overrides())
         except (TypeError, ValueError) as error:

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchvision.ops import batched_nms
 
 from detrkit.tiling.tiles import Window
+from detrkit.utils.vision import batched_nms
 
 SAME_IOU = 0.5  # of two boxes of one object
 COVERED_SHARE = 0.5  # of a part's area, inside a whole box of its object

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from detrkit.data.images import ImageInput, as_rgb
 from detrkit.structures.panoptic import PanopticResult
@@ -135,6 +134,8 @@ def index_map(result: PanopticResult, size: tuple[int, int]) -> np.ndarray:
 
 def borders(index: np.ndarray, width: int) -> np.ndarray:
     """Return (H, W) bool: the pixels of the lines between segments, `width` pixels wide."""
+    from scipy import ndimage
+
     line = np.zeros(index.shape, bool)
     line[:, 1:] |= index[:, 1:] != index[:, :-1]
     line[1:] |= index[1:] != index[:-1]
@@ -152,6 +153,8 @@ def place_names(index: np.ndarray, names: Sequence[str], letters: int) -> list[N
     Returns:
         N places; None for a segment that is too small or whose place another name covers.
     """
+    from scipy import ndimage
+
     step = max(1, round(max(index.shape) / _SEARCH_SIDE))
     coarse = index[::step, ::step]
     candidates: list[tuple[float, int, Name]] = []

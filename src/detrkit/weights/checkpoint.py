@@ -22,6 +22,7 @@ from detrkit.runtimes.sessions import exported_format
 from detrkit.utils.atomic import atomic_file, new_file_mode
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.folders import new_directory
+from detrkit.utils.meta import on_meta
 from detrkit.utils.names import expanded_path
 from detrkit.utils.visible import first_line
 from detrkit.weights.build import check_weights, load_weights, published_weights
@@ -177,7 +178,7 @@ def read_model(
     file = read_weights(path)
     try:
         spec = describe(file, name=name, options=options, dilation=dilation)
-        with torch.device("meta"):
+        with on_meta():
             return ModelFile(file, spec.build(), spec)
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # sizes that no tensor can have
         raise DetrkitError(f"{file.path}: {first_line(error)}") from error
