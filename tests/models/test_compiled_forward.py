@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 
 import pytest
 import torch
@@ -254,8 +255,8 @@ def test_a_detector_of_it_and_the_one_it_was_made_of():
     assert torch.equal(want.boxes, got.boxes) and next(iter(forward.trials.values())).passes == 1
     assert fast.outputs([image], capture=True).outputs.capture is not None  # as explanations do: plain
     assert next(iter(forward.trials.values())).passes == 1
-    again = copy.deepcopy(fast.model)
-    assert compiled_forward(again).model is again
+    for again in (copy.deepcopy(fast.model), pickle.loads(pickle.dumps(fast)).model):
+        assert compiled_forward(again).model is again and not compiled_forward(again).trials
 
 
 def test_a_run_that_is_compiled(monkeypatch, detr):
@@ -271,3 +272,15 @@ def test_exported_models_are_refused():
 
     with pytest.raises(SettingError, match="exported model is compiled already"):
         compiled(Exported())
+
+
+def test_graphs_are_kept_where_they_outlive_the_machines_start(monkeypatch, tmp_path):
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
+
+    monkeypatch.setenv("DETRKIT_HOME", str(tmp_path))
+    monkeypatch.setenv(module.CACHE, default_cache_dir())
+    module.keep_graphs()
+    assert cache_dir() == str(tmp_path / "compiled")
+    monkeypatch.setenv(module.CACHE, str(tmp_path / "chosen"))
+    module.keep_graphs()
+    assert cache_dir() == str(tmp_path / "chosen")

@@ -37,7 +37,7 @@ SEEN = 3  # passes of a size before it is tried: sizes that do not come again ar
 PAIRS = 5  # of timed passes, after which the way is chosen
 PASSES = SEEN + 1 + 2 * PAIRS  # of a size until its way is chosen
 LEAST_GAIN = 1.03  # times faster that the compiled passes must be
-CACHE = "TORCHINDUCTOR_CACHE_DIR"  # PyTorch's, which would otherwise be lost when the machine starts anew
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 Way = Literal["plain", "compiled"]
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -100,6 +100,15 @@ class _Trial:
             self.chosen = "compiled" if self.gain >= LEAST_GAIN else "plain"
 
 
+class _Pass(NamedTuple):
+    """A pass that has begun."""
+
+    size: Size
+    way: Way
+    timed: bool
+    began: float
+
+
 class CompiledForward:
     """The forward pass of a model, compiled where it is faster; it takes the place of `model.forward`.
 
@@ -127,10 +136,12 @@ class CompiledForward:
         self._graphs: dict[Size, Callable[..., Outputs]] = {}
         self._source: DetectionModel | None = None  # of the graphs
         self._state: list[tuple[int, int]] | None = None  # of its weights
-        self._open: tuple[Size, Way, bool, float] | None = None  # the pass that is timed
+        self._open: _Pass | None = None  # of training, until its backward pass is over
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledForward:
-        return CompiledForward(copy.deepcopy(self.model, memo), training=self.training, compile=self._compile)
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: the model and the settings; graphs are of this process and of these weights."""
+        anew: dict[str, Any] = {"trials": {}, "_graphs": {}, "_source": None, "_state": None, "_open": None}
+        return vars(self) | anew
 
     def __call__(
         self,
@@ -145,31 +156,36 @@ class CompiledForward:
         if size is None:
             return plain(self.model, images, targets, capture, defer_masks)
         assert isinstance(images, Batch)
-        trial = self.trials[size]
-        way, timed = trial.next_way()
-        began = _now(images.images.device) if timed else 0.0
-        self._open = (size, way, timed, began)
+        way, timed = self.trials[size].next_way()
+        begun = _Pass(size, way, timed, _now(images.images.device) if timed else 0.0)
         if way == "compiled":
             outputs = self._compiled(size, images, defer_masks)
             if outputs is None:
                 return plain(self.model, images, targets, capture, defer_masks)
         else:
             outputs = plain(self.model, images, targets, capture, defer_masks)
-        if not self.training:
-            self.took(images.images.device)
+        if self.training:
+            self._open = begun
+        else:
+            self._over(begun, images.images.device)
         return outputs
 
     def took(self, device: torch.device) -> None:
-        """Note that the pass is over, in training with its backward pass.
+        """Note that a pass of training is over, with its backward pass.
 
         Args:
             device: of the images; the time is that of its work, too.
         """
-        if self._open is None:
+        begun, self._open = self._open, None
+        if begun is not None:
+            self._over(begun, device)
+
+    def _over(self, begun: _Pass, device: torch.device) -> None:
+        """Note the time of a pass, and choose if it was the last one to time."""
+        size, way, timed, began = begun
+        trial = self.trials.get(size)
+        if trial is None:  # forgotten by another thread
             return
-        size, way, timed, began = self._open
-        self._open = None
-        trial = self.trials[size]
         trial.passes += 1
         if timed:
             trial.took(way, _now(device) - began)
@@ -307,8 +323,19 @@ def _plain(model: DetectionModel) -> DetectionModel:
     return made
 
 
+def keep_graphs() -> None:
+    """Let PyTorch keep compiled graphs in detrkit's folder, unless `TORCHINDUCTOR_CACHE_DIR` names another.
+
+    PyTorch's own default is below the temporary folder; it writes it into that variable when it is imported.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(CACHE) in (None, "", default_cache_dir()):
+        os.environ[CACHE] = str(home() / "compiled")
+
+
 def _by_inductor(function: Callable[..., Any]) -> Callable[..., Any]:
-    os.environ.setdefault(CACHE, str(home() / "compiled"))
+    keep_graphs()
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
