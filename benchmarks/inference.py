@@ -10,7 +10,8 @@ by turns, and nothing else runs meanwhile. "tuned" is the same code under MALLOC
 2147483647: glibc then keeps freed memory, which detrkit asks of it by itself. Outputs are compared, too: the largest
 difference of a logit and of a box in [0, 1] from detrkit's. Weights are random, of seed 0; the image is noise.
 Where the encoder chooses the queries (two-stage, DINO, RT-DETR), nearly equal tokens of such an image swap places, so
-that the largest difference says nothing there: tests compare these models.
+that the largest difference says nothing there: tests compare these models. "floor" is as many operations as the model
+has, in matrix products: what the model takes at least if all is computed directly, and nothing else takes time.
 
 --runtimes adds forms of detrkit's model that other programs run: compiled (torch.compile), onnxruntime and openvino
 (both through torch.onnx, needing the packages onnxscript and onnxruntime or openvino).
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit import build_model
+from detrkit.profiling.floor import RateMeter, count_operations
 from side_by_side import Report, add_options, checkout, peak_memory, synchronize
 
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
@@ -69,6 +71,22 @@ def detrkit(args: argparse.Namespace) -> Run:
 def bfloat16(args: argparse.Namespace) -> Run:
     args.precision = "bf16"
     return detrkit(args)
+
+
+def floor(args: argparse.Namespace) -> Run:
+    """As many operations as the model's, in the fastest matrix products: what it takes at least, computed directly."""
+    model, x = ours(args), images(args)
+    outputs = model(list(x))
+    operations, meter = count_operations(lambda: model(list(x))), RateMeter(x.device, x.dtype)
+    count = max(1, round(operations / meter.operations))
+
+    def run() -> tuple[Tensor, Tensor]:
+        for _ in range(count):
+            meter.product()
+        return outputs.logits, outputs.boxes
+
+    run.scale = operations / (count * meter.operations)  # type: ignore[attr-defined]
+    return run
 
 
 def original(args: argparse.Namespace) -> Run:
@@ -211,7 +229,7 @@ def work(args: argparse.Namespace) -> None:
             start = time.perf_counter()
             run()
             synchronize()
-            print(f"> {time.perf_counter() - start}", flush=True)
+            print(f"> {(time.perf_counter() - start) * getattr(run, 'scale', 1.0)}", flush=True)
 
 
 def main() -> None:
@@ -232,7 +250,7 @@ def main() -> None:
         return work(args)
 
     peers = [*(["original"] if args.original else []), "transformers"]
-    kinds: list[tuple[str, bool]] = [("detrkit", False)]
+    kinds: list[tuple[str, bool]] = [("detrkit", False), ("floor", False)]
     kinds += [(peer, tuned) for peer in peers for tuned in ((False, True) if args.device == "cpu" else (False,))]
     kinds += [(kind, False) for kind in ("bfloat16", *args.runtimes)]
     report = Report(f"{args.model}, forward pass of {args.batch} x {args.size[0]} x {args.size[1]}, {args.device}")
@@ -247,6 +265,7 @@ def main() -> None:
         fastest = statistics.median(contenders[0].times)
         for contender in contenders:
             seconds = statistics.median(contender.times)
+            bare = contender.name == "floor"  # no model
             off = [float((a - b).abs().max()) for a, b in zip(contender.outputs(), want, strict=True)]
             report.add(
                 **{
@@ -254,9 +273,9 @@ def main() -> None:
                     "median, s": seconds,
                     "least, s": min(contender.times),
                     "times detrkit's": seconds / fastest,
-                    "peak memory, MiB": round(contender.peak),
-                    "logits off by": f"{off[0]:.1e}",
-                    "boxes off by": f"{off[1]:.1e}",
+                    "peak memory, MiB": "" if bare else round(contender.peak),
+                    "logits off by": "" if bare else f"{off[0]:.1e}",
+                    "boxes off by": "" if bare else f"{off[1]:.1e}",
                 }
             )
             with suppress(BrokenPipeError):

@@ -77,12 +77,14 @@ class RateMeter:
 
     Attributes:
         rates: measured so far.
+        product: the fastest one, a call.
+        operations: of it.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.rates: list[float] = []
-        self._operations, self._run = 0, lambda: torch.empty(0)
+        self.operations, self.product = 0, lambda: torch.empty(0)
         best = 0.0
         for side in _SIDES.get(device.type, _SIDES["cpu"]):
             a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
@@ -90,7 +92,7 @@ class RateMeter:
                 run = partial(product, a, b)
                 rate = 2 * side**3 / _least_seconds(run, device, _FIRST_TURNS)
                 if rate > best:
-                    best, self._operations, self._run = rate, 2 * side**3, run
+                    best, self.operations, self.product = rate, 2 * side**3, run
 
     @property
     def rate(self) -> float:
@@ -99,7 +101,7 @@ class RateMeter:
 
     def measure(self) -> None:
         """Measure the product that was the fastest of PyTorch's and oneDNN's, of two sizes, at first."""
-        self.rates.append(self._operations / _least_seconds(self._run, self.device, _TURNS))
+        self.rates.append(self.operations / _least_seconds(self.product, self.device, _TURNS))
 
 
 def _least_seconds(run: Callable[[], object], device: torch.device, turns: int) -> float:
