@@ -74,17 +74,21 @@ class DetectorBase:
         limit = None if limit is None else max(size, round(limit * size / self.spec.size))
         return self._with(spec=replace(self.spec, size=size, max_size=limit))
 
-    def tiled(self, tile: TileSide, overlap: Overlap = DEFAULT_OVERLAP, *, max_detections: Count | None = None) -> Self:
+    def tiled(
+        self, tile: TileSide | None, overlap: Overlap = DEFAULT_OVERLAP, *, max_detections: Count | None = None
+    ) -> Self:
         """Return a detector with this model that predicts images larger than a tile in tiles: see `predict`.
 
         Args:
-            tile: as of `predict`.
+            tile: as of `predict`; None: images are not cut, whatever this detector does.
             overlap: as of `predict`.
             max_detections: of an image that is cut, the best ones; None: all.
 
         Raises:
             ValueError: a number out of range, or a panoptic model.
         """
+        if tile is None:
+            return self._with(tiling=None)
         tiling = Tiling(tile, overlap, max_detections)
         refuse_segments(self.panoptic)
         return self._with(tiling=tiling)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import struct
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -29,6 +31,35 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     file = BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
+
+
+def png_of(width: int, height: int, data: bytes = b"") -> bytes:
+    """A PNG whose header states a size, with few bytes of pixels."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(data)),
+        (b"IEND", b""),
+    ]
+    parts = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def assert_equal(answer, result, *, exact=True):
+    """The answer of one image is the result: to the bit, or as exactly as another batch's rounding lets it."""
+    assert (answer["width"], answer["height"]) == result.image.size
+    found = answer["detections"]
+    assert len(found) == len(result) > 0
+    assert [entry["label"] for entry in found] == result.labels.tolist()
+    assert [entry["query"] for entry in found] == result.queries.tolist()
+    assert [entry["name"] for entry in found] == result.names
+    assert [entry["category_id"] for entry in found] == [result.classes.ids[label] for label in result.labels]
+    boxes = np.array([entry["box"] for entry in found], np.float32)
+    scores = np.array([entry["score"] for entry in found], np.float32)
+    if exact:
+        assert np.array_equal(boxes, result.boxes.numpy()) and np.array_equal(scores, result.scores.numpy())
+    else:
+        np.testing.assert_allclose(boxes, result.boxes.numpy(), atol=1e-3)
+        np.testing.assert_allclose(scores, result.scores.numpy(), atol=1e-5)
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from detrkit.detector import Detector
 from detrkit.serve.answers import Answer, weights_sha256
 from helpers.explained import detector_of
-from helpers.serving import encoded, painted, served
+from helpers.serving import assert_equal, encoded, painted, served
 
 SIZES = [(96, 64), (70, 110), (64, 64), (128, 50), (33, 81)]  # width, height
 
@@ -30,24 +30,6 @@ def detector():
 @pytest.fixture(scope="module")
 def images():
     return [painted(*size, seed=number) for number, size in enumerate(SIZES)]
-
-
-def assert_equal(answer, result, *, exact=True):
-    """The answer of one image is the result: to the bit, or as exactly as another batch's rounding lets it."""
-    assert (answer["width"], answer["height"]) == result.image.size
-    found = answer["detections"]
-    assert len(found) == len(result) > 0
-    assert [entry["label"] for entry in found] == result.labels.tolist()
-    assert [entry["query"] for entry in found] == result.queries.tolist()
-    assert [entry["name"] for entry in found] == result.names
-    assert [entry["category_id"] for entry in found] == [result.classes.ids[label] for label in result.labels]
-    boxes = np.array([entry["box"] for entry in found], np.float32)
-    scores = np.array([entry["score"] for entry in found], np.float32)
-    if exact:
-        assert np.array_equal(boxes, result.boxes.numpy()) and np.array_equal(scores, result.scores.numpy())
-    else:
-        np.testing.assert_allclose(boxes, result.boxes.numpy(), atol=1e-3)
-        np.testing.assert_allclose(scores, result.scores.numpy(), atol=1e-5)
 
 
 def test_every_form_of_a_request_has_the_same_answer(detector, images):

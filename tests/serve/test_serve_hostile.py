@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import struct
 import time
-import zlib
 
 import pytest
 from PIL import Image
 
 from detrkit.detector import Detector
 from helpers.explained import detector_of
-from helpers.serving import encoded, painted, served
+from helpers.serving import encoded, painted, png_of, served
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +22,6 @@ def detector() -> Detector:
 @pytest.fixture(scope="module")
 def png() -> bytes:
     return encoded(painted(40, 30))
-
-
-def png_of(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG whose header states a size, with few bytes of pixels."""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(data)),
-        (b"IEND", b""),
-    ]
-    parts = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def refused(detector, ask, **options):

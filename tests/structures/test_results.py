@@ -44,7 +44,7 @@ def test_segments_are_equal_whatever_query_made_them():
     assert Segment(1, 1, 0.75, 3, True).query is None
 
 
-def test_masks_as_rle():
+def test_masks_as_rle(monkeypatch):
     generator = np.random.default_rng(0)
     masks = torch.from_numpy(generator.random((5, 37, 53)) < 0.3)
     masks[1] = False
@@ -55,6 +55,9 @@ def test_masks_as_rle():
         for r in coco_mask.encode(np.asfortranarray(masks.numpy().transpose(1, 2, 0), np.uint8))
     ]
     assert encode_masks(masks[:0]) == []
+    for together in (1, 2 * 37 * 53):  # one mask after the other, and two at once
+        monkeypatch.setattr("detrkit.structures.rle._TOGETHER", together)
+        assert encode_masks(masks) == rles
 
 
 def test_detections_with_masks_as_coco_and_supervision():

@@ -9,6 +9,9 @@ from PIL import Image
 
 from detrkit.detector import Detector
 from detrkit.structures.classes import ClassList
+from detrkit.structures.detections import Detections
+from detrkit.tiling.predicting import MaskMemoryError, predict_tiles
+from detrkit.tiling.tiles import Tiling
 from detrkit.utils.errors import DetrkitError, SettingError
 from helpers.seeing import CLASSES, found_boxes, picture, seeing_detector
 from helpers.small_models import small_model
@@ -93,6 +96,7 @@ def test_a_tiled_detector_cuts_in_every_call_and_the_argument_wins():
     assert len(detector.model.inputs) == 1
     assert next(iter(detector.stream([image]))).tiles is not None
     assert detector.resized(32).tiling == detector.tiling  # other changes keep the tiles
+    assert detector.tiled(None).predict(image).tiles is None and detector.tiling is not None
 
 
 def test_what_the_threshold_left_out_is_known_in_pixels_of_the_image():
@@ -141,6 +145,34 @@ def test_masks_move_with_their_boxes():
             assert (inside & expected == expected).all()  # joined parts have more
         checked += 1
     assert checked == len(found)
+
+
+def test_masks_of_an_image_have_a_budget():
+    """Each piece has one object, everywhere: 150 x 100 + 6 x 80 x 80 pixels of parts, and 7 masks of 150 x 100."""
+    batches = []
+
+    def detect(pieces):
+        batches.append(len(pieces))
+        return [one(sum(batches) - len(pieces) + k, piece) for k, piece in enumerate(pieces)]
+
+    def one(label, piece):
+        box, masks = torch.tensor([[0.0, 0.0, *piece.size]]), torch.ones(1, piece.height, piece.width, dtype=torch.bool)
+        return Detections(box, torch.tensor([0.9]), torch.tensor([label]), masks=masks)
+
+    def predicted(budget):
+        batches.clear()
+        tiling = Tiling(80, 0.25, max_mask_bytes=budget)
+        return predict_tiles(Image.new("RGB", (150, 100)), tiling, detect, batch_size=2)
+
+    parts, masks = 150 * 100 + 6 * 80 * 80, 7 * 150 * 100
+    found = predicted(parts + masks)
+    assert found.masks.shape == (7, 100, 150) and found.masks.sum((1, 2)).tolist() == [15_000] + [6_400] * 6
+    with pytest.raises(MaskMemoryError, match=r"tiles of 80 pixels, overlap 0\.25 take 158,400 bytes or more, and may"):
+        predicted(parts + masks - 1)
+    assert batches == [2, 2, 2, 1]
+    with pytest.raises(MaskMemoryError, match="choose a greater threshold"):
+        predicted(150 * 100 + 80 * 80 - 1)
+    assert batches == [2]  # as soon as the parts alone are too large
 
 
 def test_a_panoptic_model_has_no_tiles():

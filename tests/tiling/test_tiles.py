@@ -34,6 +34,12 @@ def test_an_object_as_large_as_the_overlap_is_whole_in_a_tile():
         assert any(x0 <= x and x + 15 <= x1 for x0, _, x1, _ in windows), x
 
 
+def test_tiles_are_counted_without_a_list_of_them():
+    """A file may state any size: of 2^31 pixels a list would have 700 million entries."""
+    assert Tiling(32, 0.9).count(1, 2**31 - 1) == (2**31 - 1 - 32 + 2) // 3 + 1
+    assert Tiling(640).count(4000, 4000) == 64 and Tiling(320).count(4000, 4000) == 256
+
+
 def test_an_image_no_larger_than_a_tile_is_not_cut():
     assert not Tiling(64).cuts(64, 64) and Tiling(64).cuts(64, 65) and Tiling(64).cuts(65, 3)
 

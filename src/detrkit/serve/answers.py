@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from detrkit.serve.bodies import Options
 from detrkit.structures.panoptic import PanopticResult, Prediction
+from detrkit.structures.rle import encode_masks
 from detrkit.structures.rows import detection_rows, segment_rows
 from detrkit.weights.digest import weights_sha256 as weights_sha256
 
@@ -95,7 +97,32 @@ class ErrorAnswer(BaseModel):
     error: Problem
 
 
-def answer(model: dict[str, str], results: list[Prediction], options: Options, shown: float | str) -> bytes:
+class Encoded(NamedTuple):
+    """The result of an image as it waits for the others of its request, with run lengths in the place of masks.
+
+    Attributes:
+        result: without masks.
+        masks: of the detections that are sent, as `encode_masks` makes them; None: no masks are sent.
+    """
+
+    result: Prediction
+    masks: list[dict[str, Any]] | None = None
+
+
+def encoded(result: Prediction, options: Options) -> Encoded:
+    """Encode the masks of a result, and let go of them: each takes a byte for every pixel of the image.
+
+    Args:
+        result: of an image.
+        options: of the request.
+    """
+    if isinstance(result, PanopticResult) or result.masks is None:
+        return Encoded(result)
+    masks = encode_masks(result.masks[: options.limit]) if options.masks else None
+    return Encoded(replace(result, masks=None), masks)
+
+
+def answer(model: dict[str, str], results: list[Encoded], options: Options, shown: float | str) -> bytes:
     """Return the predictions of a request's images as JSON.
 
     Args:
@@ -110,8 +137,9 @@ def answer(model: dict[str, str], results: list[Prediction], options: Options, s
     )
 
 
-def image_answer(result: Prediction, options: Options, shown: float | str) -> dict[str, Any]:
+def image_answer(image: Encoded, options: Options, shown: float | str) -> dict[str, Any]:
     """Return the predictions of one image as plain values, with the fields of `ImageAnswer`."""
+    result, masks = image
     assert result.image is not None
     head = {"width": result.image.width, "height": result.image.height, "threshold": shown}
     if isinstance(result, PanopticResult):
@@ -120,7 +148,9 @@ def image_answer(result: Prediction, options: Options, shown: float | str) -> di
     total = len(result)
     if options.limit is not None and total > options.limit:
         result = result.select(torch.arange(options.limit))
-    found = detection_rows(result, masks=options.masks)
+    found = detection_rows(result, masks=False)
+    for row, rle in zip(found, masks or [], strict=masks is not None):
+        row["segmentation"] = rle
     return {**head, "detections": found, "left_out": total - len(found), "panoptic": None}
 
 

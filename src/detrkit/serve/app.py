@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -141,7 +140,7 @@ def _add_predict(app: FastAPI, service: Service, root: Path | None) -> None:
     async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
         with service.bodies.lease() as lease:
             data = await read_body(request, service.limits, lease)
-            parsed = await asyncio.to_thread(parse_body, request.headers.get("content-type"), data, service.limits)
+            parsed = await service.in_thread(parse_body, request.headers.get("content-type"), data, service.limits)
             if parsed.document is not None:
                 return await _label_studio(service, parsed.document, options, root)
             if parsed.options:
@@ -160,9 +159,10 @@ async def _label_studio(service: Service, document: dict[str, Any], options: Opt
     request, control = parse_tasks(document, service.limits)
     if service.detector.panoptic:
         raise Refusal(422, "panoptic", "a panoptic model has no boxes for Label Studio")
-    files = await asyncio.to_thread(task_images, request, control, root, service.limits.body_bytes)
+    files = await service.in_thread(task_images, request, control, root, service.limits.body_bytes)
+    options = options.model_copy(update={"masks": False})
     results = (await service.predict(files, options)).results if files else []
-    answers = [prediction(result, control, service.version()) for result in results]
+    answers = [prediction(one.result, control, service.version()) for one in results]
     return JSONResponse({"results": answers, "model_version": service.version()})
 
 
@@ -180,7 +180,7 @@ def _add_explain(app: FastAPI, service: Service) -> None:
     async def explain(request: Request, options: Annotated[ExplainOptions, Query()]) -> Response:
         with service.bodies.lease() as lease:
             data = await read_body(request, service.limits, lease)
-            parsed = await asyncio.to_thread(parse_body, request.headers.get("content-type"), data, service.limits)
+            parsed = await service.in_thread(parse_body, request.headers.get("content-type"), data, service.limits)
             if parsed.document is not None or len(parsed.images) != 1:
                 raise Refusal(422, "too_many_images", "an explanation is of one image")
             if parsed.options:

@@ -19,9 +19,11 @@ from detrkit.serve.budget import Lease
 from detrkit.serve.images import MEDIA_TYPES
 from detrkit.serve.limits import Limits
 from detrkit.serve.refusal import Refusal
+from detrkit.tiling.tiles import DEFAULT_OVERLAP
 from detrkit.utils.documents import parse_json
 from detrkit.utils.errors import DetrkitError
 from detrkit.utils.messages import shortened
+from detrkit.utils.ranges import Overlap, TileSide
 from detrkit.utils.visible import one_line
 
 RAW_TYPES = (*MEDIA_TYPES, "image/*", "application/octet-stream")
@@ -47,6 +49,16 @@ class Options(BaseModel):
         None, description="Detections of an image at most, the best ones. A panoptic answer is always whole."
     )
     masks: bool = Field(True, description="Whether to send masks, where the model has them.")
+    tile: TileSide | Literal["none"] | None = Field(
+        None,
+        description="Side in pixels of the tiles that a larger image is cut into; none: the whole image alone. By "
+        "default as the server was started.",
+    )
+    overlap: Overlap | None = Field(
+        None,
+        description="Share of its side that a tile has in common with its neighbor. By default as the server was "
+        f"started, else {DEFAULT_OVERLAP:g}.",
+    )
 
 
 class Document(Options):

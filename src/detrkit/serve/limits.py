@@ -28,6 +28,9 @@ class Limits:
     """Images that wait or are worked on; requests beyond get status 429."""
     max_images: Annotated[int, Range(ge=1, le=1_000)] = 16
     """Images of one request."""
+    max_tiles: Annotated[int, Range(ge=1, le=100_000)] = 256
+    """Tiles of one request, whose images are cut if it asks for it or with --tile; counted from their headers before
+    anything is decoded. An image of 4,000 x 4,000 pixels has 64 of 640, with an overlap of 0.2."""
     max_megabytes: Annotated[float, Range(gt=0, le=4_096)] = 32.0
     """Size of a request in MB (10^6 bytes)."""
     max_megapixels: Annotated[float, Range(gt=0, le=4_096)] = 64.0

@@ -17,11 +17,15 @@ from detrkit.structures.panoptic import Prediction
 from detrkit.tiling.merging import merge, touches_edge
 from detrkit.tiling.tiles import Tiling, Window
 from detrkit.utils.errors import SettingError
-from detrkit.utils.memory import check_memory
+from detrkit.utils.memory import machine_memory
 
 WHOLE = -1  # in `Detections.tiles`: of the whole image
 
 Detect = Callable[[Sequence[Image.Image]], Sequence[Prediction]]
+
+
+class MaskMemoryError(SettingError):
+    """The masks of an image in tiles take more memory than they may."""
 
 
 class MaskPart(NamedTuple):
@@ -65,7 +69,7 @@ def predict_images(
         Detections of each image: of one that is not larger than a tile as `detect` predicts it.
 
     Raises:
-        SettingError: the masks of an image do not fit into memory.
+        MaskMemoryError: the masks of an image take more memory than they may.
     """
     small = [i for i, image in enumerate(images) if not tiling.cuts(image.height, image.width)]
     results: dict[int, Prediction] = {}
@@ -86,11 +90,15 @@ def predict_tiles(image: Image.Image, tiling: Tiling, detect: Detect, *, batch_s
     windows = [(0, 0, width, height), *tiling.windows(height, width)]
     found: list[Detections] = []
     cut: list[np.ndarray] = []
-    masks: list[MaskPart] | None = None
+    masks: list[MaskPart] = []
+    held = 0  # bytes of them
     for window, one in zip(windows, _predicted(image, windows, detect, batch_size), strict=True):
         moved, edge = _moved(one, window, height, width)
         if moved.masks is not None:
-            masks = [*(masks or []), *_mask_parts(moved.masks, window)]
+            parts = _mask_parts(moved.masks, window)
+            held += sum(part.pixels.numel() for part in parts)
+            _check_masks(held, tiling)
+            masks += parts
         cut.append(edge)
         found.append(replace(moved, masks=None, image=None))
     counts = [len(one) for one in found]
@@ -110,7 +118,8 @@ def predict_tiles(image: Image.Image, tiling: Tiling, detect: Detect, *, batch_s
         tiles=torch.from_numpy(pieces)[first] + WHOLE,
         near_miss=None if len(members) else _nearest(found, windows),
     )
-    if masks is not None:
+    if one.masks is not None:
+        _check_masks(held + len(members) * height * width, tiling)
         result.masks = _whole_masks(masks, members, height, width)
     return result
 
@@ -164,17 +173,24 @@ def _mask_parts(masks: Tensor, window: Window) -> list[MaskPart]:
     return parts
 
 
-def _whole_masks(parts: Sequence[MaskPart], members: Sequence[Sequence[int]], height: int, width: int) -> Tensor:
-    """Return (N, height, width) bool masks, each of the parts of its members.
+def _check_masks(needed: int, tiling: Tiling) -> None:
+    """Check that the masks of an image, a byte for each pixel, may take so many bytes.
+
+    At a low threshold every query of every tile has a mask, and each that remains the size of the whole image.
 
     Raises:
-        SettingError: they do not fit into memory.
+        MaskMemoryError: they take more than the tiling allows, or than this machine has.
     """
-    check_memory(
-        len(members) * height * width,
-        f"{len(members)} masks of {width} x {height} pixels (width x height)",
-        fix="choose a greater threshold",
-    )
+    limit = machine_memory() if tiling.max_mask_bytes is None else tiling.max_mask_bytes
+    if limit is not None and needed > limit:
+        raise MaskMemoryError(
+            f"the masks of an image in {tiling} take {needed:,} bytes or more, and may take {limit:,}: "
+            "choose a greater threshold"
+        )
+
+
+def _whole_masks(parts: Sequence[MaskPart], members: Sequence[Sequence[int]], height: int, width: int) -> Tensor:
+    """Return (N, height, width) bool masks, each of the parts of its members."""
     masks = torch.zeros(len(members), height, width, dtype=torch.bool)
     for mask, numbers in zip(masks, members, strict=True):
         for x, y, pixels in (parts[i] for i in numbers):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
-from detrkit.utils.ranges import Count, Overlap, TileSide, check_values
+from detrkit.utils.ranges import Count, Overlap, Range, TileSide, check_values
 
 DEFAULT_OVERLAP = 0.2
+MaskBytes = Annotated[int, Range(ge=1)]
 
 Window = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
 
@@ -20,6 +22,7 @@ class Tiling:
         tile: side of a tile in pixels of the image.
         overlap: share of the side that neighboring tiles have in common, at least.
         max_detections: of an image that is cut, the best ones; None: all.
+        max_mask_bytes: that the masks of an image that is cut may take; None: as much as this machine has.
 
     Raises:
         SettingError: a side or an overlap out of range.
@@ -28,6 +31,7 @@ class Tiling:
     tile: TileSide
     overlap: Overlap = DEFAULT_OVERLAP
     max_detections: Count | None = None
+    max_mask_bytes: MaskBytes | None = None
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -41,7 +45,7 @@ class Tiling:
 
     def count(self, height: int, width: int) -> int:
         """Return the number of tiles of an image of that size in pixels."""
-        return len(self._starts(height)) * len(self._starts(width))
+        return self._steps(height) * self._steps(width)
 
     def windows(self, height: int, width: int) -> list[Window]:
         """Return the tiles of an image of that size in pixels, row by row from the top left.
@@ -58,6 +62,14 @@ class Tiling:
 
     def _starts(self, length: int) -> list[int]:
         """Return where the tiles along a side of `length` pixels begin."""
-        step = self.tile - math.ceil(self.overlap * self.tile)
         last = max(0, length - self.tile)
-        return [min(i * step, last) for i in range(math.ceil(last / step) + 1)]
+        return [min(i * self._step, last) for i in range(self._steps(length))]
+
+    def _steps(self, length: int) -> int:
+        """Return how many tiles a side of `length` pixels has, without a list of them: a file may state any length."""
+        return math.ceil(max(0, length - self.tile) / self._step) + 1
+
+    @property
+    def _step(self) -> int:
+        """Pixels from one tile to the next."""
+        return self.tile - math.ceil(self.overlap * self.tile)
