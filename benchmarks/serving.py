@@ -7,6 +7,7 @@ Without a checkpoint a tiny DETR with random weights is served. The server is a 
 coroutines of this one, which takes its share of the cores. Images of 12 sizes are sent as JPEG; an answer is right if
 it has the labels and queries of `Detector.predict` on the same bytes, its scores within 1e-5 and its boxes within 0.01
 pixels (the rounding of another batch). The loop of single predictions runs before, in this process, on the same bytes.
+With --json NAME.json the memory of every minute of the first load goes to NAME-memory.json.
 """
 
 from __future__ import annotations
@@ -84,9 +85,14 @@ def is_right(answer: dict[str, Any], want: Any) -> bool:
     return True
 
 
+def status(process: subprocess.Popen[str], name: str) -> int:
+    """A number that the system states of the server."""
+    return int(re.search(rf"{name}:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1])
+
+
 def memory(process: subprocess.Popen[str]) -> float:
     """MiB that the server holds."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
+    return status(process, "VmRSS") / 1024
 
 
 class Load:
@@ -125,6 +131,20 @@ class Load:
             await asyncio.gather(*(self.client(http, number, until) for number in range(clients)))
 
 
+async def watch(process: subprocess.Popen[str], load_: Load, rows: list[dict[str, Any]]) -> None:
+    """Add the memory of the server to the rows, every minute."""
+    while True:
+        rows.append(
+            {
+                "minute": len(rows),
+                "answers": load_.statuses["200"],
+                "MiB": round(memory(process)),
+                "threads": status(process, "Threads"),
+            }
+        )
+        await asyncio.sleep(60)
+
+
 def single_rate(detector: Detector, files: list[bytes]) -> float:
     """Images a second of a loop of single predictions."""
     count, started = 0, time.monotonic()
@@ -149,14 +169,22 @@ def start(words: list[str]) -> tuple[subprocess.Popen[str], str]:
         time.sleep(0.2)
 
 
+async def watched(load_: Load, process: subprocess.Popen[str], clients: int, seconds: float, rows: list[Any]) -> float:
+    """Run a load, and return the MiB halfway; the rows get the memory of every minute."""
+    watching = asyncio.create_task(watch(process, load_, rows))
+    await load_.run(clients, seconds / 2)
+    middle = memory(process)
+    await load_.run(clients, seconds / 2)
+    watching.cancel()
+    return middle
+
+
 def measure(
     report: Report, name: str, load_: Load, process: subprocess.Popen[str], clients: int, seconds: float
-) -> None:
-    """Run a load, and add its row."""
-    before, started = memory(process), time.monotonic()
-    asyncio.run(load_.run(clients, seconds / 2))
-    middle = memory(process)
-    asyncio.run(load_.run(clients, seconds / 2))
+) -> list[dict[str, Any]]:
+    """Run a load, and add its row; return the memory of every minute."""
+    before, started, minutes = memory(process), time.monotonic(), []
+    middle = asyncio.run(watched(load_, process, clients, seconds, minutes))
     took = time.monotonic() - started
     times = sorted(load_.seconds) or [0.0]
     report.add(
@@ -174,6 +202,7 @@ def measure(
             "MiB after": round(memory(process)),
         },
     )
+    return minutes
 
 
 def main() -> None:
@@ -199,19 +228,24 @@ def main() -> None:
         answers = round(rate * LOOP_SECONDS)
         report.add(load="a loop of single predictions", answers=answers, wrong="-", **blank, other="-", **cells)
         process, address = start([source, "--max-connections", str(4 * arguments.clients)])
+        series = []
         try:
             for name, clients, seconds in (
                 (f"{arguments.clients} clients", arguments.clients, 60 * arguments.minutes),
                 (f"{10 * arguments.clients} clients", 10 * arguments.clients, OVERLOAD_SECONDS),
                 ("1 client, after that", 1, 5.0),
             ):
-                measure(report, name, Load(address, files, wants), process, clients, seconds)
+                series.append(measure(report, name, Load(address, files, wants), process, clients, seconds))
             assert process.poll() is None
             process.terminate()
             print("status after SIGTERM:", process.wait(60))
         finally:
             process.kill()
     report.write(arguments.json)
+    minutes = Report(f"memory of the server, {arguments.clients} clients")
+    for row in series[0]:
+        minutes.add(**row)
+    minutes.write(arguments.json and arguments.json.with_name(f"{arguments.json.stem}-memory.json"))
 
 
 if __name__ == "__main__":
