@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.cli import main, predict_share
+from detrkit.cli import main, predict_files, predict_share
+from detrkit.cli.predict_files import Results
 from detrkit.cli.predict_journal import FOLDER, Journal
 from detrkit.cli.predict_share import Plan, Share
 from detrkit.structures.classes import ClassList
@@ -243,7 +244,7 @@ def test_processes_agree_on_the_images(monkeypatch):
 
 _SCRIPT = """
 import os, signal, sys
-from detrkit.cli import main, predict_share
+from detrkit.cli import main, predict_files, predict_share
 from detrkit.structures.detections import Detections
 
 predict_share.LOST_SECONDS = 3
@@ -305,3 +306,32 @@ def test_two_processes_give_the_files_of_one(weights, photos):
     one, two = contents(Path("one")), contents(Path("two"))
     assert one.keys() == two.keys()
     assert [name for name in one if one[name] != two[name]] == ["detrkit-files.json"]
+
+
+@pytest.mark.parametrize("step", ["note", "rename", "rmtree"])
+def test_a_kill_while_results_are_saved_leaves_nothing_that_the_next_command_refuses(photos, monkeypatch, step):
+    """Between predictions.json and the manifest; before the records are removed; in the middle of their removal."""
+    files = sorted(photos.iterdir())
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    results = Results(photos.parent / "out", files, images=False)
+    results.check()
+    results.begin({"threshold": 0.5})
+    results.add(files[0], [])
+    results.save(finished=False)
+    results.add(files[1], [])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if step == "note":
+            patch.setattr(predict_files, "note_files", killed)
+        elif step == "rename":
+            patch.setattr(Path, "rename", killed)
+        else:
+            patch.setattr("detrkit.utils.atomic.shutil.rmtree", killed)
+        results.save(finished=step != "note")
+    results.close()
+    again = Results(photos.parent / "out", files, images=False)
+    again.check()
+    assert len(again.begin({"threshold": 0.5})) == (len(files) if step == "rmtree" else len(files) - 2)
+    again.close()

@@ -94,6 +94,7 @@ def test_equals_reference(operator, shapes, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("operator", ["cpu"], indirect=True)  # the one that is computed in parts
 def test_chunks_do_not_show(operator, monkeypatch):
     """Parts that end in the middle of an image; as many points as in an encoder, and as few as in a decoder."""
     monkeypatch.setattr(ms_deform_cpu, "_ELEMENTS_PER_THREAD", 20)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from detrkit.cli import _parse
 from detrkit.compat import main as official_command
 from detrkit.compat.main import main, model_name, parser, training_command
 from detrkit.convert import to_official
-from detrkit.models.pretrained import PUBLISHED
 from detrkit.utils.errors import DetrkitError
 from detrkit.weights.build import build_model
 from helpers.file_server import serving
@@ -62,10 +62,9 @@ def test_the_commands_name_their_models(name):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
+    """Returns the file of a model, which is made when the first test asks for it: seven take 1.3 GB."""
     folder = tmp_path_factory.mktemp("weights")
-    for name in SEVEN:
-        write_checkpoint(name, folder)
-    return folder
+    return cache(lambda name: write_checkpoint(name, folder))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +108,7 @@ def words(name, data, resume, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEVEN)
 def test_the_seven_commands(name, weights, data, tmp_path, monkeypatch, capsys):
-    file = weights / PUBLISHED[name].file
+    file = weights(name)
     publish(monkeypatch, name, file)
     assert main(words(name, data, file, tmp_path / "out")) == 0
     printed = capsys.readouterr().out
@@ -140,7 +139,7 @@ def test_masks_of_instances(data, tmp_path, capsys):
 @pytest.mark.slow
 def test_from_an_address(weights, data, tmp_path, monkeypatch):
     """As in the README of the official code, the checkpoint is downloaded; here from a server on this machine."""
-    file = weights / PUBLISHED["detr-r50"].file
+    file = weights("detr-r50")
     monkeypatch.setenv("DETRKIT_HOME", str(tmp_path / "home"))
     with serving(file.read_bytes(), f"/detr/{file.name}") as server:
         publish(monkeypatch, "detr-r50", file, server.url)
@@ -166,7 +165,7 @@ def test_other_arguments_than_the_files_are_refused(
     name, left_out, message, weights, data, tmp_path, monkeypatch, capsys
 ):
     """A DC5 file without --dilation loses 20 AP silently in the original."""
-    file = weights / PUBLISHED[name].file
+    file = weights(name)
     publish(monkeypatch, name, file)
     monkeypatch.setitem(SEVEN, name, SEVEN[name].replace(left_out, ""))
     assert main(words(name, data, file, tmp_path / "out")) == 2

@@ -343,7 +343,9 @@ class Results:
         written = self._written.union(*(record.names for record in done.values()))
         if finished:
             self._journal.remove()
-        note_files(self.out, written, coming=() if finished else self._coming - written)
+            note_files(self.out, written)
+        else:  # it will be written again: a kill after that, and before the manifest is, must not leave another's file
+            note_files(self.out, written - {PREDICTIONS}, coming=(self._coming - written) | {PREDICTIONS})
 
     def save_sometimes(self) -> None:
         """Write predictions.json so far if some time has passed since the last one, in case of a kill -9.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from annotated_types import Ge
 from typing_extensions import TypedDict  # pydantic needs it below Python 3.12, and brings it
 
-from detrkit.utils.atomic import make_folder, write_atomic, write_errors
+from detrkit.utils.atomic import locked_temporary, make_folder, write_atomic, write_errors
 from detrkit.utils.documents import parse_json, read_bytes
 from detrkit.utils.errors import DetrkitError, SettingError
 
@@ -156,9 +155,19 @@ class Journal:
             self._handle = None
 
     def remove(self) -> None:
-        """Remove the folder: the prediction is finished, or begins anew."""
+        """Remove the folder in one step: the prediction is finished, or begins anew.
+
+        A kill in the middle must not leave records without their settings, which the next command would take for
+        another program's.
+
+        Raises:
+            WriteError: it cannot be removed.
+        """
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not os.path.lexists(self.folder):
+            return
+        with write_errors(self.folder), locked_temporary(self.folder, folder=True) as place:
+            self.folder.rename(place / self.folder.name)
 
 
 def _numbers(file: Path) -> tuple[int, int]:
