@@ -31,10 +31,10 @@ def browser():
 
 
 @contextmanager
-def running(kind, **options):
+def running(kind, tile=None, **options):
     """The address of a service in a thread, and its detector."""
     detector = detector_of(kind, panoptic="panoptic" in kind, size=64, seed=SEEDS[kind])
-    app = create_app(detector, **options)
+    app = create_app(detector if tile is None else detector.tiled(tile), **options)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="critical", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -124,6 +124,22 @@ def test_the_slider_the_table_and_the_file_without_another_request(browser, tmp_
         assert not [url for url in requests if not url.startswith("blob:")]
 
 
+@pytest.mark.parametrize("own", [None, 200])
+def test_another_tile_is_another_request(browser, own):
+    """The page asks at first for the tiles of the server, then for those that are chosen, or for none."""
+    with running("detr-r50", tile=own) as (address, detector), at(browser, address) as page:
+        image = painted(500, 260, 1)
+        give(page, image)
+        assert page.input_value("#tile") == str(own or "none")
+        for tile in (own or "none", "320", "none"):
+            page.select_option("#tile", str(tile))
+            page.wait_for_selector("#json:not([disabled])")
+            way = {"tile": 10_000 if tile == "none" else int(tile)}  # larger than the image: it is not cut
+            want = detector.predict(image, threshold=0.05, **way)
+            objects = page.evaluate("detrkitServe.page.objects")
+            assert np.array_equal(np.array([o["box"] for o in objects], np.float32), want.boxes.numpy())
+
+
 def test_by_keyboard_alone(browser):
     with running("detr-r50") as (address, _), at(browser, address) as page:
         give(page, painted(160, 100, 1))
@@ -179,6 +195,7 @@ def test_masks_are_those_of_the_answer(browser):
 
 def test_segments_are_those_of_the_answer(browser):
     with running("detr-r50-panoptic") as (address, detector), at(browser, address) as page:
+        assert page.is_hidden("#tiles")
         image = painted(160, 100, 1)
         want = detector.predict(image)
         give(page, image)

@@ -195,7 +195,9 @@ def _add_status(app: FastAPI, service: Service) -> None:
     """Add the page, and the routes for programs that watch the service."""
     refusals: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (401, 421, 500)}
 
-    text, policy = page(service.model, lowest=service.lowest, threshold=service.detector.threshold)
+    detector = service.detector
+    tile = None if detector.tiling is None else detector.tiling.tile
+    text, policy = page(service.model, lowest=service.lowest, threshold=detector.threshold, tile=tile)
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

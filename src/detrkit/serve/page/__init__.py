@@ -11,13 +11,14 @@ from detrkit.utils.pages import asset, code_hash, filled, json_in_html, script_o
 _SCRIPTS = ("masks.js", "paint.js", "main.js")
 
 
-def page(model: dict[str, str], *, lowest: float | None, threshold: float) -> tuple[str, str]:
+def page(model: dict[str, str], *, lowest: float | None, threshold: float, tile: int | None) -> tuple[str, str]:
     """Return the page and its content security policy.
 
     Args:
         model: name and digest.
         lowest: threshold that the page asks for, so that its slider needs no further request; None: the service's own.
         threshold: at which the slider begins.
+        tile: side in pixels of the tiles that the page asks for at first; None: no tiles.
     """
     explanation_style, explanation_script = page_code()
     style = explanation_style + asset(__name__, "serve.css")
@@ -26,7 +27,7 @@ def page(model: dict[str, str], *, lowest: float | None, threshold: float) -> tu
     values = {
         "TITLE": html.escape(f"detrkit: {model['name']}"),
         "STYLE": style,
-        "DATA": json_in_html({"model": model, "lowest": lowest, "threshold": threshold}),
+        "DATA": json_in_html({"model": model, "lowest": lowest, "threshold": threshold, "tile": tile}),
         "SCRIPT": script,
     }
     # an explanation is shown in a frame, whose document inherits this policy beside its own

@@ -68,7 +68,7 @@ async function choose(file) {
   showTable();
   say("The model looks at the image.", true);
   try {
-    const query = config.lowest === null ? "" : `?threshold=${config.lowest}`;
+    const query = config.lowest === null ? "" : `?threshold=${config.lowest}&tile=${byId("tile").value}`;
     const response = await ask(`predict${query}`, file, asked.signal);
     await show(file, await response.json(), asked);
   } catch (error) {
@@ -233,6 +233,7 @@ function listen() {
   for (const id of ["boxes", "names", "masks"]) {
     on(id, "change", (event) => { page.view[id] = event.target.checked; render(); });
   }
+  on("tile", "change", () => choose(page.file));
   on("stage", "click", clicked);
   on("stage", "keydown", keyPressed);
   const row = (event) => event.target.closest("tr");
@@ -266,6 +267,13 @@ function listen() {
 
 byId("about").textContent = `Weights ${config.model.sha256.slice(0, 12)}`;
 byId("threshold").min = config.lowest ?? config.threshold;
+// those of the server come first; a panoptic model has none
+const tile = String(config.tile ?? "none");
+if (![...byId("tile").options].some(({ value }) => value === tile)) {
+  byId("tile").prepend(make("option", { value: tile }, `of ${tile} pixels`));
+}
+byId("tile").value = tile;
+byId("tiles").hidden = config.lowest === null;
 listen();
 render();
 showTable();
