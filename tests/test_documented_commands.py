@@ -6,9 +6,14 @@ epoch. What is not run is listed with the reason; `tests/test_docs.py` parses al
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -113,7 +118,18 @@ def folder(tmp_path_factory):
 
 
 def page_commands(page: Path) -> list[list[str]]:
-    return [words for block in blocks(page, "bash") for words in commands(block) if "torchrun" not in words]
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [words for line in lines if not line.startswith("torchrun ") for words in commands(line)]
+
+
+def torchrun_commands() -> list:
+    """The lines of the pages that begin with torchrun, as written, of those whose command is run."""
+    lines = {}
+    for page in PAGES:
+        for line in "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
+            if line.startswith("torchrun ") and all(reason(words) is None for words in commands(line)):
+                lines[line] = pytest.param(line, id=f"{page.stem}: {line}")
+    return list(lines.values())
 
 
 def to_run() -> list:
@@ -148,6 +164,29 @@ def link_web_runtime(place: Path) -> bool:
     if package is not None and not place.exists():
         place.symlink_to(Path(package).resolve(), target_is_directory=True)
     return package is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", torchrun_commands())
+def test_a_documented_torchrun_command_works(line, folder, monkeypatch):
+    """As written, but for the number of processes: 8 are for 8 GPUs."""
+    monkeypatch.chdir(folder)
+    assert " --nproc-per-node 8 -m detrkit predict " in line
+    words = shlex.split(line.replace("--nproc-per-node 8", "--nproc-per-node 2"))
+    words[0] = str(Path(sysconfig.get_path("scripts")) / words[0])
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    photos = {file.name for file in Path("photos").iterdir()}
+    if "--shards" in words:
+        rows = Path(words[words.index("--out") + 1], "merged.jsonl").read_bytes().splitlines()
+        assert [json.loads(row)["id"] for row in rows] == sorted(photos)
+    else:
+        assert {Path(name).name for name in json.loads(Path("predictions/predictions.json").read_text())} == photos
 
 
 @pytest.mark.slow
