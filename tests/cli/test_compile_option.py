@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -57,10 +58,12 @@ def test_shards(photos, compiler, capsys):
     assert "compiled 2.00 times as fast" in " ".join(capsys.readouterr().out.split())
 
 
-def test_serve_compiles_before_it_takes_requests(compiler):
+def test_serve_compiles_before_it_takes_requests(compiler, caplog):
     detector = Detector(*small_model("rtdetrv2-r18", size=64), device="cpu").compiled()
     check_compiled(detector)
-    warm_up(detector, 4)
+    with caplog.at_level(logging.INFO, "detrkit.compile"):
+        warm_up(detector, 4)
+    assert [line.split(" of ")[0] for line in caplog.messages] == ["1 image", "4 images"]
     forward = compiled_forward(detector.model)
     assert [(size.shape[0], trial.chosen) for size, trial in forward.trials.items()] == [
         (1, "compiled"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,9 @@ class Serve:
             detector = self.inference.applied(detector)
             if self.inference.compile:
                 check_compiled(detector)
+                log = logging.getLogger("detrkit.compile")  # of what is chosen
+                log.addHandler(logging.StreamHandler())
+                log.setLevel(logging.INFO)
                 console.print("compiling: minutes, once for each size of batch; /ready says when requests are taken")
             loopback = is_loopback(listening)
             app = create_app(

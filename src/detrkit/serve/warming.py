@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 from PIL import Image
 
 from detrkit.detector import Detector
 from detrkit.models.compiled import PASSES, compiled_forward
 from detrkit.utils.errors import DetrkitError
-
-log = logging.getLogger("detrkit.serve")
 
 _SIDE = 64  # pixels
 
@@ -18,7 +14,8 @@ _SIDE = 64  # pixels
 def warm_up(detector: Detector, max_batch: int) -> None:
     """Make a first prediction; of a compiled detector compile for batches of one image and of the most.
 
-    Further sizes are not compiled then: a request would wait for minutes.
+    Further sizes are not compiled then: a request would wait for minutes. What was chosen goes to the log
+    "detrkit.compile".
 
     Args:
         detector: of the service.
@@ -33,8 +30,6 @@ def warm_up(detector: Detector, max_batch: int) -> None:
         for _ in range(PASSES):
             detector.predict(images, threshold=1.0, batch_size=count)
     forward.settle()
-    for line in forward.report():
-        log.info("%s", line)
 
 
 def check_compiled(detector: Detector) -> None:
