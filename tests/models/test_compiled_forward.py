@@ -284,3 +284,27 @@ def test_graphs_are_kept_where_they_outlive_the_machines_start(monkeypatch, tmp_
     monkeypatch.setenv(module.CACHE, str(tmp_path / "chosen"))
     module.keep_graphs()
     assert cache_dir() == str(tmp_path / "chosen")
+
+
+def test_masks_at_once_and_masks_on_request_are_graphs_of_their_own(monkeypatch):
+    compiler = Compiler(monkeypatch)
+    model = small_model("detr-r50-panoptic")[0]
+    forward, run = forward_of(model, compiler)
+    with torch.no_grad():
+        for defer in (True, False):
+            for _ in range(PASSES + 1):
+                outputs = run(batch(), defer_masks=defer)
+            assert compiler.ways[-1] == "compiled"
+            assert (outputs.masks is None) == defer
+    assert len(forward.trials) == 2
+
+
+def test_models_of_other_packages_train_without(monkeypatch, detr):
+    """Their passes may read the ground truth, which a graph does not get."""
+    compiler = Compiler(monkeypatch)
+    model = copy.deepcopy(detr).train()
+    model.__class__ = type("Foreign", (type(model),), {"__module__": "elsewhere"})
+    forward, run = forward_of(model, compiler, training=True)
+    for _ in range(PASSES):
+        run(batch(), [Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))])
+    assert set(compiler.ways) == {"plain"} and not forward.trials

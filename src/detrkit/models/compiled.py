@@ -50,11 +50,13 @@ class Size(NamedTuple):
         shape: of the images, (B, 3, H, W).
         padded: whether images are padded to it.
         dtype: of the images.
+        defer_masks: as of the model.
     """
 
     shape: tuple[int, ...]
     padded: bool
     dtype: torch.dtype
+    defer_masks: bool | None
 
     def __str__(self) -> str:
         count, _, height, width = self.shape
@@ -152,14 +154,14 @@ class CompiledForward:
     ) -> Outputs:
         """Compute the outputs; arguments and result as of the model."""
         plain = type(self.model).forward
-        size = None if capture or not isinstance(images, Batch) else self._size(images, targets)
+        size = None if capture or not isinstance(images, Batch) else self._size(images, targets, defer_masks)
         if size is None:
             return plain(self.model, images, targets, capture, defer_masks)
         assert isinstance(images, Batch)
         way, timed = self.trials[size].next_way()
         begun = _Pass(size, way, timed, _now(images.images.device) if timed else 0.0)
         if way == "compiled":
-            outputs = self._compiled(size, images, defer_masks)
+            outputs = self._compiled(size, images)
             if outputs is None:
                 return plain(self.model, images, targets, capture, defer_masks)
         else:
@@ -216,7 +218,7 @@ class CompiledForward:
         how = "compiled" if trial.chosen == "compiled" else "not compiled, which would be"
         return f"{size}: {how} {trial.gain:.2f} times as fast"
 
-    def _size(self, batch: Batch, targets: Sequence[Target] | None) -> Size | None:
+    def _size(self, batch: Batch, targets: Sequence[Target] | None, defer_masks: bool | None) -> Size | None:
         """Return the size of a pass that may be compiled, known from now on; None of one that may not."""
         model = self.model
         denoising = self.training and targets is not None and takes_targets(model)
@@ -225,7 +227,7 @@ class CompiledForward:
         if batch.padded and (model.segmentation is not None or not takes_mask(model)):
             return None
         self._check_weights()
-        size = Size(tuple(batch.images.shape), batch.padded, batch.images.dtype)
+        size = Size(tuple(batch.images.shape), batch.padded, batch.images.dtype, defer_masks)
         trial = self.trials.setdefault(size, _Trial())
         if trial.chosen is None and trial.passes == SEEN:
             others = sum(one.tried for one in self.trials.values() if one is not trial)
@@ -238,13 +240,13 @@ class CompiledForward:
         if self._state is not None and self._state != _state_of(self.model):
             self.trials, self._graphs, self._source, self._state = {}, {}, None, None
 
-    def _compiled(self, size: Size, batch: Batch, defer_masks: bool | None) -> Outputs | None:
+    def _compiled(self, size: Size, batch: Batch) -> Outputs | None:
         """Compute the outputs by the graph of a size, which is made if there is none; None if that fails."""
         traced = TracedBatch(batch.images, padding=batch.mask()) if size.padded else batch
         graph = self._graphs.get(size)
         try:
             if graph is None:
-                graph = self._graphs[size] = self._compile(self._function(traced, defer_masks))
+                graph = self._graphs[size] = self._compile(self._function(traced, size.defer_masks))
                 if self.training:
                     _try_backward(graph(traced), self.model)
             return graph(traced)
@@ -307,8 +309,11 @@ def compiled_forward(model: nn.Module) -> CompiledForward | None:
 
 
 def takes_targets(model: DetectionModel) -> bool:
-    """Return whether a model's passes of training have ground truth as input: its graphs would differ at every step."""
-    return isinstance(model, DenoisingModel)
+    """Return whether a model's passes of training have ground truth as input, so that its graphs would differ.
+
+    Those of models of other packages may.
+    """
+    return isinstance(model, DenoisingModel) or not type(model).__module__.startswith("detrkit.")
 
 
 def takes_mask(model: DetectionModel) -> bool:

@@ -24,9 +24,8 @@ from detrkit.ops import winograd
 # convolution; 100 rows: 0.34 and 0.38 ms.
 CONV_LINEAR_MIN_ROWS = 1000
 ONEDNN_MIN_ROWS = 16  # rows or outputs below which MKL is faster
-_DIRECT_CONV_ELEMENTS = (
-    20480  # of a convolution's input: PyTorch gives smaller ones in training to no kernel of oneDNN's
-)
+# of a convolution's input: PyTorch gives smaller ones in training to no kernel of oneDNN's
+_DIRECT_CONV_ELEMENTS = 20480
 
 _ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
 _PLAIN_TENSORS = (Tensor, nn.Parameter)  # tensor subclasses expect to see every operator
@@ -122,7 +121,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     if requires_grad(x, weight, bias):
         if x.numel() <= _DIRECT_CONV_ELEMENTS or not _mkl_leaves_avx512():
             y = F.linear(x, weight, bias)
-            return F.relu(y) if relu else y
+            return y.relu_() if relu else y
         # oneDNN also computes a convolution's gradients
         y = F.conv2d(_as_image(x), weight[:, :, None, None], bias)
         return _as_rows(y.relu_() if relu else y, x)
